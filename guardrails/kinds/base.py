@@ -1,0 +1,145 @@
+"""What a guardrail kind is, and how kinds are found.
+
+Adding a kind is adding one file to this package: a subclass of ``Kind`` with a ``name`` registers itself when its
+module is imported, and ``all_kinds`` imports every module of the package. No list, enum or migration is edited.
+
+A kind either yields ``rules`` (it then runs IMMEDIATE, inside the gate's automaton) or answers ``check`` (it then
+runs BATCHED or DEFERRED). ``limits`` is for the one thing that is neither: how long a text may become.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from abc import ABC
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from guardrails.findings import AppliesTo, Verdict
+from guardrails.patterns.rule import Rule
+from guardrails.performance import DECISION_TABLE, Decision, Family, PerformanceCharacteristics
+
+
+class Config(BaseModel):
+    """Base of every kind's parameters: unknown keys are refused, values are not coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One earlier message of the conversation, as guardrails that ask for it see it."""
+
+    role: str
+    text: str
+
+
+Complete = Callable[[str, list[Turn], float], Awaitable[str]]
+"""``complete(provider_name, turns, time_limit_s) -> text``: the model call that a judge needs, handed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What a BATCHED or DEFERRED check is given: the raw text, where it comes from, earlier turns if wanted."""
+
+    text: str
+    applies_to: AppliesTo
+    conversation: tuple[Turn, ...] = ()
+    time_limit_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A parameter set with texts that must and must not be hit; run by the contract test and shown in the docs."""
+
+    config: dict[str, object]
+    hits: tuple[str, ...]
+    passes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A text longer than ``max_chars`` code points is a hit that starts at the first character beyond."""
+
+    max_chars: int
+    rule: str = "max_chars"
+    category: str = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the caller lends to a check (guardrails never import providers)."""
+
+    complete: Complete | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+
+
+class Kind(ABC, Generic[ConfigT]):
+    """Base class of all kinds. Subclasses set the class attributes and override one of rules/check/limits.
+
+    ``Config``: pydantic model of the parameters; drives validation, the admin form and the docs table. A parameter
+    set that cannot be built raises ``ValueError`` (pydantic's included) from ``__init__`` and names the field.
+    """
+
+    name: ClassVar[str] = ""
+    family: ClassVar[Family]
+    description: ClassVar[str] = ""
+    performance: ClassVar[PerformanceCharacteristics]
+    applies_to: ClassVar[tuple[AppliesTo, ...]] = (AppliesTo.PROMPT, AppliesTo.RESPONSE)
+    wants_conversation: ClassVar[bool] = False
+    examples: ClassVar[tuple[Example, ...]] = ()
+    Config: ClassVar[type[Config]]
+
+    _registry: ClassVar[dict[str, type[Kind[Config]]]] = {}
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            known = Kind._registry.setdefault(cls.name, cls)
+            if known.__module__ != cls.__module__:
+                raise TypeError(f"two kinds are named {cls.name!r}: {known.__module__} and {cls.__module__}")
+
+    @classmethod
+    def decision(cls) -> Decision:
+        """The kind's row of the decision table."""
+        return DECISION_TABLE[cls.family]
+
+    @classmethod
+    def get_performance_characteristics(cls) -> PerformanceCharacteristics:
+        """Declared speed and needs."""
+        return cls.performance
+
+    def rules(self) -> Sequence[Rule]:
+        """Pattern rules for the gate's automaton; empty for kinds that are not IMMEDIATE patterns."""
+        return ()
+
+    def limits(self) -> Sequence[Limit]:
+        """Length limits enforced by the gate itself."""
+        return ()
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        """Judge a sentence (BATCHED) or a whole text (DEFERRED). May raise; the caller turns that into an error."""
+        raise TypeError(f"kind {self.name!r} has rules, not checks")
+
+
+@functools.cache
+def _load() -> None:
+    package = importlib.import_module("guardrails.kinds")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"guardrails.kinds.{module.name}")
+
+
+def all_kinds() -> dict[str, type[Kind[Config]]]:
+    """Every kind by name, in name order."""
+    _load()
+    return dict(sorted(Kind._registry.items()))
