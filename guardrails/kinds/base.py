@@ -15,9 +15,9 @@ import pkgutil
 from abc import ABC
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Strict
 
 from guardrails.findings import AppliesTo, Verdict
 from guardrails.patterns.rule import Rule
@@ -27,8 +27,11 @@ from guardrails.performance import DECISION_TABLE, Decision, Family, Performance
 class Config(BaseModel):
     """Base of every kind's parameters: unknown keys are refused, values are not coerced silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+Texts = Annotated[tuple[str, ...], Strict(False)]
+"""A list of strings: written as a JSON list, kept as a tuple (strict models would refuse the list)."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

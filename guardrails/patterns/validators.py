@@ -1,0 +1,187 @@
+"""What a pattern cannot say: check digits, number areas, entropy, allow-lists.
+
+Exists so that a rule may be wide enough never to miss a value and still narrow enough to be useful. Protects the rule
+that validators judge *candidates* (every end the automaton accepts, longest first), never the one greedy match, so
+each of them is a pure function of one candidate. All of them are total: whatever the text, they answer, never raise.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import re2
+from stdnum import iban as stdnum_iban
+from stdnum import luhn as stdnum_luhn
+
+from guardrails.patterns.rule import Candidate, Validator
+
+_NOT_DIGIT = re.compile(r"[^0-9]")
+_NOT_ALNUM = re.compile(r"[^0-9A-Za-z]")
+
+
+def digits_of(text: str) -> str:
+    """The ASCII digits of ``text``, in order."""
+    return _NOT_DIGIT.sub("", text)
+
+
+def luhn(candidate: Candidate) -> bool:
+    """The digits pass the Luhn check and are not all the same (a row of zeros passes it, and is no card)."""
+    digits = digits_of(candidate.secret)
+    return len(set(digits)) > 1 and bool(stdnum_luhn.is_valid(digits))
+
+
+def iban(candidate: Candidate) -> bool:
+    """Country, length, structure and the mod 97 check of an IBAN; national check digits are not judged."""
+    return bool(stdnum_iban.is_valid(_NOT_ALNUM.sub("", candidate.secret).upper(), check_country=False))
+
+
+def ssn(candidate: Candidate) -> bool:
+    """A US social security number or ITIN: area not 000 or 666, group not 00, serial not 0000.
+
+    Areas 900-999 are accepted: they are ITINs and the values that documents and tests use.
+    """
+    digits = digits_of(candidate.secret)
+    return (
+        len(digits) == 9
+        and digits[:3] not in ("000", "666")
+        and digits[3:5] != "00"
+        and digits[5:] != "0000"
+        and len(set(digits)) > 1
+    )
+
+
+def phone(candidate: Candidate) -> bool:
+    """A dialable number: eleven digits after +1, else 7 to 15 digits."""
+    digits = digits_of(candidate.secret)
+    if "+" in candidate.secret and digits.startswith("1"):
+        return len(digits) == 11 and digits[1] >= "2"
+    return 7 <= len(digits) <= 15 and len(set(digits)) > 1
+
+
+def ip_address(candidate: Candidate) -> bool:
+    """An IPv4 address (leading zeros allowed) or an IPv6 address that names at least one group."""
+    text = candidate.secret
+    if ":" not in text:
+        return all(int(part) <= 255 for part in text.split("."))
+    try:
+        return int(ipaddress.IPv6Address(text)) != 0
+    except ValueError:
+        return False
+
+
+def entropy_of(text: str) -> float:
+    """Shannon entropy of ``text`` in bits per character; 0 for the empty text."""
+    if not text:
+        return 0.0
+    size = len(text)
+    return -sum(n / size * math.log2(n / size) for n in Counter(text).values())
+
+
+NAMED: dict[str, Validator] = {"luhn": luhn, "iban": iban, "ssn": ssn, "phone": phone, "ip_address": ip_address}
+"""The validators that a rule in a policy file may name."""
+
+ValidatorName = Literal["luhn", "iban", "ssn", "phone", "ip_address"]
+"""The keys of ``NAMED``, for pydantic models."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Accepts what every one of ``validators`` accepts; cheap ones go first."""
+
+    validators: tuple[Validator, ...]
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether every validator accepts."""
+        return all(validator(candidate) for validator in self.validators)
+
+
+@dataclass(frozen=True, slots=True)
+class MinEntropy:
+    """Accepts a secret with *more* than ``bits`` bits of Shannon entropy per character."""
+
+    bits: float
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether the secret is random enough."""
+        return entropy_of(candidate.secret) > self.bits
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """Accepts a match that contains one of ``words`` (lower case), its left context included, whatever the case."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether a word occurs."""
+        text = candidate.context.lower()
+        return any(word in text for word in self.words)
+
+
+Target = Literal["secret", "match"]
+"""What an allow-list is judged on: the secret's text, or the whole match with its left context."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """Rejects what an allow-list names.
+
+    ``regexes`` (RE2) are searched in the target, ``stopwords`` (lower case) are sought in the secret. With
+    ``require_all`` the list applies only if one of each given sort is found, else if any is.
+    """
+
+    regexes: tuple[str, ...] = ()
+    stopwords: tuple[str, ...] = ()
+    target: Target = "secret"
+    require_all: bool = False
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether the allow-list leaves the candidate standing."""
+        answers: list[bool] = []
+        if self.regexes:
+            text = candidate.secret if self.target == "secret" else candidate.context
+            answers.append(any(search(text) for search in map(searcher, self.regexes)))
+        if self.stopwords:
+            lowered = candidate.secret.lower()
+            answers.append(any(word in lowered for word in self.stopwords))
+        return not (all(answers) if self.require_all else any(answers))
+
+
+def all_of(*validators: Validator | None) -> Validator | None:
+    """The conjunction of those given; None if none is."""
+    given = tuple(validator for validator in validators if validator is not None)
+    if len(given) > 1:
+        return AllOf(given)
+    return given[0] if given else None
+
+
+@functools.lru_cache(maxsize=4096)
+def searcher(pattern: str) -> Callable[[str], bool]:
+    """A linear-time search for ``pattern``; raises ``ValueError`` with the reason when it is not RE2 syntax.
+
+    Lone surrogates, which RE2 cannot be given, are replaced before the search: they can match no allow-list.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = 8 << 20
+    try:
+        compiled = re2.compile(pattern, options)
+    except re2.error as error:
+        raise ValueError(f"not a usable allow-list pattern: {_reason(error)}") from None
+
+    def search(text: str) -> bool:
+        return compiled.search(text.encode("utf-8", "replace").decode()) is not None
+
+    return search
+
+
+def _reason(error: BaseException) -> str:
+    reason = error.args[0] if error.args else "unknown"
+    return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
