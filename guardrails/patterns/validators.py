@@ -31,10 +31,14 @@ def digits_of(text: str) -> str:
     return _NOT_DIGIT.sub("", text)
 
 
+def numbers_of(text: str) -> list[str]:
+    """The runs of ASCII digits in ``text``."""
+    return re.findall(r"[0-9]+", text)
+
+
 def luhn(candidate: Candidate) -> bool:
-    """The digits pass the Luhn check and are not all the same (a row of zeros passes it, and is no card)."""
-    digits = digits_of(candidate.secret)
-    return len(set(digits)) > 1 and bool(stdnum_luhn.is_valid(digits))
+    """The digits pass the Luhn check."""
+    return bool(stdnum_luhn.is_valid(digits_of(candidate.secret)))
 
 
 def iban(candidate: Candidate) -> bool:
@@ -48,13 +52,7 @@ def ssn(candidate: Candidate) -> bool:
     Areas 900-999 are accepted: they are ITINs and the values that documents and tests use.
     """
     digits = digits_of(candidate.secret)
-    return (
-        len(digits) == 9
-        and digits[:3] not in ("000", "666")
-        and digits[3:5] != "00"
-        and digits[5:] != "0000"
-        and len(set(digits)) > 1
-    )
+    return len(digits) == 9 and digits[:3] not in ("000", "666") and digits[3:5] != "00" and digits[5:] != "0000"
 
 
 def phone(candidate: Candidate) -> bool:

@@ -1,0 +1,125 @@
+"""The folding table: what a reader sees as the same character, matched as the same character.
+
+Folding is per code point (character -> string), never a normalisation of strings: NFKC of chunks is not NFKC of the
+text. ASCII folds to itself; decimal digits fold by value; look-alike letters to the ASCII letter they resemble;
+marks and ignorable characters to nothing. More than ``MAX_RUN`` characters in a row that fold to nothing end every
+match: they fold to the sentinel, once, or a million zero-width characters would be held as part of a card number.
+
+The automaton folds inside its edges; ``Folder`` is the same fold for text at rest, with the map back to offsets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from guardrails.patterns.charset import SENTINEL, Ranges
+
+MAX_RUN = 16
+"""Characters in a row that may fold to nothing inside a match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The shipped table. ``odd``: every character that does not fold to exactly one character."""
+
+    version: int
+    fold: dict[str, str]
+    odd: frozenset[str]
+    word: Ranges
+    one_to_one: dict[int, str]
+
+
+@functools.cache
+def table() -> Table:
+    """The folding table, read once per process."""
+    raw = json.loads(Path(__file__).with_name("folding_v1.json").read_text("ascii"))
+    fold: dict[str, str] = {SENTINEL: "\ufffd"}
+    for target, chars in raw["fold"].items():
+        for char in chars:
+            fold[char] = target
+    for lo, hi in raw["ignorable"]:
+        for code in range(lo, hi + 1):
+            fold[chr(code)] = ""
+    return Table(
+        version=raw["version"],
+        fold=fold,
+        odd=frozenset(char for char, target in fold.items() if len(target) != 1),
+        word=tuple((lo, hi) for lo, hi in raw["word"]),
+        one_to_one={ord(char): target for char, target in fold.items() if len(target) == 1},
+    )
+
+
+def fold_plain(text: str) -> str:
+    """The fold of a short text without bookkeeping, for rules' own words: no run limit, no offsets."""
+    fold = table().fold
+    return text if text.isascii() else "".join(fold.get(char, char) for char in text)
+
+
+@dataclass(slots=True)
+class Folded:
+    """Folded text with the way back.
+
+    ``starts[i]`` is the offset in the original (plus ``base``) of the character that folded character i came from,
+    or ``starts`` is None when offsets are the same. ``run`` counts the ignorable characters at the end.
+    """
+
+    text: str
+    starts: list[int] | None
+    base: int
+    length: int
+    run: int
+
+    def start(self, i: int) -> int:
+        """Original offset of folded character ``i`` (or of the end, for ``i == len(text)``)."""
+        if self.starts is None:
+            return self.base + i
+        return self.starts[i] if i < len(self.starts) else self.base + self.length
+
+    def end(self, i: int) -> int:
+        """Original offset just behind the character that folded character ``i - 1`` came from."""
+        if self.starts is None:
+            return self.base + i
+        return self.starts[i - 1] + 1
+
+
+def fold_text(text: str, *, base: int = 0, run: int = 0) -> Folded:
+    """Fold with offsets. ``run``: how many ignorable characters stand directly before the text."""
+    if text.isascii():
+        return Folded(text, None, base, len(text), 0 if text else run)
+    known = table()
+    if known.odd.isdisjoint(text):
+        return Folded(text.translate(known.one_to_one), None, base, len(text), 0 if text else run)
+    out: list[str] = []
+    starts: list[int] = []
+    fold = known.fold
+    for offset, char in enumerate(text):
+        target = fold.get(char, char)
+        if target:
+            run = 0
+            out.append(target)
+            starts.extend([base + offset] * len(target))
+        else:
+            run += 1
+            if run == MAX_RUN + 1:
+                out.append(SENTINEL)
+                starts.append(base + offset)
+    return Folded("".join(out), starts, base, len(text), min(run, MAX_RUN + 1))
+
+
+def raw_text(text: str, *, base: int = 0) -> Folded:
+    """The same shape for rules that do not fold. The sentinel itself, should a text contain it, is replaced."""
+    return Folded(text.replace(SENTINEL, "\ufffd"), None, base, len(text), 0)
+
+
+def skewed(text: str) -> bool:
+    """Does any character of the text fold to no, or to several, characters?"""
+    return not text.isascii() and not table().odd.isdisjoint(text)
+
+
+def last_folded(text: str, default: str, *, run: int = 0) -> str:
+    """The last folded character of a text, or ``default`` when nothing of it remains."""
+    folded = fold_text(text, run=run).text
+    return folded[-1] if folded else default
