@@ -15,7 +15,7 @@ import pkgutil
 from abc import ABC
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Strict
 
@@ -100,15 +100,13 @@ class Kind(ABC, Generic[ConfigT]):
     examples: ClassVar[tuple[Example, ...]] = ()
     Config: ClassVar[type[Config]]
 
-    _registry: ClassVar[dict[str, type[Kind[Config]]]] = {}
-
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if cls.name:
-            known = Kind._registry.setdefault(cls.name, cls)
+            known = _REGISTRY.setdefault(cls.name, cast(type[Kind[Config]], cls))
             if known.__module__ != cls.__module__:
                 raise TypeError(f"two kinds are named {cls.name!r}: {known.__module__} and {cls.__module__}")
 
@@ -135,6 +133,9 @@ class Kind(ABC, Generic[ConfigT]):
         raise TypeError(f"kind {self.name!r} has rules, not checks")
 
 
+_REGISTRY: dict[str, type[Kind[Config]]] = {}
+
+
 @functools.cache
 def _load() -> None:
     package = importlib.import_module("guardrails.kinds")
@@ -145,4 +146,4 @@ def _load() -> None:
 def all_kinds() -> dict[str, type[Kind[Config]]]:
     """Every kind by name, in name order."""
     _load()
-    return dict(sorted(Kind._registry.items()))
+    return dict(sorted(_REGISTRY.items()))

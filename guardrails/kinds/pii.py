@@ -1,0 +1,285 @@
+"""Personal data: numbers by their plausible groupings, addresses by their form, the rest by the words before them.
+
+Protects the rule that a value is found wherever it stands. Each number kind lists the groupings in which it is
+written, with one kind of separator, so that an expiry date, a quantity or another number beside it cannot join the
+match and spoil its check digit. Kinds without a form of their own (passports, licences, accounts, birth dates) need a
+word before them, and only the value is hidden, never the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from guardrails.kinds.base import Config, Example, Kind
+from guardrails.patterns import validators
+from guardrails.patterns.rule import Candidate, Rule, Validator
+from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
+
+SPACE = "[ \u00a0\u2007\u2009\u202f]"
+"""The blanks that stand inside numbers: plain, no-break, figure, thin, narrow no-break."""
+DASH = "[-\u2010-\u2015\u2212]"
+"""Hyphens, dashes and the minus sign, all of which models write between groups of digits."""
+SEPARATORS = (SPACE, DASH, r"\.")
+
+FILLERS = "no|nr|num|number|nos|id|code|is|was|are|my|your|the|of|on|holder"
+GAP = rf"(?:[\s.:#=,'\"(/-]{{1,3}}(?:{FILLERS})){{0,4}}[\s.:#=,'\"(-]{{1,4}}"
+"""What may stand between a word ("passport") and its value: a few filler words, then punctuation or blanks."""
+
+DATE = (
+    r"[0-9]{1,2}[ ./-][0-9]{1,2}[ ./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
+    r"|[0-9]{1,2}(?:st|nd|rd|th)?\.?\s(?:of\s)?(?:MONTH)\.?,?\s(?:19|20)[0-9]{2}"
+    r"|(?:MONTH)\.?\s[0-9]{1,2}(?:st|nd|rd|th)?,?\s(?:19|20)[0-9]{2}"
+).replace(
+    "MONTH",
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    "|nov(?:ember)?|dec(?:ember)?",
+)
+EMAIL_LETTER = "A-Za-z0-9\u0370-\u052f"
+"""Letters and digits of mail addresses; Latin letters with accents fold to these, Greek and Cyrillic do not."""
+
+
+def _each(form: str) -> str:
+    """``form`` once for every kind of separator, written ``~`` in it."""
+    return "|".join(form.replace("~", separator) for separator in SEPARATORS)
+
+
+def _after(words: str, value: str) -> str:
+    return rf"\b(?:{words}){GAP}({value})"
+
+
+def _has_digits(least: int) -> Validator:
+    def enough(candidate: Candidate) -> bool:
+        return len(validators.digits_of(candidate.secret)) >= least
+
+    return enough
+
+
+def _plausible_date(candidate: Candidate) -> bool:
+    """Day, month and year of a numeric date are possible in some order; a date with a month's name always is."""
+    parts = [int(part) for part in validators.numbers_of(candidate.secret)]
+    if any(char.isalpha() for char in candidate.secret):
+        return all(1 <= part <= 31 or part >= 1900 for part in parts)
+    first, second, third = parts
+    day, month = (second, third) if first > 31 else (first, second)
+    return (1 <= day <= 31 and 1 <= month <= 12) or (1 <= month <= 31 and 1 <= day <= 12)
+
+
+def _account(candidate: Candidate) -> bool:
+    """Not a date: an account was opened on one more often than it is written like one."""
+    groups = [int(part) for part in validators.numbers_of(candidate.secret)]
+    return not (len(groups) == 3 and 1900 <= groups[0] < 2100 and groups[1] <= 12 and groups[2] <= 31)
+
+
+def _ssn() -> Rule:
+    forms = _each("[0-9]{3}~[0-9]{2}~[0-9]{4}")
+    words = r"ssns?|social\ssecurity(?:\s(?:no|nr|number|num))?|itin|tax\sid"
+    return Rule(
+        id="ssn",
+        pattern=rf"({forms})|{_after(words, '[0-9]{9}')}",
+        ignore_case=True,
+        secret_group=-1,
+        not_after="0-9",
+        not_before="0-9",
+        validator=validators.ssn,
+    )
+
+
+def _card(luhn: bool) -> Rule:
+    forms = _each("[3-6][0-9]{3}~[0-9]{4}~[0-9]{4}~[0-9]{4}|3[0-9]{3}~[0-9]{6}~[0-9]{4,5}")
+    return Rule(
+        id="credit_card",
+        pattern=rf"[3-6][0-9]{{12,18}}|{forms}",
+        not_after="0-9",
+        not_before="0-9",
+        validator=validators.luhn if luhn else None,
+    )
+
+
+def _email() -> Rule:
+    part = rf"[{EMAIL_LETTER}_-]{{1,63}}"
+    return Rule(
+        id="email",
+        pattern=rf"[{EMAIL_LETTER}_][{EMAIL_LETTER}_.+%'-]{{0,63}}[@\uff20](?:{part}\.){{1,6}}[A-Za-z\u0370-\u052f]{{2,24}}",
+    )
+
+
+def _phone() -> Rule:
+    sep = f"(?:{SPACE}|{DASH}|\\.)"
+    north = rf"(?:1{sep})?(?:\([2-9][0-9]{{2}}\){SPACE}{{0,2}}|[2-9][0-9]{{2}}{sep})[0-9]{{3}}{sep}[0-9]{{4}}"
+    world = rf"\+[1-9](?:(?:{sep}|[()]){{0,3}}[0-9]){{6,14}}"
+    local = rf"\+?\(?[0-9](?:(?:{sep}|[()]){{0,2}}[0-9]){{6,14}}"
+    words = "(?:tele)?phone|tel|mobile|cell|handy|fax|call|dial|text|sms|whatsapp|ph"
+    link = r"(?:[\s.:#(=-]{1,3}(?:me|us|him|her|them|at|on|is|no|nr|number|now)){0,4}[\s.:#=-]{0,3}"
+    return Rule(
+        id="phone",
+        pattern=rf"({north})|({world})|\b(?:{words}){link}({local})",
+        ignore_case=True,
+        secret_group=-1,
+        not_after="0-9+",
+        not_before="0-9",
+        validator=validators.phone,
+    )
+
+
+def _ip_address() -> Rule:
+    return Rule(
+        id="ip_address",
+        pattern=(
+            r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+            r"|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}"
+            r"|(?:[0-9A-Fa-f]{0,4}:){2,6}[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+        ),
+        not_after=r"\w.",
+        not_before=r"\w",
+        validator=validators.ip_address,
+    )
+
+
+def _iban() -> Rule:
+    groups = _each("(?:~[A-Z0-9]{4}){2,7}(?:~[A-Z0-9]{1,3})?")
+    return Rule(
+        id="iban",
+        pattern=rf"[A-Z]{{2}}[0-9]{{2}}(?:[A-Z0-9]{{11,30}}|{groups})",
+        ignore_case=True,
+        not_after="A-Za-z0-9",
+        not_before="A-Za-z0-9",
+        validator=validators.iban,
+    )
+
+
+def _worded(name: str, words: str, value: str, validator: Validator) -> Rule:
+    return Rule(
+        id=name,
+        pattern=_after(words, value),
+        ignore_case=True,
+        secret_group=1,
+        not_before="A-Za-z0-9",
+        validator=validator,
+    )
+
+
+def _passport() -> Rule:
+    return _worded("passport", "passports?|reisepass|passeport", "[A-Z0-9]{6,9}", _has_digits(4))
+
+
+def _driver_license() -> Rule:
+    words = r"driv(?:er|ing)(?:['\u2019]?s)?[\s-]licen[cs]e|dl|fuhrerschein"
+    return _worded("driver_license", words, "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:[ -][0-9]{2,6}){1,4}", _has_digits(4))
+
+
+def _bank_account() -> Rule:
+    words = r"accounts?|acct|a/c|kontonummer|(?:aba|routing)(?:\s(?:no|number|code))?|sort\scode"
+    return _worded("bank_account", words, "[0-9](?:[ -]?[0-9]){5,16}", _account)
+
+
+def _date_of_birth() -> Rule:
+    words = r"dob|d\.o\.b|date\sof\sbirth|birth\s?date|birthday|born|geboren(?:\sam)?|nee?\sle"
+    return _worded("date_of_birth", words, DATE, _plausible_date)
+
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "ssn": _ssn,
+    "email": _email,
+    "phone": _phone,
+    "ip_address": _ip_address,
+    "iban": _iban,
+    "passport": _passport,
+    "driver_license": _driver_license,
+    "bank_account": _bank_account,
+    "date_of_birth": _date_of_birth,
+}
+"""The rule of each entity that has no options of its own."""
+
+
+class CardOptions(Config):
+    """Options of `credit_card`."""
+
+    luhn: bool = Field(default=True, description="Require a valid check digit.")
+
+
+class Entities(Config):
+    """Which kinds of personal data are looked for; what is left out is off."""
+
+    ssn: bool = Field(default=False, description="US social security numbers and ITINs.")
+    credit_card: bool | CardOptions = Field(default=False, description="Payment card numbers, 13 to 19 digits.")
+    email: bool = Field(default=False, description="Mail addresses.")
+    phone: bool = Field(default=False, description="North American and international telephone numbers.")
+    ip_address: bool = Field(default=False, description="IPv4 and IPv6 addresses.")
+    iban: bool = Field(default=False, description="International bank account numbers.")
+    passport: bool = Field(default=False, description="Passport numbers, after a word that says so.")
+    driver_license: bool = Field(default=False, description="Driving licence numbers, after a word that says so.")
+    bank_account: bool = Field(default=False, description="Account, routing and sort codes, after such a word.")
+    date_of_birth: bool = Field(default=False, description="Birth dates, after a word that says so.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Entities:
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError("every kind of personal data is off: name at least one")
+        return self
+
+
+ALL = Entities(**dict.fromkeys(Entities.model_fields, True))
+
+
+class PiiConfig(Config):
+    """Parameters of the `pii` kind."""
+
+    entities: Entities = Field(default=ALL, description="What to look for; all of it when left out.")
+
+    @field_validator("entities", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A plain list of names is accepted for the mapping, as earlier systems wrote it."""
+        return dict.fromkeys(value, True) if isinstance(value, list) else value
+
+
+class PiiKind(Kind[PiiConfig]):
+    """Personal data."""
+
+    name = "pii"
+    family = Family.PATTERN
+    description = "Personal data: numbers with check digits, addresses, and values named by the words before them."
+    performance = PerformanceCharacteristics(
+        PerformanceClass.INSTANT, 0.01, 0.2, 2.0, cacheable=True, cache_seconds=3600, supports_streaming=True
+    )
+    Config = PiiConfig
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(
+            {},
+            hits=(
+                "SSN 123-45-6789",
+                "4111 1111 1111 1111 12/27",
+                "mail joe.bloggs@example.com",
+                "(212) 555-0123",
+                "10.0.0.1",
+                "DE89 3704 0044 0532 0130 00",
+                "passport no. X1234567",
+                "driver's license D1234567",
+                "account number: 12345678",
+                "date of birth: 21 March 1984",
+            ),
+            passes=("4111 1111 1111 1112", "000-12-3456", "12:34:56", "version 3.14", "a passport photo"),
+        ),
+        Example(
+            {"entities": {"credit_card": {"luhn": False}}},
+            hits=("4111 1111 1111 1112",),
+            passes=("123-45-6789", "4111 11 11"),
+        ),
+    )
+
+    def rules(self) -> tuple[Rule, ...]:
+        """One rule an entity that is on, placeholder ``[ENTITY]``."""
+        entities = self.config.entities
+        rules = [make() for name, make in RULES.items() if getattr(entities, name)]
+        if card := entities.credit_card:
+            rules.insert(0, _card(luhn=card is True or card.luhn))
+        return tuple(named(rule) for rule in rules)
+
+
+def named(rule: Rule) -> Rule:
+    """The rule with what all entities share: category, placeholder, and folding, whatever its pattern names."""
+    return replace(rule, fold=True, category=rule.id, placeholder=f"[{rule.id.upper()}]")
