@@ -1,0 +1,194 @@
+"""What is kept of a conversation and of each guarded stream.
+
+Exists because before the first and after the last event the database alone says what a session was: a prompt and a
+placeholder are stored before streaming, the visible text after. Protects the rules that one session has one audit
+record, that a finding is stored once, and that a deferred check ends once: the constraints below are what the
+conditional updates in ``sessions`` and ``deferred`` lean on.
+
+State moves only in ``sessions.py`` and ``deferred.py``; nothing else writes ``state``.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+
+class Conversation(models.Model):
+    """Messages that belong together. Its owner is a user, or a browser session, or (both empty) an API client."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL)
+    session_key = models.CharField(max_length=64, blank=True, db_index=True)
+    client = models.CharField(max_length=64, blank=True, help_text="Prefix of the API key that began it.")
+    external_id = models.CharField(max_length=200, blank=True, help_text="The client's own conversation id.")
+    policy = models.CharField(max_length=100, blank=True)
+    created = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["-created"]
+        indexes = [models.Index(fields=["client", "external_id"])]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class Message(models.Model):
+    """One message; ``content`` is the visible text only, never what was hidden."""
+
+    class Role(models.TextChoices):
+        USER = "user"
+        ASSISTANT = "assistant"
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        STREAMING = "streaming"
+        COMPLETE = "complete"
+        BLOCKED = "blocked"
+        INTERRUPTED = "interrupted"
+        ERROR = "error"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
+    role = models.CharField(max_length=16, choices=Role.choices)
+    content = models.TextField(blank=True)
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.PENDING)
+    provider = models.CharField(max_length=64, blank=True)
+    model = models.CharField(max_length=200, blank=True)
+    in_reply_to = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replies")
+    created = models.DateTimeField(default=timezone.now)
+    metadata = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ["created"]
+        indexes = [models.Index(fields=["conversation", "created"])]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.id}"
+
+
+class AuditSession(models.Model):
+    """One guarded stream (or one-shot check) with what happened in it. Characters are code points."""
+
+    class State(models.TextChoices):
+        ACTIVE = "ACTIVE"
+        MONITORING = "MONITORING"
+        COMPLETE = "COMPLETE"
+
+    class Origin(models.TextChoices):
+        CHAT = "chat"
+        CHECK = "check"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    origin = models.CharField(max_length=16, choices=Origin.choices, default=Origin.CHAT)
+    conversation = models.ForeignKey(
+        Conversation, null=True, blank=True, on_delete=models.SET_NULL, related_name="sessions"
+    )
+    prompt = models.ForeignKey(Message, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    answer = models.ForeignKey(Message, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.ACTIVE)
+    outcome = models.CharField(max_length=16, blank=True)
+    would_have = models.CharField(max_length=16, blank=True, help_text="What MONITOR hits would have done.")
+    monitor = models.BooleanField(default=False, help_text="The whole policy ran in MONITOR.")
+    policy_name = models.CharField(max_length=100, blank=True)
+    policy_version = models.PositiveIntegerField(default=0)
+    policy_digest = models.CharField(max_length=80, blank=True)
+    provider = models.CharField(max_length=64, blank=True)
+    model = models.CharField(max_length=200, blank=True)
+    client = models.CharField(max_length=64, blank=True, help_text="Prefix of the API key, empty for the page.")
+    correlation_id = models.CharField(max_length=200, blank=True, db_index=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    heartbeat_at = models.DateTimeField(default=timezone.now, help_text="Last sign of life of the pump.")
+    answered_at = models.DateTimeField(null=True, blank=True, help_text="When the answer was over.")
+    ended_at = models.DateTimeField(null=True, blank=True)
+    chars_in = models.PositiveIntegerField(default=0)
+    released = models.PositiveIntegerField(default=0)
+    withheld = models.PositiveIntegerField(default=0)
+    exposed = models.PositiveIntegerField(default=0)
+    last_seq = models.PositiveIntegerField(default=0, help_text="Events written, as last stored; may lag.")
+    timing = models.JSONField(default=dict, blank=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-started_at"]
+        indexes = [
+            models.Index(fields=["state", "heartbeat_at"]),
+            models.Index(fields=["conversation", "started_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.state} {self.outcome}".strip()
+
+
+class Finding(models.Model):
+    """One hit. ``start`` and ``end`` are code points of the original text of ``channel``; never the text itself."""
+
+    session = models.ForeignKey(AuditSession, on_delete=models.CASCADE, related_name="findings")
+    n = models.PositiveIntegerField()
+    guardrail = models.CharField(max_length=100)
+    kind = models.CharField(max_length=64)
+    rule = models.CharField(max_length=200, blank=True)
+    category = models.CharField(max_length=100, blank=True)
+    channel = models.CharField(max_length=32)
+    start = models.PositiveIntegerField()
+    end = models.PositiveIntegerField()
+    score = models.FloatField(default=1.0)
+    mode = models.CharField(max_length=16)
+    action = models.CharField(max_length=16)
+    would_have = models.CharField(max_length=16, blank=True)
+    exposed = models.PositiveIntegerField(default=0)
+    created = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["session", "n"]
+        constraints = [models.UniqueConstraint(fields=["session", "n"], name="finding_once_per_session")]
+
+    def __str__(self) -> str:
+        return f"{self.guardrail}/{self.rule} {self.start}-{self.end}"
+
+
+class DeferredCheck(models.Model):
+    """A check that a worker makes after the answer: the outbox row, its lease and its result.
+
+    ``sealed_text`` is the raw text to judge, encrypted, and is wiped as soon as the check has ended
+    (docs/adr/0101-deferred-text.md). ``digest`` names that text for ever.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        CHECKING = "checking"
+        PASSED = "passed"
+        HIT = "hit"
+        WOULD_BLOCK = "would_block"
+        ERROR = "error"
+        TIMEOUT = "timeout"
+        EXPIRED = "expired"
+
+    OPEN = (State.WAITING, State.CHECKING)
+
+    session = models.ForeignKey(AuditSession, on_delete=models.CASCADE, related_name="deferred_checks")
+    guardrail = models.CharField(max_length=100)
+    applies_to = models.CharField(max_length=32, default="response")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.WAITING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    queued_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    result = models.JSONField(null=True, blank=True)
+    error = models.TextField(blank=True)
+    digest = models.CharField(max_length=80, help_text="sha256 of the judged text.")
+    sealed_text = models.BinaryField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["session", "id"]
+        constraints = [
+            models.UniqueConstraint(fields=["session", "guardrail", "applies_to"], name="check_once_per_guardrail")
+        ]
+        indexes = [models.Index(fields=["state", "queued_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.guardrail} {self.state}"
