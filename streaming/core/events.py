@@ -227,8 +227,11 @@ class GuardrailStatus(ServerEvent):
 
 
 STATUS_STATES = frozenset(
-    "idle waiting checking passed hit would_block error timeout expired circuit_open slower_than_declared".split()
-)
+    [
+        "idle", "waiting", "checking", "passed", "hit", "would_block",
+        "error", "timeout", "expired", "circuit_open", "slower_than_declared",
+    ]
+)  # fmt: skip
 """What ``GuardrailStatus.state`` may say."""
 
 

@@ -1,0 +1,200 @@
+"""What a model provider is, how providers are found, and how they fail.
+
+Adding a provider is adding one file to this package: a subclass of ``Provider`` with a ``name`` registers itself when
+its module is imported, and ``available`` imports every module of the package. No list, enum or migration is edited.
+
+Protects two rules. A provider only says what it heard, in the events of ``streaming.core.events``; what a reader may
+see is the gate's business. And a failure says by its class whether trying again can help:
+
+    ProviderError                 permanent = False
+    ├── ProviderUnavailable       not reached, overloaded, closed early: another try may work
+    │   ├── ProviderTimeout       one of the time limits passed
+    │   ├── ProviderRateLimited   told to wait (``retry_after_s``)
+    │   └── StreamCutOff          the answer ended without its terminator; what came before it stands
+    ├── ProviderProtocolError     what it sent is not its dialect                   permanent = True
+    └── ProviderRefused           it understood and will not: 4xx, in-stream error  permanent = True
+        └── ProviderAuthError     key missing or wrong                              permanent = True
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import ClassVar
+
+from streaming.core.events import ProviderEvent, TextDelta
+
+
+class ProviderError(Exception):
+    """Base of all provider failures. ``str()`` is fit for a reader: it never carries a key or a body unread."""
+
+    permanent: ClassVar[bool] = False
+    code: ClassVar[str] = "provider_error"
+
+
+class ProviderUnavailable(ProviderError):
+    """Not reached, overloaded, or gone in the middle."""
+
+    code = "provider_unavailable"
+
+
+class ProviderTimeout(ProviderUnavailable):
+    """A time limit passed."""
+
+    code = "provider_timeout"
+
+
+class ProviderRateLimited(ProviderUnavailable):
+    """The provider asks to wait. ``retry_after_s`` is None when it does not say how long."""
+
+    code = "provider_rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StreamCutOff(ProviderUnavailable):
+    """The stream ended without saying that it is done."""
+
+    code = "provider_cut_off"
+
+
+class ProviderProtocolError(ProviderError):
+    """What came is not the dialect."""
+
+    permanent = True
+    code = "provider_garbage"
+
+
+class ProviderRefused(ProviderError):
+    """The provider answered with an error that trying again will not change."""
+
+    permanent = True
+    code = "provider_refused"
+
+
+class ProviderAuthError(ProviderRefused):
+    """The key is missing, wrong, or may not do this."""
+
+    code = "provider_auth"
+
+
+class UnknownProvider(LookupError):
+    """No provider of that name is offered here."""
+
+
+class UnknownScenario(LookupError):
+    """The scripted provider has no scenario of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of the conversation. ``role``: system, user or assistant."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRequest:
+    """What a provider is asked. ``model`` empty: the provider's default. ``scenario`` and ``text`` are scripted's."""
+
+    messages: tuple[ChatMessage, ...]
+    model: str = ""
+    scenario: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds: to connect, between two events of a stream, and for the whole answer."""
+
+    connect_s: float = 30.0
+    token_s: float = 180.0
+    total_s: float = 900.0
+
+
+class Provider(ABC):
+    """Base class of all providers.
+
+    ``from_environment`` answers None when the provider is not configured; it is then not offered. ``stream`` is an
+    async generator that closes its response in ``finally``; cancelling it closes the response at once.
+    """
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    scripted: ClassVar[bool] = False
+
+    _registry: ClassVar[dict[str, type[Provider]]] = {}
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            known = Provider._registry.setdefault(cls.name, cls)
+            if known.__module__ != cls.__module__:
+                raise TypeError(f"two providers are named {cls.name!r}: {known.__module__} and {cls.__module__}")
+
+    @classmethod
+    @abstractmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Provider | None:
+        """The provider as the environment configures it, or None."""
+
+    @property
+    @abstractmethod
+    def default_model(self) -> str:
+        """The model used when a request names none."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models to offer; at least the default one."""
+        return (self.default_model,)
+
+    @property
+    def scenarios(self) -> Mapping[str, str]:
+        """Ready-made scenarios, name -> label; empty for real providers."""
+        return {}
+
+    def validate(self, request: ProviderRequest) -> None:
+        """Refuse what can be seen to be wrong before a session begins. Raises ``UnknownScenario``."""
+        if request.scenario and request.scenario not in self.scenarios:
+            raise UnknownScenario(f"provider {self.name!r} has no scenario {request.scenario!r}")
+
+    @abstractmethod
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """The answer as events. Raises ``ProviderError``; events that came before it stand."""
+
+    async def complete(self, request: ProviderRequest) -> str:
+        """The whole answer of choice 0 as text. Raises ``ProviderError``."""
+        async with aclosing(self.stream(request)) as events:
+            parts = [event.text async for event in events if isinstance(event, TextDelta) and event.choice == 0]
+        return "".join(parts)
+
+
+@functools.cache
+def _load() -> None:
+    package = importlib.import_module("streaming.providers")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"streaming.providers.{module.name}")
+
+
+def available(env: Mapping[str, str] | None = None) -> dict[str, Provider]:
+    """Every configured provider by name, scripted first. ``env`` None: the process's environment."""
+    _load()
+    environment = os.environ if env is None else env
+    found = [provider for cls in Provider._registry.values() if (provider := cls.from_environment(environment))]
+    return {p.name: p for p in sorted(found, key=lambda p: (not p.scripted, p.name))}
+
+
+def get_provider(name: str, env: Mapping[str, str] | None = None) -> Provider:
+    """One configured provider. Raises ``UnknownProvider`` and names those that are offered."""
+    offered = available(env)
+    if name not in offered:
+        raise UnknownProvider(f"provider {name!r} is not offered here; offered: {', '.join(offered)}")
+    return offered[name]
