@@ -49,9 +49,7 @@ class CompiledRule:
 
     def emit(self, dialect: Dialect) -> Emitted:
         """The rule as a pattern of another engine."""
-        return emit(
-            self.tree, dialect, not_after=self.source.not_after, not_before=self.source.not_before
-        )
+        return emit(self.tree, dialect, not_after=self.source.not_after, not_before=self.source.not_before)
 
     def fold(self, text: str, *, base: int = 0, run: int = 0) -> Folded:
         """A text as this rule reads it."""
@@ -66,9 +64,7 @@ def compile_rule(rule: Rule) -> CompiledRule:
         tree = _fold_tree(tree)
     not_after, not_before = _context(rule.not_after, folds=folds), _context(rule.not_before, folds=folds)
     if min_width(tree) > 0:  # the empty match is refused by shape, with its own words
-        tree = seq(
-            *([Assert("not_after")] if not_after else []), tree, *([Assert("not_before")] if not_before else [])
-        )
+        tree = seq(*([Assert("not_after")] if not_after else []), tree, *([Assert("not_before")] if not_before else []))
     shaped = shape(tree, cap=rule.cap, secret_group=rule.secret_group)
     source = Source(shaped.tree, not_after, not_before)
     widest = max_width(shaped.tree)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ class Folded:
             return self.base + i
         return self.starts[i] if i < len(self.starts) else self.base + self.length
 
+    def index(self, offset: int) -> int:
+        """The first folded character that comes from original offset ``offset`` or later."""
+        if self.starts is None:
+            return offset - self.base
+        return bisect_left(self.starts, offset)
+
     def end(self, i: int) -> int:
         """Original offset just behind the character that folded character ``i - 1`` came from."""
         if self.starts is None:
@@ -107,6 +114,24 @@ def fold_text(text: str, *, base: int = 0, run: int = 0) -> Folded:
                 out.append(SENTINEL)
                 starts.append(base + offset)
     return Folded("".join(out), starts, base, len(text), min(run, MAX_RUN + 1))
+
+
+def joined(head: Folded, text: str) -> Folded:
+    """``head`` with more text behind it; costs what the new text costs, however long the head is."""
+    more = fold_text(text, base=head.base + head.length, run=head.run)
+    length = head.length + len(text)
+    if head.starts is None and more.starts is None:
+        return Folded(head.text + more.text, None, head.base, length, more.run)
+    starts = head.starts if head.starts is not None else list(range(head.base, head.base + head.length))
+    tail = more.starts if more.starts is not None else range(more.base, more.base + more.length)
+    return Folded(head.text + more.text, [*starts, *tail], head.base, length, more.run)
+
+
+def without_head(folded: Folded, offset: int) -> Folded:
+    """What is left of a folded text when everything before original offset ``offset`` is dropped."""
+    at = folded.index(offset)
+    starts = None if folded.starts is None else folded.starts[at:]
+    return Folded(folded.text[at:], starts, offset, folded.length - (offset - folded.base), folded.run)
 
 
 def raw_text(text: str, *, base: int = 0) -> Folded:

@@ -1,0 +1,560 @@
+"""The gate: releases at once what can no longer become a violation, holds only what still might.
+
+Sans-IO: text deltas and verdicts go in, effects (``effects.py``) come out. No clock, no task, no database. The promise
+(same verdict and same visible text for every way of cutting, no character of a hidden span ever released, least hold,
+bounded) is stated in the design and proven in ``tests/streaming/test_gate_*``.
+
+How it works. Every lane (``lanes.py``) says up to where it has settled; the release pointer moves to the smallest of
+these horizons, and on its way applies, in text order, what was found: a redacted region is shown as one placeholder,
+a block stops the answer. ``feed`` has a fast path for the usual case, in which a chunk leads to nothing.
+
+``gate_text`` is the same gate fed once: the whole-text check is not a second implementation.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, OnError, Verdict, would_have
+from guardrails.patterns.folding import (
+    Folded,
+    fold_plain,
+    fold_text,
+    joined,
+    last_folded,
+    raw_text,
+    skewed,
+    without_head,
+)
+from guardrails.policy import SENTENCE_CHARS, Guardrail, Policy
+from streaming.core.effects import (
+    BLOCKED,
+    CHECK,
+    FOUND,
+    REDACTED,
+    RELEASE,
+    Counters,
+    Effect,
+    Hold,
+    SentenceCheck,
+    TextResult,
+)
+from streaming.core.lanes import LaneRun, Span
+from streaming.core.sentences import SentenceCutter
+
+__all__ = ["BLOCKED", "CHECK", "FOUND", "REDACTED", "RELEASE", "Counters", "Effect", "Gate", "Hold", "SentenceCheck",
+           "TextResult", "gate_text"]  # fmt: skip
+
+_SLICE = 16_384  # characters looked at in one go: a 10 MB chunk does not make a 10 MB state
+_NEVER = 1 << 62
+_NOTHING: list[Effect] = []
+
+
+def _key(span: Span) -> tuple[int, int]:
+    return span.start, span.order
+
+
+class Pending:
+    """A text that guardrails were asked about and that still waits for the verdicts of those that decide."""
+
+    __slots__ = ("check", "deciding", "open")
+
+    def __init__(self, check: SentenceCheck, open_: set[str], deciding: set[str]) -> None:
+        self.check = check
+        self.open = open_
+        self.deciding = deciding
+
+
+class Gate:
+    """The release state machine of one channel of one response.
+
+    ``policy`` is compiled and shared; ``applies_to`` chooses which of its guardrails look; ``monitor=True`` runs all of
+    them without deciding anything. Offsets everywhere are code points of the original text.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        applies_to: AppliesTo = AppliesTo.RESPONSE,
+        channel: str = "text",
+        *,
+        monitor: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.applies_to = AppliesTo(applies_to)
+        self.channel = channel
+        self.monitor = monitor
+        self.blocked = False
+        self.block: Finding | None = None
+        plan = policy.plan(self.applies_to, monitor=monitor)
+        self._plan = plan
+        self._lanes = [LaneRun(lane) for lane in plan.lanes]
+        self._one = self._lanes[0] if len(self._lanes) == 1 and plan.lanes[0].decides else None
+        self._tail = ""  # retained text: from the oldest thing anybody may still look at
+        self._n = 0  # characters read
+        self._r = 0  # release pointer
+        # what stands directly before the retained text: a raw character, or (raw, folded, ignorables) when they differ
+        self._edge: str | tuple[str, str, int] = ""
+        self._lead = ""
+        self._folded: Folded | None = None
+        self._skewed = False
+        self._pending: list[Span] = []  # deciding, in front of the release pointer
+        self._growing: list[Span] = []  # deciding, applied, end not known yet
+        self._watched: list[Span] = []  # not deciding, not reported yet
+        self._hidden: list[tuple[int, int]] = []  # hidden regions that watched spans may overlap
+        self._hidden_to = 0
+        self._visible = 0  # characters shown, placeholders included
+        self._placeholders = 0  # characters of these
+        self._exposed = 0
+        self._ended = False
+        self._settled_end = False
+        self._limits = sorted(plan.limits, key=lambda limit: limit[1].max_chars)
+        self._watermark = self._limits[0][1].max_chars if self._limits else _NEVER
+        self._sentences = SentenceCutter(SENTENCE_CHARS) if plan.batched else None
+        self._checks: list[Pending] = []
+        self._next_check = 1
+        self._holds_sentences = any(self._decides(guardrail) for guardrail in plan.batched)
+        self._always = bool(plan.batched or plan.whole)  # the fast path is for pattern rules alone
+        self._busy = self._always or not self._lanes
+
+    # -- text in ------------------------------------------------------------------------------------------------
+
+    def feed(self, text: str) -> list[Effect]:
+        """More text of the channel. Returns what follows from it; the list is the caller's."""
+        one = self._one
+        if one is None or self._busy or len(text) > _SLICE:
+            return self._feed(text)
+        state = one.state
+        for char in text:
+            state = state[char]
+        one.state = state
+        n = self._n = self._n + len(text)
+        tail = self._tail + text
+        if state.live or n > self._watermark:
+            self._tail = tail
+            return self._settle()
+        cut = len(tail) - state.age
+        if cut <= 0:
+            self._tail = tail
+            return []
+        self._edge = tail[cut - 1]
+        self._visible += cut
+        self._r = n - state.age
+        if self._plan.lead_width:
+            self._lead = (self._lead + tail[:cut])[-self._plan.lead_width :]
+        self._tail = tail[cut:]
+        return [(RELEASE, tail[:cut])]
+
+    def _feed(self, text: str) -> list[Effect]:
+        if self._ended:
+            raise ValueError("the text of this gate has ended")
+        if len(text) > _SLICE:
+            out: list[Effect] = []
+            for at in range(0, len(text), _SLICE):
+                out.extend(self.feed(text[at : at + _SLICE]))
+            return out
+        if not text or not self._lanes and self.blocked:
+            self._n += len(text)
+            return []
+        for lane in self._lanes:
+            state = lane.state
+            for char in text:
+                state = state[char]
+            lane.state = state
+        self._n += len(text)
+        self._tail += text
+        if self._folded is not None:
+            self._folded = joined(self._folded, text)
+        out = []
+        if self._sentences is not None and not self.blocked:
+            self._ask(self._sentences.feed(text), out)
+        return self._settle(out)
+
+    def finish(self) -> list[Effect]:
+        """The text has ended. Returns the rest; verdicts may still be awaited (``waiting``)."""
+        if self._ended:
+            return []
+        self._ended = True
+        out: list[Effect] = []
+        for lane in self._lanes:
+            lane.note_end(self._n)
+        if not self.blocked:
+            if self._sentences is not None:
+                self._ask(self._sentences.finish(), out)
+            if self._plan.whole and self._n:
+                self._ask_whole(out)
+        return self._settle(out)
+
+    # -- verdicts in --------------------------------------------------------------------------------------------
+
+    def verdict(self, check_id: int, guardrail: str, verdict: Verdict) -> list[Effect]:
+        """The answer to a ``CHECK``. Unknown or repeated answers are refused with ``KeyError``."""
+        for pending in self._checks:
+            if pending.check.id == check_id and guardrail in pending.open:
+                break
+        else:
+            raise KeyError(f"check {check_id} does not wait for {guardrail!r}")
+        pending.open.discard(guardrail)
+        pending.deciding.discard(guardrail)
+        judge = self.policy.guardrail(guardrail)
+        span = self._judged(judge, pending.check, verdict)
+        if span is not None and not (self.blocked and span.start >= self._r):
+            if (self._decides(judge) or verdict.error is not None) and span.action in HIDING and not self.monitor:
+                insort(self._pending, span, key=_key)
+            else:
+                self._watched.append(span)
+        if not pending.open:
+            self._checks.remove(pending)
+        return self._settle()
+
+    def _judged(self, guardrail: Guardrail, check: SentenceCheck, verdict: Verdict) -> Span | None:
+        """What a verdict means for the text it was about, or None."""
+        order = self.policy.guardrails.index(guardrail)
+        if verdict.error is not None:
+            if guardrail.on_error is OnError.ALLOW or not self._decides(guardrail):
+                return None
+            action = Action.BLOCK if guardrail.on_error is OnError.BLOCK else Action.WARN
+            return Span(guardrail, "error", check.start, check.end, order=order, category="error", action=action)
+        if not verdict.hit:
+            return None
+        return Span(
+            guardrail,
+            verdict.category or guardrail.kind,
+            check.start,
+            check.end,
+            order=order,
+            category=verdict.category,
+            score=verdict.score,
+            placeholder=f"[{guardrail.name.upper()}]",
+        )
+
+    # -- asking the outside -------------------------------------------------------------------------------------
+
+    def _decides(self, guardrail: Guardrail) -> bool:
+        return guardrail.decides and not self.monitor
+
+    def _ask(self, sentences: list[tuple[int, str]], out: list[Effect]) -> None:
+        for start, text in sentences:
+            self._check(text, start, self._plan.batched, out, whole=False)
+
+    def _ask_whole(self, out: list[Effect]) -> None:
+        start = self._n - len(self._tail)
+        self._check(self._tail, start, self._plan.whole, out, whole=True)
+
+    def _check(
+        self, text: str, start: int, guardrails: tuple[Guardrail, ...], out: list[Effect], *, whole: bool
+    ) -> None:
+        names = tuple(guardrail.name for guardrail in guardrails)
+        check = SentenceCheck(self._next_check, text, start, start + len(text), names, whole)
+        self._next_check += 1
+        deciding = {guardrail.name for guardrail in guardrails if self._decides(guardrail)}
+        self._checks.append(Pending(check, set(names), deciding))
+        out.append((CHECK, check))
+
+    def _unjudged_from(self) -> int:
+        """Where the first text stands that a deciding guardrail has not passed yet."""
+        if self._plan.whole and (not self._ended or any(p.check.whole and p.deciding for p in self._checks)):
+            return 0
+        for pending in self._checks:
+            if pending.deciding:
+                return pending.check.start
+        if self._holds_sentences and self._sentences is not None and not self._ended:
+            return self._sentences.start
+        return _NEVER
+
+    # -- deciding -----------------------------------------------------------------------------------------------
+
+    def _settle(self, out: list[Effect] | None = None) -> list[Effect]:
+        """Everything that is not the fast path: find what is final, move the pointer, report, forget."""
+        out = [] if out is None else out
+        n = self._n
+        skew = self._skewed
+        for lane in self._lanes:
+            state = lane.state
+            if state.live:
+                skew = skew or state.skew
+                lane.note(n)
+        if skew and not self._skewed:
+            self._skewed = True
+            self._folded = self._fold()
+        horizon = n
+        for lane in self._lanes:
+            reached = self._settle_lane(lane)
+            if lane.lane.decides:
+                horizon = min(horizon, reached)
+        if n > self._watermark:
+            self._over_limit()
+        if not self.blocked:
+            for span in (*self._pending, *self._growing):
+                if span.grows:
+                    horizon = min(horizon, span.end)
+            self._advance(min(horizon, self._unjudged_from()), out)
+        self._report(out)
+        self._forget()
+        return out
+
+    def _fold(self) -> Folded:
+        edge = self._edge
+        return fold_text(self._tail, base=self._n - len(self._tail), run=0 if isinstance(edge, str) else edge[2])
+
+    def _settle_lane(self, lane: LaneRun) -> int:
+        """One lane's horizon and its newly final matches, filed as pending or watched."""
+        horizon = lane.settle(self._folded if lane.lane.folds else None, self._n, ended=self._ended)
+        if lane.dirty:
+            edge = self._edge
+            if lane.lane.folds:
+                folded = self._folded or self._fold()
+                before = fold_plain(edge) if isinstance(edge, str) else edge[1]
+            else:
+                folded = raw_text(self._tail, base=self._n - len(self._tail))
+                before = edge if isinstance(edge, str) else edge[0]
+            lead = lane.lead_of(self._lead) if lane.lane.lead_width else ""
+            for span in lane.matches(folded, before, lead, ended=self._ended):
+                if lane.lane.decides:
+                    insort(self._pending, span, key=_key)
+                elif not (self.blocked and span.start >= self._r):
+                    self._watched.append(span)
+        return horizon
+
+    def _over_limit(self) -> None:
+        """The text has become longer than a length limit allows; the hit starts at the first character beyond."""
+        while self._limits and self._n > self._limits[0][1].max_chars:
+            guardrail, limit, order = self._limits.pop(0)
+            at = limit.max_chars
+            span = Span(guardrail, limit.rule, at, at + 1, order=order, category=limit.category, placeholder="[…]")
+            if not self._decides(guardrail):
+                self._watched.append(span)
+            else:
+                span.grows = span.action is not Action.BLOCK  # what is cut off stays cut off
+                insort(self._pending, span, key=_key)
+        self._watermark = self._limits[0][1].max_chars if self._limits else _NEVER
+
+    def _advance(self, to: int, out: list[Effect]) -> None:
+        """Move the release pointer, applying in text order what was found before ``to``."""
+        for span in self._growing:
+            if span.category == "length" and span.grows:
+                span.end = self._n
+            self._hide(span)
+        self._growing = [span for span in self._growing if span.grows or self._announce(span, out)]
+        while self._pending and self._pending[0].start < to:
+            span = self._pending.pop(0)
+            self._show(span.start, out)
+            if span.action is Action.BLOCK:
+                self._stop(span, out)
+                return
+            if span.start >= self._hidden_to:
+                out.append((REDACTED, span.placeholder, self._visible, span.guardrail.name, span.rule, span.category))
+                self._visible += len(span.placeholder)
+                self._placeholders += len(span.placeholder)
+            self._hide(span)
+            if span.grows:
+                self._growing.append(span)
+            else:
+                self._announce(span, out)
+        self._show(to, out)
+
+    def _show(self, to: int, out: list[Effect]) -> None:
+        """Release everything before ``to`` that is not hidden."""
+        start = max(self._r, self._hidden_to)
+        if to > start:
+            base = self._n - len(self._tail)
+            text = self._tail[start - base : to - base]
+            self._visible += len(text)
+            if out and out[-1][0] == RELEASE:
+                out[-1] = (RELEASE, out[-1][1] + text)
+            else:
+                out.append((RELEASE, text))
+        self._r = max(self._r, to)
+
+    def _hide(self, span: Span) -> None:
+        if self._hidden and span.start < self._hidden[-1][1]:
+            first, last = self._hidden[-1]
+            self._hidden[-1] = (first, max(last, span.end))
+        else:
+            self._hidden.append((span.start, span.end))
+        self._hidden_to = max(self._hidden_to, span.end)
+
+    def _stop(self, span: Span, out: list[Effect]) -> None:
+        self.blocked = True
+        self.block = self._finding(span)
+        out.append((FOUND, self.block))
+        out.append((BLOCKED, self.block, self._n - self._r))
+        for growing in self._growing:
+            growing.grows = False
+            self._announce(growing, out)
+        self._growing.clear()
+        self._pending.clear()
+        self._watched = [watched for watched in self._watched if watched.start < span.start]
+        self._checks = [pending for pending in self._checks if pending.check.start < span.start]
+        self._lanes = [lane for lane in self._lanes if not lane.lane.decides]
+        self._one = None
+        self._watermark = _NEVER
+
+    # -- reporting ----------------------------------------------------------------------------------------------
+
+    def _announce(self, span: Span, out: list[Effect]) -> None:
+        out.append((FOUND, self._finding(span)))
+
+    def _finding(self, span: Span, exposed: int = 0) -> Finding:
+        mode = Mode.MONITOR if self.monitor else span.guardrail.mode
+        return Finding(
+            guardrail=span.guardrail.name,
+            kind=span.guardrail.kind,
+            rule=span.rule,
+            category=span.category,
+            start=span.start,
+            end=span.end,
+            mode=mode,
+            action=span.action,
+            channel=self.channel,
+            score=span.score,
+            exposed=exposed,
+            would_have=would_have(mode, span.action),
+        )
+
+    def _report(self, out: list[Effect]) -> None:
+        """Report watched spans whose share in the visible text is known now."""
+        if not self._watched:
+            return
+        complete = self._ended and not self.waiting
+        left: list[Span] = []
+        for span in self._watched:
+            if span.grows or not (self.blocked or complete or self._r >= span.end):
+                left.append(span)
+                continue
+            shown_to = min(span.end, self._r)
+            exposed = max(0, shown_to - span.start)
+            for first, last in self._hidden:
+                exposed -= max(0, min(last, shown_to) - max(first, span.start))
+            self._exposed += exposed
+            out.append((FOUND, self._finding(span, exposed)))
+        self._watched = left
+
+    def _forget(self) -> None:
+        """Drop retained text that nobody looks at any more, and see whether the fast path may be taken again."""
+        base = self._n - len(self._tail)
+        keep = self._r if not self.blocked else self._n
+        for lane in self._lanes:
+            keep = min(keep, lane.horizon)
+            for run in lane.runs.values():
+                if run.next < run.until and run.swallowing is None:
+                    keep = min(keep, max(run.next, base))
+                elif run.swallowing is not None:
+                    keep = min(keep, run.reach)
+        if keep > base:
+            self._drop(keep - base)
+        if self._hidden:
+            oldest = min((span.start for span in self._watched), default=keep)
+            self._hidden = [pair for pair in self._hidden if pair[1] > min(oldest, keep)]
+        if self.blocked and self._lanes and all(lane.horizon >= self._r for lane in self._lanes):
+            if not any(lane.dirty and any(r.next < self._r for r in lane.runs.values()) for lane in self._lanes):
+                if not any(span.grows for span in self._watched):
+                    self._lanes.clear()
+                    self._tail, self._folded = "", None
+        self._busy = bool(
+            self._always
+            or self.blocked
+            or self._ended
+            or self._skewed
+            or self._pending
+            or self._growing
+            or self._watched
+            or self._hidden_to > self._r
+            or not self._lanes
+            or any(lane.dirty for lane in self._lanes)
+        )
+
+    def _drop(self, count: int) -> None:
+        dropped = self._tail[:count]
+        self._tail = self._tail[count:]
+        if self._plan.lead_width:
+            self._lead = (self._lead + dropped)[-self._plan.lead_width :]
+        edge = self._edge
+        raw, folded, run = (edge, fold_plain(edge), 0) if isinstance(edge, str) else edge
+        if self._skewed:
+            whole = fold_text(dropped, run=run)
+            self._edge = (dropped[-1], last_folded(dropped, folded, run=run), whole.run)
+            self._skewed = skewed(self._tail) or whole.run > 0
+            if self._skewed and self._folded is not None:
+                self._folded = without_head(self._folded, self._n - len(self._tail))
+            elif not self._skewed:
+                self._folded = None
+        else:
+            self._edge = dropped[-1]
+
+    # -- asking the gate ----------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Does a deciding guardrail still have to answer?"""
+        return any(pending.deciding for pending in self._checks)
+
+    @property
+    def unanswered(self) -> int:
+        """How many texts wait for verdicts (callers stop reading at 10)."""
+        return len(self._checks)
+
+    @property
+    def held(self) -> int:
+        """Characters held now: read, not hidden, not released."""
+        if self.blocked:
+            return 0
+        return max(0, self._n - max(self._r, min(self._hidden_to, self._n)))
+
+    @property
+    def hold(self) -> Hold | None:
+        """What is held now and why, or None."""
+        held = self.held
+        if not held:
+            return None
+        if (unjudged := self._unjudged_from()) <= self._r:
+            for guardrail in (*self._plan.whole, *self._plan.batched):
+                if self._decides(guardrail):
+                    return Hold(
+                        held, guardrail.name, "whole answer" if unjudged == 0 and self._plan.whole else "sentence"
+                    )
+        best: LaneRun | None = None
+        for lane in self._lanes:
+            if lane.lane.decides and (best is None or lane.state.age > best.state.age):
+                best = lane
+        if best is None or best.state.rule < 0:
+            return Hold(held, "", "")
+        entry = best.lane.entries[best.state.rule]
+        return Hold(held, entry.guardrail.name, entry.compiled.rule.id)
+
+    @property
+    def counters(self) -> Counters:
+        """Characters read, shown (placeholders not counted), kept back, and exposed."""
+        released = self._visible - self._placeholders
+        return Counters(self._n, released, self._n - released - self.held, self._exposed)
+
+
+def gate_text(
+    policy: Policy,
+    text: str,
+    *,
+    applies_to: AppliesTo = AppliesTo.PROMPT,
+    monitor: bool = False,
+    channel: str = "text",
+) -> TextResult:
+    """Check a whole text with the same gate. ``checks`` lists what BATCHED guardrails would have to be asked."""
+    gate = Gate(policy, applies_to, channel, monitor=monitor)
+    effects = [*gate.feed(text), *gate.finish()]
+    findings = sorted((e[1] for e in effects if e[0] == FOUND), key=lambda f: (f.start, f.end))
+    visible = "".join(e[1] for e in effects if e[0] == RELEASE or e[0] == REDACTED)
+    return TextResult(
+        action=strongest(findings),
+        visible=visible,
+        findings=findings,
+        checks=[e[1] for e in effects if e[0] == CHECK],
+    )
+
+
+def strongest(findings: list[Finding]) -> str:
+    """The action of a text: the strongest that any deciding or warning finding asks for."""
+    actions = {finding.action for finding in findings if finding.mode is Mode.BLOCK}
+    if Action.BLOCK in actions:
+        return "block"
+    if actions & {Action.REDACT, Action.MASK}:
+        return "redact"
+    return "warn" if Action.WARN in actions else "allow"
