@@ -1,0 +1,50 @@
+// Writing, sending and stopping by keyboard.
+
+export function startComposer(page) {
+  const forms = { ask: document.getElementById("ask"), own: document.getElementById("own") };
+  const stop = document.getElementById("stop");
+  const run = () => document.getElementById("run").dataset.run;
+  const showStop = () => {
+    stop.disabled = run() !== "streaming";
+  };
+  page.addEventListener("htmx:wsAfterMessage", showStop);
+
+  for (const button of page.querySelectorAll("[data-mode]")) {
+    button.addEventListener("click", () => {
+      for (const other of page.querySelectorAll("[data-mode]")) {
+        other.setAttribute("aria-pressed", String(other === button));
+      }
+      for (const [mode, form] of Object.entries(forms)) form.hidden = mode !== button.dataset.mode;
+      forms[button.dataset.mode].querySelector("textarea").focus();
+    });
+  }
+
+  for (const form of Object.values(forms)) {
+    const box = form.querySelector("textarea");
+    box.addEventListener("keydown", (event) => {
+      // While an input method composes, Enter picks a candidate.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || form === forms.own) return;
+      event.preventDefault();
+      form.requestSubmit();
+    });
+    form.addEventListener("htmx:wsAfterSend", () => {
+      box.value = "";
+    });
+  }
+
+  page.addEventListener("htmx:wsAfterSend", () => {
+    for (const old of document.querySelectorAll("#notices .banner")) old.remove();
+  });
+
+  page.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-dismiss]");
+    if (button) button.closest(".banner").remove();
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && run() === "streaming") {
+      event.preventDefault();
+      stop.click();
+    }
+  });
+}

@@ -1,0 +1,92 @@
+// The socket's memory: which event of which session was applied last.
+//
+// Every piece of HTML begins with a cursor (session, seq). It is read before htmx applies the piece, so that an event
+// is applied exactly once however often it is sent, and after a lost connection each session that has not ended is
+// resumed from where this page is.
+
+const CURSOR = /<i id="cursor"[^>]*>/;
+const PAGE_WIDE = new Set(["guardrail_status", "timing"]);
+
+export function startStream(page) {
+  const seen = new Map(); // session -> last applied seq, of sessions that have not ended
+  const ended = new Set();
+  const ackBytes = Number(page.dataset.ackBytes) || 65536;
+  const encoder = new TextEncoder();
+  const banner = document.getElementById("connection");
+  let socket = null;
+  let unacked = 0;
+  let lost = false;
+  let slow = 0;
+
+  for (const session of page.dataset.live.split(" ").filter(Boolean)) seen.set(session, 0);
+
+  const send = (frame) => socket?.sendImmediately(JSON.stringify(frame));
+
+  // A page that stays hidden for long should still come back within seconds, so the pause is capped low.
+  window.htmx.config.wsReconnectDelay = (tries) => Math.min(4000, 250 * 2 ** tries) * (0.75 + Math.random() / 2);
+
+  page.addEventListener("htmx:wsOpen", (event) => {
+    socket = event.detail.socketWrapper;
+    unacked = 0;
+    lost = false;
+    clearTimeout(slow);
+    banner.textContent = "";
+    page.dataset.connection = "open";
+    for (const [session, seq] of seen) send({ type: "resume", session_id: session, last_seq: seq });
+  });
+
+  page.addEventListener("htmx:wsClose", (event) => {
+    lost = true;
+    page.dataset.connection = "lost";
+    banner.textContent = "Connection lost. Reconnecting…";
+    // The extension comes back by itself after an abnormal closure only; a server that restarts closes politely.
+    const code = event.detail.event.code;
+    if (code === 4401 || code === 4403) {
+      banner.textContent = "The server refused the connection. Reload the page to sign in again.";
+    } else if (![1006, 1011, 1012, 1013].includes(code)) {
+      slow = setTimeout(() => lost && event.detail.socketWrapper.reconnect(), 1000);
+    }
+  });
+
+  page.addEventListener("htmx:wsBeforeMessage", (event) => {
+    const message = event.detail.message;
+    unacked += encoder.encode(message).length;
+    const tag = CURSOR.exec(message);
+    if (!tag) return;
+    const cursor = document.createRange().createContextualFragment(tag[0]).firstChild.dataset;
+    const { session, type, target } = cursor;
+    const seq = Number(cursor.seq);
+    if (seq && seq <= (seen.get(session) ?? (ended.has(session) ? Infinity : 0))) {
+      event.preventDefault(); // applied before the connection was lost
+    } else if (target && !document.getElementById(target)) {
+      event.preventDefault(); // its message or its row is not on this page (another policy's lanes are shown)
+    } else if (PAGE_WIDE.has(type) && session !== document.getElementById("run").dataset.session) {
+      event.preventDefault(); // lanes and timeline belong to the latest answer
+    }
+    if (seq && !ended.has(session)) seen.set(session, Math.max(seq, seen.get(session) ?? 0));
+    if (type === "state" && message.includes('data-state="COMPLETE"')) {
+      seen.delete(session);
+      ended.add(session);
+    }
+    if (type === "message_new" && !event.defaultPrevented) replaceServed(message);
+    if (unacked >= ackBytes && seq) {
+      send({ type: "ack", seq, session_id: session });
+      unacked = 0;
+    }
+  });
+
+  page.addEventListener("htmx:wsAfterMessage", () => {
+    const id = document.getElementById("conversation-id").value;
+    const here = new URL(location.href);
+    if (id && here.searchParams.get("conversation") !== id) {
+      here.search = new URLSearchParams({ conversation: id }).toString();
+      history.replaceState(null, "", here); // so that a reload finds the way back
+    }
+  });
+}
+
+// A message that was served with the page and is now replayed from the log would stand there twice.
+function replaceServed(message) {
+  const article = /<article class="message [a-z]+" id="([A-Za-z0-9_-]+)"/.exec(message);
+  if (article) document.getElementById(article[1])?.remove();
+}

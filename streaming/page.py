@@ -1,0 +1,186 @@
+"""What the demo page shows when it is served: the stored conversation, the lanes of a policy, what is still running.
+
+Exists so that the view stays a view. Protects the rule that a reload shows the conversation as it was: messages,
+chips, blocks, findings and deferred results come from the database alone, and what has not ended yet is named so
+that the page can resume it from its log.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from django.db.models import Q
+from django.http import HttpRequest
+
+from guardrails import selectors as policies
+from guardrails.performance import Checkpoint
+from guardrails.policy import Guardrail, Policy
+from streaming.models import AuditSession, Conversation, Finding, Message
+from streaming.presentation import (
+    BlockView,
+    FindingView,
+    MessageView,
+    PromptView,
+    StatusView,
+    TimelineView,
+    pieces,
+    policy_words,
+    usage_words,
+)
+
+WHEN = {
+    Checkpoint.IMMEDIATE: "every chunk, before it is shown",
+    Checkpoint.BATCHED: "at sentence ends",
+    Checkpoint.DEFERRED: "in a worker, after the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One guardrail in its lane."""
+
+    name: str
+    does: str
+    status: StatusView
+    hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One checkpoint with its guardrails."""
+
+    name: str
+    when: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConversation:
+    """A conversation as the database tells it. ``live``: ids of sessions that have not ended."""
+
+    id: str = ""
+    messages: Sequence[MessageView | PromptView] = ()
+    live: Sequence[str] = ()
+    latest: AuditSession | None = None
+    hits: Mapping[str, int] = field(default_factory=dict)
+    deferred: Mapping[str, StatusView] = field(default_factory=dict)
+
+    @property
+    def timeline(self) -> TimelineView | None:
+        """Of the latest answer, when it was stored."""
+        return TimelineView.of(self.latest.timing) if self.latest is not None and self.latest.timing else None
+
+
+def lanes(policy: Policy | None, stored: StoredConversation) -> list[Lane]:
+    """The three lanes, with what the latest answer of the conversation left in them."""
+    guardrails = policy.guardrails if policy is not None else ()
+    return [
+        Lane(
+            name=checkpoint.value,
+            when=WHEN[checkpoint],
+            rows=[_row(guardrail, stored) for guardrail in guardrails if guardrail.checkpoint is checkpoint],
+        )
+        for checkpoint in Checkpoint
+    ]
+
+
+def _row(guardrail: Guardrail, stored: StoredConversation) -> Row:
+    return Row(
+        name=guardrail.name,
+        does=f"{guardrail.kind} · {guardrail.action.value} · {guardrail.mode.value}",
+        status=stored.deferred.get(guardrail.name) or StatusView(guardrail.name),
+        hits=stored.hits.get(guardrail.name, 0),
+    )
+
+
+def policy_infos() -> Sequence[policies.PolicyInfo]:
+    """Policies to choose from, the demo's own first."""
+    return sorted(policies.policy_choices(), key=lambda info: (info.name != "demo", info.name != "basic", info.name))
+
+
+def conversation_for(request: HttpRequest, conversation_id: str) -> StoredConversation | None:
+    """The conversation if this visitor may see it; None when there is no such one for them."""
+    try:
+        key = uuid.UUID(conversation_id)
+    except ValueError:
+        return None
+    owner = Q(session_key=request.session.session_key, user=None)
+    if request.user.is_authenticated:
+        owner |= Q(user=request.user)
+    conversation = Conversation.objects.filter(owner, pk=key).first()
+    return None if conversation is None else stored_conversation(conversation)
+
+
+def stored_conversation(conversation: Conversation) -> StoredConversation:
+    """Everything that the page shows of a conversation, in four queries."""
+    messages = list(conversation.messages.order_by("created"))
+    sessions = list(
+        AuditSession.objects.filter(conversation=conversation)
+        .order_by("started_at")
+        .prefetch_related("findings", "deferred_checks")
+    )
+    by_message = {key: session for session in sessions for key in (session.prompt_id, session.answer_id) if key}
+    latest = sessions[-1] if sessions else None
+    hits: dict[str, int] = {}
+    deferred: dict[str, StatusView] = {}
+    if latest is not None:
+        for finding in latest.findings.all():
+            hits[finding.guardrail] = hits.get(finding.guardrail, 0) + 1
+        for check in latest.deferred_checks.all():
+            took = check.finished_at - check.started_at if check.finished_at and check.started_at else None
+            deferred[check.guardrail] = StatusView(
+                check.guardrail,
+                state=check.state,
+                last_ms=took.total_seconds() * 1000 if took is not None else None,
+                error=check.error,
+            )
+    return StoredConversation(
+        id=str(conversation.pk),
+        messages=[_message(message, by_message.get(message.pk)) for message in messages],
+        live=[str(s.pk) for s in sessions if s.state != AuditSession.State.COMPLETE],
+        latest=latest,
+        hits=hits,
+        deferred=deferred,
+    )
+
+
+def _message(message: Message, session: AuditSession | None) -> MessageView | PromptView:
+    metadata: dict[str, object] = message.metadata or {}
+    text = pieces(message.content, metadata.get("redactions"))
+    session_id = "" if session is None else str(session.pk)
+    if message.role == Message.Role.USER:
+        return PromptView(id=str(message.pk), session_id=session_id, pieces=text)
+    usage = metadata.get("usage")
+    findings = [] if session is None else list(session.findings.all())
+    return MessageView(
+        id=str(message.pk),
+        session_id=session_id,
+        provider=message.provider,
+        model=message.model,
+        policy="" if session is None else policy_words({"name": session.policy_name, "version": session.policy_version}),
+        status=message.status,
+        state="COMPLETE" if session is None else session.state,
+        outcome="" if session is None else session.outcome,
+        pieces=text,
+        findings=[FindingView.of(_values(finding)) for finding in findings],
+        block=_block(session, findings) if message.status == Message.Status.BLOCKED else None,
+        error="" if session is None else session.error,
+        usage=usage_words(usage if isinstance(usage, Mapping) else {}),
+    )
+
+
+def _values(finding: Finding) -> dict[str, object]:
+    return {f.name: getattr(finding, f.name) for f in Finding._meta.concrete_fields}
+
+
+def _block(session: AuditSession | None, findings: Sequence[Finding]) -> BlockView:
+    by = next((f for f in findings if f.action == "block" and f.mode == "BLOCK"), None)
+    guardrail = "" if by is None else by.guardrail
+    where = "prompt" if by is not None and by.channel == "prompt" else "answer"
+    return BlockView(
+        reason=f"The {where} was stopped by the guardrail “{guardrail}”.",
+        guardrail=guardrail,
+        withheld=0 if session is None else session.withheld,
+    )

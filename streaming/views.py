@@ -1,0 +1,66 @@
+"""The live demo page.
+
+Exists to show the gate at work: the page is served with what the database knows and then driven by the session's
+events over ``/ws/chat/``. Protects the rule that one view and one template serve the page and its fragments.
+"""
+
+from __future__ import annotations
+
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from guardrails import selectors as policies
+from streaming import page
+from streaming.conf import conf, demo_mode
+from streaming.providers import base as providers
+from streaming.providers.scripted import SCENARIOS
+
+
+@require_safe
+@never_cache
+def demo(request: HttpRequest) -> HttpResponse:
+    """``/``: the page; for htmx only the lanes of the policy that was chosen (``?policy=NAME``).
+
+    ``?conversation=ID`` shows a stored conversation to the visitor that it belongs to; anybody else gets an empty
+    page with a note, the same one for a conversation that never was.
+    """
+    if not demo_mode() and not request.user.is_authenticated:
+        return redirect_to_login(request.get_full_path())
+    if not request.session.session_key:
+        # The socket finds the visitor by this cookie; without it a reload could not prove whose conversation it is.
+        request.session.create()
+    infos = page.policy_infos()
+    wanted = request.GET.get("policy", "")
+    info = next((i for i in infos if i.name == wanted), infos[0] if infos else None)
+    asked_for = request.GET.get("conversation", "")
+    stored = page.conversation_for(request, asked_for) if asked_for else None
+    policy, trouble = None, ""
+    if info is None:
+        trouble = "No policy is active."
+    else:
+        try:
+            policy = policies.active_policy(info.name)
+        except policies.PolicyUnavailable as error:
+            trouble = str(error)
+    shown = stored or page.StoredConversation()
+    context = {
+        "infos": infos,
+        "info": info,
+        "policy": {"digest": policy.digest if policy else "", "error": trouble},
+        "lanes": page.lanes(policy, shown),
+        "conversation": shown,
+        "timeline": shown.timeline,
+        "missing": bool(asked_for) and stored is None,
+        "providers": list(providers.available().values()),
+        "scenarios": [{"name": name, "label": s.label, "prompt": s.prompt} for name, s in SCENARIOS.items()],
+        "limits": conf(),
+    }
+    template = "streaming/demo.html#chosen_policy" if _is_fragment(request) else "streaming/demo.html"
+    return render(request, template, context)
+
+
+def _is_fragment(request: HttpRequest) -> bool:
+    return request.headers.get("HX-Request") == "true"
