@@ -166,11 +166,9 @@ class Matcher:
             at += 1
         return at, state
 
-    def reopen(self, positions: tuple[int, ...], before: str) -> Anchored:
-        """The swallowing state that was serialised as ``positions`` after the folded character ``before``."""
-        alphabet = self.program.alphabet
-        prev = alphabet.masks[alphabet.part(before)] if before else START
-        return self._state(positions, prev, late=False, accepts=False)
+    def reopen(self, positions: tuple[int, ...]) -> Anchored:
+        """The swallowing state that was serialised as ``positions``; it has no assertion left to resolve."""
+        return self._state(positions, START, late=False, accepts=False)
 
     def _swallow(self, found: Match, text: str, run: int, running: Anchored | None, *, final: bool) -> Match:
         to_cap = found.last == found.end

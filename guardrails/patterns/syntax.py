@@ -220,7 +220,7 @@ def _convert(parsed: Sequence[tuple[object, object]], flags: int) -> Node:
     return seq(*(_convert_one(op, value, flags) for op, value in parsed))
 
 
-def _convert_one(op: object, value: object, flags: int) -> Node:  # noqa: C901, PLR0911 - one case per construct
+def _convert_one(op: object, value: object, flags: int) -> Node:
     if op is sre.LITERAL:
         assert isinstance(value, int)
         return Chars(_cased(((value, value),), flags))

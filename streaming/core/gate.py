@@ -27,6 +27,7 @@ from guardrails.patterns.folding import (
     without_head,
 )
 from guardrails.policy import SENTENCE_CHARS, Guardrail, Policy
+from streaming.core import snapshot
 from streaming.core.effects import (
     BLOCKED,
     CHECK,
@@ -41,6 +42,7 @@ from streaming.core.effects import (
 )
 from streaming.core.lanes import LaneRun, Span
 from streaming.core.sentences import SentenceCutter
+from streaming.core.snapshot import GateState
 
 __all__ = ["BLOCKED", "CHECK", "FOUND", "REDACTED", "RELEASE", "Counters", "Effect", "Gate", "Hold", "SentenceCheck",
            "TextResult", "gate_text"]  # fmt: skip
@@ -50,8 +52,9 @@ _NEVER = 1 << 62
 _NOTHING: list[Effect] = []
 
 
-def _key(span: Span) -> tuple[int, int]:
-    return span.start, span.order
+def _key(span: Span) -> tuple[int, bool, int]:
+    """Text order; at one position a block comes first (what starts there is not before it), then policy order."""
+    return span.start, span.action is not Action.BLOCK, span.order
 
 
 class Pending:
@@ -86,6 +89,7 @@ class Gate:
         self.monitor = monitor
         self.blocked = False
         self.block: Finding | None = None
+        self._stopped_by: Span | None = None
         plan = policy.plan(self.applies_to, monitor=monitor)
         self._plan = plan
         self._lanes = [LaneRun(lane) for lane in plan.lanes]
@@ -153,7 +157,7 @@ class Gate:
             for at in range(0, len(text), _SLICE):
                 out.extend(self.feed(text[at : at + _SLICE]))
             return out
-        if not text or not self._lanes and self.blocked:
+        if not text or (not self._lanes and self.blocked):
             self._n += len(text)
             return []
         for lane in self._lanes:
@@ -294,20 +298,22 @@ class Gate:
         return out
 
     def _fold(self) -> Folded:
-        edge = self._edge
-        return fold_text(self._tail, base=self._n - len(self._tail), run=0 if isinstance(edge, str) else edge[2])
+        return fold_text(self._tail, base=self._n - len(self._tail), run=self._edges(self._edge)[2])
+
+    @staticmethod
+    def _edges(edge: str | tuple[str, str, int]) -> tuple[str, str, int]:
+        """The raw and the folded character before the retained text, and how many ignorables stand in between."""
+        return (edge, fold_plain(edge), 0) if isinstance(edge, str) else edge
 
     def _settle_lane(self, lane: LaneRun) -> int:
         """One lane's horizon and its newly final matches, filed as pending or watched."""
         horizon = lane.settle(self._folded if lane.lane.folds else None, self._n, ended=self._ended)
         if lane.dirty:
-            edge = self._edge
+            raw_before, folded_before, _ = self._edges(self._edge)
             if lane.lane.folds:
-                folded = self._folded or self._fold()
-                before = fold_plain(edge) if isinstance(edge, str) else edge[1]
+                folded, before = self._folded or self._fold(), folded_before
             else:
-                folded = raw_text(self._tail, base=self._n - len(self._tail))
-                before = edge if isinstance(edge, str) else edge[0]
+                folded, before = raw_text(self._tail, base=self._n - len(self._tail)), raw_before
             lead = lane.lead_of(self._lead) if lane.lane.lead_width else ""
             for span in lane.matches(folded, before, lead, ended=self._ended):
                 if lane.lane.decides:
@@ -376,6 +382,7 @@ class Gate:
 
     def _stop(self, span: Span, out: list[Effect]) -> None:
         self.blocked = True
+        self._stopped_by = span
         self.block = self._finding(span)
         out.append((FOUND, self.block))
         out.append((BLOCKED, self.block, self._n - self._r))
@@ -446,12 +453,22 @@ class Gate:
         if self._hidden:
             oldest = min((span.start for span in self._watched), default=keep)
             self._hidden = [pair for pair in self._hidden if pair[1] > min(oldest, keep)]
-        if self.blocked and self._lanes and all(lane.horizon >= self._r for lane in self._lanes):
-            if not any(lane.dirty and any(r.next < self._r for r in lane.runs.values()) for lane in self._lanes):
-                if not any(span.grows for span in self._watched):
-                    self._lanes.clear()
-                    self._tail, self._folded = "", None
-        self._busy = bool(
+        if self.blocked and self._lanes and self._watchers_done():
+            self._lanes.clear()
+            self._tail, self._folded = "", None
+        self._busy = self._is_busy()
+
+    def _watchers_done(self) -> bool:
+        """After a block: is every finding that began before it known?"""
+        if any(span.grows for span in self._watched):
+            return False
+        return all(
+            lane.horizon >= self._r and all(run.next >= self._r for run in lane.runs.values() if run.dirty)
+            for lane in self._lanes
+        )
+
+    def _is_busy(self) -> bool:
+        return bool(
             self._always
             or self.blocked
             or self._ended
@@ -469,8 +486,7 @@ class Gate:
         self._tail = self._tail[count:]
         if self._plan.lead_width:
             self._lead = (self._lead + dropped)[-self._plan.lead_width :]
-        edge = self._edge
-        raw, folded, run = (edge, fold_plain(edge), 0) if isinstance(edge, str) else edge
+        _, folded, run = self._edges(self._edge)
         if self._skewed:
             whole = fold_text(dropped, run=run)
             self._edge = (dropped[-1], last_folded(dropped, folded, run=run), whole.run)
@@ -481,6 +497,29 @@ class Gate:
                 self._folded = None
         else:
             self._edge = dropped[-1]
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state(self) -> GateState:
+        """The state as JSON-able data of O(bound) bytes; ``Gate.restore`` goes on from it in any process."""
+        return snapshot.dump(self)
+
+    @classmethod
+    def restore(cls, policy: Policy, state: GateState) -> Gate:
+        """A gate that goes on where ``state`` was taken. Raises ``StateError`` if it is not of this policy version."""
+        snapshot.check_belongs(policy, state)
+        gate = cls(policy, AppliesTo(state["applies_to"]), state["channel"], monitor=state["monitor"])
+        snapshot.load(gate, state)
+        return gate
+
+    def _reload(self, checks: list[tuple[SentenceCheck, set[str], set[str]]]) -> None:
+        """Last step of restoring: what follows from the stored state."""
+        self._checks = [Pending(check, open_, deciding) for check, open_, deciding in checks]
+        self._watermark = self._limits[0][1].max_chars if self._limits and not self.blocked else _NEVER
+        ignorables = self._edges(self._edge)[2]
+        self._skewed = skewed(self._tail) or ignorables > 0
+        self._folded = self._fold() if self._skewed else None
+        self._busy = self._is_busy()
 
     # -- asking the gate ----------------------------------------------------------------------------------------
 

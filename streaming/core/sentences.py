@@ -19,17 +19,12 @@ class SentenceCutter:
     ``LOOK_AHEAD`` characters and one chunk.
     """
 
-    __slots__ = ("_limit", "_tail", "start")
+    __slots__ = ("_limit", "start", "tail")
 
     def __init__(self, limit: int, *, start: int = 0, tail: str = "") -> None:
         self._limit = limit
-        self._tail = tail
+        self.tail = tail  # the unfinished sentence and what was read ahead of its end
         self.start = start  # offset of the unfinished sentence
-
-    @property
-    def tail(self) -> str:
-        """The text of the unfinished sentence and what was read ahead of its end."""
-        return self._tail
 
     def feed(self, text: str) -> list[tuple[int, str]]:
         """More text; returns (offset, text) of every sentence that has certainly ended."""
@@ -38,8 +33,8 @@ class SentenceCutter:
         step = self._limit + LOOK_AHEAD
         at = 0
         while at < len(text):
-            room = max(1, step - len(self._tail))
-            self._tail += text[at : at + room]
+            room = max(1, step - len(self.tail))
+            self.tail += text[at : at + room]
             at += room
             while (end := self._certain_end()) > 0:
                 out.append(self._cut(end))
@@ -48,21 +43,21 @@ class SentenceCutter:
     def finish(self) -> list[tuple[int, str]]:
         """The text has ended: every sentence that is left."""
         out: list[tuple[int, str]] = []
-        while self._tail:
-            ends = [end for end in sentence_boundaries(self._tail) if end > 0]
-            end = min(ends[0] if ends else len(self._tail), self._limit)
+        while self.tail:
+            ends = [end for end in sentence_boundaries(self.tail) if end > 0]
+            end = min(ends[0] if ends else len(self.tail), self._limit)
             out.append(self._cut(end))
         return out
 
     def _cut(self, end: int) -> tuple[int, str]:
-        sentence = (self.start, self._tail[:end])
+        sentence = (self.start, self.tail[:end])
         self.start += end
-        self._tail = self._tail[end:]
+        self.tail = self.tail[end:]
         return sentence
 
     def _certain_end(self) -> int:
         """The first end that no further text can take back, or 0."""
-        tail = self._tail
+        tail = self.tail
         if len(tail) < 2:
             return 0
         for end in sentence_boundaries(tail):

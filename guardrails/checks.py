@@ -1,0 +1,69 @@
+"""System checks: what is misconfigured is said before a request finds out.
+
+Ids are stable: sluicegate.E001 demo secret in production, E002 DEBUG in production, E003 demo mode in production,
+E004 generated signing keys in production, E005 no database or broker named in production, W001 no broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+
+@register
+def check_production(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """What production must not have."""
+    if not settings.SLUICEGATE_PRODUCTION:
+        return []
+    found: list[CheckMessage] = []
+    if settings.SLUICEGATE_SECRET_KEY_GENERATED:
+        found.append(
+            Error(
+                "Production runs with the generated demo secret key.",
+                hint="Set SLUICEGATE_SECRET_KEY to 50 or more random characters.",
+                id="sluicegate.E001",
+            )
+        )
+    if settings.DEBUG:
+        found.append(Error("Production runs with DEBUG.", hint="Unset DEBUG.", id="sluicegate.E002"))
+    if settings.SLUICEGATE_DEMO:
+        found.append(Error("Production runs in demo mode.", hint="Unset SLUICEGATE_DEMO.", id="sluicegate.E003"))
+    missing = [
+        name
+        for name in ("SLUICEGATE_VERSION_KEY_FILE", "SLUICEGATE_ACTIVATION_KEY_FILE")
+        if not getattr(settings, name)
+    ]
+    if missing:
+        found.append(
+            Error(
+                f"Production signs with generated demo keys: {', '.join(missing)} not set.",
+                hint="Name files with Ed25519 private keys (manage.py help make_signing_key).",
+                id="sluicegate.E004",
+            )
+        )
+    if unset := [name for name in ("DATABASE_URL", "REDIS_URL") if not getattr(settings, name, "")]:
+        found.append(
+            Error(
+                f"Production needs {' and '.join(unset)}.",
+                hint="DATABASE_URL=postgres://…, REDIS_URL=redis://…",
+                id="sluicegate.E005",
+            )
+        )
+    return found
+
+
+@register
+def check_broker(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """Without a broker nothing crosses processes."""
+    if settings.REDIS_URL or settings.SLUICEGATE_PRODUCTION:
+        return []
+    return [
+        Warning(
+            "REDIS_URL is not set: sessions stay within one process and deferred checks wait.",
+            hint="Run `manage.py demo`, which starts an embedded Valkey, or set REDIS_URL.",
+            id="sluicegate.W001",
+        )
+    ]

@@ -1,0 +1,30 @@
+"""The ASGI application: HTTP to Django, WebSockets to the consumers.
+
+Runs the system checks itself: an ASGI server that is started bare does not, and production must not come up with demo
+secrets.
+"""
+
+from __future__ import annotations
+
+import os
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+django_application = get_asgi_application()
+
+from streaming.routing import websocket_urlpatterns  # noqa: E402
+
+from project.startup import refuse_misconfiguration  # noqa: E402 - Django has to be set up first
+
+refuse_misconfiguration()
+
+application = ProtocolTypeRouter(
+    {
+        "http": django_application,
+        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+    }
+)
