@@ -88,7 +88,9 @@ class AuditSession(models.Model):
         Conversation, null=True, blank=True, on_delete=models.SET_NULL, related_name="sessions"
     )
     prompt = models.ForeignKey(Message, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
-    answer = models.ForeignKey(Message, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    answer = models.ForeignKey(
+        Message, null=True, blank=True, on_delete=models.SET_NULL, related_name="sessions_answered"
+    )
     state = models.CharField(max_length=16, choices=State.choices, default=State.ACTIVE)
     outcome = models.CharField(max_length=16, blank=True)
     would_have = models.CharField(max_length=16, blank=True, help_text="What MONITOR hits would have done.")

@@ -1,0 +1,147 @@
+"""The session's event log: writers append, readers read on from any seq, in any process.
+
+Exists because the pump belongs to the session and not to the socket: pump and workers write here, sockets and SSE
+read here, and nothing travels only by a channel-layer group (the channel layer merely wakes readers early).
+Protects the order of events: ``seq`` is given atomically with the append, so two writers never share one.
+
+    LogUnavailable     the store cannot be reached now
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import islice
+from typing import Protocol
+
+from streaming.core.events import stamp
+
+Payload = Mapping[str, object]
+
+
+class LogUnavailable(Exception):
+    """The session log cannot be reached. Whether an append under way was made is not known."""
+
+    code = "log_unavailable"
+
+
+class SessionLog(Protocol):
+    """What writers and readers need of a log. Every method but the two contexts raises ``LogUnavailable``."""
+
+    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        """Append the payloads in order; returns the seq of the last one.
+
+        ``ms`` is the time since the session's start. Seqs go on from the last one, or from ``floor`` if that is
+        higher: a store that has lost everything must not count from 1 again under readers that have seen more.
+        """
+
+    async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
+        """Stamped events with a seq above ``after``, oldest first, at most ``count``."""
+
+    def attend(self, session_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """A reader is there, which keeps the session from being abandoned; appends set the event."""
+
+    def run(self, session_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """The caller runs the session; ``interrupt`` from any process sets the event."""
+
+    async def attended(self, session_id: str) -> bool:
+        """Whether any process has a reader of this session."""
+
+    async def interrupt(self, session_id: str) -> None:
+        """Ask whichever process runs the session to stop it."""
+
+    async def interrupted(self, session_id: str) -> bool:
+        """Whether somebody asked: what the running process looks at in case the wake was lost."""
+
+
+class LocalEvents:
+    """The events of readers and pumps of this process, by session; both logs lean on it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._waiting
+
+    def sessions(self) -> list[str]:
+        """Sessions that somebody here waits for."""
+        return list(self._waiting)
+
+    def add(self, session_id: str) -> asyncio.Event:
+        """A new event for this session."""
+        event = asyncio.Event()
+        self._waiting[session_id].add(event)
+        return event
+
+    def remove(self, session_id: str, event: asyncio.Event) -> bool:
+        """Forget the event; True when it was the session's last one here."""
+        self._waiting[session_id].discard(event)
+        if not self._waiting[session_id]:
+            del self._waiting[session_id]
+            return True
+        return False
+
+    def set(self, session_id: str) -> bool:
+        """Wake everybody here who waits for the session; False when nobody does."""
+        waiting = self._waiting.get(session_id, ())
+        for event in tuple(waiting):
+            event.set()
+        return bool(waiting)
+
+
+class MemoryLog:
+    """A log for one process and one event loop: the terminal client, and tests."""
+
+    def __init__(self, max_events: int = 20_000) -> None:
+        self._events: dict[str, deque[dict[str, object]]] = defaultdict(lambda: deque(maxlen=max_events))
+        self._seq: dict[str, int] = defaultdict(int)
+        self._readers, self._runners = LocalEvents(), LocalEvents()
+        self._stopped: set[str] = set()
+
+    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        """See ``SessionLog``."""
+        seq = max(self._seq[session_id], floor)
+        for payload in payloads:
+            seq += 1
+            self._events[session_id].append(stamp(payload, seq=seq, session_id=session_id, ms=ms))
+        self._seq[session_id] = seq
+        self._readers.set(session_id)
+        return seq
+
+    async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
+        """See ``SessionLog``."""
+        later = (event for event in self._events[session_id] if int(str(event["seq"])) > after)
+        return list(islice(later, count))
+
+    @asynccontextmanager
+    async def attend(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+        """See ``SessionLog``."""
+        event = self._readers.add(session_id)
+        try:
+            yield event
+        finally:
+            self._readers.remove(session_id, event)
+
+    @asynccontextmanager
+    async def run(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+        """See ``SessionLog``."""
+        event = self._runners.add(session_id)
+        try:
+            yield event
+        finally:
+            self._runners.remove(session_id, event)
+
+    async def attended(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        return session_id in self._readers
+
+    async def interrupt(self, session_id: str) -> None:
+        """See ``SessionLog``."""
+        self._stopped.add(session_id)
+        self._runners.set(session_id)
+
+    async def interrupted(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        return session_id in self._stopped

@@ -1,0 +1,231 @@
+"""The session log in Redis (or Valkey): a capped, expiring stream per session.
+
+Protects three rules. ``seq`` is given by the script that appends, so writers in several processes never share one.
+A lost wake-up is no hang: readers also poll. And a reader in this process costs no second round trip: the append
+itself returns which *other* processes read along, and only those are woken through the channel layer.
+
+Keys, all with ``{session}`` as hash tag and expiring: ``sg:log`` the stream, ``sg:seq`` the last seq, ``sg:readers``
+processes that read along (score: until when that is believed), ``sg:runner`` who runs it, ``sg:stop`` asked to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import structlog
+from channels.layers import BaseChannelLayer, get_channel_layer
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from streaming.conf import Conf, conf, redis_url
+from streaming.core.wire import from_json, to_json
+from streaming.log import LocalEvents, LogUnavailable, Payload
+
+T = TypeVar("T")
+logger = structlog.get_logger(__name__)
+
+APPEND = """
+local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
+if seq < tonumber(ARGV[1]) then seq = tonumber(ARGV[1]) end
+for i = 6, #ARGV do
+  seq = seq + 1
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], string.format('%d-0', seq), 'e', ARGV[i])
+end
+redis.call('SET', KEYS[2], string.format('%d', seq), 'EX', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+local others = {}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[4], '+inf')) do
+  if name ~= ARGV[5] then others[#others + 1] = name end
+end
+return {seq, others}
+"""
+
+BELIEVED_S = 20
+"""Seconds a reader's process is believed after its last sign of life; it renews every quarter of that."""
+
+WAKE_LIMIT_S = 1.0
+"""A wake-up is a convenience: it may never hold up the writer for longer than a reader's poll takes."""
+
+
+def connect(url: str) -> Redis:
+    """A client that fails at once: a caller here would rather tell the reader than wait and retry."""
+    return Redis.from_url(url, socket_connect_timeout=2, socket_timeout=3, retry=Retry(NoBackoff(), 0))
+
+
+class RedisLog:
+    """The log of one event loop. ``aclose`` stops its two background tasks and its connections."""
+
+    def __init__(self, url: str, layer: BaseChannelLayer | None, settings: Conf) -> None:
+        self._redis = connect(url)
+        self._append = self._redis.register_script(APPEND)
+        self._layer, self._conf = layer, settings
+        self._channel = ""
+        self._readers, self._runners = LocalEvents(), LocalEvents()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        """See ``SessionLog``."""
+        texts = [to_json({**payload, "session_id": session_id, "ms": ms}) for payload in payloads]
+        limits = [floor, self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel]
+        keys = [_key(name, session_id) for name in ("log", "seq", "readers")]
+        seq, others = await self._reach(self._append(keys=keys, args=[*limits, *texts]))
+        self._readers.set(session_id)
+        for name in others:
+            await self._wake(name.decode(), {"type": "log.wake", "session": session_id})
+        return int(seq)
+
+    async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
+        """See ``SessionLog``."""
+        rows = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
+        return [{**from_json(row[b"e"]), "seq": int(name.split(b"-")[0])} for name, row in rows]
+
+    @asynccontextmanager
+    async def attend(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+        """See ``SessionLog``. Does not raise when the store is away; the first ``read`` says so."""
+        await self._start()
+        event = self._readers.add(session_id)
+        try:
+            with contextlib.suppress(LogUnavailable):
+                await self._say_that_we_read([session_id])
+            yield event
+        finally:
+            if self._readers.remove(session_id, event):
+                with contextlib.suppress(LogUnavailable):
+                    await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
+
+    @asynccontextmanager
+    async def run(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+        """See ``SessionLog``. Does not raise when the store is away; the first ``append`` says so."""
+        await self._start()
+        event = self._runners.add(session_id)
+        try:
+            with contextlib.suppress(LogUnavailable):
+                key = _key("runner", session_id)
+                await self._reach(self._redis.set(key, self._channel, ex=self._conf.log_ttl_s))
+            yield event
+        finally:
+            self._runners.remove(session_id, event)
+
+    async def attended(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        if session_id in self._readers:
+            return True
+        return bool(await self._reach(self._redis.zcount(_key("readers", session_id), time.time(), "+inf")))
+
+    async def interrupt(self, session_id: str) -> None:
+        """See ``SessionLog``. A session of this process is stopped even when the store is away."""
+        if self._runners.set(session_id):
+            return
+        await self._reach(self._redis.set(_key("stop", session_id), 1, ex=self._conf.log_ttl_s))
+        if runner := await self._reach(self._redis.get(_key("runner", session_id))):
+            await self._wake(runner.decode(), {"type": "log.stop", "session": session_id})
+
+    async def interrupted(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        return bool(await self._reach(self._redis.exists(_key("stop", session_id))))
+
+    async def ping(self) -> None:
+        """Raises ``LogUnavailable`` when the store cannot be reached."""
+        await self._reach(self._redis.ping())
+
+    async def aclose(self) -> None:
+        """Stop the background tasks and close the connections."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _reach(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LogUnavailable(f"the session log cannot be reached ({type(error).__name__})") from error
+
+    async def _start(self) -> None:
+        if self._tasks:
+            return
+        self._channel = await self._layer.new_channel("sluicegate") if self._layer else f"none!{id(self)}"
+        for loop in (self._keep(), *([self._listen(self._layer)] if self._layer else [])):
+            task = asyncio.get_running_loop().create_task(loop)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _say_that_we_read(self, sessions: Sequence[str]) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for session_id in sessions:
+            pipe.zadd(_key("readers", session_id), {self._channel: time.time() + BELIEVED_S})
+            pipe.expire(_key("readers", session_id), self._conf.log_ttl_s)
+        await self._reach(pipe.execute())
+
+    async def _keep(self) -> None:
+        """One task per process renews what all its readers say, so that a thousand sockets are one round trip."""
+        while True:
+            await asyncio.sleep(BELIEVED_S / 4)
+            if sessions := self._readers.sessions():
+                with contextlib.suppress(LogUnavailable):
+                    await self._say_that_we_read(sessions)
+
+    async def _listen(self, layer: BaseChannelLayer) -> None:
+        """Hand wake-ups from other processes to the events here; lives through a store that goes and comes back."""
+        while True:
+            try:
+                message = await layer.receive(self._channel)
+            except (RedisError, OSError, TimeoutError):
+                await asyncio.sleep(1.0)
+                continue
+            target = self._runners if message.get("type") == "log.stop" else self._readers
+            target.set(str(message.get("session", "")))
+
+    async def _wake(self, channel: str, message: dict[str, object]) -> None:
+        if self._layer is None or channel.startswith("none!"):
+            return
+        try:
+            async with asyncio.timeout(WAKE_LIMIT_S):
+                await self._layer.send(channel, message)
+        except Exception as error:  # a full channel, a store that just went away: readers poll
+            logger.debug("wake_lost", error=type(error).__name__)
+
+
+def _key(name: str, session_id: str) -> str:
+    return f"sg:{name}:{{{session_id}}}"
+
+
+_logs: WeakKeyDictionary[asyncio.AbstractEventLoop, RedisLog] = WeakKeyDictionary()
+
+
+def shared_log() -> RedisLog:
+    """The log of the running event loop, made on first use. Raises ``LogUnavailable`` when none is configured."""
+    url = redis_url()
+    if not url:
+        raise LogUnavailable("no session log is configured (REDIS_URL is not set)")
+    loop = asyncio.get_running_loop()
+    if loop not in _logs:
+        _logs[loop] = RedisLog(url, cast("BaseChannelLayer | None", get_channel_layer()), conf())
+    return _logs[loop]
+
+
+@asynccontextmanager
+async def own_log() -> AsyncIterator[RedisLog]:
+    """A log for one piece of work with an event loop of its own (a worker's task); closed at the end."""
+    url = redis_url()
+    if not url:
+        raise LogUnavailable("no session log is configured (REDIS_URL is not set)")
+    log = RedisLog(url, cast("BaseChannelLayer | None", get_channel_layer()), conf())
+    try:
+        yield log
+    finally:
+        await log.aclose()
+
+
+async def close_shared_log() -> None:
+    """Close the running loop's log, if it has one."""
+    if log := _logs.pop(asyncio.get_running_loop(), None):
+        await log.aclose()

@@ -1,0 +1,56 @@
+"""Reads that pump, consumers, pages and tasks share.
+
+Exists so that a query is written once. Protects the rule that a provider is shown only what a reader may see: the
+history is made of visible text, and of prompts that were not blocked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.db.models import QuerySet
+
+from streaming.core.events import Done, MessageUpdate, ServerEvent, StateChange
+from streaming.models import AuditSession, DeferredCheck, Message
+from streaming.providers.base import ChatMessage
+from streaming.sessions import Visitor, conversation_of
+
+
+def conversation_messages(conversation_id: str) -> QuerySet[Message]:
+    """All messages of a conversation in order."""
+    return Message.objects.filter(conversation_id=conversation_id).order_by("created")
+
+
+def history(visitor: Visitor, conversation_id: str, limit: int) -> tuple[ChatMessage, ...]:
+    """The last ``limit`` messages of the visitor's conversation for a provider, oldest first.
+
+    Raises ``Conversation.DoesNotExist``.
+    """
+    conversation = conversation_of(visitor, conversation_id)
+    rows = (
+        Message.objects.filter(conversation=conversation)
+        .exclude(role=Message.Role.USER, status=Message.Status.BLOCKED)
+        .exclude(content="")
+        .order_by("-created")[:limit]
+    )
+    return tuple(ChatMessage(row.role, row.content) for row in reversed(rows))
+
+
+def session_over(session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:
+    """State of a session, and, when its answer is over, the events that say so from the database alone."""
+    session = AuditSession.objects.select_related("answer").get(pk=session_id)
+    state = AuditSession.State(session.state)
+    if state is AuditSession.State.ACTIVE:
+        return state, ()
+    content = session.answer.content if session.answer else ""
+    events: list[ServerEvent] = []
+    if session.answer is not None:
+        events.append(MessageUpdate(str(session.answer_id), content, session.answer.metadata))
+    events.append(Done(content, session.outcome))
+    events.append(StateChange(state.value, session.outcome))
+    return state, events
+
+
+def open_checks(session_id: str) -> QuerySet[DeferredCheck]:
+    """Deferred checks of a session that have not ended."""
+    return DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN).order_by("id")

@@ -1,0 +1,369 @@
+"""The life of a session: ACTIVE -> MONITORING -> COMPLETE, each step taken exactly once.
+
+Exists so that state moves in one place. Protects two rules: whatever happened in between, the database alone says
+what a session was (prompt and placeholder before streaming, visible text after); and of several processes that see
+the same end coming, one takes the step and tells the readers, because each step is a conditional UPDATE whose row
+count is the answer.
+
+    from        step                    to
+    ACTIVE      answered, checks left   MONITORING
+    ACTIVE      answered                COMPLETE
+    ACTIVE      pump lost               COMPLETE (outcome "error")
+    MONITORING  last check ended        COMPLETE
+    MONITORING  time limit passed       COMPLETE (open checks "expired")
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+from django.db import transaction
+from django.utils import timezone
+
+from guardrails.findings import Finding as FoundHit
+from guardrails.findings import Outcome
+from streaming import models
+from streaming.core.events import PolicyRef
+from streaming.models import AuditSession, Conversation, DeferredCheck, Message
+from streaming.sealed import seal
+
+State = AuditSession.State
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.ACTIVE: frozenset({State.MONITORING, State.COMPLETE}),
+    State.MONITORING: frozenset({State.COMPLETE}),
+    State.COMPLETE: frozenset(),
+}
+"""Where a session may go from where it is; ``_move`` refuses everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who asks: a signed-in user, a browser session, or an API client (prefix of its key)."""
+
+    user_id: int | None = None
+    session_key: str = ""
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a session begins with. ``prompt`` is the visible prompt, after its guardrails."""
+
+    visitor: Visitor
+    prompt: str
+    policy: PolicyRef
+    provider: str
+    model: str
+    conversation_id: str = ""
+    prompt_metadata: dict[str, object] = field(default_factory=dict)
+    blocked: bool = False
+    monitor: bool = False
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Ids of the rows that now exist, and when the session began."""
+
+    session_id: str
+    conversation_id: str
+    prompt_id: str
+    answer_id: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredText:
+    """A text that a worker shall judge."""
+
+    guardrail: str
+    applies_to: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an answer ended. ``content`` is the visible text; counts are code points."""
+
+    outcome: Outcome
+    status: Message.Status
+    content: str = ""
+    metadata: dict[str, object] = field(default_factory=dict)
+    findings: Sequence[FoundHit] = ()
+    deferred: Sequence[DeferredText] = ()
+    chars_in: int = 0
+    released: int = 0
+    withheld: int = 0
+    exposed: int = 0
+    model: str = ""
+    timing: dict[str, object] = field(default_factory=dict)
+    last_seq: int = 0
+    error_code: str = ""
+    error: str = ""
+
+
+def start_session(new: NewSession) -> Started:
+    """Store conversation, prompt, placeholder and audit session in one transaction.
+
+    Raises ``Conversation.DoesNotExist`` when ``conversation_id`` is not one of the visitor's.
+    """
+    now = timezone.now()
+    with transaction.atomic():
+        conversation = conversation_of(new.visitor, new.conversation_id) if new.conversation_id else None
+        if conversation is None:
+            conversation = Conversation.objects.create(
+                user_id=new.visitor.user_id,
+                session_key=new.visitor.session_key,
+                client=new.visitor.client,
+                policy=new.policy["name"],
+                created=now,
+            )
+        prompt = Message(
+            conversation=conversation,
+            role=Message.Role.USER,
+            content=new.prompt,
+            status=Message.Status.BLOCKED if new.blocked else Message.Status.COMPLETE,
+            created=now,
+            metadata=new.prompt_metadata,
+        )
+        # One microsecond later: messages are read in the order of their creation.
+        answer = Message(
+            conversation=conversation,
+            role=Message.Role.ASSISTANT,
+            status=Message.Status.PENDING,
+            provider=new.provider,
+            model=new.model,
+            in_reply_to=prompt,
+            created=now + timedelta(microseconds=1),
+        )
+        Message.objects.bulk_create([prompt, answer])
+        session = AuditSession.objects.create(
+            conversation=conversation,
+            prompt=prompt,
+            answer=answer,
+            monitor=new.monitor,
+            policy_name=new.policy["name"],
+            policy_version=new.policy["version"],
+            policy_digest=new.policy["digest"],
+            provider=new.provider,
+            model=new.model,
+            client=new.visitor.client,
+            correlation_id=new.correlation_id,
+            started_at=now,
+            heartbeat_at=now,
+        )
+    return Started(str(session.id), str(conversation.id), str(prompt.id), str(answer.id), now)
+
+
+def conversation_of(visitor: Visitor, conversation_id: str) -> Conversation:
+    """The visitor's conversation. Raises ``Conversation.DoesNotExist``, also when it is somebody else's."""
+    try:
+        found = Conversation.objects.get(pk=UUID(conversation_id))
+    except ValueError:
+        raise Conversation.DoesNotExist from None
+    if not _owns(visitor, found):
+        raise Conversation.DoesNotExist
+    return found
+
+
+def session_of(visitor: Visitor, session_id: str) -> AuditSession:
+    """The visitor's session. Raises ``AuditSession.DoesNotExist``, also when it is somebody else's."""
+    try:
+        found = AuditSession.objects.select_related("conversation").get(pk=UUID(session_id))
+    except ValueError:
+        raise AuditSession.DoesNotExist from None
+    if found.conversation is None or not _owns(visitor, found.conversation):
+        raise AuditSession.DoesNotExist
+    return found
+
+
+def _owns(visitor: Visitor, conversation: Conversation) -> bool:
+    if conversation.client:
+        return conversation.client == visitor.client
+    if conversation.user_id is not None:
+        return conversation.user_id == visitor.user_id
+    return conversation.session_key == visitor.session_key
+
+
+def keep_partial(*, session_id: str, content: str, released: int, chars_in: int, last_seq: int) -> bool:
+    """Write through what is visible so far, as the pump's sign of life. False when the session has ended."""
+    with transaction.atomic():
+        alive = AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(
+            heartbeat_at=timezone.now(), released=released, chars_in=chars_in, last_seq=last_seq
+        )
+        if alive:
+            Message.objects.filter(sessions_answered__pk=session_id).update(
+                content=content, status=Message.Status.STREAMING
+            )
+    return bool(alive)
+
+
+def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
+    """The answer is over: store all of it and move on, in one transaction.
+
+    Returns MONITORING when deferred checks are left, else COMPLETE; None when another process ended the session
+    first (then nothing is changed).
+    """
+    target = State.MONITORING if ending.deferred else State.COMPLETE
+    now = timezone.now()
+    with transaction.atomic():
+        moved = _move(
+            session_id,
+            State.ACTIVE,
+            target,
+            outcome=ending.outcome.value,
+            would_have=worst_would_have(ending.findings),
+            answered_at=now,
+            ended_at=None if ending.deferred else now,
+            heartbeat_at=now,
+            chars_in=ending.chars_in,
+            released=ending.released,
+            withheld=ending.withheld,
+            exposed=ending.exposed,
+            timing=ending.timing,
+            last_seq=ending.last_seq,
+            error_code=ending.error_code,
+            error=ending.error,
+            **({"model": ending.model} if ending.model else {}),
+        )
+        if not moved:
+            return None
+        session = AuditSession.objects.only("answer_id").get(pk=session_id)
+        changes: dict[str, object] = {"model": ending.model} if ending.model else {}
+        Message.objects.filter(pk=session.answer_id).update(
+            content=ending.content, status=ending.status, metadata=ending.metadata, **changes
+        )
+        models.Finding.objects.bulk_create(finding_row(session_id, hit) for hit in ending.findings)
+        DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
+    return target
+
+
+def finding_row(session_id: str, hit: FoundHit) -> models.Finding:
+    """The stored form of a finding."""
+    return models.Finding(
+        session_id=UUID(str(session_id)),
+        n=hit.n,
+        guardrail=hit.guardrail,
+        kind=hit.kind,
+        rule=hit.rule,
+        category=hit.category,
+        channel=hit.channel,
+        start=hit.start,
+        end=hit.end,
+        score=hit.score,
+        mode=hit.mode.value,
+        action=hit.action.value,
+        would_have=hit.would_have or "",
+        exposed=hit.exposed,
+    )
+
+
+def seal_context(session_id: str, guardrail: str, applies_to: str) -> str:
+    """What a sealed text is bound to."""
+    return f"{session_id}/{guardrail}/{applies_to}"
+
+
+def _outbox_row(session_id: str, item: DeferredText, now: datetime) -> DeferredCheck:
+    context = seal_context(session_id, item.guardrail, item.applies_to)
+    return DeferredCheck(
+        session_id=UUID(session_id),
+        guardrail=item.guardrail,
+        applies_to=item.applies_to,
+        queued_at=now,
+        digest="sha256:" + hashlib.sha256(item.text.encode()).hexdigest(),
+        sealed_text=seal(item.text, context=context),
+    )
+
+
+def worst_would_have(findings: Sequence[FoundHit]) -> str:
+    """``blocked`` before ``redacted`` before nothing."""
+    said = {hit.would_have for hit in findings}
+    return "blocked" if "blocked" in said else "redacted" if "redacted" in said else ""
+
+
+def complete_if_done(session_id: str) -> bool:
+    """MONITORING -> COMPLETE when no deferred check is open. True for exactly one caller."""
+    with transaction.atomic():
+        # The lock makes two workers that end the last two checks see each other's result.
+        AuditSession.objects.select_for_update().filter(pk=session_id).first()
+        if DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN).exists():
+            return False
+        return _move(session_id, State.MONITORING, State.COMPLETE, ended_at=timezone.now())
+
+
+def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
+    """ACTIVE -> COMPLETE, outcome "error", for a session whose pump gave no sign of life since ``stale_before``.
+
+    What was written through stays as the message's content. True for exactly one caller.
+    """
+    now = timezone.now()
+    with transaction.atomic():
+        session = AuditSession.objects.select_for_update().filter(pk=session_id, heartbeat_at__lt=stale_before).first()
+        if session is None or not _move(
+            session_id,
+            State.ACTIVE,
+            State.COMPLETE,
+            outcome=Outcome.ERROR.value,
+            error_code="pump_lost",
+            error=error,
+            answered_at=now,
+            ended_at=now,
+        ):
+            return False
+        Message.objects.filter(pk=session.answer_id).update(status=Message.Status.ERROR)
+    return True
+
+
+def _move(session_id: str, source: State, target: State, **changes: object) -> bool:
+    if target not in TRANSITIONS[source]:
+        raise ValueError(f"a session cannot go from {source} to {target}")
+    return AuditSession.objects.filter(pk=session_id, state=source).update(state=target, **changes) == 1
+
+
+def record_check(
+    *,
+    visitor: Visitor,
+    policy: PolicyRef,
+    ending: Ending,
+    monitor: bool,
+    conversation_key: str,
+    correlation_id: str,
+    session_id: str = "",
+) -> str:
+    """Store a one-shot check as a session of its own, with its findings and outbox rows; returns the session's id.
+
+    Calls that name the same ``conversation_key`` are one conversation of that client.
+    """
+    now = timezone.now()
+    with transaction.atomic():
+        conversation = None
+        if conversation_key:
+            conversation = Conversation.objects.filter(client=visitor.client, external_id=conversation_key).first()
+        if conversation is None:
+            conversation = Conversation.objects.create(
+                user_id=visitor.user_id,
+                session_key=visitor.session_key,
+                client=visitor.client,
+                external_id=conversation_key,
+                policy=policy["name"],
+                created=now,
+            )
+        session = AuditSession.objects.create(
+            pk=UUID(session_id) if session_id else uuid4(),
+            origin=AuditSession.Origin.CHECK,
+            conversation=conversation,
+            monitor=monitor,
+            policy_name=policy["name"],
+            policy_version=policy["version"],
+            policy_digest=policy["digest"],
+            client=visitor.client,
+            correlation_id=correlation_id,
+            started_at=now,
+        )
+        finish_streaming(session_id=str(session.pk), ending=ending)
+    return str(session.pk)
