@@ -9,6 +9,7 @@ from json import dumps, loads
 import pytest
 
 from guardrails.kinds.base import Config, Kind, all_kinds
+from guardrails.lint import spans_in
 from guardrails.patterns.compiler import CompiledRule, compile_rule
 
 Hits = Callable[..., list[tuple[str, str]]]
@@ -25,25 +26,11 @@ def _compiled(kind: str, config: str) -> tuple[CompiledRule, ...]:
     return tuple(compile_rule(rule) for rule in build(kind, loads(config)).rules())
 
 
-def matches(rule: CompiledRule, text: str) -> list[tuple[int, int]]:
-    """Spans of one rule in a whole text, by the definition: starts ascending, resume at the end of a match."""
-    folded = rule.fold(text)
-    spans, at = [], 0
-    while at < len(folded.text):
-        found = rule.matcher.match(folded, at, "", lead="", final=True)
-        if found is None:
-            at += 1
-            continue
-        spans.append((folded.start(found.first), folded.end(found.last)))
-        at = found.end
-    return spans
-
-
 def find(kind: str, text: str, config: Mapping[str, object] | None = None) -> list[tuple[str, str]]:
     """``(rule id, what is hidden)`` of every hit, in text order; a length limit is the rule ``max_chars``."""
     found = []
     for rule in _compiled(kind, dumps(config or {}, sort_keys=True)):
-        found += [(start, rule.rule.id, text[start:end]) for start, end in matches(rule, text)]
+        found += [(start, rule.rule.id, text[start:end]) for start, end in spans_in(rule, text)]
     for limit in build(kind, config or {}).limits():
         if len(text) > limit.max_chars:
             found.append((limit.max_chars, limit.rule, text[limit.max_chars :]))
