@@ -7,14 +7,13 @@ that the page can resume it from its log.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from django.db.models import Q
 from django.http import HttpRequest
 
 from guardrails import selectors as policies
+from guardrails.findings import Mode
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from streaming.models import AuditSession, Conversation, Finding, Message
@@ -29,6 +28,8 @@ from streaming.presentation import (
     policy_words,
     usage_words,
 )
+from streaming.selectors import conversation_messages
+from streaming.sessions import Visitor, conversation_of
 
 WHEN = {
     Checkpoint.IMMEDIATE: "every chunk, before it is shown",
@@ -89,10 +90,19 @@ def lanes(policy: Policy | None, stored: StoredConversation) -> list[Lane]:
 def _row(guardrail: Guardrail, stored: StoredConversation) -> Row:
     return Row(
         name=guardrail.name,
-        does=f"{guardrail.kind} · {guardrail.action.value} · {guardrail.mode.value}",
+        does=_does(guardrail),
         status=stored.deferred.get(guardrail.name) or StatusView(guardrail.name),
         hits=stored.hits.get(guardrail.name, 0),
     )
+
+
+def _does(guardrail: Guardrail) -> str:
+    what = {"block": "blocks", "redact": "redacts", "mask": "redacts", "warn": "warns"}[guardrail.action.value]
+    if guardrail.mode is Mode.DISABLED:
+        what = "switched off"
+    elif guardrail.mode is Mode.MONITOR:
+        what = "records only"
+    return what if guardrail.kind == guardrail.name else f"{guardrail.kind} · {what}"
 
 
 def policy_infos() -> Sequence[policies.PolicyInfo]:
@@ -102,20 +112,19 @@ def policy_infos() -> Sequence[policies.PolicyInfo]:
 
 def conversation_for(request: HttpRequest, conversation_id: str) -> StoredConversation | None:
     """The conversation if this visitor may see it; None when there is no such one for them."""
+    visitor = Visitor(
+        user_id=request.user.pk if request.user.is_authenticated else None,
+        session_key=request.session.session_key or "",
+    )
     try:
-        key = uuid.UUID(conversation_id)
-    except ValueError:
+        return stored_conversation(conversation_of(visitor, conversation_id))
+    except Conversation.DoesNotExist:
         return None
-    owner = Q(session_key=request.session.session_key, user=None)
-    if request.user.is_authenticated:
-        owner |= Q(user=request.user)
-    conversation = Conversation.objects.filter(owner, pk=key).first()
-    return None if conversation is None else stored_conversation(conversation)
 
 
 def stored_conversation(conversation: Conversation) -> StoredConversation:
     """Everything that the page shows of a conversation, in four queries."""
-    messages = list(conversation.messages.order_by("created"))
+    messages = list(conversation_messages(str(conversation.pk)))
     sessions = list(
         AuditSession.objects.filter(conversation=conversation)
         .order_by("started_at")
@@ -159,7 +168,9 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         session_id=session_id,
         provider=message.provider,
         model=message.model,
-        policy="" if session is None else policy_words({"name": session.policy_name, "version": session.policy_version}),
+        policy=""
+        if session is None
+        else policy_words({"name": session.policy_name, "version": session.policy_version}),
         status=message.status,
         state="COMPLETE" if session is None else session.state,
         outcome="" if session is None else session.outcome,
@@ -169,6 +180,12 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),
     )
+
+
+def _policy(session: AuditSession | None) -> str:
+    if session is None:
+        return ""
+    return policy_words({"name": session.policy_name, "version": session.policy_version})
 
 
 def _values(finding: Finding) -> dict[str, object]:

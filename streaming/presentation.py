@@ -110,7 +110,7 @@ class StatusView:
     p95_ms: float | None = None
     error: str = ""
 
-    _SIGNS = {  # noqa: RUF012 - a constant of the class, not a field
+    _SIGNS = {
         "idle": ("○", "idle"),
         "waiting": ("◌", "waiting for a worker"),
         "checking": ("◐", "checking"),
@@ -285,9 +285,7 @@ class MessageView:
         return cls(id=message_id, session_id=session_id, provider=provider, model=model, policy=policy_words(policy))
 
     @classmethod
-    def ended(
-        cls, *, message_id: str, session_id: str, content: str, metadata: Mapping[str, object]
-    ) -> MessageView:
+    def ended(cls, *, message_id: str, session_id: str, content: str, metadata: Mapping[str, object]) -> MessageView:
         """A finished message, from ``message_update``. A prompt replies to nothing; its text comes with it."""
         usage = metadata.get("usage")
         return cls(
@@ -348,7 +346,8 @@ class TimelineView:
 
     WIDTH = 1000
     MIDDLE = 50
-    REACH = 40
+    REACH = 32
+    BAND = 12
 
     @classmethod
     def of(cls, event: Mapping[str, object]) -> TimelineView:
@@ -372,10 +371,14 @@ class TimelineView:
 
 
 def _mark(ms: int, chars: int, end: int, tallest: int, *, up: bool) -> Mark:
-    height = max(3.0, TimelineView.REACH * chars / tallest)
-    x = round(TimelineView.WIDTH * ms / end, 1)
-    return Mark(x=x, y=round(TimelineView.MIDDLE - 4 - height if up else TimelineView.MIDDLE + 4, 1),
-                height=round(height, 1))
+    # By square root: one long release after a hold must not flatten everything else.
+    height = round(max(2.0, TimelineView.REACH * (chars / tallest) ** 0.5), 1)
+    off = TimelineView.BAND + 2
+    return Mark(
+        x=round(TimelineView.WIDTH * ms / end, 1),
+        y=round(TimelineView.MIDDLE - off - height, 1) if up else TimelineView.MIDDLE + off,
+        height=height,
+    )
 
 
 def _held(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -403,7 +406,7 @@ def _held_outline(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[
     before = 0.0
     for ms, held in steps:
         x = round(TimelineView.WIDTH * ms / end, 1)
-        half = round(4 * held / most, 2)
+        half = round(TimelineView.BAND * held / most, 2)
         for y in (before, half):
             upper.append(f"{x},{TimelineView.MIDDLE - y}")
             lower.append(f"{x},{TimelineView.MIDDLE + y}")

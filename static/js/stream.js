@@ -8,8 +8,8 @@ const CURSOR = /<i id="cursor"[^>]*>/;
 const PAGE_WIDE = new Set(["guardrail_status", "timing"]);
 
 export function startStream(page) {
-  const seen = new Map(); // session -> last applied seq, of sessions that have not ended
-  const ended = new Set();
+  const seen = new Map(); // session -> last applied seq
+  const open = new Set(); // sessions that have not ended: to be resumed
   const ackBytes = Number(page.dataset.ackBytes) || 65536;
   const encoder = new TextEncoder();
   const banner = document.getElementById("connection");
@@ -18,7 +18,7 @@ export function startStream(page) {
   let lost = false;
   let slow = 0;
 
-  for (const session of page.dataset.live.split(" ").filter(Boolean)) seen.set(session, 0);
+  for (const session of page.dataset.live.split(" ").filter(Boolean)) open.add(session);
 
   const send = (frame) => socket?.sendImmediately(JSON.stringify(frame));
 
@@ -32,7 +32,7 @@ export function startStream(page) {
     clearTimeout(slow);
     banner.textContent = "";
     page.dataset.connection = "open";
-    for (const [session, seq] of seen) send({ type: "resume", session_id: session, last_seq: seq });
+    for (const session of open) send({ type: "resume", session_id: session, last_seq: seen.get(session) ?? 0 });
   });
 
   page.addEventListener("htmx:wsClose", (event) => {
@@ -56,24 +56,28 @@ export function startStream(page) {
     const cursor = document.createRange().createContextualFragment(tag[0]).firstChild.dataset;
     const { session, type, target } = cursor;
     const seq = Number(cursor.seq);
-    if (seq && seq <= (seen.get(session) ?? (ended.has(session) ? Infinity : 0))) {
+    if (seq && seq <= (seen.get(session) ?? 0)) {
       event.preventDefault(); // applied before the connection was lost
-    } else if (target && !document.getElementById(target)) {
+      return;
+    }
+    if (target && !document.getElementById(target)) {
       event.preventDefault(); // its message or its row is not on this page (another policy's lanes are shown)
     } else if (PAGE_WIDE.has(type) && session !== document.getElementById("run").dataset.session) {
       event.preventDefault(); // lanes and timeline belong to the latest answer
     }
-    if (seq && !ended.has(session)) seen.set(session, Math.max(seq, seen.get(session) ?? 0));
-    if (type === "state" && message.includes('data-state="COMPLETE"')) {
-      seen.delete(session);
-      ended.add(session);
+    if (seq) {
+      if (!seen.has(session)) open.add(session);
+      seen.set(session, seq);
     }
+    if (type === "state" && message.includes('data-state="COMPLETE"')) open.delete(session);
     if (type === "message_new" && !event.defaultPrevented) replaceServed(message);
     if (unacked >= ackBytes && seq) {
       send({ type: "ack", seq, session_id: session });
       unacked = 0;
     }
   });
+
+  page.addEventListener("htmx:oobBeforeSwap", (event) => keepSameText(event));
 
   page.addEventListener("htmx:wsAfterMessage", () => {
     const id = document.getElementById("conversation-id").value;
@@ -83,6 +87,15 @@ export function startStream(page) {
       history.replaceState(null, "", here); // so that a reload finds the way back
     }
   });
+}
+
+// The event that ends a message carries its whole text. Where the page has it already, as it should, it stays untouched
+// (and with it the reader's selection); where it has not, because a log was lost in between, it is put right.
+function keepSameText(event) {
+  const { target, fragment } = event.detail;
+  if (!target.matches(".text[data-visible]") || !fragment.querySelector?.(".text[data-visible]")) return;
+  if (target.textContent === fragment.textContent) event.detail.shouldSwap = false;
+  else if (target.textContent) target.closest(".message").dataset.repaired = "";
 }
 
 // A message that was served with the page and is now replayed from the log would stand there twice.

@@ -1,0 +1,209 @@
+"""What reaches the page as HTML: exactly the released text, addressed, escaped, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from streaming.core import events
+from streaming.fragments import FragmentContext, render
+from streaming.presentation import TimelineView, dom_id, hold_note, milliseconds, pieces
+
+CONTEXT = FragmentContext(conversation_id="c-1")
+POLICY: events.PolicyRef = {"name": "demo", "version": 3, "digest": "sha256:00"}
+
+
+class Reader(HTMLParser):
+    """Reads a fragment as a browser does: tags, attributes and text by the element that is swapped."""
+
+    VOID = frozenset({"input", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.swaps: dict[str, str] = {}
+        self._open: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        swap = attributes.get("hx-swap-oob")
+        key = None
+        if swap:
+            key = swap.partition(":")[2].lstrip("#") or attributes.get("id")
+            assert key, f"<{tag}> is swapped nowhere"
+            self.swaps.setdefault(key, "")
+        if tag not in self.VOID:
+            self._open.append(key)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        key = next((key for key in reversed(self._open) if key), None)
+        if key is not None:
+            self.swaps[key] += data
+
+
+def read(event: events.ServerEvent, seq: int = 7) -> Reader:
+    reader = Reader()
+    reader.feed(render(events.stamp(event.payload(), seq=seq, session_id="s1", ms=40), context=CONTEXT))
+    reader.close()
+    assert not reader._open
+    return reader
+
+
+def stream(chunk: str, channel: str = "text", choice: int = 0) -> Reader:
+    return read(events.MessageStream("a1", channel, choice, chunk))
+
+
+def test_it_works() -> None:
+    assert stream("Hello ").swaps["m-a1-text"] == "Hello "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "</div><b hx-get=/x>",
+        " \n  two  spaces\n",
+        "a\r\nb\rc",
+        "&amp; &lt; &#13;",
+        "ß İ \u212a \u200b \u2028",
+        "\u0085 \u0001",
+        "\"quoted\" & 'single'",
+    ],
+)
+def test_any_text_of_a_model_reads_back_character_by_character(text: str) -> None:
+    reader = stream(text)
+    # An HTML parser of the standard library keeps bare carriage returns; a browser does not, so they must be spelled.
+    html = render(events.MessageStream("a1", "text", 0, text).payload(), context=CONTEXT)
+    assert "\r" not in html
+    assert reader.swaps["m-a1-text"] == text
+    assert {tag for tag, _ in reader.tags} == {"i", "div"}
+
+
+def test_every_fragment_begins_with_its_cursor() -> None:
+    tag, attributes = stream("x").tags[0]
+    assert tag == "i"
+    assert attributes["id"] == "cursor"
+    assert (attributes["data-seq"], attributes["data-session"]) == ("7", "s1")
+    assert attributes["data-target"] == "m-a1"
+
+
+def test_a_forged_cursor_inside_text_stays_text() -> None:
+    html = render(events.MessageStream("a1", "text", 0, '<i id="cursor" data-seq="999">').payload(), context=CONTEXT)
+    assert len(re.findall(r"<i id=\"cursor\"", html)) == 1
+
+
+def test_a_hold_shows_its_length_and_reason_and_no_character_of_it() -> None:
+    reader = read(events.Hold("a1", "text", 7, "pii", "email"))
+    assert reader.swaps["m-a1-hold"] == "\xa0" * 7
+    assert reader.swaps["m-a1-note"] == "holding 7 characters: may be an e-mail address"
+
+
+def test_the_end_of_a_hold_clears_the_shimmer() -> None:
+    reader = read(events.Hold("a1", "text", 0, "", ""))
+    assert reader.swaps["m-a1-hold"] == ""
+    assert reader.swaps["m-a1-note"] == "nothing held"
+
+
+def test_a_redaction_is_a_chip_whose_text_is_the_placeholder() -> None:
+    reader = read(events.Redaction("a1", "text", 12, "[SSN]"))
+    assert reader.swaps["m-a1-text"] == "[SSN]"
+    assert ("mark", "") in [(tag, attributes.get("data-chip") or "") for tag, attributes in reader.tags]
+
+
+def test_thinking_goes_to_its_own_place() -> None:
+    assert stream("hm", channel="thinking").swaps["m-a1-thinking"] == "hm"
+
+
+def test_a_second_choice_is_not_mixed_into_the_first() -> None:
+    assert "m-a1-text" not in stream("other", choice=1).swaps
+
+
+def test_a_block_names_reason_and_count() -> None:
+    said = read(events.Blocked("a1", "It names <an> internal project.", "codenames", 18)).swaps["m-a1-extras"]
+    assert "It names <an> internal project." in said
+    assert re.search(r"codenames.*18 characters withheld", said)
+
+
+def test_an_error_without_a_session_is_still_shown() -> None:
+    html = render(
+        {"type": "error", "code": "invalid", "message": "prompt is empty", "recoverable": True, "field": "prompt"},
+        context=CONTEXT,
+    )
+    reader = Reader()
+    reader.feed(html)
+    assert "prompt is empty" in reader.swaps["notices"]
+    assert "field prompt" in reader.swaps["notices"]
+
+
+def test_a_status_reaches_state_and_times_with_units() -> None:
+    swaps = read(events.GuardrailStatus("harm", "DEFERRED", "would_block", 1840.0, 2210.5)).swaps
+    assert "would block" in swaps["g-harm-state"]
+    assert (swaps["g-harm-last"], swaps["g-harm-p95"]) == ("1.8 s", "2.2 s")
+
+
+def test_a_waiting_check_says_what_it_waits_for() -> None:
+    assert "waiting for a worker" in read(events.GuardrailStatus("harm", "DEFERRED", "waiting")).swaps["g-harm-state"]
+
+
+def test_a_new_answer_starts_the_run_and_names_its_conversation() -> None:
+    reader = read(events.MessageNew("a1", "c-9", "assistant", "scripted", "scripted-1", POLICY))
+    attributes = {a["id"]: a for _, a in reader.tags if a.get("id")}
+    assert attributes["run"]["data-run"] == "streaming"
+    assert attributes["conversation-id"]["value"] == "c-9"
+    assert attributes["m-a1"]["data-session"] == "s1"
+    assert attributes["m-a1-text"] == {"class": "text", "id": "m-a1-text", "data-visible": None}
+
+
+def test_a_prompt_appears_with_the_text_that_was_stored() -> None:
+    read(events.MessageNew("u1", "c-9", "user", "", "", POLICY))
+    update = events.MessageUpdate("u1", "my number is [SSN]", {"redactions": [[13, "[SSN]"]]})
+    assert read(update).swaps["m-u1-text"] == "my number is [SSN]"
+
+
+def test_an_unknown_event_of_a_newer_worker_is_its_cursor_alone() -> None:
+    html = render({"type": "surprise", "seq": 3, "session_id": "s1"}, context=CONTEXT)
+    reader = Reader()
+    reader.feed(html)
+    assert list(reader.swaps) == ["cursor"]
+
+
+@pytest.mark.parametrize("name", ["a b", "é", 'x"y', "a--b", "a.b"])
+def test_an_odd_guardrail_name_is_a_plain_id_and_stays_unique(name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", dom_id("g", name))
+    assert dom_id("g", name) != dom_id("g", name + "x")
+
+
+def test_a_literal_placeholder_of_the_model_is_no_chip() -> None:
+    text = "[SSN] is a label; [SSN]"
+    assert [(p.text, p.chip) for p in pieces(text, [[18, "[SSN]"]])] == [("[SSN] is a label; ", False), ("[SSN]", True)]
+
+
+def test_redactions_that_do_not_fit_the_text_lose_no_character() -> None:
+    text = "plain text"
+    for odd in ([[2, "[X]"]], [["a", "b"]], None, "x", [[0, "plain"], [3, "in text"]], [[-1, "t"]]):
+        assert "".join(piece.text for piece in pieces(text, odd)) == text
+
+
+def test_the_timeline_draws_every_arrival_and_what_was_held_between() -> None:
+    view = TimelineView.of({"arrivals": [[0, 4], [20, 4], [40, 4]], "releases": [[0, 4], [40, 8]], "naive_calls": 3})
+    assert (len(view.arrivals), len(view.releases)) == (3, 2)
+    assert view.longest_hold == "4 characters"
+    assert view.total == "40 ms"
+    assert view.held.startswith("0.0,")
+
+
+def test_a_timeline_without_events_is_empty_and_does_not_divide_by_zero() -> None:
+    assert TimelineView.of({"arrivals": [], "releases": []}).empty
+    assert "Timeline" in read(events.Timing([], [])).swaps["timeline"]
+
+
+def test_numbers_stand_with_their_units() -> None:
+    assert [milliseconds(v) for v in (None, 0.02, 3.14, 250, 1500, 12000)] == [
+        "–", "20 µs", "3.1 ms", "250 ms", "1.5 s", "12 s"]  # fmt: skip
+    assert hold_note(1, "pii", "ssn_dashed").startswith("holding 1 character: may be a social security number")
