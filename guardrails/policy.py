@@ -134,13 +134,15 @@ class Policy:
         """What a session under this policy can hold at most."""
         running = self.running(applies_to)
         best: tuple[Bound, str, str] = (Bound(0, 0), "", "")
+        with_ignorables = 0
         for guardrail in running:
             for compiled in guardrail.rules if guardrail.decides else ():
+                with_ignorables = max(with_ignorables, compiled.bound.with_ignorables)
                 if compiled.bound.characters > best[0].characters:
                     best = (compiled.bound, guardrail.name, compiled.rule.id)
         return PolicyBound(
             characters=best[0].characters,
-            with_ignorables=best[0].with_ignorables,
+            with_ignorables=with_ignorables,
             guardrail=best[1],
             rule=best[2],
             sentence=SENTENCE_CHARS if any(g.decides for g in self.batched(applies_to)) else None,

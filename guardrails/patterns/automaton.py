@@ -159,9 +159,6 @@ class Scanner:
     def _move(self, position: int, age: int, bits: int, reached: dict[int, int], seen: set[int]) -> None:
         program = self.program
         if bits >> program.waits_for(position) & 1:
-            instr = program.at(position)
-            if instr.base in self._leading and position - instr.base >= instr.low:
-                age = min(age, instr.high - 1)  # the oldest turn is used up, the next younger one moves
             there, accepts = program.arrive(program.consume(position))
             seen.update(accepts)
             for other in there:
@@ -174,7 +171,7 @@ class Scanner:
             instr = self.program.at(position)
             if instr.base in self._leading and position - instr.base >= instr.low:
                 # every character of the run started a thread of its own, so one position stands for all turns
-                position, age = instr.base + instr.low, min(age, instr.high)
+                position, age = instr.base + instr.low, min(age, instr.high - 1)
         if age >= reached.get(position, -1):
             reached[position] = age
 

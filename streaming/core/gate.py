@@ -92,7 +92,7 @@ class Gate:
         self._stopped_by: Span | None = None
         plan = policy.plan(self.applies_to, monitor=monitor)
         self._plan = plan
-        self._lanes = [LaneRun(lane) for lane in plan.lanes]
+        self._lanes = [LaneRun(lane, index) for index, lane in enumerate(plan.lanes)]
         self._one = self._lanes[0] if len(self._lanes) == 1 and plan.lanes[0].decides else None
         self._tail = ""  # retained text: from the oldest thing anybody may still look at
         self._n = 0  # characters read
@@ -293,6 +293,8 @@ class Gate:
                 if span.grows:
                     horizon = min(horizon, span.end)
             self._advance(min(horizon, self._unjudged_from()), out)
+        elif self._growing:
+            self._announce_grown(out)
         self._report(out)
         self._forget()
         return out
@@ -331,17 +333,14 @@ class Gate:
             if not self._decides(guardrail):
                 self._watched.append(span)
             else:
-                span.grows = span.action is not Action.BLOCK  # what is cut off stays cut off
                 insort(self._pending, span, key=_key)
         self._watermark = self._limits[0][1].max_chars if self._limits else _NEVER
 
     def _advance(self, to: int, out: list[Effect]) -> None:
         """Move the release pointer, applying in text order what was found before ``to``."""
         for span in self._growing:
-            if span.category == "length" and span.grows:
-                span.end = self._n
-            self._hide(span)
-        self._growing = [span for span in self._growing if span.grows or self._announce(span, out)]
+            self._hide(span, span.end)
+        self._announce_grown(out)
         while self._pending and self._pending[0].start < to:
             span = self._pending.pop(0)
             self._show(span.start, out)
@@ -352,7 +351,8 @@ class Gate:
                 out.append((REDACTED, span.placeholder, self._visible, span.guardrail.name, span.rule, span.category))
                 self._visible += len(span.placeholder)
                 self._placeholders += len(span.placeholder)
-            self._hide(span)
+            # what is over a length limit stays away, all of it
+            self._hide(span, _NEVER if span.guardrail.kind == "length" else span.end)
             if span.grows:
                 self._growing.append(span)
             else:
@@ -372,32 +372,37 @@ class Gate:
                 out.append((RELEASE, text))
         self._r = max(self._r, to)
 
-    def _hide(self, span: Span) -> None:
+    def _hide(self, span: Span, end: int) -> None:
         if self._hidden and span.start < self._hidden[-1][1]:
             first, last = self._hidden[-1]
-            self._hidden[-1] = (first, max(last, span.end))
+            self._hidden[-1] = (first, max(last, end))
         else:
-            self._hidden.append((span.start, span.end))
-        self._hidden_to = max(self._hidden_to, span.end)
+            self._hidden.append((span.start, end))
+        self._hidden_to = max(self._hidden_to, end)
 
     def _stop(self, span: Span, out: list[Effect]) -> None:
         self.blocked = True
         self._stopped_by = span
         self.block = self._finding(span)
-        out.append((FOUND, self.block))
         out.append((BLOCKED, self.block, self._n - self._r))
-        for growing in self._growing:
-            growing.grows = False
-            self._announce(growing, out)
-        self._growing.clear()
+        if span.grows:  # the record names the whole match, and what it is growing by is still coming
+            self._growing.append(span)
+        else:
+            self._announce(span, out)
         self._pending.clear()
         self._watched = [watched for watched in self._watched if watched.start < span.start]
         self._checks = [pending for pending in self._checks if pending.check.start < span.start]
-        self._lanes = [lane for lane in self._lanes if not lane.lane.decides]
+        self._lanes = [lane for lane in self._lanes if not lane.lane.decides or lane.close()]
         self._one = None
         self._watermark = _NEVER
 
     # -- reporting ----------------------------------------------------------------------------------------------
+
+    def _announce_grown(self, out: list[Effect]) -> None:
+        for span in self._growing:
+            if not span.grows:
+                self._announce(span, out)
+        self._growing = [span for span in self._growing if span.grows]
 
     def _announce(self, span: Span, out: list[Effect]) -> None:
         out.append((FOUND, self._finding(span)))
@@ -460,7 +465,7 @@ class Gate:
 
     def _watchers_done(self) -> bool:
         """After a block: is every finding that began before it known?"""
-        if any(span.grows for span in self._watched):
+        if self._growing or any(span.grows for span in self._watched):
             return False
         return all(
             lane.horizon >= self._r and all(run.next >= self._r for run in lane.runs.values() if run.dirty)

@@ -70,10 +70,12 @@ class RuleRun:
 class LaneRun:
     """A lane as one gate runs it. Offsets are code points of the original text."""
 
-    __slots__ = ("horizon", "lane", "runs", "state")
+    __slots__ = ("closed", "horizon", "index", "lane", "runs", "state")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, index: int) -> None:
         self.lane = lane
+        self.index = index
+        self.closed = False  # the answer is blocked: only spans that grow still matter
         self.state: State = lane.scanner.start
         self.runs: dict[int, RuleRun] = {}
         self.horizon = 0
@@ -85,14 +87,22 @@ class LaneRun:
 
     def note(self, n: int) -> None:
         """Take over which rules have accepted, now that ``n`` characters are read, and clear the state's marks."""
-        for rule in self.state.seen:
+        for rule in self.state.seen if not self.closed else ():
             self._run(rule).until = n
         self.state = self.lane.scanner.unmark(self.state)
 
     def note_end(self, n: int) -> None:
         """The text ends here: rules that were waiting for context accept."""
-        for rule in self.lane.scanner.accepts_at_end(self.state):
+        for rule in self.lane.scanner.accepts_at_end(self.state) if not self.closed else ():
             self._run(rule).until = n
+
+    def close(self) -> bool:
+        """Look for nothing new; returns whether a span still grows."""
+        self.closed = True
+        self.runs = {rule: run for rule, run in self.runs.items() if run.span is not None}
+        for run in self.runs.values():
+            run.until = 0
+        return bool(self.runs)
 
     def _run(self, rule: int) -> RuleRun:
         run = self.runs.get(rule)
@@ -103,7 +113,7 @@ class LaneRun:
     def settle(self, folded: Folded | None, n: int, *, ended: bool) -> int:
         """Move the horizon: everything before it is decided as far as this lane goes."""
         age = self.state.age
-        if ended or not age:
+        if ended or not age or self.closed:
             self.horizon = n
         elif folded is None or folded.starts is None:
             self.horizon = max(self.horizon, n - age)
@@ -121,6 +131,8 @@ class LaneRun:
                 self._grow(entry, run, folded, ended=ended)
                 if run.swallowing is not None:
                     continue
+            if self.closed:
+                continue
             yield from self._find(entry, run, folded, before, lead, ended=ended)
 
     def _grow(self, entry: RuleEntry, run: RuleRun, folded: Folded, *, ended: bool) -> None:

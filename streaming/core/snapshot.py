@@ -66,6 +66,15 @@ class CheckState(TypedDict):
     deciding: list[str]
 
 
+class LaneState(TypedDict):
+    """One lane: which of the plan's it is, its horizon, its rules that have fired (by number, as text)."""
+
+    index: int
+    closed: bool
+    horizon: int
+    runs: dict[str, RunState]
+
+
 class GateState(TypedDict):
     """Everything of a gate that its policy and its tail do not tell. Offsets in code points of the original text."""
 
@@ -93,8 +102,7 @@ class GateState(TypedDict):
     pending: list[int]
     growing: list[int]
     watched: list[int]
-    runs: list[dict[str, RunState]]
-    horizons: list[int]
+    lanes: list[LaneState]
     sentence: list[int | str] | None
     checks: list[CheckState]
     next_check: int
@@ -121,7 +129,15 @@ def dump(gate: Gate) -> GateState:
     pending = [number(span) for span in gate._pending]
     growing = [number(span) for span in gate._growing]
     watched = [number(span) for span in gate._watched]
-    runs = [{str(rule): run_state(run) for rule, run in lane.runs.items()} for lane in gate._lanes]
+    lanes: list[LaneState] = [
+        {
+            "index": lane.index,
+            "closed": lane.closed,
+            "horizon": lane.horizon,
+            "runs": {str(rule): run_state(run) for rule, run in lane.runs.items()},
+        }
+        for lane in gate._lanes
+    ]
     return {
         "format": FORMAT,
         "digest": gate.policy.digest,
@@ -147,8 +163,7 @@ def dump(gate: Gate) -> GateState:
         "pending": pending,
         "growing": growing,
         "watched": watched,
-        "runs": runs,
-        "horizons": [lane.horizon for lane in gate._lanes],
+        "lanes": lanes,
         "sentence": None if cutter is None else [cutter.start, cutter.tail],
         "checks": [
             {
@@ -193,11 +208,11 @@ def load(gate: Gate, state: GateState) -> None:
     if state["block"] is not None:
         gate._stopped_by = _span(gate, state["block"])
         gate.block = gate._finding(gate._stopped_by)
-    if gate.blocked:
-        gate._lanes = [lane for lane in gate._lanes if not lane.lane.decides] if state["runs"] else []
+    gate._lanes = [_lane(gate, lane, spans) for lane in state["lanes"]]
+    if gate.blocked or gate._one is None:
         gate._one = None
-    for lane, runs, horizon in zip(gate._lanes, state["runs"], state["horizons"], strict=True):
-        _load_lane(gate, lane, runs, horizon, spans)
+    else:
+        gate._one = gate._lanes[0]
     if gate._sentences is not None and state["sentence"] is not None:
         start, tail = state["sentence"]
         gate._sentences.start, gate._sentences.tail = int(start), str(tail)
@@ -213,7 +228,9 @@ def load(gate: Gate, state: GateState) -> None:
     )
 
 
-def _load_lane(gate: Gate, lane: LaneRun, runs: dict[str, RunState], horizon: int, spans: list[Span]) -> None:
+def _lane(gate: Gate, stored: LaneState, spans: list[Span]) -> LaneRun:
+    lane = LaneRun(gate._plan.lanes[stored["index"]], stored["index"])
+    lane.closed = stored["closed"]
     edge = gate._edge
     raw, folded, ignorables = gate._edges(edge)
     before = folded if lane.lane.folds else raw
@@ -222,14 +239,15 @@ def _load_lane(gate: Gate, lane: LaneRun, runs: dict[str, RunState], horizon: in
     for char in gate._tail:
         state = state[char]
     lane.state = scanner.unmark(state)
-    lane.horizon = horizon
-    for rule, stored in runs.items():
+    lane.horizon = stored["horizon"]
+    for rule, fired in stored["runs"].items():
         run = lane.runs[int(rule)] = RuleRun()
-        run.next, run.until, run.reach = stored["next"], stored["until"], stored["reach"]
-        run.span = None if stored["span"] is None else spans[stored["span"]]
-        if stored["swallowing"] is not None:
+        run.next, run.until, run.reach = fired["next"], fired["until"], fired["reach"]
+        run.span = None if fired["span"] is None else spans[fired["span"]]
+        if fired["swallowing"] is not None:
             matcher = lane.lane.entries[int(rule)].compiled.matcher
-            run.swallowing = matcher.reopen(tuple(stored["swallowing"]))
+            run.swallowing = matcher.reopen(tuple(fired["swallowing"]))
+    return lane
 
 
 def _span_state(span: Span) -> SpanState:

@@ -148,7 +148,9 @@ def test_a_status_reaches_state_and_times_with_units() -> None:
 
 
 def test_a_waiting_check_says_what_it_waits_for() -> None:
-    assert "waiting for a worker" in read(events.GuardrailStatus("harm", "DEFERRED", "waiting")).swaps["g-harm-state"]
+    waiting = events.GuardrailStatus("harm", "DEFERRED", "waiting", error="No worker is running.")
+    assert "waiting" in read(waiting).swaps["g-harm-state"]
+    assert "No worker is running." in read(waiting).swaps["g-harm-state"]
 
 
 def test_a_new_answer_starts_the_run_and_names_its_conversation() -> None:

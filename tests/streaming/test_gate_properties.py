@@ -1,0 +1,132 @@
+"""Random rules, texts and cuts against the whole-text check; promises 1-3 on every emission, 4 and 5 on every step."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guardrails.policy import Policy, PolicyError, compile_policy
+from streaming.core.gate import Gate
+from tests.streaming import generate
+from tests.streaming.drive import drive, random_cut
+from tests.streaming.oracle import expected
+
+EXAMPLES = int(os.environ.get("GATE_EXAMPLES", "2000"))
+profile = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES <= 2000,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+
+def random_policy(chance: random.Random, actions: tuple[str, ...] = ("redact", "redact", "block", "warn")) -> Policy:
+    """Up to four random rules with mixed actions, caps, folding and context; rules that are refused are left out."""
+    guardrails = []
+    for i in range(chance.randint(1, 4)):
+        rule = {
+            "id": f"r{i}",
+            "pattern": generate.pattern(chance),
+            "placeholder": f"[{i}]",
+            "cap": chance.choice([3, 5, 512]),
+            "fold": chance.random() < 0.7,
+        }
+        guardrail = {
+            "name": f"g{i}", "kind": "regex", "action": chance.choice(actions), "config": {"rules": [rule]},
+        }  # fmt: skip
+        try:
+            compile_policy({"policy": "t", "guardrails": [guardrail]})
+        except PolicyError:
+            continue
+        guardrails.append(guardrail)
+    return compile_policy({"policy": "t", "guardrails": guardrails})
+
+
+def sample(seed: int) -> tuple[Policy, str, random.Random]:
+    chance = random.Random(seed)
+    policy = random_policy(chance)
+    trees = [compiled.tree for guardrail in policy.guardrails for compiled in guardrail.rules]
+    return policy, generate.text(trees, chance) if trees else "ab1", chance
+
+
+def result(driven) -> tuple:
+    return driven.visible, driven.findings, driven.blocked
+
+
+seeds = st.integers(min_value=0, max_value=2**48)
+
+
+def test_it_works() -> None:
+    policy, text, _ = sample(1)
+    assert drive(policy, [text]).visible == expected(policy, text).visible
+
+
+@profile
+@given(seeds)
+def test_every_cut_gives_the_whole_text_verdict_and_never_shows_more(seed: int) -> None:
+    policy, text, chance = sample(seed)
+    want = expected(policy, text)
+    for chunks in ([text], list(text), random_cut(text, chance.getrandbits(32), 5)):
+        got = drive(policy, chunks, visible=want.visible)
+        assert result(got) == (want.visible, want.findings, want.blocked), chunks
+
+
+@profile
+@given(seeds)
+def test_state_survives_every_code_point(seed: int) -> None:
+    policy, text, _ = sample(seed)
+    want = expected(policy, text)
+    got = drive(policy, list(text), visible=want.visible, restore=True)
+    assert result(got) == (want.visible, want.findings, want.blocked)
+
+
+@profile
+@given(seeds)
+def test_never_holds_more_than_the_stated_bound(seed: int) -> None:
+    policy, text, chance = sample(seed)
+    bound = policy.bound("response")  # type: ignore[arg-type]
+    got = drive(policy, random_cut(text, chance.getrandbits(32), 5))
+    assert max(got.held, default=0) <= bound.with_ignorables
+
+
+@profile
+@given(seeds)
+def test_holds_only_what_a_live_thread_may_have_started(seed: int) -> None:
+    """Promise 4, exactly: brute force over every start says which characters may still become a violation."""
+    policy, text, _ = sample(seed)
+    gate = Gate(policy)
+    for n, char in enumerate(text, start=1):
+        gate.feed(char)
+        if gate.blocked:
+            break
+        assert gate.held <= n - oldest_live_start(policy, text[:n]), text[:n]
+
+
+def oldest_live_start(policy: Policy, text: str) -> int:
+    """The first start from which a deciding rule, tried alone from there, is still undecided."""
+    oldest = len(text)
+    for guardrail in policy.guardrails:
+        for compiled in guardrail.rules if guardrail.decides else ():
+            folded = compiled.fold(text)
+            for i in range(len(folded.text)):
+                state = compiled.matcher.start(folded.text[i - 1] if i else "")
+                for char in folded.text[i:]:
+                    state = state[char]
+                    if state.dead:
+                        break
+                else:
+                    if not state.only_sure:
+                        oldest = min(oldest, folded.start(i))
+                        break
+    return oldest
+
+
+@pytest.mark.long
+def test_the_same_with_100_000_examples() -> None:
+    """``make test-long`` sets GATE_EXAMPLES; this one fails if it forgot to."""
+    assert EXAMPLES >= 100_000, "set GATE_EXAMPLES=100000"
