@@ -117,7 +117,7 @@ class CodeKind(Kind[CodeConfig]):
         rules = []
         if config.blocks:
             names = "|".join(re.escape(language) for language in config.languages)
-            info = rf"[ \t]{{0,4}}\{{?\.?(?:{names})\b" if names else ""
+            info = rf"[ \t]{{0,4}}\{{?\.?(?:{names})(?:[\s{{}},:;][^\n]{{0,80}})?\n" if names else ""
             fences = "|".join(rf"{mark}{{3,12}}{info}{body}" for mark, body in _BODY.items())
             rules.append(
                 Rule("block", rf"(?m)^[ \t>*-]{{0,12}}(?:{fences})", ignore_case=True, cap=BLOCK_CAP, fold=False)
