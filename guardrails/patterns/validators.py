@@ -23,6 +23,7 @@ from stdnum import luhn as stdnum_luhn
 from guardrails.patterns.rule import Candidate, Validator
 
 _NOT_DIGIT = re.compile(r"[^0-9]")
+_OCTET = re.compile(r"[0-9]{1,3}")
 _NOT_ALNUM = re.compile(r"[^0-9A-Za-z]")
 
 
@@ -67,7 +68,8 @@ def ip_address(candidate: Candidate) -> bool:
     """An IPv4 address (leading zeros allowed) or an IPv6 address that names at least one group."""
     text = candidate.secret
     if ":" not in text:
-        return all(int(part) <= 255 for part in text.split("."))
+        parts = text.split(".")
+        return len(parts) == 4 and all(_OCTET.fullmatch(part) and int(part) <= 255 for part in parts)
     try:
         return int(ipaddress.IPv6Address(text)) != 0
     except ValueError:
