@@ -176,9 +176,10 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         outcome="" if session is None else session.outcome,
         pieces=text,
         findings=[FindingView.of(_values(finding)) for finding in findings],
-        block=_block(session, findings) if message.status == Message.Status.BLOCKED else None,
+        block=_block(session, findings, metadata) if message.status == Message.Status.BLOCKED else None,
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),
+        thinking=str(metadata.get("thinking") or ""),
     )
 
 
@@ -192,12 +193,16 @@ def _values(finding: Finding) -> dict[str, object]:
     return {f.name: getattr(finding, f.name) for f in Finding._meta.concrete_fields}
 
 
-def _block(session: AuditSession | None, findings: Sequence[Finding]) -> BlockView:
+def _block(session: AuditSession | None, findings: Sequence[Finding], metadata: Mapping[str, object]) -> BlockView:
     by = next((f for f in findings if f.action == "block" and f.mode == "BLOCK"), None)
     guardrail = "" if by is None else by.guardrail
+    what = "" if by is None else (by.category or by.rule or by.kind).replace("_", " ")
     where = "prompt" if by is not None and by.channel == "prompt" else "answer"
+    said = metadata.get("blocked")
+    told: Mapping[str, object] = said if isinstance(said, Mapping) else {}
+    withheld = told.get("withheld_chars")
     return BlockView(
-        reason=f"The {where} was stopped by the guardrail “{guardrail}”.",
+        reason=str(told.get("reason") or f"The {where} was stopped by the guardrail “{guardrail}” ({what})."),
         guardrail=guardrail,
-        withheld=0 if session is None else session.withheld,
+        withheld=withheld if isinstance(withheld, int) else 0 if session is None else session.withheld,
     )

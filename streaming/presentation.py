@@ -112,7 +112,7 @@ class StatusView:
 
     _SIGNS = {
         "idle": ("○", "idle"),
-        "waiting": ("◌", "waiting for a worker"),
+        "waiting": ("◌", "waiting"),
         "checking": ("◐", "checking"),
         "passed": ("✓", "passed"),
         "hit": ("●", "hit"),
@@ -255,6 +255,7 @@ class MessageView:
     block: BlockView | None = None
     error: str = ""
     usage: str = ""
+    thinking: str = ""
     is_answer: bool = True
 
     @property

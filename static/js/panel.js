@@ -21,6 +21,5 @@ export function startPanel(page) {
 
 function resetState(word) {
   word.dataset.state = "idle";
-  word.removeAttribute("title");
   word.innerHTML = '<span aria-hidden="true" class="sign">○</span> idle';
 }

@@ -5,7 +5,7 @@
 // resumed from where this page is.
 
 const CURSOR = /<i id="cursor"[^>]*>/;
-const PAGE_WIDE = new Set(["guardrail_status", "timing"]);
+const PAGE_WIDE = new Set(["guardrail_status", "timing", "done"]);
 
 export function startStream(page) {
   const seen = new Map(); // session -> last applied seq

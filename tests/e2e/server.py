@@ -1,0 +1,209 @@
+"""Real servers for the browser tests: ``manage.py demo`` in a data directory of its own, and a wire that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, ask: Callable[[], T], limit_s: float = 30.0, every_s: float = 0.05) -> T:
+    """Poll ``ask`` until it answers something true; fails by name when ``limit_s`` has passed."""
+    end = time.monotonic() + limit_s
+    while True:
+        if answer := ask():
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {limit_s:g} s")
+        threading.Event().wait(every_s)
+
+
+@dataclass
+class Demo:
+    """A running ``manage.py demo``: its address, its processes, its files."""
+
+    port: int
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    info: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Base address without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """Everything that the servers have said so far."""
+        return (self.data_dir / "demo.log").read_text(errors="replace")
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a request; (0, reason) when there is no connection."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        """Rows of the demo's database, read by another process than the demo's."""
+        uri = f"file:{self.data_dir / 'sluicegate.sqlite3'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            return connection.execute(query).fetchall()
+
+    def children(self, word: str) -> list[int]:
+        """Process ids below the demo whose command line contains ``word``; only ever those that it started."""
+        parents: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        below, found = [self.process.pid], []
+        while below:
+            for pid in parents.get(below.pop(), []):
+                below.append(pid)
+                with contextlib.suppress(OSError):
+                    if word in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                        found.append(pid)
+        return found
+
+    def kill(self, word: str) -> list[int]:
+        """SIGKILL to the demo's own processes whose command line contains ``word``."""
+        pids = self.children(word)
+        assert pids, f"the demo runs nothing named {word!r}"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
+
+@contextlib.contextmanager
+def demo(data_dir: Path, **environment: str) -> Iterator[Demo]:
+    """Start the demo, wait until it is ready, stop it and everything below it at the end."""
+    port = free_port()
+    env = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    env |= {"SLUICEGATE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1", **environment}
+    with (data_dir / "demo.log").open("wb") as log:
+        command = [sys.executable, str(ROOT / "manage.py"), "demo", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    running = Demo(port, data_dir, process)
+    try:
+        wait_for("the demo is ready", lambda: _ready(running), limit_s=90)
+        running.info = json.loads((data_dir / "demo.json").read_text())
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ready(running: Demo) -> bool:
+    if running.process.poll() is not None:
+        raise AssertionError(f"the demo ended with {running.process.returncode}:\n{running.log[-4000:]}")
+    return (running.data_dir / "demo.json").exists() and running.get("/ready")[0] == 200
+
+
+class Wire:
+    """A TCP relay in front of a server that can be cut (connections reset) and stay cut (new ones refused)."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._down = threading.Event()
+        self._pairs: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Address of this end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Reset every connection; new ones are reset at once until ``mend``."""
+        self._down.set()
+        with self._lock:
+            for end in list(self._pairs):
+                _reset(end)
+            self._pairs.clear()
+
+    def mend(self) -> None:
+        """New connections work again."""
+        self._down.clear()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._down.is_set():
+                _reset(near)
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            except OSError:
+                _reset(near)
+                continue
+            far.settimeout(None)
+            self.accepted += 1
+            with self._lock:
+                self._pairs |= {near, far}
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            with self._lock:
+                self._pairs.discard(end)
+            end.close()
+
+
+def _reset(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Linger of zero seconds: the peer sees a reset, as from a network that is gone, not an orderly end.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)
+        end.close()
