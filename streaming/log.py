@@ -33,8 +33,8 @@ class SessionLog(Protocol):
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """Append the payloads in order; returns the seq of the last one.
 
-        ``ms`` is the time since the session's start. Seqs go on from the last one, or from ``floor`` if that is
-        higher: a store that has lost everything must not count from 1 again under readers that have seen more.
+        ``ms`` is the time since the session's start. Seqs go on from the last one, or from ``floor`` where the
+        store knows none: one that has lost everything must not count from 1 again under readers that have seen more.
         """
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
@@ -96,13 +96,13 @@ class MemoryLog:
 
     def __init__(self, max_events: int = 20_000) -> None:
         self._events: dict[str, deque[dict[str, object]]] = defaultdict(lambda: deque(maxlen=max_events))
-        self._seq: dict[str, int] = defaultdict(int)
+        self._seq: dict[str, int] = {}
         self._readers, self._runners = LocalEvents(), LocalEvents()
         self._stopped: set[str] = set()
 
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
-        seq = max(self._seq[session_id], floor)
+        seq = self._seq.get(session_id, floor)
         for payload in payloads:
             seq += 1
             self._events[session_id].append(stamp(payload, seq=seq, session_id=session_id, ms=ms))

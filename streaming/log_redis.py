@@ -33,8 +33,7 @@ T = TypeVar("T")
 logger = structlog.get_logger(__name__)
 
 APPEND = """
-local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
-if seq < tonumber(ARGV[1]) then seq = tonumber(ARGV[1]) end
+local seq = tonumber(redis.call('GET', KEYS[2]) or ARGV[1])
 for i = 6, #ARGV do
   seq = seq + 1
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], string.format('%d-0', seq), 'e', ARGV[i])
@@ -74,9 +73,10 @@ class RedisLog:
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
         texts = [to_json({**payload, "session_id": session_id, "ms": ms}) for payload in payloads]
-        limits = [floor, self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel]
+        limits: list[str | float] = [floor, self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel]
         keys = [_key(name, session_id) for name in ("log", "seq", "readers")]
-        seq, others = await self._reach(self._append(keys=keys, args=[*limits, *texts]))
+        answer = await self._reach(self._append(keys=keys, args=[*limits, *texts]))
+        seq, others = cast("tuple[int, list[bytes]]", answer)
         self._readers.set(session_id)
         for name in others:
             await self._wake(name.decode(), {"type": "log.wake", "session": session_id})
@@ -84,7 +84,8 @@ class RedisLog:
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
-        rows = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
+        answer = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
+        rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
         return [{**from_json(row[b"e"]), "seq": int(name.split(b"-")[0])} for name, row in rows]
 
     @asynccontextmanager
@@ -125,7 +126,8 @@ class RedisLog:
         if self._runners.set(session_id):
             return
         await self._reach(self._redis.set(_key("stop", session_id), 1, ex=self._conf.log_ttl_s))
-        if runner := await self._reach(self._redis.get(_key("runner", session_id))):
+        runner = cast("bytes | None", await self._reach(self._redis.get(_key("runner", session_id))))
+        if runner:
             await self._wake(runner.decode(), {"type": "log.stop", "session": session_id})
 
     async def interrupted(self, session_id: str) -> bool:

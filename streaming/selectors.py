@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from channels.db import database_sync_to_async
 from django.db.models import QuerySet
 
 from streaming.core.events import Done, MessageUpdate, ServerEvent, StateChange
 from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.providers.base import ChatMessage
-from streaming.sessions import Visitor, conversation_of
+from streaming.sessions import Visitor, conversation_of, session_of
 
 
 def conversation_messages(conversation_id: str) -> QuerySet[Message]:
@@ -54,3 +55,9 @@ def session_over(session_id: str) -> tuple[AuditSession.State, Sequence[ServerEv
 def open_checks(session_id: str) -> QuerySet[DeferredCheck]:
     """Deferred checks of a session that have not ended."""
     return DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN).order_by("id")
+
+
+async def owned_session(visitor: Visitor, session_id: str) -> AuditSession:
+    """The visitor's session. Raises ``AuditSession.DoesNotExist``."""
+    found: AuditSession = await database_sync_to_async(session_of)(visitor, session_id)
+    return found

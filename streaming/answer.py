@@ -1,0 +1,293 @@
+"""One answer on its way through the gates: provider events in, reader events out.
+
+Exists so that the pump is only a loop. Sans-IO like the gate: it knows no task, no store and no clock but the one it
+is given. There is one gate per channel and choice, and one policy over all of them; when one of them blocks, the
+whole answer stops. Protects the rule that nothing but a gate's effects ever becomes an event with text in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
+from guardrails.policy import Policy
+from streaming.agent import ToolCalls
+from streaming.core import gate as gates
+from streaming.core.events import (
+    Blocked,
+    ErrorEvent,
+    FindingEvent,
+    Hold,
+    MessageStream,
+    ModelNamed,
+    ProviderEvent,
+    ProviderNotice,
+    ProviderToolResult,
+    Redaction,
+    ServerEvent,
+    Stopped,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolResult,
+    Usage,
+)
+from streaming.core.gate import Gate, SentenceCheck
+
+HOLD_EVERY_MS = 50
+"""A hold is told at most this often."""
+
+MAX_POINTS = 2_000
+"""Points of the timeline that are kept; beyond that neighbours are merged, so that a long answer stays small."""
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One channel of one choice: its gate and what is visible of it."""
+
+    gate: Gate
+    channel: str
+    choice: int
+    parts: list[str] = field(default_factory=list)
+    redactions: list[tuple[int, str]] = field(default_factory=list)
+    told: tuple[int, str, str] = (0, "", "")
+    told_at: int = -HOLD_EVERY_MS
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text that a guardrail has to be asked about."""
+
+    key: Key
+    check: SentenceCheck
+    applies_to: AppliesTo
+
+
+class Timeline:
+    """[ms, characters] points, merged pairwise when they become too many."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, int]] = []
+        self.count = 0
+
+    def add(self, ms: int, chars: int) -> None:
+        """``chars`` more characters at ``ms``; points of the same millisecond are one."""
+        self.count += 1
+        if self.points and self.points[-1][0] == ms:
+            self.points[-1] = (ms, self.points[-1][1] + chars)
+            return
+        self.points.append((ms, chars))
+        if len(self.points) > MAX_POINTS:
+            pairs = zip(self.points[::2], [*self.points[1::2], (0, 0)], strict=False)
+            self.points = [(first[0], first[1] + second[1]) for first, second in pairs]
+
+
+class Answer:
+    """The gates of one answer. ``take``, ``verdict`` and ``finish`` return events; ``questions`` are to be asked."""
+
+    def __init__(self, policy: Policy, message_id: str, *, monitor: bool, now_ms: Callable[[], int]) -> None:
+        self.policy = policy
+        self.message_id = message_id
+        self.monitor = monitor
+        self._now = now_ms
+        self._lanes: dict[Key, Lane] = {}
+        self.tools = ToolCalls(policy, monitor=monitor)
+        self.findings: list[Finding] = []
+        self.questions: list[Question] = []
+        self.blocked: Finding | None = None
+        self.usage: dict[str, int] = {}
+        self.model = ""
+        self.stop_reason = ""
+        self.arrivals, self.releases = Timeline(), Timeline()
+        self._raw: list[str] = []
+
+    # -- in -----------------------------------------------------------------------------------------------------
+
+    def take(self, event: ProviderEvent) -> list[ServerEvent]:
+        """What a provider event leads to. Once blocked, nothing any more."""
+        if self.blocked is not None:
+            return []
+        match event:
+            case TextDelta(text, choice):
+                if choice == 0:
+                    self._raw.append(text)
+                return self._feed("text", choice, text)
+            case ThinkingDelta(text, choice):
+                return self._feed("thinking", choice, text)
+            case ToolCallDelta():
+                self.tools.take(event)
+            case ProviderToolResult(id_, result, error):
+                return self._tool_result(id_, result, error)
+            case Usage():
+                self.usage |= event.as_dict()
+            case ModelNamed(model):
+                self.model = model
+            case Stopped(reason, choice):
+                self.stop_reason = reason if choice == 0 else self.stop_reason
+            case ProviderNotice(code, message):
+                return [ErrorEvent(code, message, recoverable=True)]
+        return []
+
+    def verdict(self, question: Question, guardrail: str, verdict: Verdict) -> list[ServerEvent]:
+        """The answer to a question; one that a block has made moot changes nothing."""
+        lane = self._lanes[question.key]
+        try:
+            effects = lane.gate.verdict(question.check.id, guardrail, verdict)
+        except KeyError:
+            return []
+        return self._events(lane, effects)
+
+    def finish(self) -> list[ServerEvent]:
+        """The provider has ended: settle what is held, then the tool calls."""
+        out: list[ServerEvent] = []
+        for lane in list(self._lanes.values()):
+            out += self._events(lane, lane.gate.finish())
+        if self.blocked is None:
+            events, findings, block = self.tools.finish()
+            out += events
+            for finding in findings:
+                out.append(self._found(finding))
+            if block is not None:
+                out.append(self._stopped(block, 0))
+        return out
+
+    # -- out ----------------------------------------------------------------------------------------------------
+
+    @property
+    def unanswered(self) -> int:
+        """Texts that wait for verdicts."""
+        return max((lane.gate.unanswered for lane in self._lanes.values()), default=0)
+
+    @property
+    def waiting(self) -> bool:
+        """Does a deciding guardrail still have to answer?"""
+        return any(lane.gate.waiting for lane in self._lanes.values())
+
+    @property
+    def content(self) -> str:
+        """The visible text of choice 0."""
+        return self.visible("text")
+
+    @property
+    def raw(self) -> str:
+        """All that the provider sent as choice 0's text; for guardrails only."""
+        return "".join(self._raw)
+
+    @property
+    def redactions(self) -> list[tuple[int, str]]:
+        """[visible offset, placeholder] of choice 0's text."""
+        lane = self._lanes.get(("text", 0))
+        return lane.redactions if lane else []
+
+    def visible(self, channel: str, choice: int = 0) -> str:
+        """The visible text of a channel."""
+        lane = self._lanes.get((channel, choice))
+        if lane is None:
+            return ""
+        lane.parts[:] = ["".join(lane.parts)]
+        return lane.parts[0]
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Characters in, released, withheld (what is held at the end included) and exposed, over all channels."""
+        counters = [lane.gate.counters for lane in self._lanes.values()]
+        chars_in = sum(c.chars_in for c in counters)
+        released = sum(c.released for c in counters)
+        return chars_in, released, chars_in - released, sum(c.exposed for c in counters)
+
+    def outcome(self) -> Outcome:
+        """How an answer that came to its end is called."""
+        if self.blocked is not None:
+            return Outcome.BLOCKED
+        actions = {finding.action for finding in self.findings if finding.mode is Mode.BLOCK}
+        if actions & {Action.REDACT, Action.MASK}:
+            return Outcome.REDACTED
+        return Outcome.WARNED if Action.WARN in actions else Outcome.ALLOWED
+
+    def holds(self) -> tuple[list[ServerEvent], int]:
+        """Hold events that are due now, and in how many ms the next one will be (0: none)."""
+        now, events, later = self._now(), [], 0
+        for lane in self._lanes.values():
+            hold = lane.gate.hold
+            is_ = (hold.chars, hold.guardrail, hold.rule) if hold is not None and not self.blocked else (0, "", "")
+            if is_ == lane.told:
+                continue
+            if (wait := lane.told_at + HOLD_EVERY_MS - now) > 0:
+                later = min(later or wait, wait)
+                continue
+            lane.told, lane.told_at = is_, now
+            events.append(Hold(self.message_id, lane.channel, *is_))
+        return list[ServerEvent](events), later
+
+    def closings(self) -> list[ServerEvent]:
+        """The last events of the channels: nothing is held any more, and every run of chunks ends."""
+        out: list[ServerEvent] = []
+        for lane in self._lanes.values():
+            if lane.told[0]:
+                out.append(Hold(self.message_id, lane.channel, 0, "", ""))
+            if lane.streamed:
+                out.append(MessageStream(self.message_id, lane.channel, lane.choice, "", is_final=True))
+        return out
+
+    def number(self, finding: Finding) -> Finding:
+        """The finding with its number in the session; it is kept."""
+        numbered = replace(finding, n=len(self.findings) + 1)
+        self.findings.append(numbered)
+        return numbered
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _feed(self, channel: str, choice: int, text: str) -> list[ServerEvent]:
+        lane = self._lanes.get((channel, choice))
+        if lane is None:
+            applies_to = AppliesTo.THINKING if channel == "thinking" else AppliesTo.RESPONSE
+            gate = Gate(self.policy, applies_to, channel, monitor=self.monitor)
+            lane = self._lanes[channel, choice] = Lane(gate, channel, choice)
+        self.arrivals.add(self._now(), len(text))
+        return self._events(lane, lane.gate.feed(text))
+
+    def _events(self, lane: Lane, effects: list[gates.Effect]) -> list[ServerEvent]:
+        out: list[ServerEvent] = []
+        for effect in effects:
+            if effect[0] == gates.RELEASE:
+                lane.parts.append(effect[1])
+                lane.streamed = True
+                self.releases.add(self._now(), len(effect[1]))
+                out.append(MessageStream(self.message_id, lane.channel, lane.choice, effect[1]))
+            elif effect[0] == gates.REDACTED:
+                lane.parts.append(effect[1])
+                lane.redactions.append((effect[2], effect[1]))
+                out.append(Redaction(self.message_id, lane.channel, effect[2], effect[1]))
+            elif effect[0] == gates.FOUND:
+                out.append(self._found(effect[1]))
+            elif effect[0] == gates.CHECK:
+                self.questions.append(Question((lane.channel, lane.choice), effect[1], lane.gate.applies_to))
+            else:
+                out.append(self._stopped(effect[1], effect[2]))
+        return out
+
+    def _found(self, finding: Finding) -> FindingEvent:
+        return FindingEvent(self.number(finding))
+
+    def _stopped(self, finding: Finding, withheld: int) -> Blocked:
+        self.blocked = finding
+        return Blocked(self.message_id, block_reason(finding, "answer"), finding.guardrail, withheld)
+
+    def _tool_result(self, id_: str, result: str, error: str) -> list[ServerEvent]:
+        """What the provider's own tool returned passes the gate as a whole text before it is shown."""
+        gate = Gate(self.policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=self.monitor)
+        lane = Lane(gate, "tool_result", 0)
+        events = self._events(lane, [*gate.feed(result or error), *gate.finish()])
+        out = [event for event in events if not isinstance(event, MessageStream | Redaction)]
+        shown = "".join(lane.parts)
+        out.append(ToolResult(id_, error=shown) if error else ToolResult(id_, result=shown))
+        return out
+
+
+def block_reason(finding: Finding, where: str) -> str:
+    """Why a text was stopped, in words without any of it."""
+    what = (finding.category or finding.rule or finding.kind).replace("_", " ")
+    return f"The {where} was stopped by the guardrail “{finding.guardrail}” ({what})."

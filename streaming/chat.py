@@ -1,0 +1,137 @@
+"""Beginning a session: everything that is checked before the first row is written, and then the pump.
+
+Exists so that sockets, REST and the terminal begin a session in the same way. Protects two rules: what can be refused
+is refused before a session exists, with the field named; and the provider is called only with a prompt that has
+passed the prompt guardrails, in the form that they left.
+
+    StartRefused     code, message and field; nothing was stored
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from channels.db import database_sync_to_async
+from django.core.exceptions import ObjectDoesNotExist
+
+from guardrails.findings import AppliesTo, Finding
+from guardrails.kinds.base import Turn
+from guardrails.policy import Policy
+from guardrails.selectors import PolicyUnavailable, active_policy
+from streaming import selectors, sessions, tasks
+from streaming.checks import CheckedText, check_text, immediate_statuses
+from streaming.conf import Conf, conf
+from streaming.core.text import unusable
+from streaming.frames import FrameError, StartFrame, check_lengths
+from streaming.log import SessionLog
+from streaming.providers.base import ChatMessage, ProviderRequest, UnknownProvider, UnknownScenario, get_provider
+from streaming.providers.scripted import OWN_TEXT, SCENARIOS
+from streaming.pump import Pump, Run, Surroundings, policy_ref, prompt_metadata
+from streaming.registry import spawn
+from streaming.sessions import NewSession, Started, Visitor
+from streaming.workers import workers_alive
+
+OWN_TEXT_PROMPT = "Guard my own text."
+"""Stands in the conversation where the visitor pasted a text instead of asking something."""
+
+
+class StartRefused(FrameError):
+    """A session that did not begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks, under which policy if none is named, and whether the whole policy runs in MONITOR."""
+
+    visitor: Visitor
+    default_policy: str
+    monitor: bool = False
+    correlation_id: str = ""
+
+
+async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings: Conf | None = None) -> Started:
+    """Check, store, and start the pump; returns as soon as the rows exist. Raises ``StartRefused``."""
+    settings = settings or conf()
+    prompt = _prompt(frame, settings)
+    policy = await load_policy(frame.policy or asked.default_policy)
+    try:
+        provider = get_provider(frame.provider)
+        request = ProviderRequest((), frame.model, frame.scenario, frame.text)
+        provider.validate(request)
+    except UnknownProvider as error:
+        raise StartRefused("unknown_provider", f"{str(error).capitalize()}.", "provider") from None
+    except UnknownScenario as error:
+        raise StartRefused("unknown_scenario", f"{str(error).capitalize()}.", "scenario") from None
+    history = await _history(asked.visitor, frame.conversation_id, settings)
+    turns = tuple(Turn(message.role, message.text) for message in history)
+    checked = await check_text(
+        policy, prompt, applies_to=AppliesTo.PROMPT, monitor=asked.monitor, channel="prompt", conversation=turns
+    )
+    checked.statuses += immediate_statuses(policy, AppliesTo.PROMPT, checked.findings)
+    new = NewSession(
+        visitor=asked.visitor,
+        prompt=checked.visible,
+        policy=policy_ref(policy),
+        provider=provider.name,
+        model=frame.model or provider.default_model,
+        conversation_id=frame.conversation_id,
+        prompt_metadata=prompt_metadata(checked),
+        blocked=checked.blocked is not None,
+        monitor=asked.monitor,
+        correlation_id=asked.correlation_id,
+    )
+    started = await database_sync_to_async(sessions.start_session)(new)
+    run = Run(
+        started=started,
+        policy=policy,
+        monitor=asked.monitor,
+        prompt_raw=prompt,
+        prompt=checked,
+        provider=provider,
+        request=replace(request, messages=(*history, ChatMessage("user", checked.visible))),
+    )
+    around = Surroundings(log, settings, tasks.queue_session, workers_alive)
+    spawn(started.session_id, Pump(run, around).run())
+    return started
+
+
+def _prompt(frame: StartFrame, settings: Conf) -> str:
+    """The prompt to use. A scenario brings its own; pasted text needs none."""
+    prompt = frame.prompt
+    if frame.scenario == OWN_TEXT:
+        if not frame.text.strip():
+            raise StartRefused("empty_text", "Paste a text to guard first.", "text")
+        prompt = prompt if prompt.strip() else OWN_TEXT_PROMPT
+    elif not prompt.strip() and frame.scenario in SCENARIOS:
+        prompt = SCENARIOS[frame.scenario].prompt
+    if not prompt.strip():
+        raise StartRefused("empty_prompt", "The prompt is empty.", "prompt")
+    for name, value in (("prompt", prompt), ("text", frame.text)):
+        if why := unusable(value):
+            raise StartRefused("invalid_text", f"“{name}” {why}.", name)
+    try:
+        check_lengths(prompt, frame.text, settings)
+    except FrameError as error:
+        raise StartRefused(error.code, str(error), error.field) from None
+    return prompt
+
+
+async def load_policy(name: str) -> Policy:
+    """The active policy of that name. Raises ``StartRefused``."""
+    try:
+        policy: Policy = await database_sync_to_async(active_policy)(name)
+    except PolicyUnavailable as error:
+        raise StartRefused("policy_unavailable", str(error), "policy") from None
+    return policy
+
+
+async def _history(visitor: Visitor, conversation_id: str, settings: Conf) -> tuple[ChatMessage, ...]:
+    if not conversation_id:
+        return ()
+    try:
+        return await database_sync_to_async(selectors.history)(visitor, conversation_id, settings.history_messages)
+    except ObjectDoesNotExist:
+        raise StartRefused("unknown_conversation", "There is no such conversation.", "conversation_id") from None
+
+
+__all__ = ["Asked", "CheckedText", "Finding", "StartRefused", "load_policy", "start_chat"]

@@ -1,0 +1,171 @@
+"""Checks that ask somebody else: run one guardrail's ``check`` within its time limit, and never let it fail loudly.
+
+Exists because BATCHED and DEFERRED guardrails may be slow, wrong or away. Protects the rule that a failing guardrail
+is visible and handled by its ``on_error``: every failure becomes a ``Verdict`` with ``error`` set, in words that carry
+neither the judged text nor a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from guardrails.findings import Action, AppliesTo, Finding, Mode, OnError, Verdict
+from guardrails.kinds.ai_judge import UnparseableVerdict
+from guardrails.kinds.base import CheckRequest, Services, Turn
+from guardrails.performance import Checkpoint
+from guardrails.policy import Guardrail, Policy
+from streaming.core import gate as gates
+from streaming.core.events import GuardrailStatus
+from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
+from streaming.providers.base import ChatMessage, ProviderError, ProviderRequest, UnknownProvider, get_provider
+
+logger = structlog.get_logger(__name__)
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A verdict with how long it took, in milliseconds."""
+
+    verdict: Verdict
+    took_ms: float
+    timed_out: bool = False
+
+
+async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
+    """The model call lent to judges. Raises ``ProviderError``, ``UnknownProvider`` or ``TimeoutError``."""
+    request = ProviderRequest(tuple(ChatMessage(turn.role, turn.text) for turn in turns))
+    async with asyncio.timeout(time_limit_s):
+        return await get_provider(provider).complete(request)
+
+
+async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = time.monotonic) -> Checked:
+    """One guardrail's verdict; never raises but for cancellation."""
+    started = clock()
+    timed_out = False
+    try:
+        async with asyncio.timeout(guardrail.time_limit_s):
+            verdict = await guardrail.impl.check(request, Services(complete=complete))
+    except TimeoutError:
+        timed_out = True
+        verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
+    except (ProviderError, UnknownProvider, UnparseableVerdict) as error:
+        verdict = Verdict(hit=False, error=str(error))
+    except Exception as error:  # a kind's own bug must not take the stream down
+        logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
+        verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
+    return Checked(verdict, (clock() - started) * 1000, timed_out)
+
+
+def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:
+    """The panel's line for a verdict."""
+    verdict = checked.verdict
+    if verdict.error is not None:
+        state = "timeout" if checked.timed_out else "error"
+    elif verdict.hit:
+        blocks = guardrail.mode is Mode.MONITOR and guardrail.action is not Action.WARN
+        state = "would_block" if blocks else "hit"
+    else:
+        state = "passed"
+    took = round(checked.took_ms, 3)
+    return GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state, took, took, verdict.error)
+
+
+@dataclass(slots=True)
+class CheckedText:
+    """A whole text after all guardrails that answer at once. ``redactions``: [visible offset, placeholder]."""
+
+    action: str = "allow"
+    visible: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    redactions: list[tuple[int, str]] = field(default_factory=list)
+    blocked: Finding | None = None
+    counters: Counters = field(default_factory=Counters)
+    statuses: list[GuardrailStatus] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+async def check_text(
+    policy: Policy,
+    text: str,
+    *,
+    applies_to: AppliesTo,
+    monitor: bool = False,
+    channel: str = "text",
+    conversation: tuple[Turn, ...] = (),
+    clock: Clock = time.monotonic,
+) -> CheckedText:
+    """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands."""
+    gate = Gate(policy, applies_to, channel, monitor=monitor)
+    out = CheckedText()
+    parts: list[str] = []
+    waiting = _collect([*gate.feed(text), *gate.finish()], out, parts)
+    while waiting:
+        jobs = [(check, policy.guardrail(name)) for check in waiting for name in check.guardrails]
+        results = await asyncio.gather(
+            *(run_check(guardrail, _request(check, guardrail, applies_to, conversation), clock)
+              for check, guardrail in jobs)
+        )  # fmt: skip
+        waiting = []
+        for (check, guardrail), checked in zip(jobs, results, strict=True):
+            out.statuses.append(status_after(guardrail, checked))
+            if checked.verdict.error is not None:
+                out.failed.append(guardrail.name)
+                if guardrail.on_error is OnError.WARN and not guardrail.decides:
+                    logger.warning("check_error", guardrail=guardrail.name, error=checked.verdict.error)
+            try:
+                effects = gate.verdict(check.id, guardrail.name, checked.verdict)
+            except KeyError:  # a block before this sentence has made the question moot
+                continue
+            waiting += _collect(effects, out, parts)
+    out.visible = "".join(parts)
+    out.counters = gate.counters
+    out.findings.sort(key=lambda finding: (finding.start, finding.end))
+    out.action = strongest(out.findings)
+    return out
+
+
+def _request(
+    check: SentenceCheck, guardrail: Guardrail, applies_to: AppliesTo, conversation: tuple[Turn, ...]
+) -> CheckRequest:
+    turns = conversation if guardrail.impl.wants_conversation else ()
+    return CheckRequest(check.text, applies_to, turns, guardrail.time_limit_s)
+
+
+def _collect(effects: list[gates.Effect], out: CheckedText, parts: list[str]) -> list[SentenceCheck]:
+    checks: list[SentenceCheck] = []
+    for effect in effects:
+        if effect[0] == gates.RELEASE:
+            parts.append(effect[1])
+        elif effect[0] == gates.REDACTED:
+            parts.append(effect[1])
+            out.redactions.append((effect[2], effect[1]))
+        elif effect[0] == gates.FOUND:
+            out.findings.append(effect[1])
+        elif effect[0] == gates.CHECK:
+            checks.append(effect[1])
+        else:
+            out.blocked = effect[1]
+    return checks
+
+
+def immediate_statuses(policy: Policy, applies_to: AppliesTo, findings: list[Finding]) -> list[GuardrailStatus]:
+    """The IMMEDIATE guardrails' lines after a whole text: hit, would_block or passed."""
+    return [
+        GuardrailStatus(g.name, g.checkpoint.value, immediate_state(g, findings))
+        for g in policy.running(applies_to)
+        if g.checkpoint is Checkpoint.IMMEDIATE
+    ]
+
+
+def immediate_state(guardrail: Guardrail, findings: list[Finding]) -> str:
+    """``hit``, ``would_block`` or ``passed`` of one guardrail over these findings."""
+    mine = [f for f in findings if f.guardrail == guardrail.name]
+    if not mine:
+        return "passed"
+    return "would_block" if all(f.would_have for f in mine) else "hit"

@@ -1,0 +1,232 @@
+"""The two sockets: ``/ws/chat/`` speaks HTML to the page, ``/ws/stream/`` speaks JSON to programs.
+
+A socket runs nothing itself: it asks for sessions and reads their logs, so it may come and go. Protects three rules:
+a slow client slows nobody (its reader waits for acknowledgements, the pump does not), a wrong frame is answered with
+an error that names the field, and a reader never sees a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+
+import structlog
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.core.exceptions import ObjectDoesNotExist
+
+from streaming.access import Refused, visitor_of
+from streaming.chat import Asked, StartRefused, start_chat
+from streaming.conf import conf
+from streaming.core.events import ErrorEvent
+from streaming.core.wire import to_json
+from streaming.fragments import FragmentContext, render
+from streaming.frames import AckFrame, FrameError, InterruptFrame, ResumeFrame, StartFrame, parse_frame
+from streaming.log import LogUnavailable, SessionLog
+from streaming.log_redis import shared_log
+from streaming.reader import follow, from_database, over
+from streaming.selectors import owned_session
+
+logger = structlog.get_logger(__name__)
+
+REFUSED = 4401
+TELL_TRIES = 20
+TELL_EVERY_S = 0.25
+
+
+class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels carries no types
+    """What both sockets do; subclasses say how an event is written and whether API keys are taken."""
+
+    # Wake-ups come through the session log's own listener, one per process: a socket needs no layer of its own, and
+    # must not break when the store behind the layer goes away.
+    channel_layer_alias = "none"
+    takes_keys = False
+
+    async def connect(self) -> None:
+        """Accept, and say why not if the visitor may not be here."""
+        self.settings = conf()
+        self.readers: dict[str, asyncio.Task[None]] = {}
+        self.active = ""
+        self.last_read = ""
+        self.unacked: deque[tuple[str, int, int]] = deque()
+        self.unacked_bytes = 0
+        self.room = asyncio.Event()
+        self.room.set()
+        await self.accept()
+        try:
+            self.access = await visitor_of(self.scope, keys=self.takes_keys)
+        except Refused as error:
+            self.access = None
+            await self.say(ErrorEvent(error.code, str(error), recoverable=False))
+            await self.close(code=REFUSED)
+
+    async def disconnect(self, code: int) -> None:
+        """The readers go with the socket; the sessions stay."""
+        for task in self.readers.values():
+            task.cancel()
+        await asyncio.gather(*self.readers.values(), return_exceptions=True)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """One client frame."""
+        if self.access is None:
+            return
+        try:
+            if text_data is None:
+                raise FrameError("not_text", "Frames are JSON text, not bytes.")
+            frame = parse_frame(text_data, self.settings)
+            match frame:
+                case StartFrame():
+                    await self.start(frame)
+                case InterruptFrame():
+                    await self.interrupt(frame.session_id or self.active)
+                case ResumeFrame():
+                    await self.resume(frame)
+                case AckFrame():
+                    self.acknowledge(frame.session_id or self.last_read, frame.seq)
+        except FrameError as error:
+            await self.say(ErrorEvent(error.code, str(error), recoverable=True, field=error.field or None))
+        except LogUnavailable as error:
+            await self.say(log_error(error))
+        except ObjectDoesNotExist:
+            await self.say(ErrorEvent("unknown_session", "There is no such session.", True, "session_id"))
+        except Exception:
+            logger.exception("frame_failed")
+            await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True))
+
+    async def start(self, frame: StartFrame) -> None:
+        """Begin a session and read along."""
+        if self.active:
+            raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
+        access = self.access
+        asked = Asked(access.visitor, frame.policy or access.policy)
+        # Busy from now on: two frames sent back to back must not begin two answers.
+        self.active = "starting"
+        try:
+            started = await start_chat(frame, asked, self.log(), self.settings)
+        except BaseException:
+            self.active = ""
+            raise
+        self.active = started.session_id
+        self.read(started.session_id, 0, started.conversation_id)
+
+    async def interrupt(self, session_id: str) -> None:
+        """Ask for the session's end; nothing happens when there is none."""
+        if not session_id or session_id == "starting":
+            return
+        if session_id not in self.readers:
+            await owned_session(self.access.visitor, session_id)
+        await self.log().interrupt(session_id)
+
+    async def resume(self, frame: ResumeFrame) -> None:
+        """Read on from where the client is, in place of a reader that this socket already has."""
+        found = await owned_session(self.access.visitor, frame.session_id)
+        session_id = str(found.pk)
+        if old := self.readers.pop(session_id, None):
+            old.cancel()
+        if found.state == found.State.ACTIVE:
+            self.active = session_id
+        self.read(session_id, frame.last_seq, str(found.conversation_id or ""), resumed=True)
+
+    def log(self) -> SessionLog:
+        """The process's session log. Raises ``LogUnavailable``."""
+        return shared_log()
+
+    def read(self, session_id: str, after: int, conversation_id: str, *, resumed: bool = False) -> None:
+        """Deliver the session's events beside whatever else the socket does."""
+        work = self.deliver(session_id, after, conversation_id, resumed=resumed)
+        self.readers[session_id] = asyncio.get_running_loop().create_task(work)
+
+    async def deliver(self, session_id: str, after: int, conversation_id: str, *, resumed: bool) -> None:
+        """Every event of the session from ``after`` on, then nothing."""
+        task = asyncio.current_task()
+        try:
+            batches = follow(self.log(), session_id, after, self.settings, resumed=resumed)
+            async with aclosing(batches):
+                async for batch in batches:
+                    for event in batch:
+                        await self.pass_on(event, conversation_id)
+        except LogUnavailable as error:
+            await self.say(log_error(error), session_id)
+            await self.tell_from_database(session_id, conversation_id)
+        except Exception:
+            logger.exception("reader_failed", session=session_id)
+            await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), session_id)
+        finally:
+            if self.active == session_id:
+                self.active = ""
+            if self.readers.get(session_id) is task:
+                del self.readers[session_id]
+
+    async def tell_from_database(self, session_id: str, conversation_id: str) -> None:
+        """Without a log the database still says how the answer ended, as soon as the pump has recorded it."""
+        for _ in range(TELL_TRIES):
+            _, said = await over(session_id)
+            if said:
+                for event in said:
+                    await self.pass_on(from_database(event, session_id), conversation_id)
+                return
+            await asyncio.sleep(TELL_EVERY_S)
+
+    async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
+        """Send one stamped event, once the client has room for it."""
+        await self.room.wait()
+        session_id, seq = str(event["session_id"]), int(str(event["seq"]))
+        if event["type"] == "done" and self.active == session_id:
+            self.active = ""
+        text = self.write(event, conversation_id)
+        size = len(text.encode())
+        self.unacked.append((session_id, seq, size))
+        self.unacked_bytes += size
+        self.last_read = session_id
+        if self.unacked_bytes >= self.settings.max_unacked_bytes:
+            self.room.clear()
+        await self.send(text_data=text)
+
+    def acknowledge(self, session_id: str, seq: int) -> None:
+        """Everything sent up to this event is off the books."""
+        last = -1
+        for position, (session, sent, _) in enumerate(self.unacked):
+            if session == session_id and sent <= seq:
+                last = position
+        for _ in range(last + 1):
+            self.unacked_bytes -= self.unacked.popleft()[2]
+        if self.unacked_bytes < self.settings.max_unacked_bytes:
+            self.room.set()
+
+    async def say(self, event: ErrorEvent, session_id: str = "") -> None:
+        """An error that stands in no log, sent directly."""
+        payload = event.payload()
+        if session_id:
+            payload = from_database(event, session_id)
+        await self.send(text_data=self.write(payload, ""))
+
+    def write(self, event: dict[str, object], conversation_id: str) -> str:
+        """The frame for an event."""
+        raise NotImplementedError
+
+
+class StreamConsumer(SessionSocket):
+    """``/ws/stream/``: one JSON object per event."""
+
+    takes_keys = True
+
+    def write(self, event: dict[str, object], conversation_id: str) -> str:
+        """The event as JSON text."""
+        return to_json(event)
+
+
+class ChatConsumer(SessionSocket):
+    """``/ws/chat/``: HTML fragments for the demo page."""
+
+    def write(self, event: dict[str, object], conversation_id: str) -> str:
+        """The event as fragments with their out-of-band targets."""
+        return render(event, context=FragmentContext(conversation_id=conversation_id))
+
+
+def log_error(error: LogUnavailable) -> ErrorEvent:
+    """What a reader is told when the session log is away."""
+    return ErrorEvent(
+        error.code,
+        "The session log cannot be reached, so the answer cannot be streamed now. Please try again in a moment.",
+        recoverable=True,
+    )

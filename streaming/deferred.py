@@ -1,0 +1,213 @@
+"""Deferred checks: what a worker does with an outbox row, and what happens to rows that nobody finishes.
+
+Exists apart from the tasks so that it can be driven without Celery. Protects "each check ends once": a row is leased
+by a conditional UPDATE that counts attempts, and a result is stored only under the lease that it was made under, so
+a worker that was taken for dead and comes back late changes nothing. The raw text is wiped with the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from channels.db import database_sync_to_async
+from django.db import transaction
+from django.db.models import F, Max
+from django.utils import timezone
+from guardrails.selectors import PolicyUnavailable, policy_by_digest
+
+from guardrails.findings import AppliesTo, Finding, Mode, Verdict, would_have
+from guardrails.kinds.base import CheckRequest, Turn
+from guardrails.performance import Checkpoint
+from guardrails.policy import Guardrail, Policy
+from streaming import models, sessions
+from streaming.checks import Checked, run_check, status_after
+from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
+from streaming.log import LogUnavailable, SessionLog
+from streaming.models import AuditSession, DeferredCheck
+from streaming.sealed import SealBroken, unseal
+
+logger = structlog.get_logger(__name__)
+
+SEQ_RESERVE = 1_000
+"""The stored seq lags behind the log; after a lost log, counting goes on this much above it."""
+
+CheckState = DeferredCheck.State
+_RANK = ["waiting", "checking", "would_block", "hit", "expired", "timeout", "error", "passed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A check that this worker may make now."""
+
+    check_id: int
+    session_id: str
+    guardrail: str
+    applies_to: str
+    attempt: int
+    sealed: bytes
+    policy_digest: str
+    monitor: bool
+    started_at: datetime
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What storing a result led to. ``completed``: this call took the session to COMPLETE."""
+
+    finding: Finding | None
+    status: GuardrailStatus
+    completed: bool
+    outcome: str
+
+
+async def run_deferred(check_id: int, log: SessionLog, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Make one check and tell the readers. False when there was nothing to do (done, or leased by another worker)."""
+    lease = await database_sync_to_async(take_lease)(check_id=check_id)
+    if lease is None:
+        return False
+    await _tell(log, lease, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "checking")])
+    guardrail: Guardrail | None = None
+    text = ""
+    try:
+        policy: Policy = await database_sync_to_async(policy_by_digest)(lease.policy_digest)
+        guardrail = policy.guardrail(lease.guardrail)
+        text = unseal(lease.sealed, context=sessions.seal_context(lease.session_id, lease.guardrail, lease.applies_to))
+    except (PolicyUnavailable, KeyError, SealBroken) as error:
+        checked = Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0)
+    else:
+        turns = await database_sync_to_async(_conversation)(lease) if guardrail.impl.wants_conversation else ()
+        request = CheckRequest(text, AppliesTo(lease.applies_to), turns, guardrail.time_limit_s)
+        checked = await run_check(guardrail, request, clock)
+    recorded = await database_sync_to_async(record_result)(
+        lease=lease, guardrail=guardrail, checked=checked, judged_chars=len(text)
+    )
+    if recorded is None:
+        return False
+    events: list[ServerEvent] = [FindingEvent(recorded.finding)] if recorded.finding is not None else []
+    events.append(recorded.status)
+    if recorded.completed:
+        events.append(StateChange(AuditSession.State.COMPLETE.value, recorded.outcome))
+    await _tell(log, lease, events)
+    return True
+
+
+async def _tell(log: SessionLog, lease: Lease, events: list[ServerEvent]) -> None:
+    await tell(log, lease.session_id, lease.started_at, lease.last_seq, events)
+
+
+async def tell(
+    log: SessionLog, session_id: str, started_at: datetime, last_seq: int, events: list[ServerEvent]
+) -> None:
+    """Append from outside the pump; where the log is away only the early notice is lost, the database says it all."""
+    ms = round((timezone.now() - started_at).total_seconds() * 1000)
+    try:
+        payloads = [event.payload() for event in events]
+        await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE)
+    except LogUnavailable:
+        logger.warning("readers_not_told", session=session_id)
+
+
+def take_lease(*, check_id: int) -> Lease | None:
+    """Mark an open check as being made; None when it is not open or another worker holds it."""
+    with transaction.atomic():
+        taken = DeferredCheck.objects.filter(pk=check_id, state=CheckState.WAITING).update(
+            state=CheckState.CHECKING, attempts=F("attempts") + 1, started_at=timezone.now()
+        )
+        if not taken:
+            return None
+        row = DeferredCheck.objects.select_related("session").get(pk=check_id)
+    return Lease(
+        check_id=row.pk,
+        session_id=str(row.session_id),
+        guardrail=row.guardrail,
+        applies_to=row.applies_to,
+        attempt=row.attempts,
+        sealed=bytes(row.sealed_text or b""),
+        policy_digest=row.session.policy_digest,
+        monitor=row.session.monitor,
+        started_at=row.session.started_at,
+        last_seq=row.session.last_seq,
+    )
+
+
+def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked, judged_chars: int) -> Recorded | None:
+    """Store a verdict, wipe the text, and complete the session if this was its last open check, in one transaction.
+
+    None when the lease is not held any more: then somebody else's result stands and nothing is changed.
+    """
+    verdict = checked.verdict
+    state = CheckState(_check_state(guardrail, checked))
+    with transaction.atomic():
+        session = AuditSession.objects.select_for_update().get(pk=lease.session_id)
+        stored = DeferredCheck.objects.filter(
+            pk=lease.check_id, state=CheckState.CHECKING, attempts=lease.attempt
+        ).update(
+            state=state,
+            finished_at=timezone.now(),
+            sealed_text=None,
+            error=verdict.error or "",
+            result={"hit": verdict.hit, "score": verdict.score, "category": verdict.category,
+                    "reason": verdict.reason, "took_ms": round(checked.took_ms, 3)},
+        )  # fmt: skip
+        if not stored:
+            return None
+        finding = None
+        if guardrail is not None and verdict.error is None and verdict.hit:
+            finding = _finding(session, lease, guardrail, verdict, judged_chars)
+            sessions.finding_row(lease.session_id, finding).save(force_insert=True)
+            if session.would_have != "blocked" and finding.would_have:
+                AuditSession.objects.filter(pk=session.pk).update(would_have=finding.would_have)
+        status = _panel_status(lease, checked.took_ms)
+        completed = sessions.complete_if_done(lease.session_id)
+    return Recorded(finding, status, completed, session.outcome)
+
+
+def _check_state(guardrail: Guardrail | None, checked: Checked) -> str:
+    return CheckState.ERROR.value if guardrail is None else status_after(guardrail, checked).state
+
+
+def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict: Verdict, judged_chars: int) -> Finding:
+    """A deferred hit covers the whole text; what of it was shown is what it exposed."""
+    prompt = lease.applies_to == AppliesTo.PROMPT.value
+    mode = Mode.MONITOR if lease.monitor else guardrail.mode
+    last = session.findings.aggregate(last=Max("n"))["last"] or 0
+    return Finding(
+        guardrail=guardrail.name,
+        kind=guardrail.kind,
+        rule=verdict.category or guardrail.kind,
+        category=verdict.category,
+        start=0,
+        end=judged_chars,
+        mode=mode,
+        action=guardrail.action,
+        channel="prompt" if prompt else "text",
+        score=verdict.score,
+        exposed=0 if prompt else min(session.released, judged_chars),
+        n=last + 1,
+        would_have=would_have(mode, guardrail.action),
+    )
+
+
+def _panel_status(lease: Lease, took_ms: float) -> GuardrailStatus:
+    """One guardrail may judge prompt and answer; its one line says the worst of what is known of both."""
+    rows = DeferredCheck.objects.filter(session_id=lease.session_id, guardrail=lease.guardrail)
+    worst = min(rows, key=lambda row: _RANK.index(row.state))
+    took = round(took_ms, 3)
+    return GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, worst.state, took, took, worst.error or None)
+
+
+def _conversation(lease: Lease) -> tuple[Turn, ...]:
+    """Earlier messages, and for an answer its prompt; visible text only."""
+    session = AuditSession.objects.select_related("prompt", "answer").get(pk=lease.session_id)
+    until = session.prompt if lease.applies_to == AppliesTo.PROMPT.value else session.answer
+    if session.conversation_id is None or until is None:
+        return ()
+    earlier = models.Message.objects.filter(
+        conversation_id=session.conversation_id, created__lt=until.created
+    ).order_by("created")
+    return tuple(Turn(message.role, message.content) for message in earlier if message.content)

@@ -1,0 +1,115 @@
+"""What a client may say on a socket, and how a wrong frame is answered.
+
+Exists so that both sockets and the later REST start share one reading of the same fields. Protects the rule for bad
+input: whatever arrives, the answer is a clear error that names the field, never a traceback.
+
+    FrameError     code, message and field of a frame that cannot be accepted
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from streaming.conf import Conf
+from streaming.core.text import unusable
+
+
+class FrameError(ValueError):
+    """A frame that is refused. ``field`` is empty when the frame as a whole is wrong."""
+
+    def __init__(self, code: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+
+
+def _whole_number(value: object) -> object:
+    """Form fields arrive as text; a number in text is a number."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16 else value
+
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+Seq = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+
+
+class _Frame(BaseModel):
+    # Unknown fields are passed over: htmx adds HEADERS, and a newer client may know more than this server.
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class StartFrame(_Frame):
+    """Begin a session. ``text`` is what the scenario ``own_text`` streams."""
+
+    type: Literal["start"]
+    prompt: str = ""
+    provider: Name = "scripted"
+    model: Name = ""
+    policy: Name = ""
+    conversation_id: Name = ""
+    scenario: Name = ""
+    text: str = ""
+
+
+class InterruptFrame(_Frame):
+    """Stop a session; without an id the one that this socket started last."""
+
+    type: Literal["interrupt"]
+    session_id: Name = ""
+
+
+class ResumeFrame(_Frame):
+    """Read a session's events from ``last_seq`` on."""
+
+    type: Literal["resume"]
+    session_id: Name
+    last_seq: Seq = 0
+
+
+class AckFrame(_Frame):
+    """Everything up to ``seq`` has been applied; without a session id, of the session read last."""
+
+    type: Literal["ack"]
+    seq: Seq
+    session_id: Name = ""
+
+
+Frame = StartFrame | InterruptFrame | ResumeFrame | AckFrame
+_adapter: TypeAdapter[Frame] = TypeAdapter(Annotated[Frame, Field(discriminator="type")])
+_TYPES = "start, interrupt, resume, ack"
+
+
+def parse_frame(text: str, limits: Conf) -> Frame:
+    """The frame that ``text`` is. Raises ``FrameError``."""
+    if len(text) > limits.max_frame_bytes * 2:
+        raise FrameError("too_large", f"A frame may have at most {limits.max_frame_bytes:,} bytes.")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FrameError("not_json", "The frame is not JSON.") from None
+    if not isinstance(value, dict):
+        raise FrameError("not_an_object", "The frame is not a JSON object.")
+    if value.get("type") not in ("start", "interrupt", "resume", "ack"):
+        raise FrameError("unknown_type", f"The frame's type must be one of: {_TYPES}.", "type")
+    for name, part in value.items():
+        if isinstance(part, str) and (why := unusable(part)):
+            raise FrameError("invalid_text", f"“{name}” {why}.", name)
+    try:
+        frame = _adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][-1]) if first["loc"] else ""
+        raise FrameError("invalid_field", f"“{name}”: {first['msg']}.", name) from None
+    if isinstance(frame, StartFrame):
+        check_lengths(frame.prompt, frame.text, limits)
+    return frame
+
+
+def check_lengths(prompt: str, text: str, limits: Conf) -> None:
+    """Refuse a prompt or an own text over its limit. Raises ``FrameError``."""
+    for name, value, most in (("prompt", prompt, limits.max_prompt_chars), ("text", text, limits.max_own_text_chars)):
+        if len(value) > most:
+            words = "The prompt" if name == "prompt" else "The text"
+            raise FrameError("too_long", f"{words} has {len(value):,} characters; at most {most:,} are allowed.", name)

@@ -1,0 +1,505 @@
+"""The one async loop: provider -> gates -> log, with the audit record kept along the way.
+
+The pump belongs to the session, not to a socket: it runs as a task of this process until the answer is over, whoever
+reads. Everything that can happen comes through one inbox (provider events, verdicts, interrupts, ticks), so that
+there is one order of things and no lock. Protects the rules that a session that began also ends (whatever fails, the
+database says how, with the partial text), that held text is never released by an interrupt or an error, and that the
+provider's response is closed at once when nobody wants it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+from channels.db import database_sync_to_async
+
+from guardrails.findings import AppliesTo, Outcome
+from guardrails.kinds.base import CheckRequest, Turn
+from guardrails.performance import Checkpoint
+from guardrails.policy import Guardrail, Policy
+from streaming import sessions
+from streaming.answer import Answer, Question, block_reason
+from streaming.checks import Checked, CheckedText, immediate_state, run_check, status_after
+from streaming.conf import Conf
+from streaming.core.buffer import coalesce
+from streaming.core.events import (
+    Blocked,
+    Done,
+    ErrorEvent,
+    FindingEvent,
+    GuardrailStatus,
+    MessageNew,
+    MessageUpdate,
+    PolicyRef,
+    ProviderEvent,
+    ServerEvent,
+    StateChange,
+    Timing,
+)
+from streaming.log import LogUnavailable, SessionLog
+from streaming.models import Message
+from streaming.providers.base import Provider, ProviderError, ProviderRequest
+from streaming.sessions import DeferredText, Ending, Started, State
+
+logger = structlog.get_logger(__name__)
+
+MAX_UNANSWERED = 10
+"""Sentences that may wait for verdicts; then the provider waits."""
+
+READ_AHEAD = 64
+"""Provider events that may lie in the inbox; then the provider waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it."""
+
+    started: Started
+    policy: Policy
+    monitor: bool
+    prompt_raw: str
+    prompt: CheckedText
+    provider: Provider
+    request: ProviderRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the pump is lent: where events go, what time it is, who takes deferred checks, whether workers live."""
+
+    log: SessionLog
+    settings: Conf
+    queue_checks: Callable[[str], Awaitable[None]]
+    workers_alive: Callable[[], Awaitable[bool]]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    event: ProviderEvent
+
+
+@dataclass(frozen=True, slots=True)
+class _ProviderEnded:
+    error: ProviderError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    question: Question
+    guardrail: Guardrail
+    checked: Checked
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    outcome: Outcome
+
+
+class _Tick:
+    """Time has passed: a hold may be due, or it is time to write through."""
+
+
+_Item = _Arrived | _ProviderEnded | _Judged | _Stop | _Tick
+
+
+@dataclass(slots=True)
+class _Result:
+    """Why the loop ended."""
+
+    outcome: Outcome | None = None
+    error_code: str = ""
+    error: str = ""
+    recoverable: bool = True
+    log_down: bool = False
+
+
+@dataclass(slots=True)
+class _Marks:
+    """When things last happened, on the pump's clock, in seconds."""
+
+    started: float
+    wrote: float = 0.0
+    unattended_since: float | None = None
+    written: str = ""
+    feeds_ms: list[float] = field(default_factory=list)
+
+
+class Pump:
+    """One session's loop; ``await run()`` once. Never raises but for cancellation, and even then it records the end."""
+
+    def __init__(self, run: Run, around: Surroundings) -> None:
+        self._run = run
+        self._around = around
+        self._marks = _Marks(around.clock())
+        self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms)
+        self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(READ_AHEAD)
+        self._owed = 0
+        self._asking: set[asyncio.Task[None]] = set()
+        self._seq = 0
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[bool] | None = None
+
+    async def run(self) -> None:
+        """From the first event to the last."""
+        result = _Result()
+        try:
+            async with self._around.log.run(self._run.started.session_id) as stop:
+                result = await self._guarded(stop)
+        except asyncio.CancelledError:
+            result = _Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
+            # The end is recorded although this task is being cancelled: that is what the shield is for.
+            await asyncio.shield(self._end(result))
+            raise
+        await self._end(result)
+
+    async def _guarded(self, stop: asyncio.Event) -> _Result:
+        try:
+            return await self._stream(stop)
+        except LogUnavailable as error:
+            logger.warning("session_log_lost", session=self._run.started.session_id, error=str(error))
+            return _Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)
+        except Exception:
+            logger.exception("pump_failed", session=self._run.started.session_id)
+            return _Result(Outcome.ERROR, "internal", "Something went wrong on the server.", recoverable=False)
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def _stream(self, stop: asyncio.Event) -> _Result:
+        await self._append(self._opening())
+        if self._run.prompt.blocked is not None:
+            return _Result(Outcome.BLOCKED)
+        helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick(), self._watch(stop))]
+        try:
+            return await self._turn()
+        finally:
+            for task in (*helpers, *self._asking):
+                task.cancel()
+            # Waited for, so that the provider's response is closed before anybody hears that the answer is over.
+            await asyncio.gather(*helpers, *self._asking, return_exceptions=True)
+            if self._hold_timer is not None:
+                self._hold_timer.cancel()
+
+    async def _turn(self) -> _Result:
+        """Take what has arrived, tell the readers, until the answer is over."""
+        ended: _ProviderEnded | None = None
+        while True:
+            batch = [await self._inbox.get()]
+            while not self._inbox.empty():
+                batch.append(self._inbox.get_nowait())
+            for item in batch:
+                if isinstance(item, _Stop):
+                    return _Result(item.outcome)
+            events: list[ServerEvent] = []
+            for item in batch:
+                if isinstance(item, _Arrived):
+                    self._owed += 1
+                    events += self._timed(item.event)
+                elif isinstance(item, _Judged):
+                    events.append(self._status(item))
+                    events += self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
+                elif isinstance(item, _ProviderEnded):
+                    ended = item
+                    if item.error is None:
+                        events += self._answer.finish()
+                else:
+                    await self._periodic()
+            blocked = self._answer.blocked is not None
+            if blocked:
+                # Findings that began before the block stand; they are settled by the end of the text.
+                events += self._answer.finish()
+            else:
+                events += self._ask()
+                self._pay_slots()
+            events += self._holds()
+            await self._append(events)
+            if blocked:
+                return _Result()
+            if ended is not None and ended.error is not None:
+                return _Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
+            if ended is not None and not self._asking and self._inbox.empty():
+                return _Result()
+
+    def _timed(self, event: ProviderEvent) -> list[ServerEvent]:
+        before = self._around.clock()
+        events = self._answer.take(event)
+        if len(self._marks.feeds_ms) < 5_000:
+            self._marks.feeds_ms.append((self._around.clock() - before) * 1000)
+        return events
+
+    def _pay_slots(self) -> None:
+        if self._answer.unanswered < MAX_UNANSWERED:
+            for _ in range(self._owed):
+                self._slots.release()
+            self._owed = 0
+
+    def _ask(self) -> list[ServerEvent]:
+        """Send the questions that have come up to their guardrails, each in a task of its own."""
+        events: list[ServerEvent] = []
+        for question in self._answer.questions:
+            for name in question.check.guardrails:
+                guardrail = self._run.policy.guardrail(name)
+                task = asyncio.create_task(self._judge(question, guardrail))
+                self._asking.add(task)
+                task.add_done_callback(self._judged_all)
+                events.append(GuardrailStatus(name, guardrail.checkpoint.value, "checking"))
+        self._answer.questions.clear()
+        return events
+
+    def _judged_all(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._inbox.put_nowait(_Tick())
+
+    async def _judge(self, question: Question, guardrail: Guardrail) -> None:
+        turns = self._turns() if guardrail.impl.wants_conversation else ()
+        request = CheckRequest(question.check.text, question.applies_to, turns, guardrail.time_limit_s)
+        checked = await run_check(guardrail, request, self._around.clock)
+        self._inbox.put_nowait(_Judged(question, guardrail, checked))
+
+    def _turns(self) -> tuple[Turn, ...]:
+        return tuple(Turn(message.role, message.text) for message in self._run.request.messages)
+
+    def _status(self, item: _Judged) -> GuardrailStatus:
+        return status_after(item.guardrail, item.checked)
+
+    def _holds(self) -> list[ServerEvent]:
+        events, later_ms = self._answer.holds()
+        if later_ms and self._hold_timer is None:
+            self._hold_timer = asyncio.get_running_loop().call_later(later_ms / 1000, self._hold_due)
+        return events
+
+    def _hold_due(self) -> None:
+        self._hold_timer = None
+        self._inbox.put_nowait(_Tick())
+
+    # -- helpers that run beside the loop -----------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        """Provider -> inbox, no faster than the loop takes it."""
+        try:
+            async with aclosing(self._run.provider.stream(self._run.request)) as events:
+                async for event in events:
+                    await self._slots.acquire()
+                    self._inbox.put_nowait(_Arrived(event))
+        except ProviderError as error:
+            self._inbox.put_nowait(_ProviderEnded(error))
+        except Exception:
+            logger.exception("provider_failed", provider=self._run.provider.name)
+            self._inbox.put_nowait(_ProviderEnded(ProviderError("the provider's adapter failed")))
+        else:
+            self._inbox.put_nowait(_ProviderEnded())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._around.settings.write_through_s)
+            self._inbox.put_nowait(_Tick())
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._inbox.put_nowait(_Stop(Outcome.INTERRUPTED))
+
+    async def _periodic(self) -> None:
+        """Write through, and see whether anybody still reads and nobody wants it stopped."""
+        now, settings = self._around.clock(), self._around.settings
+        if now - self._marks.wrote < settings.write_through_s:
+            return
+        self._marks.wrote = now
+        if self._lost_the_session():
+            self._inbox.put_nowait(_Stop(Outcome.ERROR))
+        elif self._writing is None or self._writing.done():
+            chars_in, released, _, _ = self._answer.counts()
+            self._writing = asyncio.create_task(
+                database_sync_to_async(sessions.keep_partial)(
+                    session_id=self._run.started.session_id,
+                    content=self._answer.content,
+                    released=released,
+                    chars_in=chars_in,
+                    last_seq=self._seq,
+                )
+            )
+        session_id = self._run.started.session_id
+        if await self._around.log.interrupted(session_id):
+            self._inbox.put_nowait(_Stop(Outcome.INTERRUPTED))
+        if await self._around.log.attended(session_id):
+            self._marks.unattended_since = None
+        elif self._marks.unattended_since is None:
+            self._marks.unattended_since = now
+        elif now - self._marks.unattended_since >= settings.abandon_s:
+            self._inbox.put_nowait(_Stop(Outcome.ABANDONED))
+
+    def _lost_the_session(self) -> bool:
+        """Has another process ended this session meanwhile (it was taken for dead)?"""
+        task = self._writing
+        return task is not None and task.done() and task.exception() is None and not task.result()
+
+    # -- first and last events ----------------------------------------------------------------------------------
+
+    def _opening(self) -> list[ServerEvent]:
+        run, ids = self._run, self._run.started
+        policy = policy_ref(run.policy)
+        model = run.request.model or run.provider.default_model
+        events: list[ServerEvent] = [
+            StateChange("ACTIVE"),
+            MessageNew(ids.prompt_id, ids.conversation_id, "user", run.provider.name, model, policy),
+            MessageUpdate(ids.prompt_id, run.prompt.visible, prompt_metadata(run.prompt)),
+            MessageNew(ids.answer_id, ids.conversation_id, "assistant", run.provider.name, model, policy),
+            *(FindingEvent(self._answer.number(finding)) for finding in run.prompt.findings),
+            *run.prompt.statuses,
+        ]
+        if (block := run.prompt.blocked) is not None:
+            withheld = len(run.prompt_raw) - run.prompt.counters.released
+            events.append(Blocked(ids.answer_id, block_reason(block, "prompt"), block.guardrail, withheld))
+            return events
+        for guardrail in run.policy.running(AppliesTo.RESPONSE):
+            state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
+            events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state))
+        return events
+
+    async def _end(self, result: _Result) -> None:
+        """Store the end in one transaction, then tell the readers, then hand over the deferred checks."""
+        if self._writing is not None:
+            with contextlib.suppress(Exception):
+                await self._writing
+        ending = self._ending(result)
+        try:
+            state = await database_sync_to_async(sessions.finish_streaming)(
+                session_id=self._run.started.session_id, ending=ending
+            )
+        except Exception:
+            # The sweep will find the session by its missing heartbeat; readers are told now.
+            logger.exception("ending_not_stored", session=self._run.started.session_id)
+            state = None
+            result = _Result(Outcome.ERROR, "storage", "The answer's end could not be stored.")
+        if state is None and result.error_code != "storage":
+            return
+        workers = True
+        if state is State.MONITORING:
+            workers = await self._around.workers_alive()
+        if not result.log_down:
+            try:
+                await self._append(self._closing(result, ending, state, workers=workers))
+            except LogUnavailable:
+                logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
+        if state is State.MONITORING:
+            await self._around.queue_checks(self._run.started.session_id)
+
+    def _ending(self, result: _Result) -> Ending:
+        run, answer = self._run, self._answer
+        prompt_blocked = run.prompt.blocked is not None
+        outcome = result.outcome or answer.outcome()
+        chars_in, released, withheld, exposed = answer.counts()
+        status = {
+            Outcome.BLOCKED: Message.Status.BLOCKED,
+            Outcome.INTERRUPTED: Message.Status.INTERRUPTED,
+            Outcome.ABANDONED: Message.Status.INTERRUPTED,
+            Outcome.ERROR: Message.Status.ERROR,
+        }.get(outcome, Message.Status.COMPLETE)
+        return Ending(
+            outcome=outcome,
+            status=status,
+            content=answer.content,
+            metadata=self._metadata(status),
+            findings=tuple(answer.findings),
+            deferred=() if prompt_blocked else tuple(self._deferred()),
+            chars_in=chars_in,
+            released=released,
+            withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
+            exposed=exposed,
+            model=answer.model,
+            timing=_timing(answer).payload(),
+            last_seq=self._seq,
+            error_code=result.error_code,
+            error=result.error,
+        )
+
+    def _metadata(self, status: Message.Status) -> dict[str, object]:
+        run, answer = self._run, self._answer
+        metadata: dict[str, object] = {
+            "provider": run.provider.name,
+            "model": answer.model or run.request.model or run.provider.default_model,
+            "usage": answer.usage,
+            "in_reply_to": run.started.prompt_id,
+            "streaming": True,
+            "status": status.value,
+            "redactions": [list(pair) for pair in answer.redactions],
+        }
+        if thinking := answer.visible("thinking"):
+            metadata["thinking"] = thinking
+        return metadata
+
+    def _deferred(self) -> list[DeferredText]:
+        """What workers shall judge: MONITOR guardrails only, those that decide have been asked by the gate."""
+        run = self._run
+        texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, self._answer.raw))
+        return [
+            DeferredText(guardrail.name, applies_to.value, text)
+            for applies_to, text in texts
+            if text
+            for guardrail in run.policy.deferred(applies_to)
+            if not guardrail.decides or run.monitor
+        ]
+
+    def _closing(self, result: _Result, ending: Ending, state: State | None, *, workers: bool) -> list[ServerEvent]:
+        run, answer = self._run, self._answer
+        events = answer.closings()
+        if result.error_code:
+            events.append(ErrorEvent(result.error_code, result.error, result.recoverable))
+        events.append(MessageUpdate(run.started.answer_id, ending.content, ending.metadata))
+        events.append(_timing(answer))
+        if run.prompt.blocked is None:
+            last, p95 = _last_and_p95(self._marks.feeds_ms)
+            for guardrail in run.policy.running(AppliesTo.RESPONSE):
+                if guardrail.checkpoint is Checkpoint.IMMEDIATE:
+                    said = immediate_state(guardrail, answer.findings)
+                    events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, said, last, p95))
+        note = None if workers else "No worker is running: the check waits until one is back."
+        for name in dict.fromkeys(item.guardrail for item in ending.deferred):
+            events.append(GuardrailStatus(name, Checkpoint.DEFERRED.value, "waiting", error=note))
+        events.append(Done(ending.content, ending.outcome.value))
+        if state is not None:
+            events.append(StateChange(state.value, ending.outcome.value))
+        return events
+
+    # -- small things -------------------------------------------------------------------------------------------
+
+    def _ms(self) -> int:
+        return round((self._around.clock() - self._marks.started) * 1000)
+
+    async def _append(self, events: list[ServerEvent]) -> None:
+        if events:
+            payloads = [event.payload() for event in coalesce(events)]
+            self._seq = await self._around.log.append(self._run.started.session_id, payloads, ms=self._ms())
+
+
+def policy_ref(policy: Policy) -> PolicyRef:
+    """The policy as events and records name it."""
+    return PolicyRef(name=policy.name, version=policy.version, digest=policy.digest)
+
+
+def prompt_metadata(prompt: CheckedText) -> dict[str, object]:
+    """What is stored and told beside a prompt's visible text."""
+    status = Message.Status.BLOCKED if prompt.blocked is not None else Message.Status.COMPLETE
+    return {"status": status.value, "redactions": [list(pair) for pair in prompt.redactions]}
+
+
+def _timing(answer: Answer) -> Timing:
+    return Timing(
+        arrivals=answer.arrivals.points,
+        releases=answer.releases.points,
+        calls=1,
+        audit_rows=1 + len(answer.findings),
+        naive_calls=answer.arrivals.count,
+    )
+
+
+def _last_and_p95(samples: list[float]) -> tuple[float | None, float | None]:
+    if not samples:
+        return None, None
+    return round(samples[-1], 4), round(sorted(samples)[int(len(samples) * 0.95)], 4)

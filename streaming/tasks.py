@@ -1,0 +1,65 @@
+"""What workers are asked to do; thin, the work is in ``deferred`` and ``sweep``.
+
+Only ids travel through the broker, never text. Acknowledged late, so that a worker that dies leaves its task to
+another one; that a task may therefore run twice is what ``deferred`` is built for.
+"""
+
+from __future__ import annotations
+
+import structlog
+from asgiref.sync import async_to_sync, sync_to_async
+from celery import shared_task
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from streaming.deferred import run_deferred
+from streaming.log_redis import own_log
+from streaming.selectors import open_checks
+from streaming.sweep import sweep as sweep_once
+from streaming.workers import workers_alive
+
+logger = structlog.get_logger(__name__)
+
+__all__ = ["check", "queue_check", "queue_session", "sweep", "workers_alive"]
+
+
+@shared_task(name="streaming.tasks.check", acks_late=True, ignore_result=True)
+def check(check_id: int) -> None:
+    """Make one deferred check."""
+    async_to_sync(_check)(check_id)
+
+
+async def _check(check_id: int) -> None:
+    async with own_log() as log:
+        await run_deferred(check_id, log)
+
+
+@shared_task(name="streaming.tasks.sweep", ignore_result=True, expires=30)
+def sweep() -> None:
+    """Repair what dead processes left behind; runs every 10 s and whenever a worker starts."""
+    async_to_sync(_sweep)()
+
+
+async def _sweep() -> None:
+    async with own_log() as log:
+        done = await sweep_once(timezone.now(), log, queue_check)
+    if done.lost or done.requeued or done.expired:
+        logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
+
+
+def queue_check(check_id: int) -> None:
+    """Hand a check to the workers; a broker that is away is no error, the sweep queues it later."""
+    try:
+        check.apply_async((check_id,), retry=False)
+    except (OperationalError, OSError) as error:
+        logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
+
+
+async def queue_session(session_id: str) -> None:
+    """Hand all open checks of a session to the workers, off the event loop (publishing blocks)."""
+
+    def publish() -> None:
+        for pk in open_checks(session_id).values_list("pk", flat=True):
+            queue_check(pk)
+
+    await sync_to_async(publish)()
