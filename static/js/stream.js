@@ -56,7 +56,9 @@ export function startStream(page) {
     const cursor = document.createRange().createContextualFragment(tag[0]).firstChild.dataset;
     const { session, type, target } = cursor;
     const seq = Number(cursor.seq);
-    if (seq && seq <= (seen.get(session) ?? 0)) {
+    const last = seen.get(session) ?? 0;
+    // The notice that events were lost carries the seq of the last one that was not.
+    if (seq && (seq < last || (seq === last && type !== "error"))) {
       event.preventDefault(); // applied before the connection was lost
       return;
     }

@@ -39,13 +39,16 @@ def test_a_cut_socket_resumes_without_a_gap_or_a_repeat(wire: Wire, visit: Visit
     assert visitor.page.locator(".message").count() == 2
 
 
-def test_an_answer_that_ends_while_the_wire_is_cut_is_there_afterwards(wire: Wire, visit: Visit) -> None:
+def test_an_answer_that_ends_while_the_wire_is_cut_is_there_afterwards(
+    shared_demo: Demo, wire: Wire, visit: Visit
+) -> None:
     visitor = visit(wire.url).open()
     visitor.guard("One short text, written to ann@example.org, that ends before the wire is mended.")
     visitor.page.wait_for_function("document.querySelector('.answer [data-visible]')?.textContent.length > 4")
     wire.cut()
     expect(visitor.page.locator("#connection")).to_contain_text("Reconnecting")
-    visitor.page.wait_for_timeout(1500)  # the answer ends meanwhile: what is tested needs that time to pass
+    newest = "select state from streaming_auditsession order by started_at desc limit 1"
+    wait_for("the answer has ended", lambda: shared_demo.rows(newest) != [("ACTIVE",)])
     wire.mend()
     visitor.over("redacted")
     visitor.assert_never_seen("ann@example.org")
