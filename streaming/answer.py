@@ -99,6 +99,7 @@ class Answer:
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
+        self.stopped: Blocked | None = None
         self.usage: dict[str, int] = {}
         self.model = ""
         self.stop_reason = ""
@@ -274,7 +275,8 @@ class Answer:
 
     def _stopped(self, finding: Finding, withheld: int) -> Blocked:
         self.blocked = finding
-        return Blocked(self.message_id, block_reason(finding, "answer"), finding.guardrail, withheld)
+        self.stopped = Blocked(self.message_id, block_reason(finding, "answer"), finding.guardrail, withheld)
+        return self.stopped
 
     def _tool_result(self, id_: str, result: str, error: str) -> list[ServerEvent]:
         """What the provider's own tool returned passes the gate as a whole text before it is shown."""

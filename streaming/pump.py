@@ -430,6 +430,9 @@ class Pump:
             "status": status.value,
             "redactions": [list(pair) for pair in answer.redactions],
         }
+        if (stopped := answer.stopped) is not None:
+            # A reload shows the same banner as the stream did.
+            metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}
         if thinking := answer.visible("thinking"):
             metadata["thinking"] = thinking
         return metadata

@@ -19,6 +19,8 @@ export function startComposer(page) {
     });
   }
 
+  let sent = null; // the box whose text is on its way: emptied when it has been taken, kept when it is refused
+
   for (const form of Object.values(forms)) {
     const box = form.querySelector("textarea");
     box.addEventListener("keydown", (event) => {
@@ -28,9 +30,16 @@ export function startComposer(page) {
       form.requestSubmit();
     });
     form.addEventListener("htmx:wsAfterSend", () => {
-      box.value = "";
+      sent = box;
     });
   }
+
+  page.addEventListener("htmx:wsAfterMessage", (event) => {
+    if (sent && event.detail.message.includes('data-type="message_new"')) {
+      sent.value = "";
+      sent = null;
+    }
+  });
 
   page.addEventListener("htmx:wsAfterSend", () => {
     for (const old of document.querySelectorAll("#notices .banner")) old.remove();
