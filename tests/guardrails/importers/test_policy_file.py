@@ -34,7 +34,7 @@ def test_what_is_no_policy_file_is_refused(data: bytes, message: str) -> None:
 
 def test_toml_errors_name_the_place() -> None:
     with pytest.raises(PolicyError, match=r"not TOML: .*line 2"):
-        parse_policy_text(b'a = 1\nb = = 2\n', toml=True)
+        parse_policy_text(b"a = 1\nb = = 2\n", toml=True)
 
 
 def test_a_byte_order_mark_is_no_mistake() -> None:

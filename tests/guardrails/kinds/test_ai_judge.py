@@ -8,8 +8,16 @@ import json
 import pytest
 
 from guardrails.findings import AppliesTo, Verdict
-from guardrails.kinds.ai_judge import JudgeAnswer, UnparseableVerdict, fenced_text, judge_prompt, parse_answer
+from guardrails.kinds.ai_judge import (
+    AiJudgeKind,
+    JudgeAnswer,
+    UnparseableVerdict,
+    fenced_text,
+    judge_prompt,
+    parse_answer,
+)
 from guardrails.kinds.base import CheckRequest, Config, Kind, Services, Turn
+from streaming.providers.scripted_judge import judge
 
 from .conftest import build
 
@@ -122,3 +130,15 @@ def test_what_the_provider_raises_is_not_swallowed() -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(build("ai_judge", {"rubric": "r"}).check(REQUEST, Services(complete=down)))
+
+
+def test_the_examples_hold_with_the_scripted_judge() -> None:
+    async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
+        return judge(turns[-1].text) or ""
+
+    for example in AiJudgeKind.examples:
+        kind = build("ai_judge", example.config)
+        for hit, texts in ((True, example.hits), (False, example.passes)):
+            for text in texts:
+                request = CheckRequest(text, AppliesTo.RESPONSE)
+                assert asyncio.run(kind.check(request, Services(complete=complete))).hit is hit, text
