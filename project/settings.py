@@ -46,6 +46,7 @@ INSTALLED_APPS = [
     "waffle",
     "guardrails",
     "streaming",
+    "project",  # for its commands: `manage.py demo`
 ]
 
 MIDDLEWARE = [
@@ -123,6 +124,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 300, "socket_timeout": 10, "socket_connect_timeout": 5}
 CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is down: the sweep queues it later
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BEAT_SCHEDULE = {"sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0}}
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")
 
 # -- web -----------------------------------------------------------------------------------------------------------
