@@ -7,5 +7,6 @@ from django.urls import include, path
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("", include("streaming.api.urls")),
     path("", include("streaming.urls")),
 ]

@@ -1,0 +1,183 @@
+"""``POST /v1/check``: one text, one verdict, one audit record.
+
+Exists for clients that have a finished text; plugins of earlier systems speak this form. Protects the rule that the
+one-shot check is the very gate that streams pass, and that it leaves the same records: a session, its findings, and
+outbox rows for guardrails that answer later.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from channels.db import database_sync_to_async
+from django.http import HttpRequest, HttpResponse
+from ninja import Router, Schema
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field
+
+from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
+from streaming import sessions, tasks
+from streaming.access import Access
+from streaming.answer import block_reason
+from streaming.api.auth import Key
+from streaming.api.errors import ApiError
+from streaming.chat import StartRefused, load_policy
+from streaming.checks import CheckedText, check_text
+from streaming.conf import conf
+from streaming.core.text import unusable
+from streaming.models import Message
+from streaming.pump import policy_ref
+from streaming.sessions import DeferredText, Ending
+
+router = Router(tags=["check"])
+
+
+def _usable(text: str) -> str:
+    if why := unusable(text):
+        raise ValueError(why)
+    return text
+
+
+Text = Annotated[str, AfterValidator(_usable)]
+Short = Annotated[Text, Field(max_length=200)]
+
+
+class Context(Schema):
+    """What the client says about the call; ``conversation_id`` makes calls with the same one a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    conversation_id: Short = ""
+    userId: Short = ""
+    sessionId: Short = ""
+
+
+class CheckIn(Schema):
+    """The text and how to look at it."""
+
+    text: Text
+    kind: Literal["prompt", "response"]
+    policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
+    context: Context = Field(default_factory=Context)
+    mode: Literal["default", "monitor"] = "default"
+    accepts: list[Literal["redact"]] = Field(default_factory=list)
+
+
+class CheckMetadata(Schema):
+    """What ran. ``guardrails_triggered`` lists real hits only; the time is measured, in milliseconds."""
+
+    guardrails_triggered: list[str]
+    guardrails_failed: list[str]
+    processing_time_ms: float
+    policy: str
+    version: int
+
+
+class CheckOut(Schema):
+    """The verdict. ``text`` is what may be shown."""
+
+    action: Literal["allow", "warn", "redact", "block"]
+    text: str
+    reasons: list[str]
+    warnings: list[str]
+    findings: list[FindingDict]
+    session_id: str
+    metadata: CheckMetadata
+
+
+@router.post("/check", response=CheckOut, auth=Key("check"), summary="Check one text")
+async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) -> CheckOut:
+    """Check a prompt or a response as a whole.
+
+    A client that does not say `"accepts": ["redact"]` gets `block` where a redaction happened.
+    """
+    started = time.perf_counter()
+    access = _access(request)
+    if len(payload.text) > conf().max_own_text_chars:
+        raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
+    try:
+        policy = await load_policy(payload.policy or access.policy)
+    except StartRefused as error:
+        raise ApiError(422, str(error), code=error.code, field=error.field) from None
+    applies_to, monitor = AppliesTo(payload.kind), payload.mode == "monitor"
+    channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
+    result = await check_text(policy, payload.text, applies_to=applies_to, monitor=monitor, channel=channel)
+    result.findings = [_numbered(finding, n) for n, finding in enumerate(result.findings, start=1)]
+    deferred = [
+        DeferredText(guardrail.name, applies_to.value, payload.text)
+        for guardrail in policy.deferred(applies_to)
+        if payload.text and (monitor or not guardrail.decides)
+    ]
+    session_id = await database_sync_to_async(sessions.record_check)(
+        visitor=access.visitor,
+        policy=policy_ref(policy),
+        ending=_ending(result, deferred),
+        monitor=monitor,
+        conversation_key=payload.context.conversation_id or payload.context.sessionId,
+        correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
+    )
+    if deferred:
+        await tasks.queue_session(session_id)
+    action = "block" if result.action == "redact" and "redact" not in payload.accepts else result.action
+    took = round((time.perf_counter() - started) * 1000, 3)
+    response["X-Response-Time"] = f"{took}ms"
+    return CheckOut(
+        action=action,
+        text=result.visible,
+        reasons=[_words(finding, payload.kind) for finding in result.findings if _decided(finding)],
+        warnings=[_words(finding, payload.kind) for finding in result.findings if not _decided(finding)]
+        + [f"The guardrail “{name}” could not be asked." for name in result.failed],
+        findings=[finding.as_dict() for finding in result.findings],
+        session_id=session_id,
+        metadata=CheckMetadata(
+            guardrails_triggered=list(dict.fromkeys(finding.guardrail for finding in result.findings)),
+            guardrails_failed=list(dict.fromkeys(result.failed)),
+            processing_time_ms=took,
+            policy=policy.name,
+            version=policy.version,
+        ),
+    )
+
+
+def _access(request: HttpRequest) -> Access:
+    access = getattr(request, "auth", None)
+    if not isinstance(access, Access):
+        raise ApiError(401, "An API key is needed.")
+    return access
+
+
+def _numbered(finding: Finding, n: int) -> Finding:
+    return replace(finding, n=n)
+
+
+def _decided(finding: Finding) -> bool:
+    return finding.mode is Mode.BLOCK and finding.action is not Action.WARN
+
+
+def _words(finding: Finding, kind: str) -> str:
+    if finding.action is Action.BLOCK and finding.mode is Mode.BLOCK:
+        return block_reason(finding, kind)
+    what = (finding.category or finding.rule or finding.kind).replace("_", " ")
+    did = "redacted" if _decided(finding) else "noted"
+    return f"{what} {did} by the guardrail “{finding.guardrail}”."
+
+
+def _ending(result: CheckedText, deferred: list[DeferredText]) -> Ending:
+    outcome = {
+        "allow": Outcome.ALLOWED,
+        "warn": Outcome.WARNED,
+        "redact": Outcome.REDACTED,
+        "block": Outcome.BLOCKED,
+    }[result.action]
+    counters = result.counters
+    return Ending(
+        outcome=outcome,
+        status=Message.Status.COMPLETE,
+        findings=result.findings,
+        deferred=deferred,
+        chars_in=counters.chars_in,
+        released=counters.released,
+        withheld=counters.withheld,
+        exposed=counters.exposed,
+    )

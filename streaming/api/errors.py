@@ -1,0 +1,85 @@
+"""One shape for everything that is refused: ``{"error": {"code", "message", "field"?}}``.
+
+Exists so that a client needs one piece of code for all failures. Protects the rule that a refused call changes
+nothing and says which field was wrong, and that no traceback or framework page leaves a call for programs.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import structlog
+from django.core.exceptions import RequestDataTooBig
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+
+logger = structlog.get_logger(__name__)
+
+CODES = {
+    400: "not_parseable",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "too_large",
+    422: "invalid",
+    503: "unavailable",
+}
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status. ``code`` empty: the status's own."""
+
+    def __init__(self, status: int, message: str, *, code: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code or CODES.get(status, "error")
+        self.field = field
+
+
+def error_response(status: int, message: str, *, code: str = "", field: str = "") -> JsonResponse:
+    """The one shape."""
+    error = {"code": code or CODES.get(status, "error"), "message": message}
+    if field:
+        error["field"] = field
+    response = JsonResponse({"error": error}, status=status)
+    if status == HTTPStatus.UNAUTHORIZED:
+        response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def install(api: NinjaAPI) -> None:
+    """Give the API its handlers."""
+
+    @api.exception_handler(ApiError)
+    def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
+        return error_response(error.status, str(error), code=error.code, field=error.field)
+
+    @api.exception_handler(ValidationError)
+    def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+        first = error.errors[0] if error.errors else {}
+        # ("body", "payload", "text"): where it stands and what our argument is called is not the client's business.
+        path = [str(part) for part in first.get("loc", ())][2:]
+        field = ".".join(path)
+        said = str(first.get("msg", "The request is not valid.")).removeprefix("Value error, ")
+        return error_response(422, f"“{field}”: {said}." if field else f"{said}.", field=field)
+
+    @api.exception_handler(HttpError)
+    def http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+        message = "The body is not JSON." if error.status_code == 400 else str(error)
+        return error_response(error.status_code, message)
+
+    @api.exception_handler(RequestDataTooBig)
+    def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
+        return error_response(413, "The body is larger than 1 MB.")
+
+    @api.exception_handler(Http404)
+    def not_found(request: HttpRequest, error: Http404) -> HttpResponse:
+        return error_response(404, "There is nothing here.")
+
+    @api.exception_handler(Exception)
+    def failed(request: HttpRequest, error: Exception) -> HttpResponse:
+        logger.exception("call_failed", path=request.path)
+        return error_response(500, "Something went wrong on the server.", code="internal")

@@ -1,0 +1,16 @@
+"""Routes for programs: ``/v1/…``, ``/health``, ``/ready``."""
+
+from __future__ import annotations
+
+from django.urls import path, re_path
+
+from streaming import health
+from streaming.api import root
+
+urlpatterns = [
+    path("health", health.health, name="health"),
+    path("ready", health.ready, name="ready"),
+    path("v1/docs", root.docs, name="api-docs"),
+    path("v1/", root.api.urls),
+    re_path(r"^v1/", root.nothing_here),
+]

@@ -1,0 +1,100 @@
+"""``/health``: this process answers. ``/ready``: it can do its work, part by part.
+
+Exists so that an operator (and a load balancer) sees what is missing by name. Protects the rule that a store that is
+away shows here at once and in plain words, with the status code that takes the process out of rotation: 503 when the
+database, the session log or every policy is unusable. Without a worker the stream still flows, so that is reported
+("degraded") and does not make the process unready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Literal, TypedDict
+
+from channels.db import database_sync_to_async
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from guardrails.selectors import policy_choices
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+from streaming.workers import count_workers
+
+PART_LIMIT_S = 3.0
+
+
+class Part(TypedDict):
+    """One part's state, with words for a human."""
+
+    state: Literal["ok", "degraded", "down"]
+    detail: str
+
+
+@require_safe
+@never_cache
+async def health(request: HttpRequest) -> JsonResponse:
+    """Liveness: nothing is asked of anybody else."""
+    return JsonResponse({"status": "ok"})
+
+
+@require_safe
+@never_cache
+async def ready(request: HttpRequest) -> JsonResponse:
+    """Readiness of each part; 503 when one of them is down."""
+    names = ("database", "broker", "workers", "policies")
+    found = await asyncio.gather(*(_within(part) for part in (_database(), _broker(), _workers(), _policies())))
+    parts = dict(zip(names, found, strict=True))
+    down = [name for name, part in parts.items() if part["state"] == "down"]
+    status = "down" if down else "degraded" if any(p["state"] != "ok" for p in parts.values()) else "ok"
+    return JsonResponse({"status": status, "parts": parts}, status=503 if down else 200)
+
+
+async def _within(part: Awaitable[Part]) -> Part:
+    try:
+        async with asyncio.timeout(PART_LIMIT_S):
+            return await part
+    except TimeoutError:
+        return Part(state="down", detail=f"no answer within {PART_LIMIT_S:g} s")
+
+
+async def _database() -> Part:
+    def ask() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    try:
+        await database_sync_to_async(ask)()
+    except DatabaseError as error:
+        return Part(state="down", detail=f"the database cannot be reached ({type(error).__name__})")
+    return Part(state="ok", detail=connection.vendor)
+
+
+async def _broker() -> Part:
+    try:
+        await shared_log().ping()
+    except LogUnavailable as error:
+        return Part(state="down", detail=f"Valkey/Redis: {error}")
+    return Part(state="ok", detail="session log and task queue can be reached")
+
+
+async def _workers() -> Part:
+    try:
+        alive = await count_workers()
+    except LogUnavailable:
+        return Part(state="degraded", detail="unknown while Valkey/Redis cannot be reached")
+    if not alive:
+        return Part(state="degraded", detail="no worker is running; deferred checks wait")
+    return Part(state="ok", detail=f"{alive} running")
+
+
+async def _policies() -> Part:
+    infos = await database_sync_to_async(policy_choices)()
+    sick = [f"{info.name}: {info.error}" for info in infos if not info.healthy]
+    if not infos:
+        return Part(state="down", detail="no policy is active")
+    if sick:
+        return Part(state="down" if len(sick) == len(infos) else "degraded", detail="; ".join(sick))
+    return Part(state="ok", detail=f"{len(infos)} active")

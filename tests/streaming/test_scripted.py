@@ -1,0 +1,113 @@
+"""The scripted provider: the same every time, honest, and a judge that speaks the judge's protocol."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guardrails.findings import AppliesTo
+from guardrails.kinds.ai_judge import AiJudgeConfig, judge_prompt, parse_answer
+from guardrails.kinds.base import CheckRequest
+from streaming.core.events import ProviderEvent, Stopped, TextDelta
+from streaming.providers.base import (
+    ChatMessage,
+    ProviderRequest,
+    UnknownProvider,
+    UnknownScenario,
+    available,
+    get_provider,
+)
+from streaming.providers.scripted import SCENARIOS, ScriptedProvider
+
+
+class Sleeps:
+    """Counts instead of sleeping."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.taken.append(seconds)
+
+
+def ask(*texts: str, **kwargs: str) -> ProviderRequest:
+    roles = ("user", "assistant")
+    return ProviderRequest(tuple(ChatMessage(roles[n % 2], text) for n, text in enumerate(texts)), **kwargs)
+
+
+async def stream(request: ProviderRequest, rate: float = 100.0) -> tuple[list[ProviderEvent], Sleeps]:
+    sleeps = Sleeps()
+    return [event async for event in ScriptedProvider(rate, sleeps).stream(request)], sleeps
+
+
+async def test_it_works() -> None:
+    events, sleeps = await stream(ask("hi", scenario="clean"))
+    chunks = [event.text for event in events if isinstance(event, TextDelta)]
+    assert "".join(chunks) == SCENARIOS["clean"].answer
+    assert all(1 <= len(chunk) <= 8 for chunk in chunks)
+    assert isinstance(events[-1], Stopped)
+    assert sleeps.taken == [0.01] * (len(chunks) - 1), "the first chunk must come without delay"
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_the_same_request_is_cut_the_same_way_every_time(name: str) -> None:
+    assert await stream(ask("x", scenario=name)) is not None
+    first, _ = await stream(ask("x", scenario=name))
+    second, _ = await stream(ask("x", scenario=name))
+    assert first == second
+
+
+@pytest.mark.parametrize("value", ["536-22-8145", "4111 1111 1111 1111", "jane.roe@example.com"])
+async def test_planted_values_are_split_over_several_chunks(value: str) -> None:
+    events, _ = await stream(ask("x", scenario="pii"))
+    chunks = [event.text for event in events if isinstance(event, TextDelta)]
+    start = "".join(chunks).index(value)
+    ends, total = set(), 0
+    for chunk in chunks:
+        total += len(chunk)
+        ends.add(total)
+    assert len([end for end in ends if start < end < start + len(value)]) >= 1
+
+
+async def test_free_answer_is_honest_and_sees_the_history() -> None:
+    first = await ScriptedProvider().complete(ask("What is a weir?"))
+    assert "scripted" in first
+    assert "4 words" in first
+    later = await ScriptedProvider().complete(ask("What is a weir?", "A low dam.", "And a lock?"))
+    assert "2 earlier messages" in later
+    assert "What is a weir?" in later
+
+
+async def test_own_text_streams_as_it_is() -> None:
+    text = "mine: 🌍\n\n and more"
+    events, _ = await stream(ask("x", scenario="own_text", text=text))
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == text
+
+
+async def test_unknown_scenario_and_provider_are_named() -> None:
+    with pytest.raises(UnknownScenario, match="nope"):
+        ScriptedProvider().validate(ask("x", scenario="nope"))
+    with pytest.raises(UnknownProvider, match="scripted"):
+        get_provider("nope", {})
+    assert list(available({"OPENAI_API_KEY": "k"})) == ["scripted", "openai"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hit"),
+    [(SCENARIOS["judge"].answer, True), (SCENARIOS["clean"].answer, False), ("The poison was found.", False)],
+)
+async def test_judge_answers_in_the_form_that_the_kind_demands(text: str, hit: bool) -> None:
+    config = AiJudgeConfig(rubric="harm")
+    turns = judge_prompt(config, CheckRequest(text, AppliesTo.RESPONSE), "0123456789abcdef")
+    request = ProviderRequest(tuple(ChatMessage(turn.role, turn.text) for turn in turns))
+    answer = parse_answer(await ScriptedProvider().complete(request))
+    assert (answer.score >= 0.5) is hit
+
+
+async def test_judge_reads_only_the_fenced_text() -> None:
+    turns = judge_prompt(
+        AiJudgeConfig(rubric="poison, bombs"), CheckRequest("A calm lake.", AppliesTo.RESPONSE), "0" * 16
+    )
+    request = ProviderRequest(tuple(ChatMessage(turn.role, turn.text) for turn in turns))
+    assert json.loads(await ScriptedProvider().complete(request))["score"] < 0.5
