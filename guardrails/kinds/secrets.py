@@ -26,7 +26,15 @@ _ALNUM = "A-Za-z0-9"
 _QUOTED = r"[\"'`]?"
 _ASSIGN = rf"{_QUOTED}\s{{0,3}}(?::=|=>|[:=]|\sis\s|\sis:)\s{{0,3}}{_QUOTED}"
 
+_SEGMENT = "(?:[A-Za-z0-9]{4,15}|[b-zA-Z0-9][A-Za-z0-9]{2}|[A-Za-np-z0-9][A-Za-z0-9]|[A-Za-z0-9])"
+"""The first part of a hyphenated `sk-` key, unless it is `ant` or `or`, which have rules of their own."""
+
 VENDOR_FORMATS: tuple[tuple[str, str], ...] = (
+    (
+        "openai_api_key",
+        r"sk-(?:(?:proj|svcacct|admin|live|test)-[A-Za-z0-9_-]{16,}|[A-Za-z0-9]{20}[A-Za-z0-9_-]*"
+        rf"|{_SEGMENT}[_-](?:[A-Za-z0-9]{{1,15}}[_-]){{0,3}}[A-Za-z0-9]{{16}}[A-Za-z0-9_-]*)",
+    ),
     ("anthropic_api_key", r"sk-ant-[A-Za-z0-9_-]{16,}"),
     ("openrouter_api_key", r"sk-or-v[0-9]-[A-Za-z0-9]{32,}"),
     ("groq_api_key", r"gsk_[A-Za-z0-9]{40,}"),
@@ -102,20 +110,9 @@ def _not_a_placeholder(candidate: Candidate) -> bool:
     return _PLACEHOLDER.search(candidate.secret) is None
 
 
-def _openai(candidate: Candidate) -> bool:
-    """`sk-` and a body: a single run, a known kind of key, or at least not a hyphenated phrase."""
-    body = candidate.secret[3:]
-    if body.startswith(("ant-", "or-v")):
-        return False  # these have rules of their own
-    if body.startswith(("proj-", "svcacct-", "admin-", "live-", "test-")) or not set(body) & set("-_"):
-        return True
-    return any(char.isdigit() for char in body) and any(len(part) >= 16 for part in re.split("[-_]", body))
-
-
 def _formats() -> tuple[Rule, ...]:
-    openai = Rule("openai_api_key", r"sk-[A-Za-z0-9][A-Za-z0-9_-]{18,}", validator=_openai, not_after=_ALNUM)
     named = (Rule(id=name, pattern=pattern, not_after=_ALNUM) for name, pattern in VENDOR_FORMATS)
-    keys = (replace(rule, placeholder="[API_KEY]", category="api_key") for rule in (openai, *named))
+    keys = (replace(rule, placeholder="[API_KEY]", category="api_key") for rule in named)
     tokens = (
         Rule(
             "jwt",
