@@ -20,6 +20,11 @@ from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_docume
 from guardrails.policy import PolicyError
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 rule``, ``2 rules``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class Command(BaseCommand):
     help = "Look at, import, publish, sign and activate rules."
     requires_system_checks: list[str] = []
@@ -49,7 +54,9 @@ class Command(BaseCommand):
             self.show(report)
             self.list_notes(imported)
         if report.failures:
-            raise CommandError(f"{file}: {len(report.failures)} examples come out wrong", returncode=1)
+            raise CommandError(
+                f"{file}: {counted(len(report.failures), 'example')} not as its author says", returncode=1
+            )
 
     def do_docs(self, *, write: Path | None, **options: object) -> None:
         if write is None:
@@ -88,7 +95,7 @@ class Command(BaseCommand):
             self.stderr.write(f"wrong: {failure}")
 
     def show_guardrail(self, guardrail: GuardrailReport) -> None:
-        count = f", {len(guardrail.rules)} rules" if guardrail.rules else ""
+        count = f", {counted(len(guardrail.rules), 'rule')}" if guardrail.rules else ""
         self.stdout.write(
             f"  {guardrail.name} ({guardrail.kind}): {guardrail.performance_class}, {guardrail.checkpoint}, "
             f"{guardrail.mode} {guardrail.action}{count}"
