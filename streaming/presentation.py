@@ -57,8 +57,9 @@ def rule_words(guardrail: str, rule: str) -> str:
     for known, words in _MAY_BE.items():
         if rule == known or rule.startswith((f"{known}_", f"{known}-", f"{known}.", f"{known}:")):
             return words
-    if guardrail == "secrets":
-        return f"a secret ({rule})" if rule else "a secret"
+    if guardrail == "secrets" and rule:
+        words = rule.replace("_", " ").replace("-", " ")
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
     return f"a match of {guardrail} / {rule}" if rule and rule != guardrail else f"a match of {guardrail}"
 
 

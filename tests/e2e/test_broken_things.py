@@ -11,8 +11,6 @@ from tests.e2e.conftest import Visit
 from tests.e2e.expected import visible
 from tests.e2e.server import Demo, Wire, wait_for
 
-GROWN = "document.querySelector('.answer [data-visible]')?.textContent.length > 40"
-
 
 def test_it_works(wire: Wire, visit: Visit) -> None:
     visitor = visit(wire.url).open()
@@ -24,7 +22,7 @@ def test_it_works(wire: Wire, visit: Visit) -> None:
 def test_a_cut_socket_resumes_without_a_gap_or_a_repeat(wire: Wire, visit: Visit) -> None:
     visitor = visit(wire.url).open()
     visitor.scenario("pii")
-    visitor.page.wait_for_function(GROWN)
+    visitor.grown(40)
     wire.cut()
     expect(visitor.page.locator("#connection")).to_contain_text("Reconnecting")
     before = visitor.answer
@@ -44,7 +42,7 @@ def test_an_answer_that_ends_while_the_wire_is_cut_is_there_afterwards(
 ) -> None:
     visitor = visit(wire.url).open()
     visitor.guard("One short text, written to ann@example.org, that ends before the wire is mended.")
-    visitor.page.wait_for_function("document.querySelector('.answer [data-visible]')?.textContent.length > 4")
+    visitor.grown(4)
     wire.cut()
     expect(visitor.page.locator("#connection")).to_contain_text("Reconnecting")
     newest = "select state from streaming_auditsession order by started_at desc limit 1"
@@ -74,7 +72,7 @@ def test_a_dead_worker_stops_no_stream_and_its_checks_finish_when_it_is_back(own
 def test_a_dead_store_is_a_clear_error_and_no_session_is_lost(own_demo: Demo, visit: Visit) -> None:
     visitor = visit(own_demo.url).open()
     visitor.scenario("clean")
-    visitor.page.wait_for_function(GROWN)
+    visitor.grown(40)
     own_demo.kill("valkey")
     banner = visitor.page.locator("#notices [data-error]").first
     expect(banner).to_be_visible(timeout=20_000)

@@ -35,8 +35,7 @@ def test_the_first_character_is_painted_within_half_a_second(visitor: Visitor) -
         "document.getElementById('ask').addEventListener('submit', () => { window.__sent = performance.now(); }, true)"
     )
     page.keyboard.press("Enter")
-    page.wait_for_function("window.__firstPaint > 0")
-    assert 0 < page.evaluate("window.__firstPaint - window.__sent") < 500
+    assert 0 < visitor.first_paint - page.evaluate("window.__sent") < 500
 
 
 @pytest.mark.parametrize("scenario", ["pii", "api_key"])
@@ -58,7 +57,7 @@ def test_held_text_shows_as_a_shimmer_of_its_length_with_the_reason(visitor: Vis
     visitor.scenario("pii")
     visitor.over("redacted")
     notes = set(re.findall(r"holding ([\d,]+) characters?: may be ([^<]+)<", "".join(visitor.frames)))
-    assert {words for _, words in notes} >= {"a social security number", "a card number"}
+    assert {words for _, words in notes} >= {"a social security number", "an e-mail address"}
     lengths = {
         len(shimmer) // len("&nbsp;") for shimmer in re.findall(r"((?:&nbsp;)+)</span>", "".join(visitor.frames))
     }
@@ -70,7 +69,7 @@ def test_a_blocked_phrase_ends_the_answer_with_a_banner_and_a_count(visitor: Vis
     visitor.scenario("blocked_phrase")
     visitor.over("blocked")
     visitor.assert_grew_to(answer[: answer.index("Project Blue Heron")])
-    visitor.assert_never_seen("Project Blue Heron", "replace the current product line")
+    visitor.assert_never_seen("Project Blue Heron")
     banner = visitor.page.locator(".answer [data-block]")
     expect(banner).to_contain_text("codenames")
     expect(banner).to_contain_text(re.compile(r"\d+ characters? withheld"))
@@ -89,7 +88,7 @@ def test_a_blocked_prompt_never_reaches_the_model(visitor: Visitor) -> None:
 
 def test_a_prompt_is_stored_and_shown_redacted(visitor: Visitor) -> None:
     visitor.ask("My number is 536-22-8145, is that safe?")
-    visitor.over("allowed")
+    visitor.over("redacted")
     prompt = visitor.page.locator(".prompt .text").last
     assert prompt.text_content() == "My number is [SSN], is that safe?"
     expect(prompt.locator("[data-chip]")).to_have_count(1)
@@ -99,7 +98,7 @@ def test_a_prompt_is_stored_and_shown_redacted(visitor: Visitor) -> None:
 @pytest.mark.parametrize("way", ["button", "escape"])
 def test_stop_ends_the_answer_where_it_is(visitor: Visitor, way: str) -> None:
     visitor.scenario("clean")
-    visitor.page.wait_for_function("document.querySelector('.answer [data-visible]')?.textContent.length > 20")
+    visitor.grown(20)
     if way == "button":
         visitor.page.get_by_role("button", name="Stop").click()
     else:
@@ -107,7 +106,7 @@ def test_stop_ends_the_answer_where_it_is(visitor: Visitor, way: str) -> None:
     visitor.over("interrupted")
     full = SCENARIOS["clean"].answer
     assert full.startswith(visitor.answer)
-    assert 20 < len(visitor.answer) < len(full)
+    assert 20 <= len(visitor.answer) < len(full)
     expect(visitor.page.locator("#stop")).to_be_disabled()
     visitor.assert_clean()
 
@@ -175,7 +174,7 @@ def test_a_reload_shows_the_conversation_as_it_was(visitor: Visitor, scenario: s
 
 def test_a_reload_in_the_middle_carries_on(visitor: Visitor) -> None:
     visitor.scenario("pii")
-    visitor.page.wait_for_function("document.querySelector('.answer [data-visible]')?.textContent.length > 40")
+    visitor.grown(40)
     visitor.page.reload()
     visitor.connected()
     visitor.over("redacted")

@@ -132,6 +132,11 @@ class Visitor:
         latest = self.page.locator(".answer .state").last
         expect(latest).to_have_attribute("data-state", state, timeout=timeout_s * 1000)
 
+    def grown(self, chars: int) -> None:
+        """Wait until the latest answer shows at least this many characters."""
+        latest = self.page.locator(".answer [data-visible]").last
+        expect(latest).to_have_text(re.compile(rf"^[\s\S]{{{chars},}}$"), timeout=30_000)
+
     def over(self, outcome: str, timeout_s: float = 30) -> None:
         """Wait until the latest answer is over, with this outcome."""
         latest = self.page.locator(".answer .state").last
@@ -150,6 +155,16 @@ class Visitor:
     def texts(self) -> list[str]:
         """Every visible text that the latest answer ever had, in order."""
         return [str(text) for text in self.page.evaluate("window.__texts")]
+
+    @property
+    def first_paint(self) -> float:
+        """When the first character of an answer was painted, in milliseconds since the page began; waits for it."""
+        # The page's policy forbids eval, which the driver's own waiting for a condition is built on.
+        script = """() => new Promise((done) => {
+          const look = () => (window.__firstPaint > 0 ? done(window.__firstPaint) : requestAnimationFrame(look));
+          look();
+        })"""
+        return float(self.page.evaluate(script))
 
     # -- promises -----------------------------------------------------------------------------------------------
 
