@@ -33,7 +33,7 @@ def test_it_works(tmp_path: Path) -> None:
 
 
 def test_an_example_that_comes_out_wrong_fails(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="1 example not as its author says") as failed:
+    with pytest.raises(CommandError, match="1 example not as written") as failed:
         run("lint", policy_file(tmp_path, must_match=["12"]))
     assert failed.value.returncode == 1
 

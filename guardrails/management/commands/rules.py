@@ -54,9 +54,7 @@ class Command(BaseCommand):
             self.show(report)
             self.list_notes(imported)
         if report.failures:
-            raise CommandError(
-                f"{file}: {counted(len(report.failures), 'example')} not as its author says", returncode=1
-            )
+            raise CommandError(f"{file}: {counted(len(report.failures), 'example')} not as written", returncode=1)
 
     def do_docs(self, *, write: Path | None, **options: object) -> None:
         if write is None:
