@@ -131,9 +131,10 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")
 
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
-STATIC_ROOT = SLUICEGATE_DATA_DIR / "static"
+STATIC_ROOT = os.environ.get("STATIC_ROOT") or None  # only to collect files for a proxy; ADR 0002
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
+WHITENOISE_MAX_AGE = 0
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
