@@ -15,6 +15,7 @@ from guardrails.kinds.base import Config, Kind, Limit
 from guardrails.patterns.automaton import Scanner
 from guardrails.patterns.compiler import Bound, CompiledRule, compile_rule
 from guardrails.patterns.errors import PatternError
+from guardrails.patterns.grouping import groups
 from guardrails.performance import Checkpoint
 
 __all__ = ["Guardrail", "Lane", "Plan", "Policy", "PolicyBound", "PolicyError", "RuleEntry", "compile_policy",
@@ -176,9 +177,16 @@ class Policy:
                     for entry in entries
                     if (entry.guardrail.decides and not monitor) is decides and entry.compiled.folds is folds
                 )
-                if chosen:
-                    lead = max(entry.compiled.trimmed_width for entry in chosen)
-                    lanes.append(Lane(self._scanner(chosen, folds), chosen, decides, folds, lead))
+                lanes.extend(
+                    Lane(
+                        self._scanner(part, folds),
+                        part,
+                        decides,
+                        folds,
+                        max(entry.compiled.trimmed_width for entry in part),
+                    )
+                    for part in _parts(chosen)
+                )
         return Plan(
             lanes=tuple(lanes),
             limits=tuple(limits),
@@ -195,6 +203,12 @@ class Policy:
         if known is None:
             known = self._scanners[key] = Scanner([entry.compiled.source for entry in entries], folds=folds)
         return known
+
+
+def _parts(entries: tuple[RuleEntry, ...]) -> list[tuple[RuleEntry, ...]]:
+    """Entries that share an automaton."""
+    rules = [(entry.compiled.tree, entry.compiled.matcher.program) for entry in entries]
+    return [tuple(entries[i] for i in part) for part in groups(rules)]
 
 
 def normalise(document: Mapping[str, object]) -> dict[str, object]:

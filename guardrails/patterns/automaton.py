@@ -16,6 +16,7 @@ no more edges than there are parts.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from guardrails.patterns.folding import MAX_RUN, table
 from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Source
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
+_LONG_REPEAT = 4  # turns; shorter repeats are kept exact
 _WIDE_EDGES = 256  # edges by non-ASCII character that one state may keep
 _STATE_COST, _THREAD_COST, _EDGE_COST = 640, 120, 60  # bytes, measured on CPython 3.11
 
@@ -154,26 +156,74 @@ class Scanner:
         seen.update(accepts_now)
         for position in first:
             self._rest(position, 1, reached)
+        self._keep_between(threads, bits, reached)
+        self._merge_turns(reached)
         return tuple(sorted(reached.items())), after & self._care
 
     def _move(self, position: int, age: int, bits: int, reached: dict[int, int], seen: set[int]) -> None:
         program = self.program
         if bits >> program.waits_for(position) & 1:
-            there, accepts = program.arrive(program.consume(position))
+            target = program.consume(position)
+            there, accepts = program.arrive(target)
             seen.update(accepts)
+            age += 1
+            if position == program.at(position).base:
+                age = self._round_up(target, age)
             for other in there:
-                self._rest(other, age + 1, reached)
+                self._rest(other, age, reached)
+
+    def _round_up(self, position: int, age: int) -> int:
+        """An age to remember: never below the true one, at most a quarter above, and few different ones.
+
+        Each age is a state of its own, and what counts for the states is how much longer the way here was than the
+        shortest one.
+        """
+        least, most = self.program.depths(position)
+        excess = age - least
+        if excess > 8:
+            step = 1 << (excess.bit_length() - 3)
+            age = min(least + -(-excess // step) * step, most)
+        return age
 
     def _rest(self, position: int, age: int, reached: dict[int, int]) -> None:
-        if self.program.is_sure(position):
+        program = self.program
+        if program.is_sure(position):
             age = 0
         else:
-            instr = self.program.at(position)
+            instr = program.at(position)
             if instr.base in self._leading and position - instr.base >= instr.low:
                 # every character of the run started a thread of its own, so one position stands for all turns
                 position, age = instr.base + instr.low, min(age, instr.high - 1)
         if age >= reached.get(position, -1):
             reached[position] = age
+
+    def _keep_between(self, threads: Threads, bits: int, reached: dict[int, int]) -> None:
+        """Where the oldest of two merged turns has just ended, the next older one (not kept) is the oldest now."""
+        program = self.program
+        for (low, _), (high, _) in itertools.pairwise(threads):
+            instr = program.at(high)
+            if instr.op != REP or high - instr.base != instr.high - 1 or low < instr.base or high - low < 2:
+                continue
+            if bits >> instr.set_ & 1:
+                self._rest(high, program.depths(high)[1], reached)
+
+    def _merge_turns(self, reached: dict[int, int]) -> None:
+        """Of many turns of one long repeat keep the youngest and the oldest, and take all between for alive.
+
+        Which turns are alive can be any subset, and every subset would be a state of its own. The interval is what
+        matters: no accept is missed, nothing is held beyond the rule's bound, and the youngest still ends exactly.
+        """
+        turns: dict[int, list[int]] = {}
+        for position in reached:
+            instr = self.program.at(position)
+            if instr.op == REP and instr.high - instr.low >= _LONG_REPEAT:
+                turns.setdefault(instr.base, []).append(position)
+        for positions in turns.values():
+            if len(positions) > 2:
+                youngest, oldest = min(positions), max(positions)
+                for position in positions:
+                    if position not in (youngest, oldest):
+                        del reached[position]
 
     def _first(self, prev: int, part: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Where threads rest that start with this very character, and rules of one character that accept by it."""

@@ -95,9 +95,11 @@ class Program:
             self.first_position.append(len(self._instr_of))
             accept = self._add(Instr(ACCEPT, 0, rule))
             self.entries.append(self._emit(source.tree, accept, accept, rule, source))
-        self.alphabet = Alphabet(list(self._sets), list(self._context))
+        self.sets = list(self._sets)
+        self.alphabet = Alphabet(self.sets, list(self._context))
         self.size = len(self._instr_of)
         self._arrivals: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._shallowest, self._deepest = self._depths()
 
     # -- building -----------------------------------------------------------------------------------------------
 
@@ -142,6 +144,32 @@ class Program:
     def _bit(self, kind: str, source: Source) -> int:
         ranges = {"not_after": source.not_after, "not_before": source.not_before}.get(kind)
         return 0 if ranges is None else 1 << self._context.setdefault(ranges, len(self._context))
+
+    def _depths(self) -> tuple[list[int], list[int]]:
+        """Per instruction the shortest and the longest way from a start to its base, in characters.
+
+        Positions are made from the end of a rule to its start, so going through them backwards meets every
+        instruction after all that lead to it.
+        """
+        deepest = [0] * len(self.instrs)
+        shallowest = [1 << 30] * len(self.instrs)
+        for entry in self.entries:
+            shallowest[self._instr_of[entry]] = 0
+        for index in range(len(self.instrs) - 1, -1, -1):
+            instr = self.instrs[index]
+            longest = deepest[index] + {CHAR: 1, REP: instr.high}.get(instr.op, 0)
+            shortest = shallowest[index] + {CHAR: 1, REP: instr.low}.get(instr.op, 0)
+            for target in instr.targets:
+                there = self._instr_of[target]
+                deepest[there] = max(deepest[there], longest)
+                shallowest[there] = min(shallowest[there], shortest)
+        return shallowest, deepest
+
+    def depths(self, position: int) -> tuple[int, int]:
+        """The least and the most characters a thread that rests here can have taken."""
+        index = self._instr_of[position]
+        turn = position - self.instrs[index].base
+        return self._shallowest[index] + turn, self._deepest[index] + turn
 
     # -- asking -------------------------------------------------------------------------------------------------
 

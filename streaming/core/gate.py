@@ -137,7 +137,7 @@ class Gate:
         if state.live or n > self._watermark:
             self._tail = tail
             return self._settle()
-        cut = len(tail) - state.age
+        cut = len(tail) - state.age  # never below 0: the tail begins at the release pointer
         if cut <= 0:
             self._tail = tail
             return []
@@ -160,19 +160,43 @@ class Gate:
         if not text or (not self._lanes and self.blocked):
             self._n += len(text)
             return []
+        live = False
+        age = keep = 0
         for lane in self._lanes:
             state = lane.state
             for char in text:
                 state = state[char]
             lane.state = state
+            live = live or state.live
+            if state.age > keep:
+                keep = state.age
+            if lane.decides and state.age > age:
+                age = state.age
         self._n += len(text)
         self._tail += text
+        if not (live or self._busy or self._n > self._watermark):
+            return self._flow(age, keep)
         if self._folded is not None:
             self._folded = joined(self._folded, text)
         out = []
         if self._sentences is not None and not self.blocked:
             self._ask(self._sentences.feed(text), out)
         return self._settle(out)
+
+    def _flow(self, age: int, keep: int) -> list[Effect]:
+        """Nothing was found and nothing is pending: let the text flow up to the oldest thread that decides."""
+        tail = self._tail
+        base = self._n - len(tail)
+        to = max(self._r, self._n - age)
+        text = tail[self._r - base : to - base]
+        self._visible += len(text)
+        self._r = to
+        if (cut := min(to, self._n - keep) - base) > 0:
+            self._edge = tail[cut - 1]
+            if self._plan.lead_width:
+                self._lead = (self._lead + tail[:cut])[-self._plan.lead_width :]
+            self._tail = tail[cut:]
+        return [(RELEASE, text)] if text else []
 
     def finish(self) -> list[Effect]:
         """The text has ended. Returns the rest; verdicts may still be awaited (``waiting``)."""

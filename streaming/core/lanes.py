@@ -70,11 +70,12 @@ class RuleRun:
 class LaneRun:
     """A lane as one gate runs it. Offsets are code points of the original text."""
 
-    __slots__ = ("closed", "horizon", "index", "lane", "runs", "state")
+    __slots__ = ("closed", "decides", "horizon", "index", "lane", "runs", "state")
 
     def __init__(self, lane: Lane, index: int) -> None:
         self.lane = lane
         self.index = index
+        self.decides = lane.decides
         self.closed = False  # the answer is blocked: only spans that grow still matter
         self.state: State = lane.scanner.start
         self.runs: dict[int, RuleRun] = {}
