@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic reads it for the OpenAPI page, and before Python 3.12 only this one
 
 
 class Mode(StrEnum):
