@@ -26,7 +26,7 @@ SQL = (
     r"|['\")]\s{0,4}(?:or|and)\s{1,4}['\"(]{0,2}[\w-]{1,20}['\")]{0,2}\s{0,4}(?:=|<>|like)\s{0,4}['\"(]{0,2}[\w-]{1,20}"
     r"|['\")0-9]\s{0,4};\s{0,4}(?:drop|truncate|alter)\s{1,4}(?:table|database|schema|user)\b"
     r"|['\")0-9]\s{0,4};\s{0,4}(?:delete\s{1,4}from|insert\s{1,4}into|update\s{1,4}\w{1,40}\s{1,4}set|shutdown)\b"
-    r"|'\s{0,4}(?:--|#|/\*)"
+    r"|\w'(?:--(?:[ \t]|(?m:$))|[ \t;]{1,4}--[ \t]{0,4}(?m:$))"
     r"|\b(?:xp_cmdshell|information_schema\.|pg_sleep\s?\(|waitfor\s{1,4}delay|benchmark\s?\(\s?[0-9]|load_file\s?\()"
 )
 SHELL = (

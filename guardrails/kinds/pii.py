@@ -112,7 +112,7 @@ def _phone() -> Rule:
     north = rf"(?:1{sep})?(?:\([2-9][0-9]{{2}}\){SPACE}{{0,2}}|[2-9][0-9]{{2}}{sep})[0-9]{{3}}{sep}[0-9]{{4}}"
     world = rf"\+[1-9](?:(?:{sep}|[()]){{0,3}}[0-9]){{6,14}}"
     local = rf"\+?\(?[0-9](?:(?:{sep}|[()]){{0,2}}[0-9]){{6,14}}"
-    words = "(?:tele)?phone|tel|mobile|cell|handy|fax|call|dial|text|sms|whatsapp|ph"
+    words = r"(?:tele)?phone|tel|mobile|cell|handy|fax|call|dial|(?:text|message)\s(?:me|us)|sms|whatsapp|ph"
     link = r"(?:[\s.:#(=-]{1,3}(?:me|us|him|her|them|at|on|is|no|nr|number|now)){0,4}[\s.:#=-]{0,3}"
     return Rule(
         id="phone",

@@ -101,7 +101,7 @@ def _needs(*classes: str) -> Validator:
 
 _PLACEHOLDER = re.compile(
     r"(?i)(?:your|example|placeholder|changeme|redacted|dummy|sample|insert|replace|xxxx|\*\*\*|\.\.\.)"
-    r"|^(?:process\.env|os\.environ|env\.|\$|%|<|\{)"
+    r"|^(?:password|passwd|passphrase|pass|pwd|secret|token|null|none|true|false)$|^(?:process\.env|os\.environ|env\.|\$|%|<|\{)"
 )
 
 
@@ -169,7 +169,7 @@ def _assignments(entropy: float) -> tuple[Rule, ...]:
         pattern=rf"(?:password|passwd|passphrase|pwd){_ASSIGN}([^\s\"'`,;<>\[\](){{}}]{{6,}})",
         ignore_case=True,
         secret_group=1,
-        validator=all_of(_needs("A-Za-z", "^A-Za-z.:"), MinEntropy(min(entropy, 2.0)), _not_a_placeholder),
+        validator=all_of(_needs("A-Za-z", "^A-Za-z._:-"), MinEntropy(min(entropy, 2.0)), _not_a_placeholder),
     )
     return tuple(replace(rule, placeholder="[SECRET]", category="secret") for rule in (key, password))
 

@@ -64,7 +64,8 @@ def test_each_form(hits: Hits, form: str, text: str) -> None:
     "text",
     ["I'd select a union rep", "either this or that = fine", "drop the table by the door", "he said 'yes' and left",
      "curl your hair | or not", "remove the file with rm", "a < b and c > d", "on Monday = today",
-     "the script was good", "JavaScript is a language: use it", "rock'n'roll - the best"],
+     "the script was good", "JavaScript is a language: use it", "rock'n'roll - the best",
+     "allow '--4' as", "== 'value'\n# With", "say 'a' -- then b"],
 )  # fmt: skip
 def test_prose_passes(hits: Hits, text: str) -> None:
     assert hits("code", text) == []

@@ -108,6 +108,8 @@ def test_local_phone_numbers_need_a_word(hits: Hits) -> None:
     assert hits("pii", "tel. 07700 900123", only) == [("phone", "07700 900123")]
     assert hits("pii", "order 2125550123", only) == []
     assert hits("pii", "123-555-0123", only) == []
+    assert hits("pii", "text me at 2125550123", only) == [("phone", "2125550123")]
+    assert hits("pii", "shared=3313664, text=2310144", only) == []
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def test_only_the_assigned_value_is_hidden(hits: Hits, text: str, rule: str, val
     "text",
     ["api_key = 'your_api_key_goes_here_1'", "token = ${TOKEN_FROM_ENV_1}", "password: ********",
      "secret = aaaaaaaaaaaaaaaa1",
-     "the secret is a well kept one", "password: password", "api_key = [API_KEY]", "password: [SECRET]", "token: null"],
+     "the secret is a well kept one", "password: password", "api_key = [API_KEY]", "password: [SECRET]", "token: null",
+     "postgres://user:password@host", "user.password = make_password(raw)", "password = self.cleaned_data"],
 )  # fmt: skip
 def test_placeholders_and_plain_words_pass(hits: Hits, text: str) -> None:
     assert hits("secrets", text) == []
