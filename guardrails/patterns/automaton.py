@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from array import array
 from collections.abc import Sequence
 
 from guardrails.patterns.charset import SENTINEL
@@ -26,7 +27,7 @@ from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Sour
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
 _LONG_REPEAT = 4  # turns; shorter repeats are kept exact
-_WIDE_EDGES = 256  # edges by non-ASCII character that one state may keep
+_WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
 _STATE_COST, _THREAD_COST, _EDGE_COST = 640, 120, 60  # bytes, measured on CPython 3.11
 
 Threads = tuple[tuple[int, int], ...]
@@ -57,17 +58,16 @@ class State(dict["str | int", "State"]):
         self.age, self.rule = scanner.oldest(threads)
         self.live = bool(seen) or skew  # the caller must look
 
-    def __missing__(self, char: str | int) -> State:
-        if isinstance(char, int):
-            raise KeyError(char)
+    def __missing__(self, char: str) -> State:
         scanner = self.scanner
-        key = scanner.key(char)
+        code = ord(char)
+        key = (scanner.pages.get(code >> 8) or scanner.page(code >> 8))[code & 255]
         following = self.get(key)
         if following is None:
             following = scanner.step(self, key)
             self[key] = following
             scanner.spend(_EDGE_COST)
-        if char < "\x80" or len(self) < _WIDE_EDGES:
+        if code < 128 or len(self) < _WIDE_EDGES:
             self[char] = following
             scanner.spend(_EDGE_COST)
         return following
@@ -86,7 +86,7 @@ class Scanner:
         self.used = 0
         self.flushes = 0
         self._fold = table().fold if folds else {SENTINEL: "\ufffd"}
-        self._keys: dict[str, int] = {}
+        self.pages: dict[int, array[int]] = {}
         self._many: dict[tuple[int, ...], int] = {}
         self._many_parts: list[tuple[int, ...]] = []
         self._states: dict[tuple[Threads, int, int, tuple[int, ...], bool], State] = {}
@@ -102,25 +102,24 @@ class Scanner:
 
     # -- one edge -----------------------------------------------------------------------------------------------
 
-    def key(self, char: str) -> int:
-        """Edge key of a character: a part of the alphabet, -1 for an ignorable, below for several characters."""
-        known = self._keys.get(char)
+    def page(self, number: int) -> array[int]:
+        """Edge keys of 256 characters: a part of the alphabet, -1 for an ignorable, below for several characters."""
+        known = self.pages[number] = array("h", map(self._key, range(number << 8, (number + 1) << 8)))
+        return known
+
+    def _key(self, code: int) -> int:
+        char = chr(code)
+        folded = self._fold.get(char, char)
+        part = self.program.alphabet.part
+        if len(folded) == 1:
+            return part(folded)
+        if not folded:
+            return -1
+        parts = tuple(map(part, folded))
+        known = self._many.get(parts)
         if known is None:
-            folded = self._fold.get(char, char)
-            part = self.program.alphabet.part
-            if len(folded) == 1:
-                known = part(folded)
-            elif not folded:
-                known = -1
-            else:
-                parts = tuple(map(part, folded))
-                known = self._many.get(parts)
-                if known is None:
-                    self._many_parts.append(parts)
-                    known = self._many[parts] = -1 - len(self._many_parts)
-            if len(self._keys) > 20_000:
-                self._keys.clear()
-            self._keys[char] = known
+            self._many_parts.append(parts)
+            known = self._many[parts] = -1 - len(self._many_parts)
         return known
 
     def step(self, state: State, key: int) -> State:

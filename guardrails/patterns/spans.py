@@ -77,13 +77,19 @@ class Matcher:
         self._re2_pattern = re2_pattern
         self._re2: Callable[[str, int, int], re2._Match[str] | None] | None = None
         self._states: dict[tuple[tuple[int, ...], int, bool, bool], Anchored] = {}
+        self._starts: dict[str, Anchored] = {}
         self._entry = self.program.arrive(self.program.entries[0])[0]
 
     def start(self, before: str) -> Anchored:
         """The state before the first character; ``before`` is the folded character in front, or empty."""
-        alphabet = self.program.alphabet
-        prev = alphabet.masks[alphabet.part(before)] if before else START
-        return self._state(self._entry, prev, late=False, accepts=False)
+        known = self._starts.get(before)
+        if known is None:
+            alphabet = self.program.alphabet
+            prev = alphabet.masks[alphabet.part(before)] if before else START
+            known = self._state(self._entry, prev, late=False, accepts=False)
+            if before < "\x80":
+                self._starts[before] = known
+        return known
 
     def _state(self, positions: tuple[int, ...], prev: int, *, late: bool, accepts: bool) -> Anchored:
         key = (positions, prev, late, accepts)
@@ -93,6 +99,7 @@ class Matcher:
                 for state in list(self._states.values()):
                     state.clear()
                 self._states.clear()
+                self._starts.clear()
             known = self._states[key] = Anchored(self, positions, prev, late, accepts)
         return known
 

@@ -84,7 +84,7 @@ class LaneRun:
     @property
     def dirty(self) -> bool:
         """Does any rule have something left to decide?"""
-        return any(run.dirty for run in self.runs.values())
+        return bool(self.runs) and any(run.dirty for run in self.runs.values())
 
     def note(self, n: int) -> None:
         """Take over which rules have accepted, now that ``n`` characters are read, and clear the state's marks."""
@@ -159,8 +159,11 @@ class LaneRun:
         i = folded.index(run.next)
         last = min(self.horizon, run.until)
         stop = min(folded.index(last), len(text) - compiled.min_width + 1)
-        find = compiled.matcher.match
+        find, first = compiled.matcher.match, compiled.matcher.start
         while i < stop:
+            if first(text[i - 1] if i else before)[text[i]].dead:
+                i += 1
+                continue
             found = find(folded, i, before, lead=lead, final=ended)
             if found is None:
                 i += 1
