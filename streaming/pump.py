@@ -351,16 +351,17 @@ class Pump:
             MessageUpdate(ids.prompt_id, run.prompt.visible, prompt_metadata(run.prompt)),
             MessageNew(ids.answer_id, ids.conversation_id, "assistant", run.provider.name, model, policy),
             *(FindingEvent(self._answer.number(finding)) for finding in run.prompt.findings),
-            *run.prompt.statuses,
         ]
+        lines = {status.guardrail: status for status in run.prompt.statuses}
         if (block := run.prompt.blocked) is not None:
             withheld = len(run.prompt_raw) - run.prompt.counters.released
+            events += lines.values()
             events.append(Blocked(ids.answer_id, block_reason(block, "prompt"), block.guardrail, withheld))
             return events
         for guardrail in run.policy.running(AppliesTo.RESPONSE):
             state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
-            events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state))
-        return events
+            lines[guardrail.name] = GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state)
+        return [*events, *lines.values()]
 
     async def _end(self, result: _Result) -> None:
         """Store the end in one transaction, then tell the readers, then hand over the deferred checks."""

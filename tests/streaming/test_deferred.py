@@ -1,0 +1,207 @@
+"""Deferred checks and the sweep: each check ends once, each session completes once, nothing is left behind."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from channels.db import database_sync_to_async
+from django.utils import timezone
+
+from guardrails.findings import Outcome, Verdict
+from guardrails.policy import Policy
+from streaming import deferred, sessions, sweep
+from streaming.checks import Checked
+from streaming.conf import conf
+from streaming.log import LogUnavailable, MemoryLog
+from streaming.models import AuditSession, DeferredCheck, Finding, Message
+from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
+from tests.streaming.pumping import policy_of
+
+pytestmark = pytest.mark.django_db(transaction=True)
+HARMFUL = "First you mix the poison, then you pour it into the well."
+CALM = "The well was dug in 1840."
+
+
+@pytest.fixture(autouse=True)
+def policy(monkeypatch: pytest.MonkeyPatch) -> Policy:
+    found = policy_of()
+    monkeypatch.setattr(deferred, "policy_by_digest", lambda digest: found)
+    return found
+
+
+@database_sync_to_async
+def monitoring(text: str = HARMFUL, *applies_to: str) -> tuple[Started, list[int]]:
+    """A session whose answer is over and whose checks wait."""
+    new = NewSession(
+        visitor=Visitor(session_key="b"), prompt="p", provider="scripted", model="m",
+        policy={"name": "trial", "version": 3, "digest": "sha256:trial"},
+    )  # fmt: skip
+    started = sessions.start_session(new)
+    texts = [DeferredText("harm", kind, text) for kind in applies_to or ("response",)]
+    ending = Ending(
+        Outcome.ALLOWED, Message.Status.COMPLETE, content=text, deferred=texts, released=len(text), chars_in=len(text)
+    )
+    assert sessions.finish_streaming(session_id=started.session_id, ending=ending) == "MONITORING"
+    rows = DeferredCheck.objects.filter(session_id=started.session_id).order_by("id")
+    return started, [row.pk for row in rows]
+
+
+@database_sync_to_async
+def row(session_id: str) -> AuditSession:
+    return AuditSession.objects.get(pk=session_id)
+
+
+@database_sync_to_async
+def check(pk: int) -> DeferredCheck:
+    return DeferredCheck.objects.get(pk=pk)
+
+
+async def types(log: MemoryLog, session_id: str) -> list[tuple[object, object]]:
+    return [(e["type"], e.get("state")) for e in await log.read(session_id, 0)]
+
+
+async def test_it_works() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    assert await deferred.run_deferred(pk, log)
+    assert await types(log, started.session_id) == [
+        ("guardrail_status", "checking"),
+        ("finding", None),
+        ("guardrail_status", "would_block"),
+        ("state", "COMPLETE"),
+    ]
+    session = await row(started.session_id)
+    assert (session.state, session.outcome, session.would_have) == ("COMPLETE", "allowed", "blocked")
+    done = await check(pk)
+    assert (done.state, done.attempts, done.sealed_text) == ("would_block", 1, None)
+    assert done.result["hit"] is True
+    found = await database_sync_to_async(Finding.objects.get)(session_id=started.session_id)
+    assert (found.guardrail, found.would_have, found.exposed, found.mode) == (
+        "harm",
+        "blocked",
+        len(HARMFUL),
+        "MONITOR",
+    )
+
+
+async def test_harmless_answer_passes_without_a_finding() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring(CALM)
+    await deferred.run_deferred(pk, log)
+    assert (await check(pk)).state == "passed"
+    assert (await row(started.session_id)).would_have == ""
+    assert await database_sync_to_async(Finding.objects.count)() == 0
+
+
+async def test_a_task_that_runs_twice_stores_one_result_and_tells_once() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    assert await deferred.run_deferred(pk, log)
+    before = await types(log, started.session_id)
+    assert not await deferred.run_deferred(pk, log)
+    assert await types(log, started.session_id) == before
+    assert await database_sync_to_async(Finding.objects.count)() == 1
+
+
+async def test_a_worker_that_was_taken_for_dead_comes_back_too_late() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    slow = await database_sync_to_async(deferred.take_lease)(check_id=pk)
+    assert slow is not None
+    later = timezone.now() + timedelta(seconds=conf().check_lease_s + 1)
+    done = await sweep.sweep(later, log, lambda _: None)
+    assert done.requeued == [pk]
+    assert await deferred.run_deferred(pk, log)
+    late = await database_sync_to_async(deferred.record_result)(
+        lease=slow, guardrail=policy_of().guardrail("harm"), checked=Checked(Verdict(False), 1.0), judged_chars=1
+    )
+    assert late is None
+    assert (await check(pk)).state == "would_block"
+    assert await database_sync_to_async(Finding.objects.count)() == 1
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_session_completes_only_with_its_last_check_and_only_once() -> None:
+    log, (started, (first, second)) = MemoryLog(), await monitoring(CALM, "prompt", "response")
+    await deferred.run_deferred(first, log)
+    assert (await row(started.session_id)).state == "MONITORING"
+    await deferred.run_deferred(second, log)
+    assert (await row(started.session_id)).state == "COMPLETE"
+    assert [t for t in await types(log, started.session_id) if t[0] == "state"] == [("state", "COMPLETE")]
+    assert not await database_sync_to_async(sessions.complete_if_done)(started.session_id)
+
+
+async def test_log_that_is_away_loses_no_result() -> None:
+    class Away(MemoryLog):
+        async def append(self, *args: object, **kwargs: object) -> int:
+            raise LogUnavailable("away")
+
+    started, (pk,) = await monitoring()
+    assert await deferred.run_deferred(pk, Away())
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_text_sealed_under_another_key_is_an_error_that_ends_the_check(settings: object) -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    settings.SECRET_KEY = "another key " * 5  # type: ignore[attr-defined]
+    await deferred.run_deferred(pk, log)
+    done = await check(pk)
+    assert (done.state, done.sealed_text) == ("error", None)
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_checks_nobody_makes_expire_visibly() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    later = timezone.now() + timedelta(seconds=conf().monitoring_limit_s + 1)
+    done = await sweep.sweep(later, log, lambda _: None)
+    assert done.expired == [started.session_id]
+    assert await types(log, started.session_id) == [("guardrail_status", "expired"), ("state", "COMPLETE")]
+    stored = await check(pk)
+    assert (stored.state, stored.sealed_text) == ("expired", None)
+    again = await sweep.sweep(later, log, lambda _: None)
+    assert (again.expired, again.completed, again.requeued) == ([], [], [])
+
+
+async def test_check_that_was_never_picked_up_is_queued_again() -> None:
+    log, (_, (pk,)) = MemoryLog(), await monitoring()
+    queued: list[int] = []
+    assert (await sweep.sweep(timezone.now(), log, queued.append)).requeued == []
+    await sweep.sweep(timezone.now() + timedelta(seconds=conf().stale_s + 1), log, queued.append)
+    assert queued == [pk]
+
+
+async def test_check_that_kills_its_workers_is_given_up() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    now = timezone.now()
+    for _ in range(conf().check_attempts):
+        assert await database_sync_to_async(deferred.take_lease)(check_id=pk) is not None
+        now += timedelta(seconds=conf().check_lease_s + 1)
+        await sweep.sweep(now, log, lambda _: None)
+    stored = await check(pk)
+    assert (stored.state, stored.attempts) == ("error", conf().check_attempts)
+    await sweep.sweep(now, log, lambda _: None)
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_killed_pump_ends_as_error_with_what_was_written_through() -> None:
+    new = NewSession(
+        visitor=Visitor(session_key="b"), prompt="p", provider="scripted", model="m",
+        policy={"name": "trial", "version": 3, "digest": "sha256:trial"},
+    )  # fmt: skip
+    started = await database_sync_to_async(sessions.start_session)(new)
+    kept = await database_sync_to_async(sessions.keep_partial)(
+        session_id=started.session_id, content="so far", released=6, chars_in=9, last_seq=40
+    )
+    assert kept
+    log = MemoryLog()
+    assert (await sweep.sweep(timezone.now(), log, lambda _: None)).lost == []
+    done = await sweep.sweep(timezone.now() + timedelta(seconds=conf().stale_s + 1), log, lambda _: None)
+    assert done.lost == [started.session_id]
+    session = await row(started.session_id)
+    assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "error", "pump_lost")
+    events = await log.read(started.session_id, 0)
+    assert [e["type"] for e in events] == ["error", "message_update", "done", "state"]
+    assert events[2]["final"] == "so far"
+    assert int(str(events[0]["seq"])) > 40, "seqs go on above those that readers have seen"
+
+
+def test_state_goes_only_where_the_table_says() -> None:
+    with pytest.raises(ValueError, match="cannot go"):
+        sessions._move("x", sessions.State.COMPLETE, sessions.State.ACTIVE)

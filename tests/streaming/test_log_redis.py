@@ -1,0 +1,179 @@
+"""The session log in a real store: order, caps, wake-ups across processes, and a store that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from channels.layers import get_channel_layer
+
+from streaming.conf import Conf
+from streaming.core.events import Done, ServerEvent, StateChange
+from streaming.log import LogUnavailable, MemoryLog, SessionLog
+from streaming.log_redis import RedisLog
+from streaming.models import AuditSession
+from streaming.reader import follow
+
+State = AuditSession.State
+
+FAST = Conf(log_poll_s=0.05, idle_check_s=0.1)
+PATIENT = Conf(log_poll_s=30, idle_check_s=60)
+
+
+@pytest.fixture
+async def redis_log(valkey_url: str) -> AsyncIterator[RedisLog]:
+    log = RedisLog(valkey_url, get_channel_layer(), PATIENT)
+    yield log
+    await log.aclose()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def log(request: pytest.FixtureRequest, redis_log: RedisLog) -> SessionLog:
+    return MemoryLog() if request.param == "memory" else redis_log
+
+
+def chunk(text: str) -> dict[str, object]:
+    return {
+        "type": "message_stream",
+        "message_id": "m",
+        "channel": "text",
+        "choice": 0,
+        "chunk": text,
+        "is_final": False,
+    }
+
+
+async def test_it_works(log: SessionLog) -> None:
+    session = str(uuid4())
+    assert await log.append(session, [chunk("a"), chunk("b")], ms=5) == 2
+    assert await log.append(session, [chunk("c")], ms=9) == 3
+    events = await log.read(session, 0)
+    assert [(e["seq"], e["chunk"], e["ms"], e["session_id"]) for e in events] == [
+        (1, "a", 5, session), (2, "b", 5, session), (3, "c", 9, session)
+    ]  # fmt: skip
+    assert [e["seq"] for e in await log.read(session, 2)] == [3]
+    assert await log.read(session, 3) == []
+
+
+async def test_two_writers_never_share_a_seq(valkey_url: str, redis_log: RedisLog) -> None:
+    session, other = str(uuid4()), RedisLog(valkey_url, None, FAST)
+    try:
+        writes = [writer.append(session, [chunk(str(n))] * 3, ms=0) for n in range(50) for writer in (redis_log, other)]
+        last = await asyncio.gather(*writes)
+    finally:
+        await other.aclose()
+    assert max(last) == 300
+    assert [e["seq"] for e in await redis_log.read(session, 0, 1_000)] == list(range(1, 301))
+
+
+async def test_store_that_lost_everything_counts_on_above_the_floor(log: SessionLog) -> None:
+    session = str(uuid4())
+    assert await log.append(session, [chunk("x")], ms=0, floor=1_040) == 1_041
+    assert await log.append(session, [chunk("y")], ms=0, floor=5_000) == 1_042
+
+
+async def test_log_is_capped_and_expires(valkey_url: str) -> None:
+    session = str(uuid4())
+    log = RedisLog(valkey_url, None, replace(FAST, log_max_events=100, log_ttl_s=77))
+    try:
+        await log.append(session, [chunk("x")] * 1_000, ms=0)
+        kept = await log.read(session, 0, 2_000)
+        assert 100 <= len(kept) < 400
+        assert kept[-1]["seq"] == 1_000
+        for name in ("log", "seq"):
+            assert 0 < await log._redis.ttl(f"sg:{name}:{{{session}}}") <= 77
+    finally:
+        await log.aclose()
+
+
+async def test_reader_in_another_process_is_woken_without_polling(valkey_url: str, redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    other = RedisLog(valkey_url, get_channel_layer(), PATIENT)
+    try:
+        async with other.attend(session) as wake:
+            assert await redis_log.attended(session)
+            wake.clear()
+            await redis_log.append(session, [chunk("a")], ms=0)
+            await asyncio.wait_for(wake.wait(), 5)
+        assert not await redis_log.attended(session)
+    finally:
+        await other.aclose()
+
+
+async def test_interrupt_reaches_the_process_that_runs_the_session(valkey_url: str, redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    other = RedisLog(valkey_url, get_channel_layer(), PATIENT)
+    try:
+        async with redis_log.run(session) as stop:
+            await other.interrupt(session)
+            await asyncio.wait_for(stop.wait(), 5)
+            assert await redis_log.interrupted(session)
+    finally:
+        await other.aclose()
+
+
+async def test_store_that_cannot_be_reached_is_a_typed_error_and_quick() -> None:
+    log = RedisLog("redis://127.0.0.1:1/0", None, FAST)
+    session = str(uuid4())
+    async with asyncio.timeout(5):
+        with pytest.raises(LogUnavailable):
+            await log.append(session, [chunk("a")], ms=0)
+        with pytest.raises(LogUnavailable):
+            await log.read(session, 0)
+        with pytest.raises(LogUnavailable):
+            await log.ping()
+        async with log.attend(session), log.run(session) as stop:
+            await log.interrupt(session)
+            assert stop.is_set(), "a session of this process stops also without the store"
+    await log.aclose()
+
+
+async def drain(log: SessionLog, session: str, after: int, **kwargs: object) -> list[dict[str, object]]:
+    out: list[dict[str, object]] = []
+    async with asyncio.timeout(10):
+        async for batch in follow(log, session, after, FAST, **kwargs):
+            out += batch
+    return out
+
+
+async def never(session_id: str) -> tuple[State, list[ServerEvent]]:
+    return State.ACTIVE, []
+
+
+async def test_reader_reads_on_from_any_seq_and_ends_with_the_session(log: SessionLog) -> None:
+    session = str(uuid4())
+    await log.append(session, [chunk(text) for text in "abcdef"], ms=0)
+    await log.append(session, [{"type": "state", "state": "COMPLETE"}], ms=1)
+    for after in range(7):
+        events = await drain(log, session, after, session_over=never)
+        assert "".join(str(e.get("chunk", "")) for e in events) == "abcdef"[after:]
+        assert events[-1]["state"] == "COMPLETE"
+
+
+async def test_reader_is_told_when_events_are_gone() -> None:
+    log = MemoryLog(max_events=3)
+    await log.append("s", [*[chunk(text) for text in "abcdef"], {"type": "state", "state": "COMPLETE"}], ms=0)
+    events = await drain(log, "s", 1, session_over=never)
+    assert (events[0]["type"], events[0]["code"], events[0]["seq"]) == ("error", "events_lost", 0)
+
+
+async def test_reader_without_wake_and_without_last_event_still_ends() -> None:
+    class Mute(MemoryLog):
+        """Appends never wake anybody, and the last step was never told."""
+
+        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0) -> int:
+            readers, self._readers = self._readers, type(self._readers)()
+            seq = await super().append(session_id, payloads, ms=ms, floor=floor)  # type: ignore[arg-type]
+            self._readers = readers
+            return seq
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        return State.COMPLETE, [Done("a", "allowed"), StateChange("COMPLETE", "allowed")]
+
+    log = Mute()
+    await log.append("s", [chunk("a")], ms=0)
+    events = await drain(log, "s", 0, session_over=over)
+    assert [e["type"] for e in events] == ["message_stream", "done", "state"]

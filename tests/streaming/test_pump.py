@@ -1,0 +1,396 @@
+"""The pump: whatever happens, readers see only released text and the database says how the session ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from channels.db import database_sync_to_async
+
+from guardrails.findings import Action, AppliesTo, Mode, OnError, Verdict
+from guardrails.kinds.base import CheckRequest, Config, Kind, Services
+from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
+from guardrails.policy import Guardrail, Policy
+from streaming import selectors
+from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from streaming.log import LogUnavailable, MemoryLog
+from streaming.models import AuditSession, DeferredCheck, Finding, Message
+from streaming.providers.base import ChatMessage, StreamCutOff
+from streaming.sealed import unseal
+from streaming.sessions import Visitor, seal_context
+from tests.streaming.pumping import SSN, Time, Trial, policy_of, trial
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@database_sync_to_async
+def session_row(case: Trial) -> AuditSession:
+    return AuditSession.objects.select_related("answer", "prompt").get(pk=case.session_id)
+
+
+async def test_it_works() -> None:
+    script = ["Hel", "lo, ", "wor", "ld.", ModelNamed("real-2"), Usage(3, 4), Stopped("stop")]
+    case = await trial(script, policy=policy_of(without="harm"))
+    await case.pump.run()
+    events = await case.events()
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert await case.shown() == "Hello, world."
+    assert events[0]["type"] == "state"
+    assert [event["type"] for event in events][-2:] == ["done", "state"]
+    assert events[-1]["state"] == "COMPLETE"
+    assert events[-2]["final"] == "Hello, world."
+    (update,) = [event for event in await case.of("message_update") if event["message_id"] == case.answer_id]
+    metadata = update["metadata"]
+    assert isinstance(metadata, dict)
+    assert metadata["usage"] == {"input_tokens": 3, "output_tokens": 4}
+    assert metadata["model"] == "real-2"
+    row = await session_row(case)
+    assert (row.state, row.outcome, row.released, row.withheld) == ("COMPLETE", "allowed", 13, 0)
+    assert row.answer.content == "Hello, world."
+    assert row.answer.status == Message.Status.COMPLETE
+    assert row.prompt.content == "hello"
+
+
+async def test_ssn_split_over_chunks_never_reaches_the_log_in_any_part() -> None:
+    case = await trial(["My number is 5", "36-", "22-81", "45", " today"])
+    await case.pump.run()
+    assert await case.shown() == "My number is [SSN] today"
+    for event in await case.events():
+        if event["type"] == "message_stream":
+            assert not any(part in str(event["chunk"]) for part in ("536", "22", "81", "45"))
+    row = await session_row(case)
+    assert (row.outcome, row.withheld) == ("redacted", len(SSN))
+    assert row.answer.content == "My number is [SSN] today"
+    assert row.answer.metadata["redactions"] == [[13, "[SSN]"]]
+    found = await database_sync_to_async(lambda: list(Finding.objects.filter(session=row)))()
+    assert [(f.n, f.guardrail, f.start, f.end, f.exposed) for f in found] == [(1, "pii", 13, 24, 0)]
+
+
+async def test_blocked_answer_stops_the_provider_and_keeps_what_was_shown() -> None:
+    never = asyncio.Event()
+    case = await trial(["The pro", "ject is Blue He", "ron, and", never, "more"])
+    await asyncio.wait_for(case.pump.run(), 10)
+    assert case.provider.closed
+    assert await case.shown() == "The project is "
+    (blocked,) = await case.of("blocked")
+    assert blocked["guardrail"] == "heron"
+    assert "heron" not in str(blocked["reason"]).lower().replace("“heron”", "")
+    row = await session_row(case)
+    assert (row.outcome, row.answer.status, row.answer.content) == ("blocked", "blocked", "The project is ")
+    assert row.withheld >= len("Blue Heron")
+
+
+async def test_blocked_prompt_never_reaches_the_provider() -> None:
+    case = await trial(["unused"], prompt="tell me about the blue heron please")
+    await case.pump.run()
+    assert case.provider.asked == []
+    (blocked,) = await case.of("blocked")
+    assert blocked["message_id"] == case.answer_id
+    row = await session_row(case)
+    assert (row.state, row.outcome) == ("COMPLETE", "blocked")
+    assert row.prompt.status == Message.Status.BLOCKED
+    assert "heron" not in row.prompt.content
+    visible = await database_sync_to_async(selectors.history)(Visitor(session_key="browser"), case.conversation_id, 9)
+    assert visible == ()
+
+
+async def test_redacted_prompt_is_what_the_provider_gets_and_what_is_stored() -> None:
+    case = await trial(["ok"], prompt=f"my ssn is {SSN}!")
+    await case.pump.run()
+    assert case.provider.asked[0].messages[-1].text == "my ssn is [SSN]!"
+    row = await session_row(case)
+    assert row.prompt.content == "my ssn is [SSN]!"
+    assert SSN not in str(await case.events())
+    assert row.outcome == "redacted"
+
+
+async def test_history_goes_before_the_prompt() -> None:
+    case = await trial(["ok"], history=(ChatMessage("user", "first"), ChatMessage("assistant", "second")))
+    await case.pump.run()
+    assert [message.text for message in case.provider.asked[0].messages] == ["first", "second", "hello"]
+
+
+async def test_provider_failure_keeps_the_partial_text_and_says_so() -> None:
+    case = await trial(["Half an answer. ", StreamCutOff("the stream ended early")], policy=policy_of(without="harm"))
+    await case.pump.run()
+    assert await case.shown() == "Half an answer. "
+    (error,) = await case.of("error")
+    assert (error["code"], error["recoverable"]) == ("provider_cut_off", True)
+    row = await session_row(case)
+    assert (row.state, row.outcome, row.error_code) == ("COMPLETE", "error", "provider_cut_off")
+    assert row.answer.content == "Half an answer. "
+
+
+async def test_a_bug_in_an_adapter_is_an_error_event_without_a_traceback() -> None:
+    case = await trial(["x ", ZeroDivisionError("secret detail")])
+    await case.pump.run()
+    (error,) = await case.of("error")
+    assert "secret detail" not in str(error)
+    assert (await session_row(case)).outcome == "error"
+
+
+async def test_held_text_is_not_released_by_an_interrupt() -> None:
+    never = asyncio.Event()
+    case = await trial(["Take 536-22-", never])
+    run = asyncio.create_task(case.pump.run())
+    await case.until("hold")
+    began = time.monotonic()
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 10)
+    assert time.monotonic() - began < 1
+    assert case.provider.closed
+    assert await case.shown() == "Take "
+    row = await session_row(case)
+    assert (row.outcome, row.answer.status, row.answer.content) == ("interrupted", "interrupted", "Take ")
+    assert row.withheld == len("536-22-")
+
+
+async def test_interrupt_whose_wake_was_lost_is_found_by_looking() -> None:
+    class Deaf(MemoryLog):
+        async def interrupt(self, session_id: str) -> None:
+            self._stopped.add(session_id)
+
+    case = await trial(["a ", asyncio.Event()], log=Deaf())
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    clock = case.pump._around
+    assert clock.settings.write_through_s < 1
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 10)
+    assert (await session_row(case)).outcome == "interrupted"
+
+
+async def test_session_without_readers_is_abandoned_and_the_provider_closed() -> None:
+    clock = Time()
+    case = await trial(["a ", asyncio.Event()], clock=clock)
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    while not run.done():
+        clock.now += 5
+        await asyncio.wait([run], timeout=0.02)
+        assert clock.now < 10_000, "the session was never abandoned"
+    assert case.provider.closed
+    assert (await session_row(case)).outcome == "abandoned"
+
+
+async def test_session_with_a_reader_is_not_abandoned() -> None:
+    clock, go = Time(), asyncio.Event()
+    case = await trial(["a ", go, "b"], clock=clock)
+    async with case.log.attend(case.session_id):
+        run = asyncio.create_task(case.pump.run())
+        for _ in range(20):
+            clock.now += 10
+            await asyncio.wait([run], timeout=0.02)
+        go.set()
+        await asyncio.wait_for(run, 10)
+    assert (await session_row(case)).outcome == "allowed"
+
+
+async def test_partial_text_is_written_through_while_the_answer_streams() -> None:
+    clock, go = Time(), asyncio.Event()
+    case = await trial(["so far ", go, "done"], clock=clock)
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    content = ""
+    while not content:
+        clock.now += 1
+        await asyncio.wait([run], timeout=0.02)
+        content = (await session_row(case)).answer.content
+    assert content == "so far "
+    go.set()
+    await asyncio.wait_for(run, 10)
+
+
+async def test_lost_log_ends_the_session_in_the_database_with_its_text() -> None:
+    class Breaking(MemoryLog):
+        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0) -> int:
+            if "second" in str(payloads):
+                raise LogUnavailable("the session log cannot be reached")
+            return await super().append(session_id, payloads, ms=ms, floor=floor)  # type: ignore[arg-type]
+
+    go = asyncio.Event()
+    case = await trial(["first. ", go, "second. "], log=Breaking(), policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    go.set()
+    await asyncio.wait_for(run, 10)
+    row = await session_row(case)
+    assert (row.state, row.outcome, row.error_code) == ("COMPLETE", "error", "log_unavailable")
+    assert row.answer.content == "first. second. "
+    assert case.provider.closed
+
+
+async def test_server_that_stops_records_the_end() -> None:
+    case = await trial(["so far ", asyncio.Event()])
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    row = await session_row(case)
+    assert (row.outcome, row.error_code, row.answer.content) == ("error", "server_stopped", "so far ")
+    assert case.provider.closed
+
+
+async def test_deferred_checks_are_in_the_outbox_when_readers_hear_of_them() -> None:
+    case = await trial([f"Call {SSN} now"], workers=False)
+    await case.pump.run()
+    row = await session_row(case)
+    assert row.state == "MONITORING"
+    assert case.queued == [case.session_id]
+    check = await database_sync_to_async(DeferredCheck.objects.get)(session=row)
+    assert (check.guardrail, check.state, check.applies_to) == ("harm", "waiting", "response")
+    sealed = bytes(check.sealed_text or b"")
+    assert SSN.encode() not in sealed, "the raw text must not stand in the database in clear"
+    assert unseal(sealed, context=seal_context(case.session_id, "harm", "response")) == f"Call {SSN} now"
+    events = await case.events()
+    (status,) = [e for e in events if e["type"] == "guardrail_status" and e["state"] == "waiting"]
+    assert "No worker" in str(status["error"])
+    assert events[-1]["state"] == "MONITORING"
+
+
+async def test_a_burst_is_told_in_few_events_with_the_same_text() -> None:
+    case = await trial([*"abcdefghij " * 50], policy=policy_of(without="harm"))
+    await case.pump.run()
+    assert await case.shown() == "abcdefghij " * 50
+    assert len(await case.of("message_stream")) < 100
+    (timing,) = await case.of("timing")
+    assert timing["naive_calls"] == 550
+
+
+async def test_holds_are_told_at_most_every_50_ms_and_end() -> None:
+    clock = Time()
+    steps: list[str | asyncio.Event] = []
+    gates = [asyncio.Event() for _ in range(6)]
+    for gate, digit in zip(gates, "536-22", strict=True):
+        steps += [digit, gate]
+    case = await trial(["No ", *steps, " end"], clock=clock)
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    for gate in gates:
+        clock.now += 0.03
+        gate.set()
+        await settle()
+    await asyncio.wait_for(run, 10)
+    holds = await case.of("hold")
+    assert holds[-1]["chars"] == 0
+    told = [int(str(hold["ms"])) for hold in holds if hold["chars"]]
+    assert len(told) >= 2, "several holds must have been told for this to say anything"
+    assert all(later - earlier >= 50 for earlier, later in pairwise(told))
+
+
+async def test_thinking_choices_and_tools_each_pass_a_gate_of_their_own() -> None:
+    policy = policy_of(
+        {"name": "thoughts", "kind": "regex", "action": "redact", "applies_to": ["thinking", "tool_arguments"],
+         "config": {"rules": [{"id": "t", "pattern": "secret", "placeholder": "[T]"}]}},
+        without="harm",
+    )  # fmt: skip
+    script = [
+        ThinkingDelta("a sec"),
+        TextDelta("one "),
+        TextDelta("two ", 1),
+        ThinkingDelta("ret plan"),
+        ToolCallDelta(0, "c1", "lookup", '{"q": "sec'),
+        ToolCallDelta(0, arguments='ret"}'),
+    ]
+    case = await trial(script, policy=policy)
+    await case.pump.run()
+    thinking = [e for e in await case.events() if e.get("channel") == "thinking"]
+    assert "secret" not in str(thinking)
+    assert "[T]" in str(thinking)
+    chunks = [(e["choice"], e["chunk"]) for e in await case.of("message_stream") if e["channel"] == "text"]
+    assert (0, "one ") in chunks
+    assert (1, "two ") in chunks
+    (call,) = await case.of("tool_call")
+    assert call["arguments"] == '{"q": "[T]"}'
+    (result,) = await case.of("tool_result")
+    assert "no tool named" in str(result["error"])
+    assert (await session_row(case)).answer.content == "one "
+
+
+class Sentences(Kind[Config]):
+    """A check at sentence ends under the test's control (no name: it registers nowhere)."""
+
+    family = Family.LOCAL_ML
+    Config = Config
+    performance = PerformanceCharacteristics(PerformanceClass.MODERATE, 200, 500, 900)
+
+    def __init__(self, said: Verdict | Exception | None = None) -> None:
+        super().__init__(Config())
+        self.said = said
+        self.go = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        self.asked.set()
+        if self.said is None:
+            await self.go.wait()
+            return Verdict(hit=False)
+        if isinstance(self.said, Exception):
+            raise self.said
+        return self.said
+
+
+def batched(kind: Sentences, *, on_error: OnError = OnError.BLOCK, limit_s: float = 5.0) -> Policy:
+    guardrail = Guardrail(
+        name="tone", kind="tone", impl=kind, applies_to=frozenset({AppliesTo.RESPONSE}), mode=Mode.BLOCK,
+        action=Action.BLOCK, on_error=on_error, checkpoint=Checkpoint.BATCHED, time_limit_s=limit_s, client=False,
+        rules=(), limits=(),
+    )  # fmt: skip
+    base = policy_of(without="harm")
+    return replace(base, guardrails=(*base.guardrails, guardrail), _plans={}, _scanners={})
+
+
+async def test_sentence_is_held_until_its_check_has_passed() -> None:
+    kind, more = Sentences(), asyncio.Event()
+    case = await trial(["First sentence. ", "Second one begins", more, " and ends."], policy=batched(kind))
+    run = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(kind.asked.wait(), 10)
+    assert await case.shown() == ""
+    kind.go.set()
+    await case.until("message_stream")
+    more.set()
+    await asyncio.wait_for(run, 10)
+    assert await case.shown() == "First sentence. Second one begins and ends."
+    states = [e["state"] for e in await case.of("guardrail_status") if e["guardrail"] == "tone"]
+    assert "checking" in states
+    assert "passed" in states
+
+
+async def test_failing_or_slow_check_blocks_or_allows_as_on_error_says_and_is_visible() -> None:
+    cases = [
+        (Sentences(ValueError("boom")), OnError.BLOCK, 5.0, "blocked", "error"),
+        (Sentences(ValueError("boom")), OnError.ALLOW, 5.0, "allowed", "error"),
+        (Sentences(), OnError.BLOCK, 0.05, "blocked", "timeout"),
+        (Sentences(Verdict(True, 0.9, "rude")), OnError.ALLOW, 5.0, "blocked", "hit"),
+    ]
+    for kind, on_error, limit_s, outcome, state in cases:
+        case = await trial(["One sentence. Two."], policy=batched(kind, on_error=on_error, limit_s=limit_s))
+        await asyncio.wait_for(case.pump.run(), 10)
+        assert (await session_row(case)).outcome == outcome
+        statuses = [e for e in await case.of("guardrail_status") if e["guardrail"] == "tone"]
+        assert state in [e["state"] for e in statuses]
+        assert "boom" not in str(statuses)
+
+
+async def test_deciding_judge_holds_the_whole_answer() -> None:
+    judge = {"name": "gatekeeper", "kind": "ai_judge", "applies_to": ["response"], "mode": "BLOCK", "action": "block",
+             "config": {"rubric": "harm"}}  # fmt: skip
+    policy = policy_of(judge, without="harm")
+    bad = await trial(["First you mix ", "the poison."], policy=policy)
+    await asyncio.wait_for(bad.pump.run(), 10)
+    assert await bad.shown() == ""
+    assert (await session_row(bad)).outcome == "blocked"
+    good = await trial(["A calm ", "lake."], policy=policy)
+    await asyncio.wait_for(good.pump.run(), 10)
+    assert await good.shown() == "A calm lake."
+    assert (await session_row(good)).state == "COMPLETE"
