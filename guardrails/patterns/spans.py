@@ -23,7 +23,7 @@ _MAX_STATES = 4_000
 class Anchored(dict[str, "Anchored"]):
     """A state of one rule's automaton that looks for matches from one start only."""
 
-    __slots__ = ("accepts", "dead", "late", "matcher", "only_sure", "positions", "prev", "sure")
+    __slots__ = ("accepts", "dead", "hopeless", "late", "matcher", "only_sure", "positions", "prev", "sure")
 
     def __init__(self, matcher: Matcher, positions: tuple[int, ...], prev: int, late: bool, accepts: bool) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Anchored(dict[str, "Anchored"]):
         self.sure = any(map(program.is_sure, positions))
         self.only_sure = self.sure and all(map(program.is_sure, positions))
         self.dead = not positions
+        self.hopeless = self.dead and not accepts and not late
 
     def __missing__(self, char: str) -> Anchored:
         following = self.matcher.step(self, char)

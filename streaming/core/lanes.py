@@ -161,7 +161,7 @@ class LaneRun:
         stop = min(folded.index(last), len(text) - compiled.min_width + 1)
         find, first = compiled.matcher.match, compiled.matcher.start
         while i < stop:
-            if first(text[i - 1] if i else before)[text[i]].dead:
+            if first(text[i - 1] if i else before)[text[i]].hopeless:
                 i += 1
                 continue
             found = find(folded, i, before, lead=lead, final=ended)
