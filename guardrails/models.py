@@ -1,0 +1,163 @@
+"""Policies, their immutable versions, what was put to work when, and API keys.
+
+Protects the rules that a version never changes once it is published (only its signature is added, once), that what was
+activated stays on record, and that an API key is kept only as a hash. Rows change through ``services`` alone; the
+database itself refuses to alter a version (migration 0002).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, NoReturn, cast
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+USER = settings.AUTH_USER_MODEL
+
+
+class ImmutableRecord(Exception):
+    """Code tried to change or remove a record that must stay as it is."""
+
+
+class Policy(models.Model):
+    """A named set of guardrails. ``draft`` is what is being edited, a validated document with its defaults."""
+
+    name = models.CharField(max_length=64, unique=True)
+    description = models.TextField(blank=True)
+    draft = models.JSONField(null=True, blank=True)
+    draft_at = models.DateTimeField(null=True, blank=True, editable=False)
+    draft_by = models.ForeignKey(
+        USER, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+    active_version = models.ForeignKey(
+        "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+"
+    )
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name_plural = "policies"
+        permissions = [("publish_policy", "Can publish a policy's draft as a version")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _RecordQuerySet(models.QuerySet["PolicyVersion"]):
+    """Rows that are added and read."""
+
+    def update(self, **kwargs: object) -> NoReturn:
+        raise ImmutableRecord("A published version cannot be changed; publish a new one.")
+
+    def delete(self) -> NoReturn:
+        raise ImmutableRecord("A published version cannot be removed.")
+
+    def add_signature(self, *, pk: int, signature: str, user_id: int | None) -> bool:
+        """The one change that a version sees: False if it is signed already, so that of two signers one wins."""
+        unsigned = self.filter(pk=pk, signature="")
+        changed = super(_RecordQuerySet, unsigned).update(
+            signature=signature, signed_at=timezone.now(), signed_by_id=user_id
+        )
+        return changed == 1
+
+
+class PolicyVersion(models.Model):
+    """An immutable, numbered snapshot.
+
+    ``canonical`` holds the signed bytes themselves as text (RFC 8785 JSON of ``{policy, version, document}``), not a
+    JSON column: a database may write a JSON value down in other words, and then no digest would fit it any more.
+    """
+
+    policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    canonical = models.TextField()
+    digest = models.CharField(max_length=80, unique=True, help_text="sha256:… over the canonical bytes.")
+    signature = models.TextField(blank=True, help_text="Compact JWS over the canonical bytes.")
+    published_at = models.DateTimeField(default=timezone.now)
+    published_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    signed_at = models.DateTimeField(null=True, blank=True)
+    signed_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    notes = models.TextField(blank=True)
+
+    objects: ClassVar[models.Manager[PolicyVersion]] = _RecordQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["policy", "-number"]
+        default_permissions = ["view"]
+        permissions = [
+            ("sign_policyversion", "Can sign a version"),
+            ("activate_policyversion", "Can put a signed version to work, and roll back to an older one"),
+        ]
+        constraints = [models.UniqueConstraint(fields=["policy", "number"], name="version_number_once_per_policy")]
+
+    def __str__(self) -> str:
+        return f"{self.policy.name} v{self.number}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Only ever an INSERT."""
+        if not self._state.adding:
+            raise ImmutableRecord("A published version cannot be changed; publish a new one.")
+        kwargs["force_insert"] = True
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Never."""
+        raise ImmutableRecord("A published version cannot be removed.")
+
+    @property
+    def document(self) -> dict[str, object]:
+        """The policy document, as it can be written into a policy file. Not verified: ``loading`` does that."""
+        return cast("dict[str, object]", json.loads(self.canonical)["document"])
+
+
+class Activation(models.Model):
+    """What was put to work when, and by whom. ``serial`` counts per policy, a roll-back included."""
+
+    policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="activations")
+    version = models.ForeignKey(PolicyVersion, on_delete=models.PROTECT, related_name="activations")
+    serial = models.PositiveIntegerField()
+    activated_at = models.DateTimeField(default=timezone.now)
+    activated_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["policy", "-serial"]
+        default_permissions = ["view"]
+        constraints = [models.UniqueConstraint(fields=["policy", "serial"], name="activation_serial_once_per_policy")]
+
+    def __str__(self) -> str:
+        return f"{self.version} ({self.serial})"
+
+
+class Scope(models.TextChoices):
+    """What a key opens."""
+
+    CHECK = "check"
+    STREAM = "stream"
+    RULES = "rules"
+    GATEWAY = "gateway"
+    AUDIT = "audit"
+
+
+class ApiKey(models.Model):
+    """An API client's key. The key itself is shown once, when it is made; ``prefix`` names it afterwards."""
+
+    name = models.CharField(max_length=100, unique=True)
+    prefix = models.CharField(max_length=16, unique=True)
+    key_hash = models.CharField(max_length=64, help_text="SHA-256 of the whole key, in hexadecimal.")
+    scopes = models.JSONField(default=list)
+    policy = models.CharField(max_length=64, blank=True, help_text="Runs when a call names none; empty: basic.")
+    origins = models.JSONField(default=list, blank=True, help_text="Browser origins that may use it.")
+    calls_per_minute = models.PositiveIntegerField(default=60, help_text="Calls that start something or check.")
+    updates_per_second = models.PositiveIntegerField(default=20)
+    created_at = models.DateTimeField(default=timezone.now)
+    created_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"

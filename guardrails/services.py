@@ -1,0 +1,187 @@
+"""The verbs: draft, publish, sign, activate; API keys. One transaction each, called by admin, commands and API alike.
+
+Protects the order of a version's life: what is published compiles and passes its own examples, what is signed is what
+was published, what is activated verifies. Who may do it is asked by the caller; who did it is recorded here.
+
+    Refused     the step is not possible now; its text says why
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import structlog
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+from django.db.models import Max, Q
+from django.utils import timezone
+
+from guardrails import tokens
+from guardrails.keys import signing_key
+from guardrails.lint import lint_document
+from guardrails.loading import load
+from guardrails.models import Activation, ApiKey, Policy, PolicyVersion, Scope
+from guardrails.policy import normalise
+from guardrails.signing import Purpose, canonical_bytes, digest_of
+from guardrails.signing import sign as sign_bytes
+
+logger = structlog.get_logger(__name__)
+KEY_USE_NOTED_EVERY = timedelta(minutes=1)
+"""A busy key costs one UPDATE in this time, not one per call."""
+
+
+class Refused(ValueError):
+    """A step that is not possible as things stand."""
+
+    permanent = True
+
+
+def save_draft(*, document: Mapping[str, object], by: AbstractBaseUser | None = None) -> Policy:
+    """Store a policy document as the draft of the policy that it names; makes the policy if there is none.
+
+    Raises ``PolicyError`` with the path of what is refused.
+    """
+    draft = normalise(document)
+    policy, _ = Policy.objects.update_or_create(
+        name=draft["policy"],
+        defaults={
+            "description": draft["description"],
+            "draft": draft,
+            "draft_at": timezone.now(),
+            "draft_by_id": _id(by),
+        },
+    )
+    return policy
+
+
+def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = "") -> PolicyVersion:
+    """Freeze the policy's draft as its next version. Raises ``Refused``, ``PolicyError``."""
+    policy.refresh_from_db()
+    draft = policy.draft
+    if draft is None:
+        raise Refused(f"{policy} has no draft to publish")
+    # Compiling takes its time; it is done before the transaction, which on SQLite keeps every other writer waiting.
+    if failures := lint_document(draft).failures:
+        raise Refused(f"{policy}: examples come out wrong: " + "; ".join(map(str, failures)))
+    with transaction.atomic():
+        locked = Policy.objects.select_for_update().get(pk=policy.pk)
+        if locked.draft != draft:
+            raise Refused(f"the draft of {policy} was changed while it was being published")
+        newest = locked.versions.aggregate(newest=Max("number"))["newest"] or 0
+        record = canonical_bytes({"policy": locked.name, "version": newest + 1, "document": draft})
+        version = PolicyVersion.objects.create(
+            policy=locked,
+            number=newest + 1,
+            canonical=record.decode(),
+            digest=digest_of(record),
+            published_by_id=_id(by),
+            notes=notes,
+        )
+        locked.draft = None
+        locked.save(update_fields=["draft"])
+    policy.refresh_from_db()
+    logger.info("version_published", policy=policy.name, version=version.number, digest=version.digest)
+    return version
+
+
+def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> PolicyVersion:
+    """Sign a published version with the version key. Raises ``Refused``, ``KeyRefused``."""
+    record = version.canonical.encode()
+    if digest_of(record) != version.digest:
+        raise Refused(f"{version} was altered after it was published")
+    signature = sign_bytes(record, signing_key(Purpose.VERSION))
+    if not PolicyVersion.objects.all().add_signature(pk=version.pk, signature=signature, user_id=_id(by)):
+        raise Refused(f"{version} is signed already")
+    version.refresh_from_db()
+    logger.info("version_signed", policy=version.policy.name, version=version.number, digest=version.digest)
+    return version
+
+
+@transaction.atomic
+def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Activation:
+    """Put a signed version to work; an older one than the active is a roll-back. Raises ``PolicyUnavailable``.
+
+    Sessions that run keep the version that they began with.
+    """
+    policy = Policy.objects.select_for_update().get(pk=version.policy_id)
+    load(version)
+    last = policy.activations.aggregate(last=Max("serial"))["last"] or 0
+    activation = Activation.objects.create(
+        policy=policy, version=version, serial=last + 1, activated_by_id=_id(by)
+    )  # fmt: skip
+    policy.active_version = version
+    policy.description = str(version.document["description"])
+    policy.save(update_fields=["active_version", "description"])
+    logger.info("version_activated", policy=policy.name, version=version.number, serial=activation.serial)
+    return activation
+
+
+def install(*, document: Mapping[str, object], by: AbstractBaseUser | None = None) -> tuple[PolicyVersion, bool]:
+    """Publish, sign and activate a document, unless it is what the policy's newest version holds already.
+
+    Returns the version and whether it is new. Goes on where an earlier call was cut off; undoes no roll-back. Raises
+    ``PolicyError``, ``Refused``, ``KeyRefused``, ``PolicyUnavailable``.
+    """
+    wanted = normalise(document)
+    newest = PolicyVersion.objects.filter(policy__name=wanted["policy"]).order_by("-number").first()
+    is_new = newest is None or newest.document != wanted
+    version = publish(policy=save_draft(document=wanted, by=by), by=by) if newest is None or is_new else newest
+    if not version.signature:
+        sign(version=version, by=by)
+    if not version.activations.exists():
+        activate(version=version, by=by)
+    return version, is_new
+
+
+def create_api_key(
+    *,
+    name: str,
+    scopes: Sequence[str],
+    policy: str = "",
+    origins: Sequence[str] = (),
+    by: AbstractBaseUser | None = None,
+) -> tuple[ApiKey, str]:
+    """Make an API key; the second value is the key itself, which nothing can show again. Raises ``Refused``."""
+    if not name.strip():
+        raise Refused("a key needs a name")
+    if unknown := sorted(set(scopes) - set(Scope.values)):
+        raise Refused(f"unknown scopes: {', '.join(unknown)}; known: {', '.join(Scope.values)}")
+    if not scopes:
+        raise Refused("a key without a scope opens nothing")
+    if policy and not Policy.objects.filter(name=policy).exists():
+        raise Refused(f"there is no policy “{policy}”")
+    plaintext = tokens.new_key()
+    key, made = ApiKey.objects.get_or_create(
+        name=name.strip(),
+        defaults={
+            "prefix": tokens.key_prefix(plaintext),
+            "key_hash": tokens.key_hash(plaintext),
+            "scopes": [scope for scope in Scope.values if scope in scopes],
+            "policy": policy,
+            "origins": list(origins),
+            "created_by_id": _id(by),
+        },
+    )
+    if not made:
+        raise Refused(f"there is a key named “{name}” already")
+    return key, plaintext
+
+
+def revoke_api_key(*, key: ApiKey) -> ApiKey:
+    """Close a key for good; the first time stays recorded."""
+    ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=timezone.now())
+    key.refresh_from_db()
+    return key
+
+
+def note_key_used(*, key: ApiKey) -> None:
+    """Record that a key was used."""
+    now = timezone.now()
+    stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - KEY_USE_NOTED_EVERY)
+    if key.last_used_at is None or key.last_used_at < now - KEY_USE_NOTED_EVERY:
+        ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
+
+
+def _id(user: AbstractBaseUser | None) -> int | None:
+    return None if user is None else user.pk

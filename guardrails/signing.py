@@ -1,0 +1,140 @@
+"""Canonical bytes, digests and signatures of versions.
+
+Exists so that everything that signs or verifies does it alike. Protects the rule that only what was signed for this
+purpose, by a key of this purpose, over exactly these bytes, is believed: the header carries ``alg``, ``kid`` and
+``typ`` and nothing else, so there is no room for ``jku``, ``jwk``, ``x5u`` or ``crit``; the digest is taken over the
+bytes as received.
+
+    SignatureRefused     not a signature of this purpose by a known key over these bytes
+    KeyRefused           not an Ed25519 private key
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import rfc8785
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import OKPKey
+
+ALGORITHM = "Ed25519"
+"""The only one (RFC 9864). A header that names another, ``EdDSA`` for some other curve included, is refused."""
+
+_MAX_COMPACT_CHARS = 4_000_000
+
+
+class Purpose(StrEnum):
+    """What a key may sign; its value is the ``typ`` of what it signs."""
+
+    VERSION = "sluicegate-version+jws"
+    ACTIVATION = "sluicegate-activation+jws"
+
+
+class SignatureRefused(ValueError):
+    """A signature that is not believed."""
+
+    permanent = True
+
+
+class KeyRefused(ValueError):
+    """A key file that cannot be used."""
+
+    permanent = True
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """What verifies. ``kid`` names purpose and key: ``version-`` and the key's RFC 7638 thumbprint."""
+
+    kid: str
+    purpose: Purpose
+    x: str
+    """The key's 32 bytes, base64url."""
+
+    def as_jwk(self) -> dict[str, str]:
+        """The key as a member of a JWKS."""
+        return {"kty": "OKP", "crv": "Ed25519", "x": self.x, "kid": self.kid, "use": "sig", "alg": ALGORITHM}
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """What signs. Its private part never shows in a repr."""
+
+    public: PublicKey
+    _private: OKPKey = field(repr=False, compare=False)
+
+    @classmethod
+    def from_pem(cls, pem: bytes, purpose: Purpose) -> SigningKey:
+        """Read an Ed25519 private key (PKCS #8 PEM, not encrypted). Raises ``KeyRefused``."""
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError) as error:
+            raise KeyRefused("not an unencrypted private key in PEM form") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyRefused("not an Ed25519 key")
+        private = OKPKey.import_key(pem)
+        kid = f"{purpose.name.lower()}-{private.thumbprint()}"
+        return cls(PublicKey(kid, purpose, str(private.as_dict(private=False)["x"])), private)
+
+
+def new_key_pem() -> bytes:
+    """A new Ed25519 private key as PKCS #8 PEM."""
+    return Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def canonical_bytes(value: Mapping[str, object]) -> bytes:
+    """RFC 8785 form. Raises ``ValueError`` for what it has no form for (NaN, integers beyond 2^53, lone surrogates)."""
+    return rfc8785.dumps(dict(value))  # type: ignore[arg-type]
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:`` and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def sign(payload: bytes, key: SigningKey) -> str:
+    """A compact JWS over ``payload``."""
+    header = {"alg": ALGORITHM, "kid": key.public.kid, "typ": key.public.purpose.value}
+    return jws.serialize_compact(header, payload, key._private, algorithms=[ALGORITHM])
+
+
+def verify(compact: str, keys: Mapping[str, PublicKey], purpose: Purpose) -> bytes:
+    """The payload of a compact JWS that a key of ``purpose`` among ``keys`` (by kid) signed. Raises
+    ``SignatureRefused``."""
+    if len(compact) > _MAX_COMPACT_CHARS:
+        raise SignatureRefused("the signature is too long")
+    key = keys.get(_kid(compact, purpose))
+    if key is None or key.purpose is not purpose:
+        raise SignatureRefused("it is signed by a key that is not trusted here")
+    try:
+        public = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": key.x})
+        return bytes(jws.deserialize_compact(compact, public, algorithms=[ALGORITHM]).payload)
+    except (JoseError, ValueError) as error:
+        raise SignatureRefused("the signature does not fit the signed bytes") from error
+
+
+def _kid(compact: str, purpose: Purpose) -> str:
+    """The ``kid`` of a header that says exactly what it has to and nothing more."""
+    encoded = compact.partition(".")[0]
+    try:
+        header = json.loads(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    except (ValueError, binascii.Error, RecursionError) as error:
+        raise SignatureRefused("it has no readable header") from error
+    if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"}:
+        raise SignatureRefused("its header must hold alg, kid and typ and nothing else")
+    if header["alg"] != ALGORITHM:
+        raise SignatureRefused(f"its algorithm must be {ALGORITHM}")
+    if header["typ"] != purpose.value:
+        raise SignatureRefused(f"its type must be {purpose.value}")
+    return str(header["kid"])
