@@ -221,7 +221,7 @@ def _choice(raw: Mapping[str, object], key: str, path: str, choices: type[EnumT]
     if value is None:
         return default
     try:
-        return choices(value)
+        return choices(str(value))
     except ValueError:
         known = ", ".join(choices)
         raise PolicyError(f"{path}.{key}", f"unknown {value!r}; known: {known}") from None

@@ -9,10 +9,11 @@ behind ``re`` then gives the structure, from which ``_convert`` builds our tree 
 from __future__ import annotations
 
 import re
-import re._constants as sre
+import re._constants as sre  # type: ignore[import-not-found]
 import re._parser as sre_parser  # type: ignore[import-not-found]
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from guardrails.patterns import charset
 from guardrails.patterns.charset import Ranges
@@ -216,30 +217,28 @@ def _open_group(pattern: str, i: int, out: list[str], stack: list[list[str]]) ->
     return flags.end()
 
 
-def _convert(parsed: Sequence[tuple[object, object]], flags: int) -> Node:
+def _convert(parsed: Sequence[tuple[object, Any]], flags: int) -> Node:
     return seq(*(_convert_one(op, value, flags) for op, value in parsed))
 
 
-def _convert_one(op: object, value: object, flags: int) -> Node:
+def _convert_one(op: object, value: Any, flags: int) -> Node:
     if op is sre.LITERAL:
-        assert isinstance(value, int)
         return Chars(_cased(((value, value),), flags))
     if op is sre.NOT_LITERAL:
-        assert isinstance(value, int)
         return Chars(charset.negate(_cased(((value, value),), flags)))
     if op is sre.ANY:
         return Chars(charset.ANY if flags & _DOTALL else charset.DOT)
     if op is sre.IN:
         return Chars(_set(value, flags))
     if op is sre.BRANCH:
-        _, branches = value  # type: ignore[misc]
+        _, branches = value
         return Alt(tuple(_convert(branch, flags) for branch in branches))
     if op is sre.SUBPATTERN:
-        number, add, remove, body = value  # type: ignore[misc]
+        number, add, remove, body = value
         inner = _convert(body, (flags | add) & ~remove)
         return inner if number is None else Group(number, inner)
     if op is sre.MAX_REPEAT or op is sre.MIN_REPEAT:
-        low, high, body = value  # type: ignore[misc]
+        low, high, body = value
         inner = _convert(body, flags)
         if inner == EMPTY or high == 0:
             return EMPTY
@@ -254,10 +253,10 @@ def _cased(ranges: Ranges, flags: int) -> Ranges:
     return charset.ascii_case(ranges) if flags & _IGNORE_CASE else ranges
 
 
-def _set(items: object, flags: int) -> Ranges:
+def _set(items: Sequence[tuple[object, Any]], flags: int) -> Ranges:
     ranges: list[tuple[int, int]] = []
     negated = False
-    for op, value in items:  # type: ignore[attr-defined]
+    for op, value in items:
         if op is sre.NEGATE:
             negated = True
         elif op is sre.LITERAL:

@@ -44,7 +44,7 @@ class SentenceCutter:
         """The text has ended: every sentence that is left."""
         out: list[tuple[int, str]] = []
         while self.tail:
-            ends = [end for end in sentence_boundaries(self.tail) if end > 0]
+            ends = [int(end) for end in sentence_boundaries(self.tail) if end > 0]
             end = min(ends[0] if ends else len(self.tail), self._limit)
             out.append(self._cut(end))
         return out
@@ -60,7 +60,7 @@ class SentenceCutter:
         tail = self.tail
         if len(tail) < 2:
             return 0
-        for end in sentence_boundaries(tail):
+        for end in map(int, sentence_boundaries(tail)):
             if 0 < end < len(tail) and end <= self._limit:
                 ahead = tail[end : end + LOOK_AHEAD]
                 if len(ahead) >= LOOK_AHEAD or any(map(str.isalpha, ahead)):
