@@ -18,8 +18,16 @@ from guardrails.policy import Policy
 from guardrails.services import note_key_used
 from guardrails.tokens import key_hash, key_prefix
 
-__all__ = ["PolicyInfo", "PolicyUnavailable", "active_policy", "api_key_for", "policy_by_digest", "policy_choices",
-           "version_state"]  # fmt: skip
+__all__ = [
+    "PolicyInfo",
+    "PolicyUnavailable",
+    "active_policy",
+    "api_key_for",
+    "forget",
+    "policy_by_digest",
+    "policy_choices",
+    "version_state",
+]
 
 logger = structlog.get_logger(__name__)
 _last_good: dict[str, Policy] = {}
@@ -51,6 +59,11 @@ def active_policy(name: str) -> Policy:
         return good
     _last_good[name] = policy
     return policy
+
+
+def forget() -> None:
+    """Drop the last good versions (tests: as after a restart)."""
+    _last_good.clear()
 
 
 def policy_by_digest(digest: str) -> Policy:

@@ -44,9 +44,9 @@ def save_draft(*, document: Mapping[str, object], by: AbstractBaseUser | None = 
     """
     draft = normalise(document)
     policy, _ = Policy.objects.update_or_create(
-        name=draft["policy"],
+        name=str(draft["policy"]),
         defaults={
-            "description": draft["description"],
+            "description": str(draft["description"]),
             "draft": draft,
             "draft_at": timezone.now(),
             "draft_by_id": _id(by),

@@ -1,0 +1,128 @@
+"""What tests of every part share: a real Valkey, the starter policies at work, and the cast."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from django.contrib.auth.models import Permission, User
+
+from guardrails import loading, models, selectors, services
+from project.demo import child
+from tests import settings as test_settings
+
+STARTERS = Path(services.__file__).parent / "starters"
+PASSWORD = "correct horse battery"
+_START_LIMIT_S = 20.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def valkey_url() -> Iterator[str]:
+    """A Valkey of this process's own, up for as long as its tests run; the URL that ``settings.REDIS_URL`` holds."""
+    url = os.environ["REDIS_URL"]
+    tether = Path(child.__file__).with_name("tether.py")
+    server = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *test_settings.VALKEY.argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with redis.Redis.from_url(url) as client:
+            _until_up(client, server)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(_START_LIMIT_S)
+
+
+def _until_up(client: redis.Redis, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _START_LIMIT_S
+    while True:
+        try:
+            client.ping()
+        except redis.ConnectionError:
+            if server.poll() is not None or time.monotonic() > end:
+                raise
+            os.sched_yield()
+        else:
+            return
+
+
+_installed: list[tuple[str, str, str, str, str]] = []
+
+
+@pytest.fixture
+def demo_policy(db: None) -> Iterator[None]:
+    """Every starter policy published, signed and active.
+
+    Made by the services once per process; after that the same rows are put back, which saves a second a test.
+    """
+    if not _installed:
+        for file in sorted(STARTERS.glob("*.json")):
+            version, _ = services.install(document=json.loads(file.read_text("utf-8")))
+            row = (version.canonical, version.digest, version.signature)
+            _installed.append((version.policy.name, version.policy.description, *row))
+    else:
+        for name, description, canonical, digest, signature in _installed:
+            policy = models.Policy.objects.create(name=name, description=description)
+            version = models.PolicyVersion.objects.create(
+                policy=policy, number=1, canonical=canonical, digest=digest, signature=signature
+            )
+            services.activate(version=version)
+    yield
+    selectors.forget()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """A process that has loaded no policy yet, and that remembers none afterwards."""
+    forget_policies()
+    yield
+    forget_policies()
+
+
+def forget_policies() -> None:
+    """What this process kept of policies is gone, as after a restart."""
+    loading.forget()
+    selectors.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who appears in tests. Each may do what the name says and nothing else; the outsider is not even staff."""
+
+    author: User
+    signer: User
+    operator: User
+    reviewer: User
+    outsider: User
+
+
+@pytest.fixture
+def cast(db: None) -> Cast:
+    """The cast, all with ``PASSWORD``."""
+
+    def user(name: str, *permissions: str) -> User:
+        made = User.objects.create_user(name, password=PASSWORD, is_staff=bool(permissions))
+        for permission in permissions:
+            app, codename = permission.split(".")
+            made.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))
+        return made
+
+    see = ("guardrails.view_policy", "guardrails.view_policyversion", "guardrails.view_activation")
+    return Cast(
+        author=user("author", *see, "guardrails.add_policy", "guardrails.change_policy", "guardrails.publish_policy"),
+        signer=user("signer", *see, "guardrails.sign_policyversion"),
+        operator=user("operator", *see, "guardrails.activate_policyversion"),
+        reviewer=user("reviewer", *see),
+        outsider=user("outsider"),
+    )
