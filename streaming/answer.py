@@ -146,6 +146,8 @@ class Answer:
         """The provider has ended: settle what is held, then the tool calls."""
         out: list[ServerEvent] = []
         for lane in list(self._lanes.values()):
+            if self.blocked is not None:  # one blocks, all stop: what another channel still holds is not released
+                out += self._events(lane, lane.gate.stop())
             out += self._events(lane, lane.gate.finish())
         if self.blocked is None:
             events, findings, block = self.tools.finish()

@@ -405,20 +405,34 @@ class Gate:
         self._hidden_to = max(self._hidden_to, end)
 
     def _stop(self, span: Span, out: list[Effect]) -> None:
-        self.blocked = True
         self._stopped_by = span
         self.block = self._finding(span)
-        out.append((BLOCKED, self.block, self._n - self._r))
         if span.grows:  # the record names the whole match, and what it is growing by is still coming
             self._growing.append(span)
         else:
             self._announce(span, out)
+        out.append((BLOCKED, self.block, self._n - self._r))
+        self._close(span.start)
+
+    def _close(self, at: int) -> None:
+        """Nothing behind ``at`` will be shown: forget what decides, keep watching what began before."""
+        self.blocked = True
         self._pending.clear()
-        self._watched = [watched for watched in self._watched if watched.start < span.start]
-        self._checks = [pending for pending in self._checks if pending.check.start < span.start]
+        self._watched = [watched for watched in self._watched if watched.start < at]
+        self._checks = [pending for pending in self._checks if pending.check.start < at]
         self._lanes = [lane for lane in self._lanes if not lane.lane.decides or lane.close()]
         self._one = None
         self._watermark = _NEVER
+
+    def stop(self) -> list[Effect]:
+        """Another channel of the same answer was blocked: this one shows nothing more, held text included."""
+        if self.blocked:
+            return []
+        out: list[Effect] = []
+        self._close(self._r)
+        self._report(out)
+        self._forget()
+        return out
 
     # -- reporting ----------------------------------------------------------------------------------------------
 
