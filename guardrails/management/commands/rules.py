@@ -10,14 +10,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError, ProgrammingError
 
-from guardrails import docs
+from guardrails import docs, services
 from guardrails.importers.gitleaks import Imported, import_gitleaks, is_gitleaks
 from guardrails.importers.policy_file import read_policy_file
 from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_document
+from guardrails.loading import PolicyUnavailable
+from guardrails.models import Policy, PolicyVersion
 from guardrails.policy import PolicyError
+from guardrails.signing import KeyRefused
+
+VERSION_VERBS = {
+    "publish": "freeze a policy's draft as its next version",
+    "sign": "sign a version (default: the newest)",
+    "activate": "put a signed version to work (default: the newest)",
+    "rollback": "put an older version to work (default: the one that was active before)",
+    "export": "write a version as a policy file (default: the active one)",
+}
 
 
 def counted(number: int, noun: str) -> str:
@@ -34,11 +47,28 @@ class Command(BaseCommand):
         lint = actions.add_parser("lint", help="compile a policy file or a gitleaks pack and say what it costs")
         lint.add_argument("file", type=Path, metavar="FILE")
         lint.add_argument("--json", action="store_true", help="the whole report as JSON")
+        bring = actions.add_parser("import", help="bring a policy file or a gitleaks pack in as a policy's draft")
+        bring.add_argument("file", type=Path, metavar="FILE")
+        bring.add_argument("--as", dest="name", metavar="NAME", help="name of the policy (default: the file's)")
+        bring.add_argument("--publish", action="store_true", help="freeze the draft as the next version")
+        bring.add_argument("--sign", action="store_true", help="sign that version (needs --publish)")
+        bring.add_argument("--activate", action="store_true", help="put it to work (needs --sign)")
+        for verb, about in VERSION_VERBS.items():
+            action = actions.add_parser(verb, help=about)
+            action.add_argument("policy", metavar="POLICY")
+            if verb != "publish":
+                action.add_argument("version", type=int, nargs="?", metavar="VERSION")
+        actions.add_parser("list", help="policies, their versions and what is active")
         page = actions.add_parser("docs", help="the tables of docs/guardrails.md, from the code")
         page.add_argument("--write", type=Path, metavar="FILE", help="bring this page up to date")
 
     def handle(self, *args: object, verb: str, **options: object) -> None:
-        getattr(self, f"do_{verb}")(**options)
+        try:
+            getattr(self, f"do_{verb}")(**options)
+        except (PolicyError, services.Refused, KeyRefused, PolicyUnavailable) as error:
+            raise CommandError(str(error), returncode=1) from None
+        except (OperationalError, ProgrammingError) as error:
+            raise CommandError(f"the database cannot be used (manage.py migrate?): {error}", returncode=1) from None
 
     # -- verbs --------------------------------------------------------------------------------------------------
 
@@ -56,6 +86,61 @@ class Command(BaseCommand):
         if report.failures:
             raise CommandError(f"{file}: {counted(len(report.failures), 'example')} not as written", returncode=1)
 
+    def do_import(
+        self, *, file: Path, name: str | None, publish: bool, sign: bool, activate: bool, **_: object
+    ) -> None:
+        if (sign and not publish) or (activate and not sign):
+            raise CommandError("--sign needs --publish, and --activate needs --sign", returncode=2)
+        document, imported = self.read(file, name=name or file.stem)
+        policy = services.save_draft(document={**document, "policy": name} if name else document)
+        held = cast("list[dict[str, object]]", (policy.draft or {})["guardrails"])
+        rules = f", {counted(imported.rules, 'rule')}" if imported else ""
+        self.stdout.write(f"{policy.name}: draft with {counted(len(held), 'guardrail')}{rules}")
+        self.list_notes(imported)
+        if not publish:
+            return
+        version = self.published(policy)
+        if sign:
+            self.signed(version)
+        if activate:
+            self.activated(version)
+
+    def do_publish(self, *, policy: str, **_: object) -> None:
+        self.published(self.policy(policy))
+
+    def do_sign(self, *, policy: str, version: int | None, **_: object) -> None:
+        self.signed(self.version(policy, version))
+
+    def do_activate(self, *, policy: str, version: int | None, **_: object) -> None:
+        self.activated(self.version(policy, version))
+
+    def do_rollback(self, *, policy: str, version: int | None, **_: object) -> None:
+        """To the version named, else to the one that was active before the present one."""
+        found = self.policy(policy)
+        if version is None:
+            earlier = found.activations.exclude(version=found.active_version).order_by("-serial").first()
+            if earlier is None:
+                raise CommandError(f"{policy}: no other version was ever active", returncode=1)
+            version = earlier.version.number
+        elif found.active_version is None or version >= found.active_version.number:
+            raise CommandError(f"{policy}: {version} is not older than the active version", returncode=1)
+        self.activated(self.version(policy, version))
+
+    def do_list(self, **_: object) -> None:
+        for policy in Policy.objects.select_related("active_version").prefetch_related("versions"):
+            draft = ", has a draft" if policy.draft is not None else ""
+            self.stdout.write(f"{policy.name}{draft}")
+            for version in policy.versions.all():
+                marks = ["signed" if version.signature else "unsigned"]
+                marks += ["active"] if policy.active_version_id == version.pk else []
+                self.stdout.write(f"  {version.number}  {version.digest}  {', '.join(marks)}")
+
+    def do_export(self, *, policy: str, version: int | None, **_: object) -> None:
+        """The document of a version as a policy file: of the one named, else the active one, else the newest."""
+        found = self.policy(policy)
+        chosen = found.active_version if version is None and found.active_version else self.version(policy, version)
+        self.stdout.write(json.dumps(chosen.document, indent=2, ensure_ascii=False))
+
     def do_docs(self, *, write: Path | None, **options: object) -> None:
         if write is None:
             for name, text in docs.SECTIONS.items():
@@ -67,6 +152,36 @@ class Command(BaseCommand):
             raise CommandError(f"{write}: {error.strerror}", returncode=2) from None
         except ValueError as error:
             raise CommandError(f"{write}: {error}", returncode=1) from None
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def policy(self, name: str) -> Policy:
+        found = Policy.objects.filter(name=name).first()
+        if found is None:
+            raise CommandError(f"there is no policy {name!r}", returncode=1)
+        return found
+
+    def version(self, name: str, number: int | None) -> PolicyVersion:
+        """A version by number, else the newest."""
+        versions = self.policy(name).versions.order_by("-number")
+        found = versions.first() if number is None else versions.filter(number=number).first()
+        if found is None:
+            wanted = "no version" if number is None else f"no version {number}"
+            raise CommandError(f"{name}: there is {wanted}", returncode=1)
+        return found
+
+    def published(self, policy: Policy) -> PolicyVersion:
+        version = services.publish(policy=policy)
+        self.stdout.write(f"{policy.name}: published version {version.number}, {version.digest}")
+        return version
+
+    def signed(self, version: PolicyVersion) -> None:
+        services.sign(version=version)
+        self.stdout.write(f"{version.policy.name}: signed version {version.number}")
+
+    def activated(self, version: PolicyVersion) -> None:
+        activation = services.activate(version=version)
+        self.stdout.write(f"{version.policy.name}: version {version.number} is active (serial {activation.serial})")
 
     # -- what they share ----------------------------------------------------------------------------------------
 
