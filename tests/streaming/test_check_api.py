@@ -1,0 +1,190 @@
+"""``POST /v1/check`` and the probes: one verdict, one record, one error shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+from django.test import AsyncClient
+
+from guardrails.services import create_api_key, revoke_api_key
+from streaming import health, tasks
+from streaming.log_redis import close_shared_log
+from streaming.models import AuditSession, Conversation, DeferredCheck, Finding
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+SSN = "536-22-8145"
+
+
+@pytest.fixture(autouse=True)
+async def closing() -> AsyncIterator[None]:
+    yield
+    await close_shared_log()
+
+
+@database_sync_to_async
+def new_key(*scopes: str, policy: str = "") -> str:
+    _, plaintext = create_api_key(name=f"key {scopes} {policy}", scopes=scopes, policy=policy)
+    return plaintext
+
+
+class Caller:
+    """Posts JSON with a key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.client = AsyncClient()
+
+    async def __call__(self, body: object, **headers: str) -> tuple[int, dict[str, object]]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = headers or {"Authorization": f"Bearer {self.key}"}
+        self.response = await self.client.post("/v1/check", raw, content_type="application/json", headers=given)
+        return self.response.status_code, json.loads(self.response.content)
+
+
+@pytest.fixture
+async def call() -> Caller:
+    return Caller(await new_key("check"))
+
+
+async def test_it_works(call: Caller) -> None:
+    status, said = await call({"text": f"my ssn is {SSN}", "kind": "response", "accepts": ["redact"]})
+    assert status == 200
+    assert (said["action"], said["text"]) == ("redact", "my ssn is [SSN]")
+    metadata = said["metadata"]
+    assert isinstance(metadata, dict)
+    assert metadata["guardrails_triggered"] == ["pii"]
+    assert metadata["policy"] == "basic"
+    assert metadata["processing_time_ms"] > 0
+    assert call.response["X-Response-Time"].endswith("ms")
+    session = await database_sync_to_async(AuditSession.objects.get)(pk=said["session_id"])
+    assert (session.origin, session.state, session.outcome) == ("check", "COMPLETE", "redacted")
+    found = await database_sync_to_async(Finding.objects.get)(session=session)
+    assert (found.rule, found.start, found.end) == ("ssn", 10, 21)
+
+
+async def test_client_that_does_not_accept_redaction_gets_block(call: Caller) -> None:
+    _, said = await call({"text": SSN, "kind": "prompt"})
+    assert said["action"] == "block"
+    assert SSN not in json.dumps(said)
+
+
+async def test_clean_text_is_allowed_and_monitor_mode_only_records(call: Caller) -> None:
+    _, said = await call({"text": "hello", "kind": "prompt"})
+    assert (said["action"], said["text"], said["findings"]) == ("allow", "hello", [])
+    _, said = await call({"text": f"x {SSN}", "kind": "response", "mode": "monitor"})
+    assert (said["action"], said["text"]) == ("allow", f"x {SSN}")
+    findings = said["findings"]
+    assert isinstance(findings, list)
+    assert [f["would_have"] for f in findings] == ["redacted"]
+
+
+async def test_preset_is_an_alias_and_deferred_checks_are_queued(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[int] = []
+    monkeypatch.setattr(tasks, "queue_check", queued.append)
+    _, said = await call({"text": "Project Blue Heron", "kind": "response", "preset": "demo"})
+    assert said["action"] == "block"
+    assert "heron" not in str(said["text"]).lower()
+    _, said = await call({"text": "harmless", "kind": "response", "preset": "demo"})
+    rows = await database_sync_to_async(lambda: list(DeferredCheck.objects.values_list("pk", flat=True)))()
+    assert sorted(queued) == sorted(rows)
+    assert len(rows) == 2
+    session = await database_sync_to_async(AuditSession.objects.get)(pk=said["session_id"])
+    assert session.state == "MONITORING"
+
+
+async def test_calls_with_one_conversation_id_are_one_conversation(call: Caller) -> None:
+    for _ in range(2):
+        await call(
+            {"text": "hello", "kind": "prompt", "context": {"conversation_id": "c-1", "userId": "u", "extra": 1}}
+        )
+    await call({"text": "hello", "kind": "prompt"})
+    assert await database_sync_to_async(Conversation.objects.count)() == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        (b"{", 400, "not_parseable", None),
+        (b'"text"', 422, "invalid", "text"),
+        ({"kind": "prompt"}, 422, "invalid", "text"),
+        ({"text": "x", "kind": "song"}, 422, "invalid", "kind"),
+        ({"text": "x\u0000y", "kind": "prompt"}, 422, "invalid", "text"),
+        (b'{"text": "x\\ud800", "kind": "prompt"}', 422, "invalid", "text"),
+        ({"text": "x", "kind": "prompt", "policy": "nope"}, 422, "policy_unavailable", "policy"),
+        ({"text": "x" * 300_000, "kind": "prompt"}, 422, "invalid", "text"),
+        ({"text": "x" * 1_100_000, "kind": "prompt"}, 413, "too_large", None),
+        ({"text": "x", "kind": "prompt", "context": {"conversation_id": "a\u0000"}}, 422, "invalid",
+         "context.conversation_id"),
+    ],
+    ids=lambda value: str(value)[:50],
+)  # fmt: skip
+async def test_wrong_call_has_the_one_error_shape_and_changes_nothing(
+    call: Caller, body: object, status: int, code: str, field: str | None
+) -> None:
+    got, said = await call(body)
+    error = said["error"]
+    assert isinstance(error, dict)
+    assert (got, error["code"], error.get("field")) == (status, code, field)
+    assert error["message"]
+    assert await database_sync_to_async(AuditSession.objects.count)() == 0
+
+
+async def test_keys_open_what_their_scopes_name(call: Caller) -> None:
+    body = {"text": "x", "kind": "prompt"}
+    assert (await call(body, **{"X-API-Key": call.key}))[0] == 200
+    assert (await call(body, **{"X-Other": "1"}))[0] == 401
+    assert (await call(body, Authorization="Bearer sg_wrong"))[0] == 401
+    assert (await Caller(await new_key("audit"))(body))[0] == 403
+    revoked = await new_key("check", policy="demo")
+    await database_sync_to_async(_revoke)()
+    assert (await Caller(revoked)(body))[0] == 401
+
+
+def _revoke() -> None:
+    from guardrails.models import ApiKey
+
+    revoke_api_key(key=ApiKey.objects.get(policy="demo"))
+
+
+async def test_unknown_path_and_docs_need_no_key() -> None:
+    client = AsyncClient()
+    missing = await client.get("/v1/nothing")
+    assert missing.status_code == 404
+    assert json.loads(missing.content)["error"]["code"] == "not_found"
+    schema = json.loads((await client.get("/v1/openapi.json")).content)
+    assert "/v1/check" in schema["paths"]
+    page = await client.get("/v1/docs")
+    assert page.status_code == 200
+    assert b"POST /v1/check" in page.content
+    assert b"<script>" not in page.content
+
+
+async def test_ready_names_every_part_and_missing_workers_do_not_make_it_unready() -> None:
+    client = AsyncClient()
+    assert json.loads((await client.get("/health")).content) == {"status": "ok"}
+    response = await client.get("/ready")
+    said = json.loads(response.content)
+    assert response.status_code == 200
+    assert {name: part["state"] for name, part in said["parts"].items()} == {
+        "database": "ok", "broker": "ok", "workers": "degraded", "policies": "ok"
+    }  # fmt: skip
+
+
+async def test_store_that_is_down_is_named_and_makes_it_unready(settings: object) -> None:
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"  # type: ignore[attr-defined]
+    response = await AsyncClient().get("/ready")
+    said = json.loads(response.content)
+    assert response.status_code == 503
+    assert said["parts"]["broker"]["state"] == "down"
+    assert "Valkey" in said["parts"]["broker"]["detail"]
+    assert said["parts"]["database"]["state"] == "ok"
+
+
+async def test_no_healthy_policy_makes_it_unready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "policy_choices", list)
+    response = await AsyncClient().get("/ready")
+    assert response.status_code == 503
+    assert json.loads(response.content)["parts"]["policies"]["state"] == "down"
