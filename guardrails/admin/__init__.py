@@ -1,0 +1,8 @@
+"""The admin's pages for policies, versions, activations, API keys and users.
+
+Views ask for permission and show; what changes goes through ``services``.
+"""
+
+from guardrails.admin import keys, policies, users
+
+__all__ = ["keys", "policies", "users"]

@@ -1,0 +1,102 @@
+"""API keys: made here with the key shown once, changed in what they may do, revoked; never shown again."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+from urllib.parse import urlsplit
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
+
+from guardrails import services
+from guardrails.admin.base import ModelAdmin, each
+from guardrails.models import ApiKey, Policy, Scope
+
+
+class ApiKeyForm(forms.ModelForm[ApiKey]):
+    """What a key may do."""
+
+    scopes = forms.MultipleChoiceField(choices=Scope.choices, widget=UnfoldAdminCheckboxSelectMultipleWidget)
+    origins = forms.CharField(
+        required=False,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="Browser origins that may use it, one a line, such as https://shop.example",
+    )
+
+    class Meta:
+        model = ApiKey
+        fields: ClassVar[list[str]] = [
+            "name", "scopes", "policy", "origins", "calls_per_minute", "updates_per_second"
+        ]  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["origins"] = "\n".join(self.instance.origins)
+
+    def clean_policy(self) -> str:
+        """A policy that exists, or none."""
+        name = str(self.cleaned_data["policy"])
+        if name and not Policy.objects.filter(name=name).exists():
+            raise ValidationError(f"There is no policy “{name}”.")
+        return name
+
+    def clean_origins(self) -> list[str]:
+        """Scheme and host each, nothing behind them."""
+        origins = str(self.cleaned_data["origins"]).split()
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValidationError(f"“{origin}” is not an origin.")
+        return origins
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin[ApiKey]):
+    """API keys."""
+
+    form = ApiKeyForm
+    list_display = ["name", "prefix", "scopes", "policy", "created_at", "last_used_at", "revoked_at"]
+    search_fields = ["name", "prefix"]
+    readonly_fields = ["prefix", "created_at", "created_by", "last_used_at", "revoked_at"]
+    actions = ["revoke"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Never: sessions name the key that began them. A key is revoked."""
+        return False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        """For the action below."""
+        return request.user.has_perm("guardrails.change_apikey")
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: forms.ModelForm[ApiKey], change: bool) -> None:
+        """A new key is made by the service and shown this once."""
+        if change:
+            obj.save(update_fields=form.changed_data)
+            return
+        asked = form.cleaned_data
+        made, plaintext = services.create_api_key(
+            name=asked["name"],
+            scopes=asked["scopes"],
+            policy=asked["policy"],
+            origins=asked["origins"],
+            by=cast("User", request.user),
+        )
+        limits = {name: asked[name] for name in ("calls_per_minute", "updates_per_second")}
+        ApiKey.objects.filter(pk=made.pk).update(**limits)
+        obj.pk = made.pk
+        obj.refresh_from_db()
+        messages.warning(request, f"The key of {made.name}, shown this once: {plaintext}")
+
+    @admin.action(description="Revoke", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, rows: QuerySet[ApiKey]) -> None:
+        """Close keys."""
+        each(request, rows, lambda key: f"{services.revoke_api_key(key=key)} revoked")

@@ -1,0 +1,183 @@
+"""Policies and their versions: edit a draft, publish, sign, activate.
+
+The steps are list actions (a POST with a token), never links. Whether a signature is good is verified when the page is
+shown, not read from a column.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, cast
+
+from django import forms
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.widgets import UnfoldAdminTextareaWidget
+
+from guardrails import services
+from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
+from guardrails.models import Activation, Policy, PolicyVersion
+from guardrails.policy import PolicyError, normalise
+from guardrails.selectors import version_state
+
+
+def _user(request: HttpRequest) -> User:
+    return cast("User", request.user)
+
+
+class PolicyForm(forms.ModelForm[Policy]):
+    """A policy is edited as its document, exactly what a policy file holds."""
+
+    draft = forms.JSONField(
+        label="Document",
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 32, "spellcheck": "false"}),
+        help_text="A policy file (JSON). Saving keeps it as the draft; publishing freezes it as the next version.",
+    )
+
+    class Meta:
+        model = Policy
+        fields: ClassVar[list[str]] = ["draft"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        active = self.instance.active_version
+        if self.instance.draft is None and active is not None:
+            self.initial["draft"] = active.document
+        self.fields["draft"].encoder = _Readable  # type: ignore[attr-defined]
+
+    def clean_draft(self) -> dict[str, object]:
+        """The document with its defaults; refused with the path of what is wrong."""
+        document = self.cleaned_data["draft"]
+        try:
+            normal = normalise(document)
+        except PolicyError as error:
+            raise ValidationError(str(error)) from error
+        if self.instance.pk and normal["policy"] != self.instance.name:
+            raise ValidationError(f"policy: must stay {self.instance.name!r}; another name is another policy")
+        if not self.instance.pk and Policy.objects.filter(name=str(normal["policy"])).exists():
+            raise ValidationError(f"policy: {normal['policy']!r} exists already")
+        return normal
+
+
+class _Readable(json.JSONEncoder):
+    """One key a line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "indent": 2})
+
+
+@admin.register(Policy)
+class PolicyAdmin(ModelAdmin[Policy]):
+    """Policies; publishing takes the draft."""
+
+    form = PolicyForm
+    list_display = ["name", "description", "active_version", "state", "has_draft"]
+    list_select_related = ["active_version__policy"]
+    search_fields = ["name", "description"]
+    actions = ["publish"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Policy | None = None) -> bool:
+        """Never: sessions name the policy that they ran under."""
+        return False
+
+    def has_publish_permission(self, request: HttpRequest) -> bool:
+        """For the action below."""
+        return request.user.has_perm("guardrails.publish_policy")
+
+    def save_model(self, request: HttpRequest, obj: Policy, form: forms.ModelForm[Policy], change: bool) -> None:
+        """Save the draft the one way there is."""
+        saved = services.save_draft(document=form.cleaned_data["draft"], by=_user(request))
+        obj.pk = saved.pk
+        obj.refresh_from_db()
+
+    @admin.display(description="State")
+    def state(self, policy: Policy) -> str:
+        """Of the active version, verified now."""
+        return "no active version" if policy.active_version is None else version_words(policy.active_version)
+
+    @admin.display(boolean=True, description="Draft")
+    def has_draft(self, policy: Policy) -> bool:
+        """Whether something waits for being published."""
+        return policy.draft is not None
+
+    @admin.action(description="Publish the draft as the next version", permissions=["publish"])
+    def publish(self, request: HttpRequest, rows: QuerySet[Policy]) -> None:
+        """Freeze drafts."""
+        each(request, rows, lambda policy: f"{services.publish(policy=policy, by=_user(request))} published")
+
+
+@admin.register(PolicyVersion)
+class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
+    """Versions as they were published; signing and activating are all that can be done with them."""
+
+    list_display = ["__str__", "state", "active", "published_at", "published_by", "signed_at", "signed_by"]
+    list_filter = ["policy"]
+    list_select_related = ["policy__active_version", "published_by", "signed_by"]
+    fields = readonly_fields = (
+        "policy",
+        "number",
+        "state",
+        "active",
+        "digest",
+        "published_at",
+        "published_by",
+        "signed_at",
+        "signed_by",
+        "notes",
+        "text",
+        "signature",
+    )
+    actions = ["sign", "activate"]
+
+    def has_sign_permission(self, request: HttpRequest) -> bool:
+        """For the action below."""
+        return request.user.has_perm("guardrails.sign_policyversion")
+
+    def has_activate_permission(self, request: HttpRequest) -> bool:
+        """For the action below."""
+        return request.user.has_perm("guardrails.activate_policyversion")
+
+    @admin.display(description="State")
+    def state(self, version: PolicyVersion) -> str:
+        """Verified now."""
+        return version_words(version)
+
+    @admin.display(boolean=True, description="Active")
+    def active(self, version: PolicyVersion) -> bool:
+        """Whether sessions that start now run under it."""
+        return version.policy.active_version_id == version.pk
+
+    @admin.display(description="Document")
+    def text(self, version: PolicyVersion) -> str:
+        """The document, one key a line."""
+        return json.dumps(version.document, indent=2, ensure_ascii=False)
+
+    @admin.action(description="Sign", permissions=["sign"])
+    def sign(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
+        """Sign versions."""
+        each(request, rows, lambda version: f"{services.sign(version=version, by=_user(request))} signed")
+
+    @admin.action(description="Activate (or roll back to)", permissions=["activate"])
+    def activate(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
+        """Put versions to work."""
+        each(request, rows, lambda version: f"{services.activate(version=version, by=_user(request))} activated")
+
+
+@admin.register(Activation)
+class ActivationAdmin(ReadOnlyAdmin[Activation]):
+    """What was put to work when."""
+
+    list_display = ["version", "serial", "activated_at", "activated_by"]
+    list_filter = ["policy"]
+    list_select_related = ["version__policy", "activated_by"]
+
+
+def version_words(version: PolicyVersion) -> str:
+    """A version's state in words, verified now."""
+    if not version.signature:
+        return "not signed"
+    runs, trouble = version_state(version)
+    return "signed, verified" if runs else f"unusable: {trouble}"
