@@ -16,11 +16,11 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 django_application = get_asgi_application()
 
-from streaming.routing import websocket_urlpatterns  # noqa: E402
-
 from project.startup import refuse_misconfiguration  # noqa: E402 - Django has to be set up first
 
 refuse_misconfiguration()
+
+from streaming.routing import websocket_urlpatterns  # noqa: E402
 
 application = ProtocolTypeRouter(
     {

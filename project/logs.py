@@ -1,11 +1,12 @@
 """Logging: one line per event, the correlation id in every line, never a secret or a user's text.
 
 Protects the rule "secrets never reach logs": known secret-bearing keys are blanked, and values that look like bearer
-tokens or API keys are cut out of messages, whoever wrote them.
+tokens, API keys or passwords in URLs are cut out of messages, whoever wrote them.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import MutableMapping
 
@@ -30,7 +31,9 @@ _SECRET_KEYS = frozenset(
         "released",
     }
 )
-_SECRET_VALUES = re.compile(r"(?i)(bearer\s+)\S+|\b(?:sg|sk|rk)[_-][A-Za-z0-9_-]{8,}")
+_SECRET_VALUES = re.compile(
+    r"(?i)(bearer\s+)\S+|([?&]token=)[^&\s]+|(\w+://[^\s:@/]*:)[^\s@/]+(?=@)|\b(?:sg|sk|rk)[_-][A-Za-z0-9_-]{8,}"
+)
 _BLANK = "[not logged]"
 
 
@@ -40,8 +43,13 @@ def blank_secrets(_logger: object, _method: str, event: MutableMapping[str, obje
         if key.lower() in _SECRET_KEYS:
             event[key] = _BLANK
         elif isinstance(value, str):
-            event[key] = _SECRET_VALUES.sub(lambda found: (found.group(1) or "") + _BLANK, value)
+            event[key] = _SECRET_VALUES.sub(_without_value, value)
     return event
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """What introduces the secret stays, so that a reader of the log knows what stood there."""
+    return next((introduction for introduction in found.groups() if introduction), "") + _BLANK
 
 
 _SHARED: list[structlog.types.Processor] = [
@@ -54,6 +62,14 @@ _SHARED: list[structlog.types.Processor] = [
     structlog.processors.format_exc_info,
     blank_secrets,
 ]
+
+
+class WithoutRoutine(logging.Filter):
+    """Drops the three lines that Celery writes each time a periodic task goes well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep everything above INFO, and what is about other tasks."""
+        return record.levelno > logging.INFO or "streaming.tasks.sweep" not in record.getMessage()
 
 
 def logging_config(*, json_lines: bool) -> dict[str, object]:
@@ -76,7 +92,10 @@ def logging_config(*, json_lines: bool) -> dict[str, object]:
                 "foreign_pre_chain": _SHARED,
             }
         },
-        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "filters": {"without_routine": {"()": WithoutRoutine}},
+        "handlers": {
+            "console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["without_routine"]}
+        },
         "root": {"handlers": ["console"], "level": "INFO"},
         "loggers": {
             "django.server": {"level": "WARNING"},

@@ -11,7 +11,7 @@ from django.conf import settings
 from project.demo import ports
 from project.demo.child import Service
 
-# a prompt of 1 MB is answered with a message, not with a closed socket: the server's own limit (1 MiB) must not be first
+# a prompt of 1 MB is answered with a message: the server's own limit (1 MiB), which closes the socket, is not the first
 _SOCKET_BYTES = str(8 * 1024 * 1024)
 _ROOT_WARNING = "ignore:You're running the worker with superuser privileges"
 
