@@ -32,6 +32,12 @@ ALGORITHM = "Ed25519"
 _MAX_COMPACT_CHARS = 4_000_000
 
 
+class _Registry(jws.JWSRegistry):
+    """The library's own limit of 128 kB would refuse a rule pack; ours is asked before anything is decoded."""
+
+    max_payload_length = _MAX_COMPACT_CHARS
+
+
 class Purpose(StrEnum):
     """What a key may sign; its value is the ``typ`` of what it signs."""
 
@@ -119,7 +125,8 @@ def verify(compact: str, keys: Mapping[str, PublicKey], purpose: Purpose) -> byt
         raise SignatureRefused("it is signed by a key that is not trusted here")
     try:
         public = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": key.x})
-        return bytes(jws.deserialize_compact(compact, public, algorithms=[ALGORITHM]).payload)
+        registry = _Registry(algorithms=[ALGORITHM])
+        return bytes(jws.deserialize_compact(compact, public, registry=registry).payload)
     except (JoseError, ValueError) as error:
         raise SignatureRefused("the signature does not fit the signed bytes") from error
 

@@ -85,6 +85,15 @@ def test_a_rule_pack_becomes_a_policy_that_runs(tmp_path: Path) -> None:
     assert [rule.rule.id for rule in guardrail.rules] == ["a"]
 
 
+def test_a_rule_pack_of_the_usual_size_can_be_signed_and_run(tmp_path: Path) -> None:
+    words = ", ".join(f'"word-number-{n}"' for n in range(6_000))
+    pack = tmp_path / "pack.toml"
+    pack.write_text(f"""[[rules]]\nid = "a"\nregex = 'k-([0-9]{{4}})'\n[[rules.allowlists]]\nstopwords = [{words}]\n""")
+    assert pack.stat().st_size > 100_000
+    run("import", pack, "--publish", "--sign", "--activate")
+    assert selectors.active_policy("pack").version == 1
+
+
 def test_a_versions_life_step_by_step(tmp_path: Path) -> None:
     run("import", write(tmp_path), "--publish")
     assert fails("activate", "desk")[0] == 1
