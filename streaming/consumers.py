@@ -15,7 +15,7 @@ import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ObjectDoesNotExist
 
-from streaming.access import Refused, visitor_of
+from streaming.access import Access, Refused, visitor_of
 from streaming.chat import Asked, StartRefused, start_chat
 from streaming.conf import conf
 from streaming.core.events import ErrorEvent
@@ -34,7 +34,7 @@ TELL_TRIES = 20
 TELL_EVERY_S = 0.25
 
 
-class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels carries no types
+class SessionSocket(AsyncWebsocketConsumer):
     """What both sockets do; subclasses say how an event is written and whether API keys are taken."""
 
     # Wake-ups come through the session log's own listener, one per process: a socket needs no layer of its own, and
@@ -54,7 +54,7 @@ class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels c
         self.room.set()
         await self.accept()
         try:
-            self.access = await visitor_of(self.scope, keys=self.takes_keys)
+            self.access: Access | None = await visitor_of(self.scope, keys=self.takes_keys)
         except Refused as error:
             self.access = None
             await self.say(ErrorEvent(error.code, str(error), recoverable=False))
@@ -68,7 +68,8 @@ class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels c
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """One client frame."""
-        if self.access is None:
+        access = self.access
+        if access is None:
             return
         try:
             if text_data is None:
@@ -76,11 +77,11 @@ class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels c
             frame = parse_frame(text_data, self.settings)
             match frame:
                 case StartFrame():
-                    await self.start(frame)
+                    await self.start(frame, access)
                 case InterruptFrame():
-                    await self.interrupt(frame.session_id or self.active)
+                    await self.interrupt(frame.session_id or self.active, access)
                 case ResumeFrame():
-                    await self.resume(frame)
+                    await self.resume(frame, access)
                 case AckFrame():
                     self.acknowledge(frame.session_id or self.last_read, frame.seq)
         except FrameError as error:
@@ -93,11 +94,10 @@ class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels c
             logger.exception("frame_failed")
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True))
 
-    async def start(self, frame: StartFrame) -> None:
+    async def start(self, frame: StartFrame, access: Access) -> None:
         """Begin a session and read along."""
         if self.active:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
-        access = self.access
         asked = Asked(access.visitor, frame.policy or access.policy)
         # Busy from now on: two frames sent back to back must not begin two answers.
         self.active = "starting"
@@ -109,17 +109,17 @@ class SessionSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels c
         self.active = started.session_id
         self.read(started.session_id, 0, started.conversation_id)
 
-    async def interrupt(self, session_id: str) -> None:
+    async def interrupt(self, session_id: str, access: Access) -> None:
         """Ask for the session's end; nothing happens when there is none."""
         if not session_id or session_id == "starting":
             return
         if session_id not in self.readers:
-            await owned_session(self.access.visitor, session_id)
+            await owned_session(access.visitor, session_id)
         await self.log().interrupt(session_id)
 
-    async def resume(self, frame: ResumeFrame) -> None:
+    async def resume(self, frame: ResumeFrame, access: Access) -> None:
         """Read on from where the client is, in place of a reader that this socket already has."""
-        found = await owned_session(self.access.visitor, frame.session_id)
+        found = await owned_session(access.visitor, frame.session_id)
         session_id = str(found.pk)
         if old := self.readers.pop(session_id, None):
             old.cancel()

@@ -17,12 +17,12 @@ from channels.db import database_sync_to_async
 from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
-from guardrails.selectors import PolicyUnavailable, policy_by_digest
 
 from guardrails.findings import AppliesTo, Finding, Mode, Verdict, would_have
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
+from guardrails.selectors import PolicyUnavailable, policy_by_digest
 from streaming import models, sessions
 from streaming.checks import Checked, run_check, status_after
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
@@ -195,7 +195,7 @@ def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict:
 
 def _panel_status(lease: Lease, took_ms: float) -> GuardrailStatus:
     """One guardrail may judge prompt and answer; its one line says the worst of what is known of both."""
-    rows = DeferredCheck.objects.filter(session_id=lease.session_id, guardrail=lease.guardrail)
+    rows = DeferredCheck.objects.filter(session__pk=lease.session_id, guardrail=lease.guardrail)
     worst = min(rows, key=lambda row: _RANK.index(row.state))
     took = round(took_ms, 3)
     return GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, worst.state, took, took, worst.error or None)

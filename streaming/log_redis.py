@@ -154,7 +154,7 @@ class RedisLog:
     async def _start(self) -> None:
         if self._tasks:
             return
-        self._channel = await self._layer.new_channel("sluicegate") if self._layer else f"none!{id(self)}"
+        self._channel = await self._layer.new_channel() if self._layer else f"none!{id(self)}"
         for loop in (self._keep(), *([self._listen(self._layer)] if self._layer else [])):
             task = asyncio.get_running_loop().create_task(loop)
             self._tasks.add(task)
@@ -210,7 +210,7 @@ def shared_log() -> RedisLog:
         raise LogUnavailable("no session log is configured (REDIS_URL is not set)")
     loop = asyncio.get_running_loop()
     if loop not in _logs:
-        _logs[loop] = RedisLog(url, cast("BaseChannelLayer | None", get_channel_layer()), conf())
+        _logs[loop] = RedisLog(url, get_channel_layer(), conf())
     return _logs[loop]
 
 
@@ -220,7 +220,7 @@ async def own_log() -> AsyncIterator[RedisLog]:
     url = redis_url()
     if not url:
         raise LogUnavailable("no session log is configured (REDIS_URL is not set)")
-    log = RedisLog(url, cast("BaseChannelLayer | None", get_channel_layer()), conf())
+    log = RedisLog(url, get_channel_layer(), conf())
     try:
         yield log
     finally:

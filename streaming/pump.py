@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -155,10 +155,19 @@ class Pump:
                 result = await self._guarded(stop)
         except asyncio.CancelledError:
             result = _Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
-            # The end is recorded although this task is being cancelled: that is what the shield is for.
-            await asyncio.shield(self._end(result))
+            await self._surely(self._end(result))
             raise
-        await self._end(result)
+        await self._surely(self._end(result))
+
+    @staticmethod
+    async def _surely(work: Coroutine[None, None, None]) -> None:
+        """Let ``work`` finish although this task is (or is being) cancelled; the cancellation comes after it."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await task
+            raise
 
     async def _guarded(self, stop: asyncio.Event) -> _Result:
         try:

@@ -54,7 +54,7 @@ def session_over(session_id: str) -> tuple[AuditSession.State, Sequence[ServerEv
 
 def open_checks(session_id: str) -> QuerySet[DeferredCheck]:
     """Deferred checks of a session that have not ended."""
-    return DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN).order_by("id")
+    return DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN).order_by("id")
 
 
 async def owned_session(visitor: Visitor, session_id: str) -> AuditSession:

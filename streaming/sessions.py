@@ -233,11 +233,9 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         )
         if not moved:
             return None
-        session = AuditSession.objects.only("answer_id").get(pk=session_id)
         changes: dict[str, object] = {"model": ending.model} if ending.model else {}
-        Message.objects.filter(pk=session.answer_id).update(
-            content=ending.content, status=ending.status, metadata=ending.metadata, **changes
-        )
+        answer = Message.objects.filter(sessions_answered__pk=session_id)
+        answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **changes)
         models.Finding.objects.bulk_create(finding_row(session_id, hit) for hit in ending.findings)
         DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
     return target
@@ -291,7 +289,7 @@ def complete_if_done(session_id: str) -> bool:
     with transaction.atomic():
         # The lock makes two workers that end the last two checks see each other's result.
         AuditSession.objects.select_for_update().filter(pk=session_id).first()
-        if DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN).exists():
+        if DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN).exists():
             return False
         return _move(session_id, State.MONITORING, State.COMPLETE, ended_at=timezone.now())
 
@@ -315,7 +313,7 @@ def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
             ended_at=now,
         ):
             return False
-        Message.objects.filter(pk=session.answer_id).update(status=Message.Status.ERROR)
+        Message.objects.filter(sessions_answered__pk=session_id).update(status=Message.Status.ERROR)
     return True
 
 

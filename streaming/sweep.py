@@ -86,7 +86,7 @@ def expire(*, session_id: str, now: datetime) -> list[str] | None:
     """End a session's open checks as expired and complete it; their guardrails, or None if another process did."""
     with transaction.atomic():
         AuditSession.objects.select_for_update().filter(pk=session_id).first()
-        rows = DeferredCheck.objects.filter(session_id=session_id, state__in=DeferredCheck.OPEN)
+        rows = DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN)
         names = sorted(set(rows.values_list("guardrail", flat=True)))
         rows.update(state=_Check.EXPIRED, finished_at=now, sealed_text=None, error="No worker made this check in time.")
         return names if sessions.complete_if_done(session_id) else None

@@ -119,7 +119,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     )
     if deferred:
         await tasks.queue_session(session_id)
-    action = "block" if result.action == "redact" and "redact" not in payload.accepts else result.action
+    action = _action(result, payload)
     took = round((time.perf_counter() - started) * 1000, 3)
     response["X-Response-Time"] = f"{took}ms"
     return CheckOut(
@@ -138,6 +138,12 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
             version=policy.version,
         ),
     )
+
+
+def _action(result: CheckedText, payload: CheckIn) -> Literal["allow", "warn", "redact", "block"]:
+    if result.action == "redact":
+        return "redact" if "redact" in payload.accepts else "block"
+    return "block" if result.action == "block" else "warn" if result.action == "warn" else "allow"
 
 
 def _access(request: HttpRequest) -> Access:

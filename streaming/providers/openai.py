@@ -100,7 +100,7 @@ class OpenAIProvider(base.Provider):
         ):
             if response.status_code != 200:
                 raise await self._refusal(response)
-            async with aclosing(response.aiter_bytes()) as body:
+            async with aclosing(_bytes(response)) as body:
                 while True:
                     # Keep-alive comments do not count as tokens, so the limit is ours and not the socket's.
                     try:
@@ -147,7 +147,7 @@ class OpenAIProvider(base.Provider):
 
     async def _refusal(self, response: httpx.Response) -> base.ProviderError:
         status, raw = response.status_code, b""
-        async with aclosing(response.aiter_bytes()) as body:
+        async with aclosing(_bytes(response)) as body:
             async for data in body:
                 raw += data
                 if len(raw) > MAX_ERROR_BYTES:
@@ -163,6 +163,12 @@ class OpenAIProvider(base.Provider):
         if status >= 500 or status == 408:
             return base.ProviderUnavailable(said)
         return base.ProviderRefused(said)
+
+
+async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body as it comes; a generator, so that it can be closed."""
+    async for data in response.aiter_bytes():
+        yield data
 
 
 def _message(raw: bytes) -> str:

@@ -1,0 +1,121 @@
+"""The admin's view of what was streamed: read-only records, and a second chance for deferred checks.
+
+Protects the rule that audit records are not edited: sessions and findings can be looked at by those with the view
+permission and changed by nobody here; the one verb is handing a failed check to the workers again while its session
+still waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from streaming import tasks
+from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
+
+
+class ReadOnly:
+    """Nothing can be added, changed or deleted."""
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """No."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """No."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """No."""
+        return False
+
+
+class FindingInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold carries no types
+    """A session's findings."""
+
+    model = Finding
+    extra = 0
+    fields = (
+        "n",
+        "guardrail",
+        "rule",
+        "category",
+        "channel",
+        "start",
+        "end",
+        "mode",
+        "action",
+        "would_have",
+        "exposed",
+    )
+
+
+class CheckInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    """A session's deferred checks."""
+
+    model = DeferredCheck
+    extra = 0
+    fields = ("guardrail", "applies_to", "state", "attempts", "queued_at", "started_at", "finished_at", "error")
+
+
+@admin.register(AuditSession)
+class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    """One row per guarded stream."""
+
+    list_display = ("id", "origin", "state", "outcome", "would_have", "policy_name", "policy_version", "provider",
+                    "started_at", "released", "withheld")  # fmt: skip
+    list_filter = ("state", "outcome", "would_have", "origin", "policy_name", "provider")
+    search_fields = ("id", "correlation_id", "client")
+    date_hierarchy = "started_at"
+    inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
+
+
+@admin.register(Finding)
+class FindingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    """One row per hit; never the text that was hit."""
+
+    list_display = ("session", "n", "guardrail", "rule", "category", "channel", "mode", "action", "would_have",
+                    "exposed", "created")  # fmt: skip
+    list_filter = ("guardrail", "kind", "action", "mode", "would_have")
+    search_fields = ("session__id", "rule")
+
+
+@admin.register(DeferredCheck)
+class DeferredCheckAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    """The outbox of checks that workers make."""
+
+    list_display = ("session", "guardrail", "applies_to", "state", "attempts", "queued_at", "finished_at", "error")
+    list_filter = ("state", "guardrail")
+    search_fields = ("session__id",)
+    actions = ("queue_again",)
+
+    @admin.action(description="Hand to the workers again")
+    def queue_again(self, request: HttpRequest, queryset: QuerySet[DeferredCheck]) -> None:
+        """Queue the waiting ones among the chosen checks; those that have ended stay as they are."""
+        waiting = list(queryset.filter(state=DeferredCheck.State.WAITING).values_list("pk", flat=True))
+        for pk in waiting:
+            tasks.queue_check(pk)
+        left = queryset.count() - len(waiting)
+        text = f"{len(waiting)} queued" + (f"; {left} are being made or have ended" if left else "")
+        self.message_user(request, text, messages.SUCCESS if waiting else messages.WARNING)
+
+
+class MessageInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    """A conversation's messages, as they were visible."""
+
+    model = Message
+    extra = 0
+    fields = ("created", "role", "status", "content", "provider", "model")
+
+
+@admin.register(Conversation)
+class ConversationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    """Conversations with their visible messages."""
+
+    list_display = ("id", "user", "client", "policy", "created")
+    search_fields = ("id", "external_id")
+    inlines: ClassVar[list[type[TabularInline]]] = [MessageInline]
