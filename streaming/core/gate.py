@@ -308,7 +308,7 @@ class Gate:
         horizon = n
         for lane in self._lanes:
             reached = self._settle_lane(lane)
-            if lane.lane.decides:
+            if lane.decides:
                 horizon = min(horizon, reached)
         if n > self._watermark:
             self._over_limit()
@@ -342,7 +342,7 @@ class Gate:
                 folded, before = raw_text(self._tail, base=self._n - len(self._tail)), raw_before
             lead = lane.lead_of(self._lead) if lane.lane.lead_width else ""
             for span in lane.matches(folded, before, lead, ended=self._ended):
-                if lane.lane.decides:
+                if lane.decides and span.action in HIDING:
                     insort(self._pending, span, key=_key)
                 elif not (self.blocked and span.start >= self._r):
                     self._watched.append(span)

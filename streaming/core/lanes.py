@@ -6,13 +6,17 @@ are final (``matches``). A match is final when its start lies before the horizon
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
-from guardrails.findings import Action
+from guardrails.findings import Action, OnError
 from guardrails.patterns.automaton import State
 from guardrails.patterns.folding import Folded, fold_plain
 from guardrails.patterns.spans import Anchored
 from guardrails.policy import Guardrail, Lane, RuleEntry
+
+logger = logging.getLogger(__name__)
+_DISABLED = 1 << 62  # beyond every text
 
 
 class Span:
@@ -119,7 +123,8 @@ class LaneRun:
         elif folded is None or folded.starts is None:
             self.horizon = max(self.horizon, n - age)
         else:
-            self.horizon = max(self.horizon, folded.start(len(folded.text) - age))
+            # an age is rounded up and may reach back behind the retained text
+            self.horizon = max(self.horizon, folded.start(max(0, len(folded.text) - age)))
         return self.horizon
 
     def matches(self, folded: Folded, before: str, lead: str, *, ended: bool) -> Iterator[Span]:
@@ -164,7 +169,12 @@ class LaneRun:
             if first(text[i - 1] if i else before)[text[i]].hopeless:
                 i += 1
                 continue
-            found = find(folded, i, before, lead=lead, final=ended)
+            try:
+                found = find(folded, i, before, lead=lead, final=ended)
+            except Exception as error:  # a validator is foreign code: it may fail in any way, and on_error rules then
+                run.next = run.until = _DISABLED
+                yield self._failed(entry, folded.start(i), error)
+                return
             if found is None:
                 i += 1
                 continue
@@ -179,6 +189,13 @@ class LaneRun:
             yield span
             i = folded.index(end)
         run.next = max(run.next, last)
+
+    def _failed(self, entry: RuleEntry, at: int, error: Exception) -> Span:
+        """What a failing rule amounts to, at the first start it could not judge. The rule is not asked again."""
+        guardrail = entry.guardrail
+        logger.error("rule %s of guardrail %s failed: %s", entry.compiled.rule.id, guardrail.name, type(error).__name__)
+        action = Action.BLOCK if guardrail.on_error is OnError.BLOCK else Action.WARN
+        return Span(guardrail, "error", at, at + 1, order=entry.order, category="error", action=action)
 
     def _span(self, entry: RuleEntry, start: int, end: int) -> Span:
         rule = entry.compiled.rule
