@@ -1,7 +1,8 @@
 """System checks: what is misconfigured is said before a request finds out.
 
 Ids are stable: sluicegate.E001 demo secret in production, E002 DEBUG in production, E003 demo mode in production,
-E004 generated signing keys in production, E005 no database or broker named in production, W001 no broker.
+E004 generated signing keys in production, E005 no database or broker named in production, E006 a signing key cannot be
+used, E007 one key for two purposes, W001 no broker.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Sequence
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+
+from guardrails.keys import key_file, signing_key
+from guardrails.signing import KeyRefused, Purpose
 
 
 @register
@@ -52,6 +56,37 @@ def check_production(app_configs: Sequence[AppConfig] | None, **kwargs: object) 
                 id="sluicegate.E005",
             )
         )
+    return found
+
+
+@register
+def check_signing_keys(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """Key files that settings name can be read and are distinct; generated ones are not looked for here."""
+    found: list[CheckMessage] = []
+    purposes: dict[str, Purpose] = {}
+    for purpose in Purpose:
+        if not key_file(purpose)[1]:
+            continue
+        try:
+            public = signing_key(purpose).public
+        except KeyRefused as error:
+            found.append(
+                Error(
+                    f"The {purpose.name.lower()} key cannot be used: {error}.",
+                    hint="Make one with manage.py make_signing_key FILE.",
+                    id="sluicegate.E006",
+                )
+            )
+            continue
+        other = purposes.setdefault(public.x, purpose)
+        if other is not purpose:
+            found.append(
+                Error(
+                    f"One key serves two purposes: {other.name.lower()} and {purpose.name.lower()}.",
+                    hint="Make a key for each with manage.py make_signing_key FILE.",
+                    id="sluicegate.E007",
+                )
+            )
     return found
 
 

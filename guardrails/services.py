@@ -43,14 +43,11 @@ def save_draft(*, document: Mapping[str, object], by: AbstractBaseUser | None = 
     Raises ``PolicyError`` with the path of what is refused.
     """
     draft = normalise(document)
+    edit = {"draft": draft, "draft_at": timezone.now(), "draft_by_id": _id(by)}
     policy, _ = Policy.objects.update_or_create(
         name=str(draft["policy"]),
-        defaults={
-            "description": str(draft["description"]),
-            "draft": draft,
-            "draft_at": timezone.now(),
-            "draft_by_id": _id(by),
-        },
+        defaults=edit,
+        create_defaults={**edit, "description": str(draft["description"])},
     )
     return policy
 

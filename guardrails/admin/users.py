@@ -14,7 +14,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class ThemedUserAdmin(UserAdmin, ModelAdmin[User]):
+class ThemedUserAdmin(UserAdmin[User], ModelAdmin[User]):
     """Who may sign in."""
 
     form = UserChangeForm

@@ -7,8 +7,8 @@ from django.db import migrations
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 REFUSAL = "a published version cannot be changed"
-FROZEN = ("policy_id", "number", "canonical", "digest", "published_at", "notes")
-SIGNED = ("signature", "signed_at")
+FROZEN = ("policy_id", "number", "canonical", "digest", "published_at", "published_by_id", "notes")
+SIGNED = ("signature", "signed_at", "signed_by_id")
 
 
 def _changed(distinct: str) -> str:
