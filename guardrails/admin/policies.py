@@ -163,7 +163,9 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     @admin.action(description="Activate (or roll back to)", permissions=["activate"])
     def activate(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
         """Put versions to work."""
-        each(request, rows, lambda version: f"{services.activate(version=version, by=_user(request))} activated")
+        each(
+            request, rows, lambda version: f"{services.activate(version=version, by=_user(request)).version} activated"
+        )
 
 
 @admin.register(Activation)
