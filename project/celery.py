@@ -47,4 +47,4 @@ def accept_that_checks_outlive_a_lost_broker(**_: object) -> None:
 @signals.beat_embedded_init.connect
 def die_with_the_worker(**_: object) -> None:
     """Where the system can do it, the beat process inside a worker gets SIGKILL when the worker dies."""
-    platforms.set_pdeathsig("SIGKILL")
+    platforms.set_pdeathsig("SIGKILL")  # type: ignore[attr-defined]  # missing in the stubs
