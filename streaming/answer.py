@@ -56,6 +56,7 @@ class Lane:
     told: tuple[int, str, str] = (0, "", "")
     told_at: int = -HOLD_EVERY_MS
     streamed: bool = False
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,6 @@ class Answer:
             if effect[0] == gates.RELEASE:
                 lane.parts.append(effect[1])
                 lane.streamed = True
-                self.releases.add(self._now(), len(effect[1]))
                 out.append(MessageStream(self.message_id, lane.channel, lane.choice, effect[1]))
             elif effect[0] == gates.REDACTED:
                 lane.parts.append(effect[1])
@@ -270,7 +270,15 @@ class Answer:
                 self.questions.append(Question((lane.channel, lane.choice), effect[1], lane.gate.applies_to))
             else:
                 out.append(self._stopped(effect[1], effect[2]))
+        self._settle(lane)
         return out
+
+    def _settle(self, lane: Lane) -> None:
+        """Note what is held no longer: shown, or hidden for good. Arrivals less these is what was held at any time."""
+        settled = lane.gate.counters.chars_in - lane.gate.held
+        if self.blocked is None and lane.channel != "tool_result" and settled > lane.settled:
+            self.releases.add(self._now(), settled - lane.settled)
+            lane.settled = settled
 
     def _found(self, finding: Finding) -> FindingEvent:
         return FindingEvent(self.number(finding))

@@ -58,8 +58,7 @@ def rule_words(guardrail: str, rule: str) -> str:
         if rule == known or rule.startswith((f"{known}_", f"{known}-", f"{known}.", f"{known}:")):
             return words
     if guardrail == "secrets" and rule:
-        words = rule.replace("_", " ").replace("-", " ")
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+        return f"a secret ({rule.replace('_', ' ').replace('-', ' ')})"
     return f"a match of {guardrail} / {rule}" if rule and rule != guardrail else f"a match of {guardrail}"
 
 

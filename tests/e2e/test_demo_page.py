@@ -53,6 +53,36 @@ def test_a_value_split_over_many_chunks_is_never_partly_shown(visitor: Visitor, 
     visitor.assert_clean()
 
 
+@pytest.mark.parametrize("place", ["text", "attribute"])
+def test_control_one_piece_of_a_secret_for_one_moment_is_noticed(visitor: Visitor, place: str) -> None:
+    leak = "const b = document.body.appendChild(document.createElement('b'));"
+    leak += "b.textContent = '22-81';" if place == "text" else "b.title = '22-81';"
+    visitor.page.evaluate(f"() => {{ {leak} b.remove(); }}")
+    with pytest.raises(AssertionError, match="22-81"):
+        visitor.assert_never_seen("536-22-8145")
+
+
+def test_control_a_text_that_shrinks_is_noticed(visitor: Visitor) -> None:
+    visitor.ask("Hello.")
+    visitor.over("allowed")
+    visitor.page.evaluate("document.querySelector('.answer [data-visible]').textContent = 'other'")
+    expect(visitor.page.locator(".answer [data-visible]")).to_have_text("other")
+    with pytest.raises(AssertionError):
+        visitor.assert_grew_to("other")
+
+
+def test_the_timeline_ends_with_nothing_held(visitor: Visitor) -> None:
+    visitor.scenario("pii")
+    visitor.over("redacted")
+    strip = visitor.page.locator("#timeline")
+    expect(strip.locator("svg .arrival").first).to_be_attached()
+    outline = strip.locator(".held").get_attribute("points") or ""
+    last = [point for point in outline.split() if point.startswith("1000.0,")]
+    assert last
+    assert {float(point.split(",")[1]) for point in last} & {50.0}, "what was redacted is held no longer"
+    assert "per-chunk checking" in strip.inner_text()
+
+
 def test_held_text_shows_as_a_shimmer_of_its_length_with_the_reason(visitor: Visitor) -> None:
     visitor.scenario("pii")
     visitor.over("redacted")

@@ -208,5 +208,5 @@ def test_a_timeline_without_events_is_empty_and_does_not_divide_by_zero() -> Non
 def test_numbers_stand_with_their_units() -> None:
     assert [milliseconds(v) for v in (None, 0.02, 3.14, 250, 1500, 12000)] == [
         "–", "20 µs", "3.1 ms", "250 ms", "1.5 s", "12 s"]  # fmt: skip
-    assert hold_note(9, "secrets", "aws_access_key_id").endswith("may be an aws access key id")
+    assert hold_note(9, "secrets", "aws_access_key_id").endswith("may be a secret (aws access key id)")
     assert hold_note(1, "pii", "ssn_dashed").startswith("holding 1 character: may be a social security number")
