@@ -27,6 +27,7 @@ from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Sour
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
 _LONG_REPEAT = 4  # turns; shorter repeats are kept exact
+_UNKNOWN = -32768
 _WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
 _STATE_COST, _THREAD_COST, _EDGE_COST = 640, 120, 60  # bytes, measured on CPython 3.11
 
@@ -62,6 +63,8 @@ class State(dict["str | int", "State"]):
         scanner = self.scanner
         code = ord(char)
         key = (scanner.pages.get(code >> 8) or scanner.page(code >> 8))[code & 255]
+        if key == _UNKNOWN:
+            key = scanner.key(code)
         following = self.get(key)
         if following is None:
             following = scanner.step(self, key)
@@ -103,9 +106,15 @@ class Scanner:
     # -- one edge -----------------------------------------------------------------------------------------------
 
     def page(self, number: int) -> array[int]:
-        """Edge keys of 256 characters: a part of the alphabet, -1 for an ignorable, below for several characters."""
-        known = self.pages[number] = array("h", map(self._key, range(number << 8, (number + 1) << 8)))
+        """Room for the edge keys of 256 characters."""
+        known = self.pages[number] = array("h", [_UNKNOWN]) * 256
         return known
+
+    def key(self, code: int) -> int:
+        """Edge key of a character: a part of the alphabet, -1 for an ignorable, below for several characters."""
+        page = self.pages.get(code >> 8) or self.page(code >> 8)
+        page[code & 255] = key = self._key(code)
+        return key
 
     def _key(self, code: int) -> int:
         char = chr(code)
