@@ -12,6 +12,7 @@ from pathlib import Path
 import dj_database_url
 import django_stubs_ext
 from csp.constants import NONCE, NONE, SELF
+from django.templatetags.static import static
 
 from project import environment
 from project.logs import logging_config
@@ -187,4 +188,5 @@ UNFOLD = {
     "SITE_HEADER": "Sluicegate",
     "SITE_SUBHEADER": "Guardrails for streaming answers",
     "SHOW_HISTORY": True,
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}],
 }

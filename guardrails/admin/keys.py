@@ -66,8 +66,11 @@ class ApiKeyAdmin(ModelAdmin[ApiKey]):
     form = ApiKeyForm
     list_display = ["name", "prefix", "scopes", "policy", "created_at", "last_used_at", "revoked_at"]
     search_fields = ["name", "prefix"]
-    readonly_fields = ["prefix", "created_at", "created_by", "last_used_at", "revoked_at"]
     actions = ["revoke"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        """What happened to a key; nothing yet for a new one."""
+        return () if obj is None else ("prefix", "created_at", "created_by", "last_used_at", "revoked_at")
 
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         """Never: sessions name the key that began them. A key is revoked."""

@@ -15,6 +15,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from guardrails import services
@@ -153,7 +154,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     @admin.display(description="Document")
     def text(self, version: PolicyVersion) -> str:
         """The document, one key a line."""
-        return json.dumps(version.document, indent=2, ensure_ascii=False)
+        return format_html("<pre>{}</pre>", json.dumps(version.document, indent=2, ensure_ascii=False))
 
     @admin.action(description="Sign", permissions=["sign"])
     def sign(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:

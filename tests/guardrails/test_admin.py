@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.staticfiles import finders
 from django.test import Client
 from django.urls import reverse
 
@@ -192,6 +193,12 @@ def test_key_is_changed_without_touching_its_secret(root: Client) -> None:
     changed = selectors.api_key_for(plaintext)
     assert changed is not None
     assert changed.scopes == ["check", "stream"]
+
+
+def test_admin_names_an_icon_that_is_there(root: Client) -> None:
+    text = root.get("/admin/").content.decode()
+    assert '/static/icon.svg"' in text
+    assert finders.find("icon.svg")
 
 
 def test_every_list_and_user_form_opens_in_the_theme(root: Client) -> None:
