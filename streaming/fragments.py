@@ -23,12 +23,12 @@ from streaming.presentation import (
     MessageView,
     PromptView,
     StatusView,
-    TimelineView,
     dom_id,
     hold_note,
     outcome_words,
     state_words,
 )
+from streaming.timeline import TimelineView
 
 Event = Mapping[str, object]
 

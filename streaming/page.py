@@ -23,13 +23,13 @@ from streaming.presentation import (
     MessageView,
     PromptView,
     StatusView,
-    TimelineView,
     pieces,
     policy_words,
     usage_words,
 )
 from streaming.selectors import conversation_messages
 from streaming.sessions import Visitor, conversation_of
+from streaming.timeline import TimelineView
 
 WHEN = {
     Checkpoint.IMMEDIATE: "every chunk, before it is shown",

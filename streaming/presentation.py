@@ -166,7 +166,7 @@ class FindingView:
         """From a ``finding`` event or a stored row's values (field names of guardrails.md)."""
         action = str(finding.get("action", ""))
         would = str(finding.get("would_have") or "")
-        start, end = _number(finding.get("start")), _number(finding.get("end"))
+        start, end = whole_number(finding.get("start")), whole_number(finding.get("end"))
         score = finding.get("score")
         effect = {"block": "blocked", "redact": "redacted", "mask": "redacted", "warn": "warned"}.get(action, action)
         mode = str(finding.get("mode", ""))
@@ -183,7 +183,7 @@ class FindingView:
             effect=effect,
             where=where if channel in ("text", "response") else f"{where} of the {channel.replace('_', ' ')}",
             score=float(score) if isinstance(score, int | float) else 1.0,
-            n=_number(finding.get("n")),
+            n=whole_number(finding.get("n")),
         )
 
 
@@ -317,110 +317,6 @@ def usage_words(usage: Mapping[str, object]) -> str:
     return ", ".join(parts)
 
 
-# --- timeline -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One arrival or release in the drawing's units."""
-
-    x: float
-    y: float
-    height: float
-
-
-@dataclass(frozen=True, slots=True)
-class TimelineView:
-    """Arrivals above the line, releases below it, what is held between them. Drawn in a box of 1000 x 100."""
-
-    arrivals: Sequence[Mark]
-    releases: Sequence[Mark]
-    held: str
-    first_token: str
-    first_release: str
-    total: str
-    longest_hold: str
-    calls: int
-    audit_rows: int
-    naive_calls: int
-    empty: bool = False
-
-    WIDTH = 1000
-    MIDDLE = 50
-    REACH = 32
-    BAND = 12
-
-    @classmethod
-    def of(cls, event: Mapping[str, object]) -> TimelineView:
-        """From a ``timing`` event: [milliseconds, characters] pairs in order."""
-        arrivals, releases = _points(event.get("arrivals")), _points(event.get("releases"))
-        end = max([ms for ms, _ in arrivals + releases], default=0) or 1
-        tallest = max([chars for _, chars in arrivals + releases], default=1) or 1
-        return cls(
-            arrivals=[_mark(ms, chars, end, tallest, up=True) for ms, chars in arrivals],
-            releases=[_mark(ms, chars, end, tallest, up=False) for ms, chars in releases],
-            held=_held_outline(arrivals, releases, end),
-            first_token=milliseconds(arrivals[0][0] if arrivals else None),
-            first_release=milliseconds(releases[0][0] if releases else None),
-            total=milliseconds(end if arrivals or releases else None),
-            longest_hold=count(max((held for _, held in _held(arrivals, releases)), default=0), "character"),
-            calls=_number(event.get("calls")),
-            audit_rows=_number(event.get("audit_rows")),
-            naive_calls=_number(event.get("naive_calls")),
-            empty=not arrivals,
-        )
-
-
-def _mark(ms: int, chars: int, end: int, tallest: int, *, up: bool) -> Mark:
-    # By square root: one long release after a hold must not flatten everything else.
-    height = round(max(2.0, TimelineView.REACH * (chars / tallest) ** 0.5), 1)
-    off = TimelineView.BAND + 2
-    return Mark(
-        x=round(TimelineView.WIDTH * ms / end, 1),
-        y=round(TimelineView.MIDDLE - off - height, 1) if up else TimelineView.MIDDLE + off,
-        height=height,
-    )
-
-
-def _held(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(ms, characters held from then on), in order; at one instant arrivals count before releases."""
-    changes = sorted([(ms, 0, chars) for ms, chars in arrivals] + [(ms, 1, -chars) for ms, chars in releases])
-    out: list[tuple[int, int]] = []
-    held = 0
-    for ms, _, change in changes:
-        held = max(0, held + change)
-        if out and out[-1][0] == ms:
-            out[-1] = (ms, held)
-        else:
-            out.append((ms, held))
-    return out
-
-
-def _held_outline(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int]], end: int) -> str:
-    """``points`` of a step polygon around the middle line: thick where much is held."""
-    steps = _held(arrivals, releases)
-    most = max((held for _, held in steps), default=0)
-    if not most:
-        return ""
-    upper: list[str] = []
-    lower: list[str] = []
-    before = 0.0
-    for ms, held in steps:
-        x = round(TimelineView.WIDTH * ms / end, 1)
-        half = round(TimelineView.BAND * held / most, 2)
-        for y in (before, half):
-            upper.append(f"{x},{TimelineView.MIDDLE - y}")
-            lower.append(f"{x},{TimelineView.MIDDLE + y}")
-        before = half
-    return " ".join(upper + lower[::-1])
-
-
-def _points(value: object) -> list[tuple[int, int]]:
-    if not isinstance(value, list | tuple):
-        return []
-    return [(_number(item[0]), _number(item[1])) for item in value if isinstance(item, list | tuple) and len(item) == 2]
-
-
 def _pairs(value: object) -> list[tuple[int, str]]:
     if not isinstance(value, list | tuple):
         return []
@@ -431,5 +327,6 @@ def _pairs(value: object) -> list[tuple[int, str]]:
     ]
 
 
-def _number(value: object) -> int:
+def whole_number(value: object) -> int:
+    """``value`` where it is a number, else 0."""
     return int(value) if isinstance(value, int | float) else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.e2e.server import Demo, Wire, demo
+from tests.e2e.server import Demo, Wire, demo, misbehaving_endpoint
 from tests.e2e.visitor import Visitor
 
 QUIET = [
@@ -62,8 +62,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def shared_demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo that tests share; they leave it running."""
-    with demo(tmp_path_factory.mktemp("demo")) as running:
-        yield running
+    with misbehaving_endpoint() as url:
+        variables = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-test", "OPENAI_MODEL": "test-model"}
+        with demo(tmp_path_factory.mktemp("demo"), **variables) as running:
+            yield running
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import signal
@@ -207,3 +208,37 @@ def _reset(end: socket.socket) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         end.shutdown(socket.SHUT_RDWR)
         end.close()
+
+
+class _Misbehaving(http.server.BaseHTTPRequestHandler):
+    """Speaks chat completions for as long as the last prompt lets it."""
+
+    def do_POST(self) -> None:
+        """One answer, of the kind that the prompt names."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        wish = body["messages"][-1]["content"]
+        if "nothing" in wish:
+            return
+        self.send_response(503 if "busy" in wish else 200)
+        self.send_header("Content-Type", "text/html" if "garbage" in wish else "text/event-stream")
+        self.end_headers()
+        if "garbage" in wish:
+            self.wfile.write(b"<html><body>It works!</body></html>")
+        elif "half" in wish:
+            for text in ("One half", " of an answer, and no more"):
+                chunk = {"choices": [{"index": 0, "delta": {"content": text}}]}
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing on the test's output."""
+
+
+@contextlib.contextmanager
+def misbehaving_endpoint() -> Iterator[str]:
+    """Base URL of a model endpoint that answers with nothing, garbage, half an answer or an error, as asked."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Misbehaving) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()

@@ -247,6 +247,29 @@ def test_an_unknown_scenario_gets_a_clear_message(visitor: Visitor) -> None:
     visitor.assert_clean()
 
 
+@pytest.mark.parametrize(
+    ("wish", "shown"), [("nothing", ""), ("garbage", ""), ("busy", ""), ("half", "One half of an answer, and no ")]
+)
+def test_a_failing_model_endpoint_is_a_clear_message_and_keeps_the_text(
+    visitor: Visitor, wish: str, shown: str
+) -> None:
+    visitor.page.get_by_label("Provider").select_option("openai")
+    visitor.ask(f"Please send {wish}.")
+    visitor.over("error")
+    banner = visitor.page.locator("#notices [data-error]").last
+    expect(banner).to_have_attribute("data-error", re.compile("^provider_"))
+    visitor.state("COMPLETE")
+    assert visitor.answer == shown
+    said = banner.locator("p").first.inner_text()
+    for leak in ("Traceback", "sk-test", "httpx", "<html>"):
+        assert leak not in said
+    visitor.page.reload()
+    visitor.connected()
+    assert said in visitor.conversation
+    assert visitor.answer == shown
+    visitor.assert_clean()
+
+
 def test_another_policy_shows_its_own_lanes(visitor: Visitor) -> None:
     visitor.page.get_by_label("Policy").select_option("basic")
     expect(visitor.page.locator("[data-guardrail=codenames]")).to_have_count(0)

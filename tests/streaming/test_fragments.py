@@ -9,7 +9,8 @@ import pytest
 
 from streaming.core import events
 from streaming.fragments import FragmentContext, render
-from streaming.presentation import TimelineView, dom_id, hold_note, milliseconds, pieces
+from streaming.presentation import dom_id, hold_note, milliseconds, pieces
+from streaming.timeline import TimelineView
 
 CONTEXT = FragmentContext(conversation_id="c-1")
 POLICY: events.PolicyRef = {"name": "demo", "version": 3, "digest": "sha256:00"}
