@@ -216,11 +216,16 @@ class Gate:
     # -- verdicts in --------------------------------------------------------------------------------------------
 
     def verdict(self, check_id: int, guardrail: str, verdict: Verdict) -> list[Effect]:
-        """The answer to a ``CHECK``. Unknown or repeated answers are refused with ``KeyError``."""
+        """The answer to a ``CHECK``; one that a block has made moot changes nothing.
+
+        Raises ``KeyError`` for answers nobody waits for.
+        """
         for pending in self._checks:
             if pending.check.id == check_id and guardrail in pending.open:
                 break
         else:
+            if self.blocked and 0 < check_id < self._next_check:
+                return []
             raise KeyError(f"check {check_id} does not wait for {guardrail!r}")
         pending.open.discard(guardrail)
         pending.deciding.discard(guardrail)
