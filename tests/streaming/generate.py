@@ -30,7 +30,9 @@ def piece(node: Node, chance: random.Random) -> str:
     """A text that the node (roughly) matches: assertions are not looked at."""
     match node:
         case Chars(ranges):
-            usable = [chr(c) for lo, hi in ranges for c in range(lo, min(hi, lo + 80) + 1) if chr(c) in ALPHABET + "B\n "]
+            usable = [
+                chr(c) for lo, hi in ranges for c in range(lo, min(hi, lo + 80) + 1) if chr(c) in ALPHABET + "B\n "
+            ]
             return chance.choice(usable) if usable else chr(ranges[0][0] if ranges else 97)
         case Seq(items):
             return "".join(piece(item, chance) for item in items)

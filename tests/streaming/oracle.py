@@ -120,9 +120,7 @@ def expected(policy: Policy, text: str, spans: dict[str, list[tuple[int, int]]] 
             for i in range(first, last):
                 hidden[i] = True
             hidden_to = max(hidden_to, last)
-    visible = "".join(
-        shown[i] + ("" if hidden[i] else text[i]) for i in range(stop)
-    )
+    visible = "".join(shown[i] + ("" if hidden[i] else text[i]) for i in range(stop))
     findings = []
     for first, last, _, guardrail, compiled in hits:
         if first < stop or (blocks and (first, last, guardrail, compiled) == (*blocks[0][:2], *blocks[0][3:])):

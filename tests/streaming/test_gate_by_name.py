@@ -1,4 +1,4 @@
-"""The hazards that were seen in working prototypes, each by its name, at every two-way cut and character by character."""
+"""The hazards seen in working prototypes, each by its name, at every two-way cut and character by character."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_card_is_hidden_whatever_stands_beside_it(separator: str, around: str) -
 
 
 @pytest.mark.parametrize("separator", [" ", "-", ".", ""])
-@pytest.mark.parametrize("around", ["{}", "{} 12/27", "{} 123", "2 x {}", "2024-11-21 {}", "{}.", "{}, ok", "IBAN {}漢"])
+@pytest.mark.parametrize(
+    "around", ["{}", "{} 12/27", "{} 123", "2 x {}", "2024-11-21 {}", "{}.", "{}, ok", "IBAN {}漢"]
+)
 def test_iban_is_hidden_whatever_stands_beside_it(separator: str, around: str) -> None:
     text = around.replace("{}", IBAN.replace(" ", separator))
     shown = everywhere(PII, text).visible
