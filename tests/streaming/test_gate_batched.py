@@ -1,4 +1,4 @@
-"""BATCHED guardrails as effects: a sentence that decides is held, order is text order, ends are functions of the text."""
+"""BATCHED guardrails as effects: a deciding sentence is held, order is text order, every cut gives the same ends."""
 
 from __future__ import annotations
 
