@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -24,14 +25,28 @@ from streaming.fragments import FragmentContext, render
 from streaming.frames import AckFrame, FrameError, InterruptFrame, ResumeFrame, StartFrame, parse_frame
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
+from streaming.models import AuditSession
 from streaming.reader import follow, from_database, over
 from streaming.selectors import owned_session
 
 logger = structlog.get_logger(__name__)
 
 REFUSED = 4401
-TELL_TRIES = 20
-TELL_EVERY_S = 0.25
+AGAIN_S = 0.5
+"""Seconds between two looks for a log that is away."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a reader is in a session. ``told``: the client knows how the answer ended; ``warned``: that the log is
+    away."""
+
+    session_id: str
+    conversation_id: str
+    after: int
+    resumed: bool
+    told: bool = False
+    warned: bool = False
 
 
 class SessionSocket(AsyncWebsocketConsumer):
@@ -137,17 +152,13 @@ class SessionSocket(AsyncWebsocketConsumer):
         self.readers[session_id] = asyncio.get_running_loop().create_task(work)
 
     async def deliver(self, session_id: str, after: int, conversation_id: str, *, resumed: bool) -> None:
-        """Every event of the session from ``after`` on, then nothing."""
+        """Every event of the session from ``after`` on; through a log that goes away and comes back."""
         task = asyncio.current_task()
+        place = Place(session_id, conversation_id, after, resumed)
         try:
-            batches = follow(self.log(), session_id, after, self.settings, resumed=resumed)
-            async with aclosing(batches):
-                async for batch in batches:
-                    for event in batch:
-                        await self.pass_on(event, conversation_id)
-        except LogUnavailable as error:
-            await self.say(log_error(error), session_id)
-            await self.tell_from_database(session_id, conversation_id)
+            while not await self.read_on(place):  # noqa: ASYNC110
+                # Nothing here tells us when a store is back, so we look again.
+                await asyncio.sleep(AGAIN_S)
         except Exception:
             logger.exception("reader_failed", session=session_id)
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), session_id)
@@ -157,15 +168,30 @@ class SessionSocket(AsyncWebsocketConsumer):
             if self.readers.get(session_id) is task:
                 del self.readers[session_id]
 
-    async def tell_from_database(self, session_id: str, conversation_id: str) -> None:
-        """Without a log the database still says how the answer ended, as soon as the pump has recorded it."""
-        for _ in range(TELL_TRIES):
-            _, said = await over(session_id)
-            if said:
-                for event in said:
-                    await self.pass_on(from_database(event, session_id), conversation_id)
-                return
-            await asyncio.sleep(TELL_EVERY_S)
+    async def read_on(self, place: Place) -> bool:
+        """Read until the session is COMPLETE (True) or the log is away (False, and the client knows)."""
+        try:
+            batches = follow(
+                self.log(), place.session_id, place.after, self.settings, resumed=place.resumed, told=place.told
+            )
+            async with aclosing(batches):
+                async for batch in batches:
+                    for event in batch:
+                        await self.pass_on(event, place.conversation_id)
+                        place.after = max(place.after, int(str(event["seq"])))
+        except LogUnavailable as error:
+            if not place.warned:
+                await self.say(log_error(error), place.session_id)
+            place.warned = place.resumed = True
+            # Without a log the database still says how the answer ended, as soon as the pump has recorded it.
+            state, said = await over(place.session_id)
+            complete = state is AuditSession.State.COMPLETE
+            news = said if not place.told else said[-1:] if complete else ()
+            for item in news:
+                await self.pass_on(from_database(item, place.session_id), place.conversation_id)
+            place.told = bool(said)
+            return complete
+        return True
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """Send one stamped event, once the client has room for it."""

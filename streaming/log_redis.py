@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar, cast
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -50,6 +51,9 @@ return {seq, others}
 BELIEVED_S = 20
 """Seconds a reader's process is believed after its last sign of life; it renews every quarter of that."""
 
+NO_CHANNEL = "none!"
+"""Names a process that cannot be woken (yet)."""
+
 WAKE_LIMIT_S = 1.0
 """A wake-up is a convenience: it may never hold up the writer for longer than a reader's poll takes."""
 
@@ -66,9 +70,11 @@ class RedisLog:
         self._redis = connect(url)
         self._append = self._redis.register_script(APPEND)
         self._layer, self._conf = layer, settings
-        self._channel = ""
+        self._channel = NO_CHANNEL + uuid4().hex
+        self._starting = asyncio.Lock()
         self._readers, self._runners = LocalEvents(), LocalEvents()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Future[object]] = set()
 
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
@@ -138,27 +144,66 @@ class RedisLog:
         """Raises ``LogUnavailable`` when the store cannot be reached."""
         await self._reach(self._redis.ping())
 
+    async def count(self, pattern: str) -> int:
+        """How many keys match; for the few keys of workers. Raises ``LogUnavailable``."""
+
+        async def scan() -> int:
+            return len([key async for key in self._redis.scan_iter(match=pattern, count=1_000)])
+
+        return await self._reach(scan())
+
     async def aclose(self) -> None:
         """Stop the background tasks and close the connections."""
         for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._under_way, return_exceptions=True)
         await self._redis.aclose()
 
     async def _reach(self, call: Awaitable[T]) -> T:
+        """Wait for a call to the store. Raises ``LogUnavailable``.
+
+        The call runs in a task of its own: the client library loses a cancellation that comes at certain moments of
+        a command, and a reader that cannot be cancelled would outlive its socket. So the caller is cancelled, and
+        the command (bounded by the socket's time limits) comes to its end beside it.
+        """
+        task = asyncio.ensure_future(call)
+        self._under_way.add(cast("asyncio.Future[object]", task))
+        task.add_done_callback(self._arrived)
         try:
-            return await call
+            return await asyncio.shield(task)
         except (RedisError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"the session log cannot be reached ({type(error).__name__})") from error
 
+    def _arrived(self, done: asyncio.Future[T]) -> None:
+        self._under_way.discard(cast("asyncio.Future[object]", done))
+        if not done.cancelled():
+            done.exception()  # its caller may be gone, and then nobody else looks at it
+
+    async def _briefly(self, call: Awaitable[T]) -> T | None:
+        """The call's result if it comes soon; a wake-up is a convenience and must hold up nobody."""
+        try:
+            async with asyncio.timeout(WAKE_LIMIT_S):
+                return await self._reach(call)
+        except (LogUnavailable, TimeoutError) as error:
+            logger.debug("wake_lost", error=str(error))
+            return None
+
     async def _start(self) -> None:
-        if self._tasks:
-            return
-        self._channel = await self._layer.new_channel() if self._layer else f"none!{id(self)}"
+        async with self._starting:  # pump and first reader come at the same time
+            if not self._tasks:
+                await self._begin()
+
+    async def _begin(self) -> None:
+        if self._layer is not None:
+            await self._subscribe(self._layer)
         for loop in (self._keep(), *([self._listen(self._layer)] if self._layer else [])):
             task = asyncio.get_running_loop().create_task(loop)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _subscribe(self, layer: BaseChannelLayer) -> None:
+        """Get a channel to be woken on; while the store is away there is none, and readers poll."""
+        self._channel = await self._briefly(layer.new_channel()) or self._channel
 
     async def _say_that_we_read(self, sessions: Sequence[str]) -> None:
         pipe = self._redis.pipeline(transaction=False)
@@ -178,6 +223,10 @@ class RedisLog:
     async def _listen(self, layer: BaseChannelLayer) -> None:
         """Hand wake-ups from other processes to the events here; lives through a store that goes and comes back."""
         while True:
+            if self._channel.startswith(NO_CHANNEL):
+                await asyncio.sleep(1.0)
+                await self._subscribe(layer)
+                continue
             try:
                 message = await layer.receive(self._channel)
             except (RedisError, OSError, TimeoutError):
@@ -187,13 +236,9 @@ class RedisLog:
             target.set(str(message.get("session", "")))
 
     async def _wake(self, channel: str, message: dict[str, object]) -> None:
-        if self._layer is None or channel.startswith("none!"):
+        if self._layer is None or channel.startswith(NO_CHANNEL):
             return
-        try:
-            async with asyncio.timeout(WAKE_LIMIT_S):
-                await self._layer.send(channel, message)
-        except Exception as error:  # a full channel, a store that just went away: readers poll
-            logger.debug("wake_lost", error=type(error).__name__)
+        await self._briefly(self._layer.send(channel, message))
 
 
 def _key(name: str, session_id: str) -> str:

@@ -151,8 +151,7 @@ class Pump:
         """From the first event to the last."""
         result = _Result()
         try:
-            async with self._around.log.run(self._run.started.session_id) as stop:
-                result = await self._guarded(stop)
+            result = await self._guarded()
         except asyncio.CancelledError:
             result = _Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
             await self._surely(self._end(result))
@@ -169,9 +168,10 @@ class Pump:
             await task
             raise
 
-    async def _guarded(self, stop: asyncio.Event) -> _Result:
+    async def _guarded(self) -> _Result:
         try:
-            return await self._stream(stop)
+            async with self._around.log.run(self._run.started.session_id) as stop:
+                return await self._stream(stop)
         except LogUnavailable as error:
             logger.warning("session_log_lost", session=self._run.started.session_id, error=str(error))
             return _Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)

@@ -28,14 +28,22 @@ LOST = ErrorEvent("events_lost", "Some events are no longer stored; what follows
 
 
 async def follow(
-    log: SessionLog, session_id: str, after: int, settings: Conf, *, resumed: bool = False, session_over: Over = over
+    log: SessionLog,
+    session_id: str,
+    after: int,
+    settings: Conf,
+    *,
+    resumed: bool = False,
+    told: bool = False,
+    session_over: Over = over,
 ) -> AsyncGenerator[Batch, None]:
     """Batches of stamped events with seqs above ``after``; ends after the event that says COMPLETE.
 
-    ``resumed``: look into the database at once when the log has nothing. Raises ``LogUnavailable``, and
+    ``resumed``: look into the database at once when the log has nothing. ``told``: the reader knows already how the
+    answer ended (the session may still be MONITORING). Raises ``LogUnavailable``, and
     ``AuditSession.DoesNotExist`` when there is no such session.
     """
-    quiet, told = settings.idle_check_s if resumed else 0.0, False
+    quiet = settings.idle_check_s if resumed else 0.0
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from streaming.conf import conf, redis_url
 from streaming.log import LogUnavailable
-from streaming.log_redis import connect
+from streaming.log_redis import shared_log
 
 PREFIX = "sg:worker:"
 _stop = threading.Event()
@@ -58,15 +58,7 @@ def stop_beating(**_: object) -> None:
 
 async def count_workers() -> int:
     """How many workers said within the last seconds that they live. Raises ``LogUnavailable``."""
-    if not redis_url():
-        return 0
-    client = connect(redis_url())
-    try:
-        return len([key async for key in client.scan_iter(match=PREFIX + "*", count=1_000)])
-    except (RedisError, OSError, TimeoutError) as error:
-        raise LogUnavailable(f"the broker cannot be reached ({type(error).__name__})") from error
-    finally:
-        await client.aclose()
+    return await shared_log().count(PREFIX + "*") if redis_url() else 0
 
 
 async def workers_alive() -> bool:

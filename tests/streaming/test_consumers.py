@@ -12,8 +12,10 @@ import pytest
 from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
+from channels_redis.pubsub import RedisPubSubChannelLayer
 
-from streaming import consumers, registry
+from streaming import consumers, log_redis, registry
+from streaming.log import LogUnavailable
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, Conversation, Message
 from streaming.routing import websocket_urlpatterns
@@ -258,9 +260,17 @@ async def test_endpoint_that_is_down_ends_the_session_as_error(monkeypatch: pyte
     assert (session.state, session.outcome) == ("COMPLETE", "error")
 
 
+@pytest.mark.parametrize("layer_too", [False, True])
 async def test_store_that_is_down_is_a_clear_error_and_no_row_is_lost(
-    monkeypatch: pytest.MonkeyPatch, settings: object
+    layer_too: bool, monkeypatch: pytest.MonkeyPatch, settings: object
 ) -> None:
+    if layer_too:
+        gone = RedisPubSubChannelLayer(hosts=["redis://127.0.0.1:1/0"])
+        monkeypatch.setattr(log_redis, "get_channel_layer", lambda: gone)
+    await down(settings)
+
+
+async def down(settings: object) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"  # type: ignore[attr-defined]
     async with connected() as client:
         await client.send(type="start", prompt="hello")
@@ -268,8 +278,30 @@ async def test_store_that_is_down_is_a_clear_error_and_no_row_is_lost(
         assert (error["code"], error["recoverable"]) == ("log_unavailable", True)
         assert (await client.until("done"))["outcome"] == "error"
         assert (await client.until("state"))["state"] == "COMPLETE"
+        assert [event["type"] for event in client.seen].count("error") == 1, "said once, not at every look"
     session = await last_session()
     assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "error", "log_unavailable")
+
+
+async def test_reader_goes_on_when_the_store_is_back(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "50")
+    away = False
+    reading = log_redis.RedisLog.read
+
+    async def flaky(self: log_redis.RedisLog, *args: object, **kwargs: object) -> object:
+        if away:
+            raise LogUnavailable("away")
+        return await reading(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(log_redis.RedisLog, "read", flaky)
+    async with connected() as client:
+        await client.send(type="start", scenario="clean")
+        await client.until("message_stream")
+        away = True
+        assert (await client.until("error"))["code"] == "log_unavailable"
+        away = False
+        await client.over()
+    assert client.text() == (await last_session()).answer.content
 
 
 async def test_client_that_does_not_acknowledge_is_paused_while_the_answer_goes_on(settings: object) -> None:

@@ -177,3 +177,20 @@ async def test_reader_without_wake_and_without_last_event_still_ends() -> None:
     await log.append("s", [chunk("a")], ms=0)
     events = await drain(log, "s", 0, session_over=over)
     assert [e["type"] for e in events] == ["message_stream", "done", "state"]
+
+
+async def test_reader_can_be_cancelled_at_every_moment_of_a_command(redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    await redis_log.append(session, [chunk("a")] * 50, ms=0)
+
+    async def read_for_ever() -> None:
+        while True:
+            await redis_log.read(session, 0)
+
+    for moments in range(25):
+        reading = asyncio.create_task(read_for_ever())
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=5)
+        assert reading.cancelled(), f"cancelled after {moments} steps, it went on"
