@@ -72,8 +72,10 @@ async def _supervise(stages: list[list[Service]], console: Console, access: Acce
     """Run the services until a signal or the end of the web server."""
     supervisor = Supervisor(console.line)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is meant to outlive its terminal
+        loop.add_signal_handler(signal.SIGHUP, supervisor.stop)
 
     def on_ready() -> None:
         access.store(settings.SLUICEGATE_DATA_DIR)
