@@ -29,6 +29,7 @@ QUIET = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test here, and keep them in one worker: one browser, one demo."""
     here = Path(__file__).parent
