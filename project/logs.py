@@ -101,6 +101,8 @@ def logging_config(*, json_lines: bool) -> dict[str, object]:
             "django.server": {"level": "WARNING"},
             "daphne": {"level": "WARNING"},
             "daphne.http_protocol": {"level": "ERROR"},
+            # A traceback a second while Valkey is away, from a loop that comes back by itself; our own lines say it.
+            "channels_redis.pubsub": {"level": "CRITICAL"},
             "httpx": {"level": "WARNING"},
             "httpcore": {"level": "WARNING"},
         },

@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
-from guardrails.findings import AppliesTo, Finding
+from guardrails.findings import AppliesTo
 from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 from guardrails.selectors import PolicyUnavailable, active_policy
 from streaming import selectors, sessions, tasks
-from streaming.checks import CheckedText, check_text, immediate_statuses
+from streaming.bookends import Run, policy_ref, prompt_metadata
+from streaming.checks import check_text, immediate_statuses
 from streaming.conf import Conf, conf
 from streaming.core.text import unusable
 from streaming.frames import FrameError, StartFrame, check_lengths
 from streaming.log import SessionLog
 from streaming.providers.base import ChatMessage, ProviderRequest, UnknownProvider, UnknownScenario, get_provider
 from streaming.providers.scripted import OWN_TEXT, SCENARIOS
-from streaming.pump import Pump, Run, Surroundings, policy_ref, prompt_metadata
+from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
 from streaming.sessions import NewSession, Started, Visitor
 from streaming.workers import workers_alive
@@ -132,6 +133,3 @@ async def _history(visitor: Visitor, conversation_id: str, settings: Conf) -> tu
         return await database_sync_to_async(selectors.history)(visitor, conversation_id, settings.history_messages)
     except ObjectDoesNotExist:
         raise StartRefused("unknown_conversation", "There is no such conversation.", "conversation_id") from None
-
-
-__all__ = ["Asked", "CheckedText", "Finding", "StartRefused", "load_policy", "start_chat"]

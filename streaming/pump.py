@@ -19,33 +19,23 @@ from dataclasses import dataclass, field
 import structlog
 from channels.db import database_sync_to_async
 
-from guardrails.findings import AppliesTo, Outcome
+from guardrails.findings import Outcome
 from guardrails.kinds.base import CheckRequest, Turn
-from guardrails.performance import Checkpoint
-from guardrails.policy import Guardrail, Policy
+from guardrails.policy import Guardrail
 from streaming import sessions
-from streaming.answer import Answer, Question, block_reason
-from streaming.checks import Checked, CheckedText, immediate_state, run_check, status_after
+from streaming.answer import Answer, Question
+from streaming.bookends import Result, Run, closing, ending, opening
+from streaming.checks import Checked, run_check, status_after
 from streaming.conf import Conf
 from streaming.core.buffer import coalesce
 from streaming.core.events import (
-    Blocked,
-    Done,
-    ErrorEvent,
-    FindingEvent,
     GuardrailStatus,
-    MessageNew,
-    MessageUpdate,
-    PolicyRef,
     ProviderEvent,
     ServerEvent,
-    StateChange,
-    Timing,
 )
 from streaming.log import LogUnavailable, SessionLog
-from streaming.models import Message
-from streaming.providers.base import Provider, ProviderError, ProviderRequest
-from streaming.sessions import DeferredText, Ending, Started, State
+from streaming.providers.base import ProviderError
+from streaming.sessions import State
 
 logger = structlog.get_logger(__name__)
 
@@ -54,19 +44,6 @@ MAX_UNANSWERED = 10
 
 READ_AHEAD = 64
 """Provider events that may lie in the inbox; then the provider waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it."""
-
-    started: Started
-    policy: Policy
-    monitor: bool
-    prompt_raw: str
-    prompt: CheckedText
-    provider: Provider
-    request: ProviderRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +87,12 @@ _Item = _Arrived | _ProviderEnded | _Judged | _Stop | _Tick
 
 
 @dataclass(slots=True)
-class _Result:
-    """Why the loop ended."""
-
-    outcome: Outcome | None = None
-    error_code: str = ""
-    error: str = ""
-    recoverable: bool = True
-    log_down: bool = False
-
-
-@dataclass(slots=True)
 class _Marks:
     """When things last happened, on the pump's clock, in seconds."""
 
     started: float
     wrote: float = 0.0
     unattended_since: float | None = None
-    written: str = ""
     feeds_ms: list[float] = field(default_factory=list)
 
 
@@ -149,11 +114,11 @@ class Pump:
 
     async def run(self) -> None:
         """From the first event to the last."""
-        result = _Result()
+        result = Result()
         try:
             result = await self._guarded()
         except asyncio.CancelledError:
-            result = _Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
+            result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
             await self._surely(self._end(result))
             raise
         await self._surely(self._end(result))
@@ -168,23 +133,23 @@ class Pump:
             await task
             raise
 
-    async def _guarded(self) -> _Result:
+    async def _guarded(self) -> Result:
         try:
             async with self._around.log.run(self._run.started.session_id) as stop:
                 return await self._stream(stop)
         except LogUnavailable as error:
             logger.warning("session_log_lost", session=self._run.started.session_id, error=str(error))
-            return _Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)
+            return Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)
         except Exception:
             logger.exception("pump_failed", session=self._run.started.session_id)
-            return _Result(Outcome.ERROR, "internal", "Something went wrong on the server.", recoverable=False)
+            return Result(Outcome.ERROR, "internal", "Something went wrong on the server.", recoverable=False)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    async def _stream(self, stop: asyncio.Event) -> _Result:
-        await self._append(self._opening())
+    async def _stream(self, stop: asyncio.Event) -> Result:
+        await self._append(opening(self._run, self._answer))
         if self._run.prompt.blocked is not None:
-            return _Result(Outcome.BLOCKED)
+            return Result(Outcome.BLOCKED)
         helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick(), self._watch(stop))]
         try:
             return await self._turn()
@@ -196,7 +161,7 @@ class Pump:
             if self._hold_timer is not None:
                 self._hold_timer.cancel()
 
-    async def _turn(self) -> _Result:
+    async def _turn(self) -> Result:
         """Take what has arrived, tell the readers, until the answer is over."""
         ended: _ProviderEnded | None = None
         while True:
@@ -205,7 +170,7 @@ class Pump:
                 batch.append(self._inbox.get_nowait())
             for item in batch:
                 if isinstance(item, _Stop):
-                    return _Result(item.outcome)
+                    return Result(item.outcome)
             events: list[ServerEvent] = []
             for item in batch:
                 if isinstance(item, _Arrived):
@@ -230,11 +195,11 @@ class Pump:
             events += self._holds()
             await self._append(events)
             if blocked:
-                return _Result()
+                return Result()
             if ended is not None and ended.error is not None:
-                return _Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
+                return Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
             if ended is not None and not self._asking and self._inbox.empty():
-                return _Result()
+                return Result()
 
     def _timed(self, event: ProviderEvent) -> list[ServerEvent]:
         before = self._around.clock()
@@ -350,43 +315,21 @@ class Pump:
 
     # -- first and last events ----------------------------------------------------------------------------------
 
-    def _opening(self) -> list[ServerEvent]:
-        run, ids = self._run, self._run.started
-        policy = policy_ref(run.policy)
-        model = run.request.model or run.provider.default_model
-        events: list[ServerEvent] = [
-            StateChange("ACTIVE"),
-            MessageNew(ids.prompt_id, ids.conversation_id, "user", run.provider.name, model, policy),
-            MessageUpdate(ids.prompt_id, run.prompt.visible, prompt_metadata(run.prompt)),
-            MessageNew(ids.answer_id, ids.conversation_id, "assistant", run.provider.name, model, policy),
-            *(FindingEvent(self._answer.number(finding)) for finding in run.prompt.findings),
-        ]
-        lines = {status.guardrail: status for status in run.prompt.statuses}
-        if (block := run.prompt.blocked) is not None:
-            withheld = len(run.prompt_raw) - run.prompt.counters.released
-            events += lines.values()
-            events.append(Blocked(ids.answer_id, block_reason(block, "prompt"), block.guardrail, withheld))
-            return events
-        for guardrail in run.policy.running(AppliesTo.RESPONSE):
-            state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
-            lines[guardrail.name] = GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state)
-        return [*events, *lines.values()]
-
-    async def _end(self, result: _Result) -> None:
+    async def _end(self, result: Result) -> None:
         """Store the end in one transaction, then tell the readers, then hand over the deferred checks."""
         if self._writing is not None:
             with contextlib.suppress(Exception):
                 await self._writing
-        ending = self._ending(result)
+        stored = ending(self._run, self._answer, result, self._seq)
         try:
             state = await database_sync_to_async(sessions.finish_streaming)(
-                session_id=self._run.started.session_id, ending=ending
+                session_id=self._run.started.session_id, ending=stored
             )
         except Exception:
             # The sweep will find the session by its missing heartbeat; readers are told now.
             logger.exception("ending_not_stored", session=self._run.started.session_id)
             state = None
-            result = _Result(Outcome.ERROR, "storage", "The answer's end could not be stored.")
+            result = Result(Outcome.ERROR, "storage", "The answer's end could not be stored.")
         if state is None and result.error_code != "storage":
             return
         workers = True
@@ -394,91 +337,14 @@ class Pump:
             workers = await self._around.workers_alive()
         if not result.log_down:
             try:
-                await self._append(self._closing(result, ending, state, workers=workers))
+                last = closing(
+                    self._run, self._answer, result, stored, state, workers=workers, feeds_ms=self._marks.feeds_ms
+                )
+                await self._append(last)
             except LogUnavailable:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
         if state is State.MONITORING:
             await self._around.queue_checks(self._run.started.session_id)
-
-    def _ending(self, result: _Result) -> Ending:
-        run, answer = self._run, self._answer
-        prompt_blocked = run.prompt.blocked is not None
-        outcome = result.outcome or answer.outcome()
-        chars_in, released, withheld, exposed = answer.counts()
-        status = {
-            Outcome.BLOCKED: Message.Status.BLOCKED,
-            Outcome.INTERRUPTED: Message.Status.INTERRUPTED,
-            Outcome.ABANDONED: Message.Status.INTERRUPTED,
-            Outcome.ERROR: Message.Status.ERROR,
-        }.get(outcome, Message.Status.COMPLETE)
-        return Ending(
-            outcome=outcome,
-            status=status,
-            content=answer.content,
-            metadata=self._metadata(status),
-            findings=tuple(answer.findings),
-            deferred=() if prompt_blocked else tuple(self._deferred()),
-            chars_in=chars_in,
-            released=released,
-            withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
-            exposed=exposed,
-            model=answer.model,
-            timing=_timing(answer).payload(),
-            last_seq=self._seq,
-            error_code=result.error_code,
-            error=result.error,
-        )
-
-    def _metadata(self, status: Message.Status) -> dict[str, object]:
-        run, answer = self._run, self._answer
-        metadata: dict[str, object] = {
-            "provider": run.provider.name,
-            "model": answer.model or run.request.model or run.provider.default_model,
-            "usage": answer.usage,
-            "in_reply_to": run.started.prompt_id,
-            "streaming": True,
-            "status": status.value,
-            "redactions": [list(pair) for pair in answer.redactions],
-        }
-        if (stopped := answer.stopped) is not None:
-            # A reload shows the same banner as the stream did.
-            metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}
-        if thinking := answer.visible("thinking"):
-            metadata["thinking"] = thinking
-        return metadata
-
-    def _deferred(self) -> list[DeferredText]:
-        """What workers shall judge: MONITOR guardrails only, those that decide have been asked by the gate."""
-        run = self._run
-        texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, self._answer.raw))
-        return [
-            DeferredText(guardrail.name, applies_to.value, text)
-            for applies_to, text in texts
-            if text
-            for guardrail in run.policy.deferred(applies_to)
-            if not guardrail.decides or run.monitor
-        ]
-
-    def _closing(self, result: _Result, ending: Ending, state: State | None, *, workers: bool) -> list[ServerEvent]:
-        run, answer = self._run, self._answer
-        events = answer.closings()
-        if result.error_code:
-            events.append(ErrorEvent(result.error_code, result.error, result.recoverable))
-        events.append(MessageUpdate(run.started.answer_id, ending.content, ending.metadata))
-        events.append(_timing(answer))
-        if run.prompt.blocked is None:
-            last, p95 = _last_and_p95(self._marks.feeds_ms)
-            for guardrail in run.policy.running(AppliesTo.RESPONSE):
-                if guardrail.checkpoint is Checkpoint.IMMEDIATE:
-                    said = immediate_state(guardrail, answer.findings)
-                    events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, said, last, p95))
-        note = None if workers else "No worker is running: the check waits until one is back."
-        for name in dict.fromkeys(item.guardrail for item in ending.deferred):
-            events.append(GuardrailStatus(name, Checkpoint.DEFERRED.value, "waiting", error=note))
-        events.append(Done(ending.content, ending.outcome.value))
-        if state is not None:
-            events.append(StateChange(state.value, ending.outcome.value))
-        return events
 
     # -- small things -------------------------------------------------------------------------------------------
 
@@ -489,30 +355,3 @@ class Pump:
         if events:
             payloads = [event.payload() for event in coalesce(events)]
             self._seq = await self._around.log.append(self._run.started.session_id, payloads, ms=self._ms())
-
-
-def policy_ref(policy: Policy) -> PolicyRef:
-    """The policy as events and records name it."""
-    return PolicyRef(name=policy.name, version=policy.version, digest=policy.digest)
-
-
-def prompt_metadata(prompt: CheckedText) -> dict[str, object]:
-    """What is stored and told beside a prompt's visible text."""
-    status = Message.Status.BLOCKED if prompt.blocked is not None else Message.Status.COMPLETE
-    return {"status": status.value, "redactions": [list(pair) for pair in prompt.redactions]}
-
-
-def _timing(answer: Answer) -> Timing:
-    return Timing(
-        arrivals=answer.arrivals.points,
-        releases=answer.releases.points,
-        calls=1,
-        audit_rows=1 + len(answer.findings),
-        naive_calls=answer.arrivals.count,
-    )
-
-
-def _last_and_p95(samples: list[float]) -> tuple[float | None, float | None]:
-    if not samples:
-        return None, None
-    return round(samples[-1], 4), round(sorted(samples)[int(len(samples) * 0.95)], 4)

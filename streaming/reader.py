@@ -49,7 +49,7 @@ async def follow(
             wake.clear()
             events = await log.read(session_id, after)
             if events:
-                if int(str(events[0]["seq"])) > after + 1:
+                if int(str(events[0]["seq"])) > after + 1 and not told:
                     yield [from_database(LOST, session_id)]
                 after, quiet = int(str(events[-1]["seq"])), 0.0
                 yield coalesce_stamped(events)

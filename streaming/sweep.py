@@ -38,7 +38,7 @@ class Swept:
     completed: list[str] = field(default_factory=list)
 
 
-async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], None]) -> Swept:
+async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) -> Swept:
     """One round of repair at the time ``now``; ``queue`` hands a check to the workers."""
     done = Swept()
     for session_id in await database_sync_to_async(_stale_sessions)(now):

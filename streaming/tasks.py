@@ -6,9 +6,13 @@ another one; that a task may therefore run twice is what ``deferred`` is built f
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import structlog
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync
 from celery import shared_task
+from channels.db import database_sync_to_async
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -47,19 +51,30 @@ async def _sweep() -> None:
         logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
 
 
-def queue_check(check_id: int) -> None:
-    """Hand a check to the workers; a broker that is away is no error, the sweep queues it later."""
+def queue_check(check_id: int) -> bool:
+    """Hand a check to the workers; a broker that is away is no error (False), the sweep queues it later."""
     try:
         check.apply_async((check_id,), retry=False)
     except (OperationalError, OSError) as error:
         logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
+        return False
+    return True
 
 
 async def queue_session(session_id: str) -> None:
-    """Hand all open checks of a session to the workers, off the event loop (publishing blocks)."""
+    """Hand all open checks of a session to the workers.
 
-    def publish() -> None:
-        for pk in open_checks(session_id).values_list("pk", flat=True):
-            queue_check(pk)
+    Publishing blocks, for seconds while the broker is away: it has a thread of its own, because the one that all
+    database work shares must go on.
+    """
+    ids = await database_sync_to_async(lambda: list(open_checks(session_id).values_list("pk", flat=True)))()
+    await asyncio.get_running_loop().run_in_executor(_publisher, _publish, ids)
 
-    await sync_to_async(publish)()
+
+_publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
+
+
+def _publish(ids: list[int]) -> None:
+    for check_id in ids:
+        if not queue_check(check_id):
+            return

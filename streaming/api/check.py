@@ -22,12 +22,12 @@ from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.auth import Key
 from streaming.api.errors import ApiError
+from streaming.bookends import policy_ref
 from streaming.chat import StartRefused, load_policy
 from streaming.checks import CheckedText, check_text
 from streaming.conf import conf
 from streaming.core.text import unusable
 from streaming.models import Message
-from streaming.pump import policy_ref
 from streaming.sessions import DeferredText, Ending
 
 router = Router(tags=["check"])

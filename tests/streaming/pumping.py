@@ -11,12 +11,13 @@ from channels.db import database_sync_to_async
 from guardrails.findings import AppliesTo
 from guardrails.policy import Policy, compile_policy
 from streaming import sessions
+from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.checks import check_text
 from streaming.conf import Conf
 from streaming.core.events import ProviderEvent, TextDelta
 from streaming.log import MemoryLog
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest
-from streaming.pump import Pump, Run, Surroundings, policy_ref, prompt_metadata
+from streaming.pump import Pump, Surroundings
 from streaming.sessions import NewSession, Visitor
 
 SSN = "536-22-8145"

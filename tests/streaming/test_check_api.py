@@ -83,7 +83,7 @@ async def test_clean_text_is_allowed_and_monitor_mode_only_records(call: Caller)
 
 async def test_preset_is_an_alias_and_deferred_checks_are_queued(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     queued: list[int] = []
-    monkeypatch.setattr(tasks, "queue_check", queued.append)
+    monkeypatch.setattr(tasks, "queue_check", lambda pk: queued.append(pk) or True)
     _, said = await call({"text": "Project Blue Heron", "kind": "response", "preset": "demo"})
     assert said["action"] == "block"
     assert "heron" not in str(said["text"]).lower()

@@ -1,0 +1,201 @@
+"""How a session begins and ends: the first events, the stored record, the last events.
+
+Exists apart from the loop because nothing here waits for anything: it is the mapping from what happened to what is
+told and kept. Protects the rule that readers and database are told the same: the last events are made from the very
+``Ending`` that was stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardrails.findings import AppliesTo, Outcome
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy
+from streaming.answer import Answer, block_reason
+from streaming.checks import CheckedText, immediate_state
+from streaming.core.events import (
+    Blocked,
+    Done,
+    ErrorEvent,
+    FindingEvent,
+    GuardrailStatus,
+    MessageNew,
+    MessageUpdate,
+    PolicyRef,
+    ServerEvent,
+    StateChange,
+    Timing,
+)
+from streaming.models import Message
+from streaming.providers.base import Provider, ProviderRequest
+from streaming.sessions import DeferredText, Ending, Started, State
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it."""
+
+    started: Started
+    policy: Policy
+    monitor: bool
+    prompt_raw: str
+    prompt: CheckedText
+    provider: Provider
+    request: ProviderRequest
+
+
+@dataclass(slots=True)
+class Result:
+    """Why the loop ended."""
+
+    outcome: Outcome | None = None
+    error_code: str = ""
+    error: str = ""
+    recoverable: bool = True
+    log_down: bool = False
+
+
+def opening(run: Run, answer: Answer) -> list[ServerEvent]:
+    """What readers are told before the provider is asked."""
+    ids = run.started
+    policy = policy_ref(run.policy)
+    model = run.request.model or run.provider.default_model
+    events: list[ServerEvent] = [
+        StateChange("ACTIVE"),
+        MessageNew(ids.prompt_id, ids.conversation_id, "user", run.provider.name, model, policy),
+        MessageUpdate(ids.prompt_id, run.prompt.visible, prompt_metadata(run.prompt)),
+        MessageNew(ids.answer_id, ids.conversation_id, "assistant", run.provider.name, model, policy),
+        *(FindingEvent(answer.number(finding)) for finding in run.prompt.findings),
+    ]
+    lines = {status.guardrail: status for status in run.prompt.statuses}
+    if (block := run.prompt.blocked) is not None:
+        withheld = len(run.prompt_raw) - run.prompt.counters.released
+        events += lines.values()
+        events.append(Blocked(ids.answer_id, block_reason(block, "prompt"), block.guardrail, withheld))
+        return events
+    for guardrail in run.policy.running(AppliesTo.RESPONSE):
+        state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
+        lines[guardrail.name] = GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state)
+    return [*events, *lines.values()]
+
+
+def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
+    """What is stored about the end of the answer."""
+    prompt_blocked = run.prompt.blocked is not None
+    outcome = result.outcome or answer.outcome()
+    chars_in, released, withheld, exposed = answer.counts()
+    status = {
+        Outcome.BLOCKED: Message.Status.BLOCKED,
+        Outcome.INTERRUPTED: Message.Status.INTERRUPTED,
+        Outcome.ABANDONED: Message.Status.INTERRUPTED,
+        Outcome.ERROR: Message.Status.ERROR,
+    }.get(outcome, Message.Status.COMPLETE)
+    return Ending(
+        outcome=outcome,
+        status=status,
+        content=answer.content,
+        metadata=_metadata(run, answer, status),
+        findings=tuple(answer.findings),
+        deferred=() if prompt_blocked else tuple(_deferred(run, answer)),
+        chars_in=chars_in,
+        released=released,
+        withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
+        exposed=exposed,
+        model=answer.model,
+        timing=_timing(answer).payload(),
+        last_seq=last_seq,
+        error_code=result.error_code,
+        error=result.error,
+    )
+
+
+def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, object]:
+    metadata: dict[str, object] = {
+        "provider": run.provider.name,
+        "model": answer.model or run.request.model or run.provider.default_model,
+        "usage": answer.usage,
+        "in_reply_to": run.started.prompt_id,
+        "streaming": True,
+        "status": status.value,
+        "redactions": [list(pair) for pair in answer.redactions],
+    }
+    if (stopped := answer.stopped) is not None:
+        # A reload shows the same banner as the stream did.
+        metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}
+    if thinking := answer.visible("thinking"):
+        metadata["thinking"] = thinking
+    return metadata
+
+
+def _deferred(run: Run, answer: Answer) -> list[DeferredText]:
+    """What workers shall judge: MONITOR guardrails only, those that decide have been asked by the gate."""
+    texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, answer.raw))
+    return [
+        DeferredText(guardrail.name, applies_to.value, text)
+        for applies_to, text in texts
+        if text
+        for guardrail in run.policy.deferred(applies_to)
+        if not guardrail.decides or run.monitor
+    ]
+
+
+def closing(
+    run: Run,
+    answer: Answer,
+    result: Result,
+    stored: Ending,
+    state: State | None,
+    *,
+    workers: bool,
+    feeds_ms: list[float],
+) -> list[ServerEvent]:
+    """What readers are told when the end has been stored.
+
+    ``workers``: any of them lives. ``feeds_ms``: how long the gates took, by provider event, in milliseconds.
+    """
+    events = answer.closings()
+    if result.error_code:
+        events.append(ErrorEvent(result.error_code, result.error, result.recoverable))
+    events.append(MessageUpdate(run.started.answer_id, stored.content, stored.metadata))
+    events.append(_timing(answer))
+    if run.prompt.blocked is None:
+        last, p95 = _last_and_p95(feeds_ms)
+        for guardrail in run.policy.running(AppliesTo.RESPONSE):
+            if guardrail.checkpoint is Checkpoint.IMMEDIATE:
+                said = immediate_state(guardrail, answer.findings)
+                events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, said, last, p95))
+    note = None if workers else "No worker is running: the check waits until one is back."
+    for name in dict.fromkeys(item.guardrail for item in stored.deferred):
+        events.append(GuardrailStatus(name, Checkpoint.DEFERRED.value, "waiting", error=note))
+    events.append(Done(stored.content, stored.outcome.value))
+    if state is not None:
+        events.append(StateChange(state.value, stored.outcome.value))
+    return events
+
+
+def policy_ref(policy: Policy) -> PolicyRef:
+    """The policy as events and records name it."""
+    return PolicyRef(name=policy.name, version=policy.version, digest=policy.digest)
+
+
+def prompt_metadata(prompt: CheckedText) -> dict[str, object]:
+    """What is stored and told beside a prompt's visible text."""
+    status = Message.Status.BLOCKED if prompt.blocked is not None else Message.Status.COMPLETE
+    return {"status": status.value, "redactions": [list(pair) for pair in prompt.redactions]}
+
+
+def _timing(answer: Answer) -> Timing:
+    return Timing(
+        arrivals=answer.arrivals.points,
+        releases=answer.releases.points,
+        calls=1,
+        audit_rows=1 + len(answer.findings),
+        naive_calls=answer.arrivals.count,
+    )
+
+
+def _last_and_p95(samples: list[float]) -> tuple[float | None, float | None]:
+    if not samples:
+        return None, None
+    return round(samples[-1], 4), round(sorted(samples)[int(len(samples) * 0.95)], 4)
