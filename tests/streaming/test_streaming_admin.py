@@ -1,0 +1,58 @@
+"""The admin shows what was streamed and lets nobody change it."""
+
+from __future__ import annotations
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from streaming import tasks
+from streaming.models import DeferredCheck
+from tests.conftest import Cast
+from tests.streaming.test_tasks import monitoring
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("demo_policy")]
+PAGES = ("auditsession", "finding", "deferredcheck", "conversation")
+
+
+@pytest.fixture
+def auditor(cast: Cast, client: Client) -> Client:
+    cast.reviewer.user_permissions.add(
+        *Permission.objects.filter(content_type__app_label="streaming", codename__startswith="view_")
+    )
+    client.force_login(cast.reviewer)
+    return client
+
+
+def test_it_works(auditor: Client) -> None:
+    started, _ = monitoring()
+    for page in PAGES:
+        assert auditor.get(reverse(f"admin:streaming_{page}_changelist")).status_code == 200
+    detail = auditor.get(reverse("admin:streaming_auditsession_change", args=[started.session_id]))
+    assert detail.status_code == 200
+    assert b"harm" in detail.content
+    assert b"sealed" not in detail.content
+
+
+def test_outsider_sees_nothing_and_a_superuser_changes_nothing(client: Client, cast: Cast) -> None:
+    started, check = monitoring()
+    client.force_login(cast.outsider)
+    assert client.get(reverse("admin:streaming_auditsession_changelist")).status_code == 302
+    client.force_login(User.objects.create_superuser("root", password="x" * 12))
+    for page, pk in (("auditsession", started.session_id), ("deferredcheck", check.pk)):
+        assert client.get(reverse(f"admin:streaming_{page}_add")).status_code == 403
+        change = reverse(f"admin:streaming_{page}_change", args=[pk])
+        assert client.post(change, {"state": "COMPLETE"}).status_code == 403
+        assert client.post(reverse(f"admin:streaming_{page}_delete", args=[pk]), {"post": "yes"}).status_code == 403
+
+
+def test_waiting_check_is_handed_to_the_workers_again(auditor: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[int] = []
+    monkeypatch.setattr(tasks, "queue_check", queued.append)
+    _, waiting = monitoring()
+    _, ended = monitoring()
+    DeferredCheck.objects.filter(pk=ended.pk).update(state="passed")
+    form = {"action": "queue_again", "_selected_action": [waiting.pk, ended.pk]}
+    auditor.post(reverse("admin:streaming_deferredcheck_changelist"), form)
+    assert queued == [waiting.pk]
