@@ -97,7 +97,7 @@ def check_broker(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> l
         return []
     return [
         Warning(
-            "REDIS_URL is not set: sessions stay within one process and deferred checks wait.",
+            "REDIS_URL is not set: no answer can be streamed and deferred checks wait.",
             hint="Run `manage.py demo`, which starts an embedded Valkey, or set REDIS_URL.",
             id="sluicegate.W001",
         )
