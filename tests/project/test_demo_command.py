@@ -141,6 +141,9 @@ def test_it_works_and_a_second_start_keeps_login_and_key(demo: Demo) -> None:
     assert answer.json()["action"] == "redact"
     demo.until(r"worker\|.*ready")
 
+    readable = [path for path in demo.data_dir.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+    assert not readable
+
     below = processes_below(demo.process.pid)
     assert len(below) >= 5  # valkey, web, worker with its pool and beat
     assert demo.stop() == 0

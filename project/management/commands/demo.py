@@ -40,6 +40,7 @@ class Command(BaseCommand):
         if settings.SLUICEGATE_PRODUCTION:
             _refuse("the demo does not run in production (SLUICEGATE_ENV)")
         chosen = _web_port(port)
+        os.umask(0o077)  # database, schedule and secrets are the owner's, also in a directory that others may enter
         signal.signal(signal.SIGTERM, _as_interrupt)  # while preparing; the supervisor takes over afterwards
         try:
             with only_one(settings.SLUICEGATE_DATA_DIR):
