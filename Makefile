@@ -19,7 +19,7 @@ demo: $(RUN) ## install what is needed, then run everything on http://127.0.0.1:
 	@exec $(PY) manage.py demo
 
 test: $(DEV) ## all tests that belong to every change (browser tests need Chromium; REQUIRE_BROWSER=1 insists)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
+	$(PY) -m pytest -n 2 --dist loadfile -rs -m "not long"
 
 test-long: $(DEV) ## what takes many minutes: more examples, longer streams, more kills
 	$(PY) -m pytest -m long --timeout 7200

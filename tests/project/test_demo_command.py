@@ -16,10 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.xdist_group("browser"),  # one demo at a time: those of the browser tests measure times
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 60
 
