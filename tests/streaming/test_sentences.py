@@ -10,9 +10,10 @@ from uniseg.sentencebreak import sentence_boundaries
 from streaming.core.sentences import LOOK_AHEAD, SentenceCutter
 
 PIECES = [
-    "One. ", "Two! ", "He said etc. and left. ", "3.14 is pi. ", "Mr. Smith ", "U.S. law ", "ok?) ", "\n", "\r\n", "…", "。日本。",
-    "word ", "1 2 3 ", "\u0301", "\u200b", '"Quote." ', "end.", "A.", " b", "??? ", "--- ", "Ünder. über. ", "'s. ", ". . . ",
-]  # fmt: skip
+    *("One. ", "Two! ", "He said etc. and left. ", "3.14 is pi. ", "Mr. Smith ", "U.S. law ", "ok?) ", "\n", "\r\n"),
+    *("…", "。日本。", "word ", "1 2 3 ", "\u0301", "\u200b", '"Quote." ', "end.", "A.", " b", "??? ", "--- "),
+    *("Ünder. über. ", "'s. ", ". . . "),
+]
 
 
 def slow(text: str, limit: int) -> list[tuple[int, str]]:
