@@ -1,0 +1,114 @@
+"""Text that was written to hurt: what the slowest chunks cost, whether memory stays within the automata's budget."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterable
+
+from guardrails.policy import Policy, compile_policy
+from streaming.core.gate import Gate
+from tests.bench.clock import allocated, automata_bytes, automata_shape, each_chunk, feed_all, percentile
+from tests.bench.registry import Row, at_most, bench
+from tests.bench.rules import TWELVE, many, policy_of
+from tests.bench.texts import chunks, prose
+
+SIZE = 200_000
+_LETTERS = string.ascii_letters + string.digits
+
+
+def _runs(chance: random.Random) -> str:
+    return "".join(chance.choice(_LETTERS) for _ in range(SIZE))
+
+
+def _one_letter(_: random.Random) -> str:
+    return "a" * SIZE
+
+
+def _digits(chance: random.Random) -> str:
+    return "".join(chance.choice("0123456789 -.") for _ in range(SIZE))
+
+
+def _near_misses(chance: random.Random) -> str:
+    """Heads of values of every sort, each cut short or spoilt in its last part."""
+    whole = [
+        "219-09-99x", "4111 1111 1111 111", "joe.bloggs@mail.", "(212) 555-01", "sk-aB3dE5fG7hI9jK1lM3n", "AKIAQ4XYZ7LMNOP",
+        "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "10.20.30.", "DE89 3704 00", "https://x", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOi",
+        "project blue hero", "219-", "4111-1111-", "a@b-", "sk-", "AKIA", "gh", "1.2.3", "GB", "http:", "eyJ",
+    ]  # fmt: skip
+    out: list[str] = []
+    size = 0
+    while size < SIZE:
+        value = chance.choice(whole)
+        out.append(value[: chance.randint(1, len(value))] + chance.choice(["", " ", "-", ".", "@", "x"]))
+        size += len(out[-1])
+    return "".join(out)[:SIZE]
+
+
+def _never_idle(_: random.Random) -> str:
+    return "xy" * (SIZE // 2)
+
+
+def _code_points(_: random.Random) -> str:
+    """100,000 different ones, twice."""
+    points = [chr(code) for code in range(0x20, 0x1D800) if not 0xD800 <= code < 0xE000][:100_000]
+    return "".join(points) * 2
+
+
+def _ignorables(chance: random.Random) -> str:
+    return "".join(chance.choice(["4", "1", " ", "\u200b" * 9, "\u0301", "\u200b" * 40]) for _ in range(SIZE // 10))
+
+
+WORKLOADS = {
+    "long runs without spaces": _runs,
+    "one letter, over and over": _one_letter,
+    "digits and separators": _digits,
+    "near-misses of every rule": _near_misses,
+    "rule pairs that are never idle": _never_idle,
+    "100 k distinct code points": _code_points,
+    "zero-width characters": _ignorables,
+}
+
+
+def policies() -> dict[str, Policy]:
+    """The twelve rules with a pair that is never idle, the shipped kinds, and 300 rules of a pack's sorts."""
+    kinds = [{"name": "pii", "kind": "pii"}, {"name": "secrets", "kind": "secrets"}]
+    return {
+        "12": policy_of({**TWELVE, "xy": "xy0", "yx": "yx0"}),
+        "kinds": compile_policy({"policy": "kinds", "guardrails": kinds}),
+        "300": policy_of(many(300)),
+    }
+
+
+def worst(policy: Policy, make: str, seeds: tuple[int, ...] = (1, 2, 3)) -> float:
+    """p99 of a chunk in µs; never the same text twice, so that edges which only an attacker needs are paid for."""
+    return min(
+        percentile(each_chunk(Gate(policy), chunks(WORKLOADS[make](random.Random(seed)), seed)), 0.99) for seed in seeds
+    ) / 1e3  # fmt: skip
+
+
+@bench("adversarial")
+def adversarial() -> Iterable[Row]:
+    """p99 of a chunk of each hostile text against the median chunk of prose, and the memory it leaves behind."""
+    plain = chunks(prose(SIZE))
+    for label, policy in policies().items():
+        feed_all(policy, plain)
+        median = percentile(each_chunk(Gate(policy), plain), 0.5) / 1e3
+        for number, make in enumerate(WORKLOADS):
+            p99 = worst(policy, make)
+            yield at_most(f"adversarial_{label}_{number}", f"{make} ({label}), p99 of a chunk", p99 / median, 15, "x",
+                          f"{p99:.1f} µs to prose median {median:.2f} µs")  # fmt: skip
+        budget = sum(lane.scanner.budget for lane in policy.plan(next(iter(policy.guardrails[0].applies_to))).lanes)
+        yield at_most(f"adversarial_{label}_account", f"automata after all of it ({label})", automata_bytes(policy) / 1e6,
+                      budget / 1e6, "MB", automata_shape(policy))  # fmt: skip
+    yield _real_memory()
+
+
+def _real_memory() -> Row:
+    """The budget against what Python has really allocated."""
+    policy = policies()["kinds"]
+    pieces = [piece for make in WORKLOADS.values() for piece in chunks(make(random.Random(9)))]
+    size, _ = allocated(lambda: feed_all(policy, pieces))
+    account = automata_bytes(policy)
+    return at_most("adversarial_memory", "allocated against the automata's own account (kinds)", size / max(account, 1), 1.5,
+                   "x", f"{size / 1e6:.1f} MB against {account / 1e6:.1f} MB")  # fmt: skip
