@@ -47,14 +47,16 @@ def emit(tree: Node, dialect: Dialect, *, not_after: Ranges = (), not_before: Ra
     out = Emitted("")
     counter = [0]
 
-    def write(node: Node) -> str:
+    def write(node: Node, repeated: bool = False) -> str:
         match node:
             case Chars(ranges):
                 return char_class(ranges, dialect)
             case Seq(items):
-                return "".join(map(write, items))
+                return "".join(write(item, repeated) for item in items)
             case Alt(branches):
-                return "(?:" + "|".join(map(write, branches)) + ")"
+                return "(?:" + "|".join(write(branch, repeated) for branch in branches) + ")"
+            case Group(_, body) if repeated:  # engines disagree about what it would hold; no rule may ask for it
+                return f"(?:{write(body, repeated)})"
             case Group(number, body):
                 counter[0] += 1
                 out.groups.setdefault(number, []).append(counter[0])
@@ -66,13 +68,37 @@ def emit(tree: Node, dialect: Dialect, *, not_after: Ranges = (), not_before: Ra
             case Assert(kind):
                 return _ASSERTIONS[kind][dialect]
             case Repeat(body, low, high, greedy, swallow):
-                piece = write(body)
+                assert high is not None
+                piece = write(body, repeated or high != 1)
                 if not isinstance(body, Chars | Group):
                     piece = f"(?:{piece})"
-                return _repeat(piece, low, None if swallow else high, "" if greedy else "?", dialect)
+                lazy = "" if greedy else "?"
+                if dialect is Dialect.RE2 and not isinstance(body, Chars) and high * _turns(body) > _RE2_MAX_REPEAT:
+                    return _written_out(piece, low, high, lazy)
+                return _repeat(piece, low, None if swallow else high, lazy, dialect)
 
     out.pattern = write(tree)
     return out
+
+
+def _turns(node: Node) -> int:
+    """The most turns of repeats within repeats, multiplied: RE2 takes at most 1,000."""
+    match node:
+        case Seq(items) | Alt(items):
+            return max(map(_turns, items), default=1)
+        case Repeat(body, low, high, _, swallow):
+            return max(1, low if swallow or high is None else high) * _turns(body)
+        case Group(_, body):
+            return _turns(body)
+        case _:
+            return 1
+
+
+def _written_out(piece: str, low: int, high: int, lazy: str) -> str:
+    out = ""
+    for _ in range(high - low):
+        out = f"(?:{piece}{out})?{lazy}"
+    return piece * low + out
 
 
 def _repeat(piece: str, low: int, high: int | None, lazy: str, dialect: Dialect) -> str:
