@@ -240,8 +240,9 @@ def _compile(entry: GuardrailDocument, path: str) -> Guardrail:
     except ValueError as error:
         raise PolicyError(f"{path}.config", str(error)) from None
     seen: set[str] = set()
-    for i, rule in enumerate(rules):
-        where = f"{path}.config.rules[{i}]" if "rules" in type(entry.kind.config).model_fields else f"{path}.config"
+    listed = [written.id for written in getattr(entry.kind.config, "rules", ())]
+    for rule in rules:  # a kind's own rules and those of a short form stand beside the written ones
+        where = f"{path}.config" + (f".rules[{listed.index(rule.id)}]" if rule.id in listed else "")
         if rule.id in seen:
             raise PolicyError(where, f"rule id {rule.id!r} is used twice")
         seen.add(rule.id)

@@ -7,21 +7,24 @@ shown, not read from a column.
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.models import User
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path
 from django.utils.html import format_html
-from unfold.widgets import UnfoldAdminTextareaWidget
 
 from guardrails import services
 from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
+from guardrails.admin.rules import views
+from guardrails.admin.rules.envelope import blank_cards, blank_items
+from guardrails.admin.rules.form import PolicyForm
 from guardrails.models import Activation, Policy, PolicyVersion
-from guardrails.policy import PolicyError, normalise
 from guardrails.selectors import version_state
 
 
@@ -29,52 +32,12 @@ def _user(request: HttpRequest) -> User:
     return cast("User", request.user)
 
 
-class PolicyForm(forms.ModelForm[Policy]):
-    """A policy is edited as its document, exactly what a policy file holds."""
-
-    draft = forms.JSONField(
-        label="Document",
-        widget=UnfoldAdminTextareaWidget(attrs={"rows": 32, "spellcheck": "false"}),
-        help_text="A policy file (JSON). Saving keeps it as the draft; publishing freezes it as the next version.",
-    )
-
-    class Meta:
-        model = Policy
-        fields: ClassVar[list[str]] = ["draft"]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        active = self.instance.active_version
-        if self.instance.draft is None and active is not None:
-            self.initial["draft"] = active.document
-        self.fields["draft"].encoder = _Readable  # type: ignore[attr-defined]
-
-    def clean_draft(self) -> dict[str, object]:
-        """The document with its defaults; refused with the path of what is wrong."""
-        document = self.cleaned_data["draft"]
-        try:
-            normal = normalise(document)
-        except PolicyError as error:
-            raise ValidationError(str(error)) from error
-        if self.instance.pk and normal["policy"] != self.instance.name:
-            raise ValidationError(f"policy: must stay {self.instance.name!r}; another name is another policy")
-        if not self.instance.pk and Policy.objects.filter(name=str(normal["policy"])).exists():
-            raise ValidationError(f"policy: {normal['policy']!r} exists already")
-        return normal
-
-
-class _Readable(json.JSONEncoder):
-    """One key a line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "indent": 2})
-
-
 @admin.register(Policy)
 class PolicyAdmin(ModelAdmin[Policy]):
     """Policies; publishing takes the draft."""
 
     form = PolicyForm
+    fields = ["draft"]
     list_display = ["name", "description", "active_version", "state", "has_draft"]
     list_select_related = ["active_version__policy"]
     search_fields = ["name", "description"]
@@ -93,6 +56,37 @@ class PolicyAdmin(ModelAdmin[Policy]):
         saved = services.save_draft(document=form.cleaned_data["draft"], by=_user(request))
         obj.pk = saved.pk
         obj.refresh_from_db()
+        for failure in cast("PolicyForm", form).facts.failures:
+            messages.warning(request, f"Saved, but it cannot be published like this: {failure}")
+
+    def get_urls(self) -> list[URLPattern]:
+        """The rule form's own addresses, before the ones that take anything for a key."""
+        site = self.admin_site
+        own = [
+            path("lint/", site.admin_view(self.lint), name="guardrails_policy_lint"),
+            path("<int:pk>/file/", site.admin_view(self.file), name="guardrails_policy_file"),
+        ]
+        return [*own, *super().get_urls()]
+
+    def lint(self, request: HttpRequest) -> HttpResponse:
+        """Examine what is being typed; for those who could save it."""
+        if not (self.has_add_permission(request) or self.has_change_permission(request)):
+            raise PermissionDenied
+        return views.lint(request)
+
+    def file(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The draft as a policy file; for those who see the page."""
+        policy = get_object_or_404(Policy.objects.select_related("active_version"), pk=pk)
+        if not self.has_view_permission(request, policy):
+            raise PermissionDenied
+        return views.policy_file(policy)
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """With an empty item for all that can be added."""
+        context |= {"blank_cards": blank_cards(), "blank_items": list(blank_items())}
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description="State")
     def state(self, policy: Policy) -> str:
