@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -124,9 +123,3 @@ def oldest_live_start(policy: Policy, text: str) -> int:
                         oldest = min(oldest, folded.start(i))
                         break
     return oldest
-
-
-@pytest.mark.long
-def test_the_same_with_100_000_examples() -> None:
-    """``make test-long`` sets GATE_EXAMPLES; this one fails if it forgot to."""
-    assert EXAMPLES >= 100_000, "set GATE_EXAMPLES=100000"
