@@ -6,6 +6,7 @@ import random
 import string
 from collections.abc import Iterable
 
+from guardrails.findings import AppliesTo
 from guardrails.policy import Policy, compile_policy
 from streaming.core.gate import Gate
 from tests.bench.clock import allocated, automata_bytes, automata_shape, each_chunk, feed_all, percentile
@@ -32,9 +33,9 @@ def _digits(chance: random.Random) -> str:
 def _near_misses(chance: random.Random) -> str:
     """Heads of values of every sort, each cut short or spoilt in its last part."""
     whole = [
-        "219-09-99x", "4111 1111 1111 111", "joe.bloggs@mail.", "(212) 555-01", "sk-aB3dE5fG7hI9jK1lM3n", "AKIAQ4XYZ7LMNOP",
-        "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "10.20.30.", "DE89 3704 00", "https://x", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOi",
-        "project blue hero", "219-", "4111-1111-", "a@b-", "sk-", "AKIA", "gh", "1.2.3", "GB", "http:", "eyJ",
+        "219-09-99x", "4111 1111 1111 111", "joe.bloggs@mail.", "(212) 555-01", "sk-aB3dE5fG7hI9jK1lM3n", "10.20.30.",
+        "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "AKIAQ4XYZ7LMNOP", "DE89 3704 00", "https://x", "project blue hero",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOi", "219-", "4111-1111-", "a@b-", "sk-", "AKIA", "gh", "1.2.3", "GB", "http:",
     ]  # fmt: skip
     out: list[str] = []
     size = 0
@@ -98,9 +99,10 @@ def adversarial() -> Iterable[Row]:
             p99 = worst(policy, make)
             yield at_most(f"adversarial_{label}_{number}", f"{make} ({label}), p99 of a chunk", p99 / median, 15, "x",
                           f"{p99:.1f} µs to prose median {median:.2f} µs")  # fmt: skip
-        budget = sum(lane.scanner.budget for lane in policy.plan(next(iter(policy.guardrails[0].applies_to))).lanes)
-        yield at_most(f"adversarial_{label}_account", f"automata after all of it ({label})", automata_bytes(policy) / 1e6,
-                      budget / 1e6, "MB", automata_shape(policy))  # fmt: skip
+        budget = sum(lane.scanner.budget for lane in policy.plan(AppliesTo.RESPONSE).lanes) / 1e6
+        used = automata_bytes(policy) / 1e6
+        yield at_most(f"adversarial_{label}_account", f"automata after all of it ({label})", used, budget, "MB",
+                      automata_shape(policy))  # fmt: skip
     yield _real_memory()
 
 
@@ -110,5 +112,5 @@ def _real_memory() -> Row:
     pieces = [piece for make in WORKLOADS.values() for piece in chunks(make(random.Random(9)))]
     size, _ = allocated(lambda: feed_all(policy, pieces))
     account = automata_bytes(policy)
-    return at_most("adversarial_memory", "allocated against the automata's own account (kinds)", size / max(account, 1), 1.5,
-                   "x", f"{size / 1e6:.1f} MB against {account / 1e6:.1f} MB")  # fmt: skip
+    return at_most("adversarial_memory", "allocated against the automata's own account (kinds)",
+                   size / max(account, 1), 1, "x", f"{size / 1e6:.1f} MB against {account / 1e6:.1f} MB")  # fmt: skip

@@ -18,9 +18,9 @@ _OPENERS = [
     "On a quiet morning", "When the weather turns", "For a small team", "Because of that", "Once it has cooled down",
 ]  # fmt: skip
 _SUBJECTS = [
-    "the recipe", "a good gardener", "our neighbour Maria", "the museum in Lisbon", "every second train", "the contract",
-    "your doctor", "the old radio", "a simple spreadsheet", "the school board", "Dr. Okafor", "the river path",
-    "your landlord", "the bakery on Elm Street", "customer support", "the hiking club",
+    "the recipe", "a good gardener", "our neighbour Maria", "the museum in Lisbon", "every second train",
+    "the contract", "your doctor", "the old radio", "a simple spreadsheet", "the school board", "Dr. Okafor",
+    "the river path", "your landlord", "the bakery on Elm Street", "customer support", "the hiking club",
 ]  # fmt: skip
 _VERBS = [
     "needs about {n} minutes", "costs roughly ${n}.{m}", "was built in 19{m}", "opens at {h}:{m}", "is worth a visit",

@@ -1,0 +1,101 @@
+"""`manage.py bench`: the table, the file, and an exit status that says whether a target was missed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from tests.bench import anchors, registry
+from tests.bench.clock import feed_all
+from tests.bench.registry import SkipBench, at_least, at_most, bench, context
+from tests.bench.rules import TWELVE, many, policy_of
+from tests.bench.texts import chunks, mixed
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that measure nothing."""
+    registry.benchmarks()
+    monkeypatch.setattr(registry, "_BENCHMARKS", {})
+    monkeypatch.setattr(registry, "pkgutil", type("NoModules", (), {"iter_modules": staticmethod(lambda _: [])}))
+
+    @bench("good")
+    def good():
+        """All is well."""
+        yield at_most("a", "a figure", 1.2345, 2, "µs", "2.5 µs")
+        yield context("b", "another", 12345.6, "characters")
+
+    @bench("bad")
+    def bad():
+        """It is not."""
+        yield at_least("c", "a third", 1, 5, "x")
+
+    @bench("absent")
+    def absent():
+        """Cannot be measured."""
+        raise SkipBench("no such file")
+
+
+def run(*names: str, **options: object) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    call_command("bench", *names, stdout=out, stderr=err, **options)
+    return out.getvalue(), err.getvalue()
+
+
+def test_it_works(fakes: None) -> None:
+    out, _ = run("good")
+    assert "a figure" in out
+    assert "1.23 µs" in out
+    assert "<= 2 µs" in out
+    assert "12,346 characters" in out
+
+
+def test_missed_target_is_named_and_fails_the_run_after_the_file_is_written(fakes: None, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bench.json"
+    with pytest.raises(CommandError, match="1 of 3 rows miss their target: c") as failed:
+        run(json_file=path)
+    assert failed.value.returncode == 1
+    rows = {row["name"]: row for row in json.loads(path.read_text())}
+    assert {name: row["ok"] for name, row in rows.items()} == {"a": True, "b": None, "c": False}
+    assert rows["a"]["anchor"] == "2.5 µs"
+    assert (rows["c"]["measured"], rows["c"]["unit"], rows["c"]["target"]) == (1, "x", ">= 5 x")
+
+
+def test_what_cannot_be_measured_is_said_and_does_not_fail(fakes: None) -> None:
+    _, err = run("absent", "good")
+    assert "absent: not measured: no such file" in err
+
+
+def test_unknown_name_is_refused_with_the_known_ones(fakes: None) -> None:
+    with pytest.raises(CommandError, match="good, bad, absent") as refused:
+        run("nope")
+    assert refused.value.returncode == 2
+
+
+def test_every_benchmark_says_what_it_measures() -> None:
+    out, _ = run(list_only=True)
+    listed = dict(line.split(": ", 1) for line in out.splitlines())
+    assert set(listed) >= {"gate_cpu", "rules_growth", "rule_pack", "length_growth", "adversarial", "hold"}
+    assert all(listed.values())
+
+
+def test_texts_and_rules_are_the_same_in_every_run() -> None:
+    assert mixed(5000) == mixed.__wrapped__(5000)
+    assert "".join(chunks(mixed(5000))) == mixed(5000)
+    assert many(20) == many(20)
+
+
+def test_anchors_find_what_the_gate_finds() -> None:
+    """A comparison with an engine that overlooks the values would be worth nothing."""
+    planted = " 219-09-9999 joe@mail.example.org 10.20.30.40 AKIAQ4XYZ7LMNOP2RSTU Project Blue Heron "
+    text = planted.join(["plain words"] * 21)
+    pieces = chunks(text)
+    gate = feed_all(policy_of(TWELVE), pieces)
+    assert gate.counters.withheld == sum(map(len, planted.split())) * 20 + 2 * 20
+    assert anchors.re_once(TWELVE, text) == 100
+    assert anchors.partial_all(TWELVE, [*pieces, " "]).found == 100
+    assert len(anchors.scan_all(anchors.hyperscan_stream(TWELVE), [piece.encode() for piece in pieces])) >= 100
