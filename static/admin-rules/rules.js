@@ -99,6 +99,10 @@ function start(root, form) {
     }
   }
 
+  function unfold(place) {
+    for (let at = place.closest("details"); at && root.contains(at); at = at.parentElement.closest("details")) at.open = true;
+  }
+
   function say(text) {
     const line = document.createElement("p");
     line.textContent = text;
@@ -109,7 +113,10 @@ function start(root, form) {
     for (const place of root.querySelectorAll("[data-problem]")) {
       const name = place.id.slice(0, -"-problem".length);
       const text = answer.problems[name] ?? "";
-      if (place.textContent !== text) place.textContent = text;
+      if (place.textContent !== text) {
+        place.textContent = text;
+        if (text) unfold(place);
+      }
       const field = document.getElementById(name);
       if (field) field.setAttribute("aria-invalid", text ? "true" : "false");
     }

@@ -95,6 +95,25 @@ def test_entries_are_moved_and_removed_by_keyboard(admin: Visitor, shared_demo: 
     assert [entry["name"] for entry in saved["guardrails"]] == ["secrets", "length"]
 
 
+def test_problem_in_folded_settings_is_unfolded(admin: Visitor) -> None:
+    page = admin.page
+    card = add(page, "regex")
+    card.get_by_role("button", name="Add to rules").click()
+    cap = card.locator(".rules-item").get_by_label("Cap", exact=True)
+    expect(cap).to_be_hidden()
+    card.get_by_text("More settings").click()
+    cap.fill("many")
+    expect(card.locator("[id$='.cap-problem']")).to_contain_text("valid integer")
+    card.get_by_text("More settings").click()
+    expect(cap).to_be_hidden()
+    page.get_by_label("Policy", exact=True).fill("folded")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("Nothing was saved.")).to_be_visible()
+    cap = page.locator(".rules-item").get_by_label("Cap", exact=True)
+    expect(cap).to_be_visible()
+    expect(cap).to_have_value("many")
+
+
 def test_markup_that_is_typed_is_never_made(admin: Visitor) -> None:
     page = admin.page
     page.get_by_label("Policy", exact=True).fill("<img src=x onerror=alert(1)>")

@@ -276,7 +276,7 @@ def test_trimmed_rule_is_shown_as_it_runs(author: Client) -> None:
     slot = unescape(lint(author, fields(author, policy))["slots"]["f.guardrails.0.config.rules.0"])
     facts = examine_draft(policy.draft or {}).rules["guardrails[0].config.rules[0]"].report
     assert facts is not None
-    assert facts.trimmed == "key=[0-9]{4}"
+    assert facts.trimmed == r"key=\d{4}"
     assert f"Runs as <code>{facts.trimmed}</code>" in slot
     assert "20 characters" in slot
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from guardrails.admin.rules.lines import from_lines, to_lines
 from guardrails.admin.rules.nodes import Node, Option, Place
@@ -21,14 +22,17 @@ _MANY = 8
 
 @dataclass(frozen=True)
 class Field:
-    """A key of an object: its widget, its words, its default as JSON. ``first``: never folded away."""
+    """A key of an object: its widget, its words, its default as JSON.
+
+    ``rank``: where it stands in a large item; None: behind the others, folded away while it is at its default.
+    """
 
     key: str
     widget: Widget
     label: str
     help: str
     default: object = None
-    first: bool = True
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,29 @@ class Group(Widget):
 
     fields: tuple[Field, ...]
 
-    def nodes(self, at: Place, value: object) -> tuple[list[Node], list[Node]]:
-        """The fields, and those of a large object that stand at their default and can be folded away."""
+    def nodes(self, at: Place, value: object, *, fold: bool = False) -> tuple[list[Node], list[Node]]:
+        """The fields, and if ``fold`` those apart that stand at their default and that few authors look for."""
         given = value if isinstance(value, Mapping) else {}
-        shown: list[Node] = []
+        shown: list[tuple[int, Node]] = []
         folded: list[Node] = []
         for one in self.fields:
             current = given.get(one.key, one.default)
             node = one.widget.view(at.child(one.key), current)
             node.label, node.help = one.label, one.help
-            plain = len(self.fields) <= _MANY or one.first or current != one.default
-            (shown if plain else folded).append(node)
-        return shown, folded
+            if fold and one.rank is None and current == one.default:
+                folded.append(node)
+            else:
+                shown.append((one.rank if fold and one.rank is not None else len(self.fields), node))
+        return [node for _, node in sorted(shown, key=itemgetter(0))], folded
 
     def view(self, at: Place, value: object) -> Node:
         """The fields together."""
-        shown, folded = self.nodes(at, value)
-        return Node(at, "group", children=shown, more=folded)
+        return Node(at, "group", children=self.nodes(at, value)[0])
+
+    def entry(self, at: Place, value: object) -> Node:
+        """The fields as an item of a list, the unusual ones of a large item folded away."""
+        shown, folded = self.nodes(at, value, fold=len(self.fields) > _MANY)
+        return Node(at, "item", children=shown, more=folded)
 
     def read(self, at: Place, form: Reading) -> object:
         """The object."""
@@ -107,9 +117,7 @@ class Items(Widget):
     def view(self, at: Place, value: object) -> Node:
         """The items, each with its token."""
         given = value if isinstance(value, list) else []
-        items = [self.item.view(at.item(str(i), i), one) for i, one in enumerate(given)]
-        for node in items:
-            node.widget = "item"
+        items = [self.item.entry(at.item(str(i), i), one) for i, one in enumerate(given)]
         return Node(at, "items", items=items)
 
     def read(self, at: Place, form: Reading) -> object:
@@ -118,9 +126,7 @@ class Items(Widget):
 
     def blanks(self, at: Place) -> Iterator[Node]:
         """An empty item, and what is inside it."""
-        node = self.item.view(Place(NEW, "", at.key), {})
-        node.widget = "item"
-        yield node
+        yield self.item.entry(Place(NEW, "", at.key), {})
         yield from self.item.blanks(at)
 
 

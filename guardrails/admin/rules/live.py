@@ -22,7 +22,7 @@ from guardrails.kinds.regex import Allow, PatternRule, RegexConfig
 from guardrails.lint import GuardrailReport, RuleReport, examine, lint_policy
 from guardrails.patterns.compiler import compile_rule
 from guardrails.patterns.errors import PatternError
-from guardrails.policy import Guardrail, Policy, PolicyError, compile_policy
+from guardrails.policy import Guardrail, Policy, PolicyBound, PolicyError, compile_policy
 
 TYPING_BUDGET_S = 1.0
 """Seconds after which an answer to somebody who types says what is known so far."""
@@ -160,7 +160,12 @@ def _finish(facts: Facts, document: Mapping[str, object], compiled: list[Guardra
     if len(compiled) == len(parsed.guardrails):
         policy = Policy(parsed.name, parsed.description, 0, "", tuple(compiled))
         texts = dict.fromkeys(text for guardrail in parsed.guardrails for text in guardrail.applies_to)
-        facts.bounds = {text.value: str(policy.bound(text)) for text in texts if policy.running(text)}
+        facts.bounds = {text.value: _bound(policy.bound(text)) for text in texts if policy.running(text)}
+
+
+def _bound(bound: PolicyBound) -> str:
+    """The bound in words, with the rule that sets it."""
+    return f"{bound} (set by {bound.guardrail}/{bound.rule})" if bound.rule else str(bound)
 
 
 def _refused(facts: Facts, path: str, step: Callable[[], object]) -> None:

@@ -38,7 +38,8 @@ def _field(key: str, info: FieldInfo, depth: int) -> Field:
     widget = widget_of(info.annotation, info.metadata, depth)
     if isinstance(widget, Number) and default is not None:
         widget = Number(widget.whole, widget.optional, {**widget.facts, "placeholder": str(default)})
-    return Field(key, widget, label_of(key), info.description or "", default, required or key in _PROOF)
+    rank = -1 if required else _PROOF.index(key) if key in _PROOF else None
+    return Field(key, widget, label_of(key), info.description or "", default, rank)
 
 
 def label_of(key: str) -> str:
