@@ -13,6 +13,8 @@ from tests.bench.registry import Row, at_most, bench, context
 from tests.bench.rules import TWELVE, policy_of
 from tests.bench.texts import chunks, prose
 
+SIZE = 200_000
+
 
 class Least:
     """Brute force: every start of every rule followed on its own; what may still become a match has to be held."""
@@ -48,7 +50,7 @@ class Least:
 def hold() -> Iterable[Row]:
     """Characters held after each chunk of prose, under the twelve rules and under the shipped kinds."""
     kinds = compile_policy({"policy": "k", "guardrails": [{"kind": "pii"}, {"kind": "secrets"}]})
-    for label, policy, size in (("12 rules", policy_of(TWELVE), 200_000), ("kinds", kinds, 40_000)):
+    for label, policy, size in (("12 rules", policy_of(TWELVE), SIZE), ("kinds", kinds, SIZE // 5)):
         yield from _hold(label, policy, chunks(prose(size).encode("ascii", "ignore").decode()))
 
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, ManagementUtility, call_command
 
-from tests.bench import anchors, registry
+from tests.bench import anchors, gate_hold, gate_speed, gate_worst, registry
 from tests.bench.clock import feed_all
 from tests.bench.registry import SkipBench, at_least, at_most, bench, context
 from tests.bench.rules import TWELVE, many, policy_of
@@ -59,7 +59,9 @@ def test_missed_target_is_named_and_fails_the_run_after_the_file_is_written(fake
     with pytest.raises(CommandError, match="1 of 3 rows miss their target: c") as failed:
         run(json_file=path)
     assert failed.value.returncode == 1
-    rows = {row["name"]: row for row in json.loads(path.read_text())}
+    listed = json.loads(path.read_text())
+    assert all(list(row) == ["name", "measured", "unit", "target", "ok", "anchor"] for row in listed)
+    rows = {row["name"]: row for row in listed}
     assert {name: row["ok"] for name, row in rows.items()} == {"a": True, "b": None, "c": False}
     assert rows["a"]["anchor"] == "2.5 µs"
     assert (rows["c"]["measured"], rows["c"]["unit"], rows["c"]["target"]) == (1, "x", ">= 5 x")
@@ -74,6 +76,54 @@ def test_unknown_name_is_refused_with_the_known_ones(fakes: None) -> None:
     with pytest.raises(CommandError, match="good, bad, absent") as refused:
         run("nope")
     assert refused.value.returncode == 2
+
+
+def test_usage_errors_exit_with_2(fakes: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        ManagementUtility(["manage.py", "bench", "good", "--jason", "x"]).execute()
+    assert refused.value.code == 2
+    assert "--jason" in capsys.readouterr().err
+
+
+def test_file_that_cannot_be_written_is_refused_before_anything_is_measured(fakes: None, tmp_path: Path) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError) as refused:
+        call_command("bench", "good", json_file=tmp_path, stdout=out, stderr=err)
+    assert refused.value.returncode == 2
+    assert str(tmp_path) in str(refused.value)
+    assert (out.getvalue(), err.getvalue()) == ("", "")
+
+
+def test_a_terminal_gets_a_bar_and_every_benchmark_runs_once(
+    fakes: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(err, "isatty", lambda: True, raising=False)
+    out = io.StringIO()
+    call_command("bench", "good", "good", stdout=out, stderr=err)
+    assert out.getvalue().count("a figure") == 1
+    assert "good …" not in err.getvalue()
+
+
+def test_every_benchmark_runs_and_no_two_rows_share_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On texts too short to mean anything: whether a target is met is not asked here."""
+    monkeypatch.setattr(gate_speed, "SIZE", 4000)
+    monkeypatch.setattr(gate_worst, "SIZE", 1000)
+    monkeypatch.setattr(gate_hold, "SIZE", 2000)
+    known = registry.benchmarks()
+    rows = []
+    for name in ("gate_cpu", "rules_growth", "rule_pack", "length_growth", "adversarial", "hold"):
+        try:
+            mine = list(known[name]())
+        except SkipBench:  # no rule pack beside this checkout
+            assert name == "rule_pack"
+            continue
+        assert mine
+        rows += mine
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert row.measured >= 0
+        assert (row.ok is None) == (not row.target)
 
 
 def test_every_benchmark_says_what_it_measures() -> None:

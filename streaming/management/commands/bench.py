@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+KEYS = ("name", "measured", "unit", "target", "ok", "anchor")
+"""What the file says of a row; ``ok`` is null and ``target`` empty where a figure is context only."""
 
 
 class Row(Protocol):
@@ -51,9 +56,10 @@ class Command(BaseCommand):
             for name, function in known.items():
                 self.stdout.write(f"{name}: {(function.__doc__ or '').strip().splitlines()[0]}")
             return
+        if json_file is not None:
+            self._writable(json_file)
         rows: list[Row] = []
-        for name in names or known:
-            self.stderr.write(f"{name} …")
+        for name in self._watched(list(dict.fromkeys(names or known))):
             try:
                 rows.extend(cast("list[Row]", list(known[name]())))
             except registry.SkipBench as reason:
@@ -74,13 +80,32 @@ class Command(BaseCommand):
         console = Console(file=self.stdout, width=None if self.stdout.isatty() else 180)  # type: ignore[arg-type]
         console.print(table)
 
-    def _write(self, rows: list[Row], path: Path) -> None:
-        keys = ("name", "figure", "measured", "unit", "target", "ok", "anchor")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps([{key: getattr(row, key) for key in keys} for row in rows], indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+    def _watched(self, names: list[str]) -> Iterator[str]:
+        """The names one after another, with a bar on a terminal and a line each elsewhere."""
+        if not self.stderr.isatty():
+            for name in names:
+                self.stderr.write(f"{name} …")
+                yield name
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=len(names))
+            for name in names:
+                progress.update(task, description=name)
+                yield name
+                progress.advance(task)
+
+    def _writable(self, path: Path) -> None:
+        """Minutes of measuring must not end in a file that cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}", returncode=2) from None
+
+    def _write(self, rows: Iterable[Row], path: Path) -> None:
+        listed = [{key: getattr(row, key) for key in KEYS} for row in rows]
+        path.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def shown(value: float) -> str:
