@@ -26,7 +26,7 @@ from guardrails.admin.rules.reading import Reading
 from guardrails.importers.gitleaks import import_gitleaks
 from guardrails.kinds.base import all_kinds
 from guardrails.models import Policy
-from guardrails.policy import normalise
+from guardrails.policy import PolicyError, compile_policy, normalise
 from guardrails.signing import canonical_bytes, digest_of
 from tests.conftest import PASSWORD, STARTERS, Cast
 from tests.guardrails.fields import Fields
@@ -100,7 +100,9 @@ def test_it_works(author: Client, cast: Cast) -> None:
     data["f.guardrails.0.config.rules.0.must_match"] = ["a grey heron\r\ngrey herons"]
     facts = lint(author, data)
     assert facts["problems"] == {}
-    assert "holds at most <strong>10 characters" in facts["slots"]["f.guardrails.0.config.rules.0"]
+    slot = facts["slots"]["f.guardrails.0.config.rules.0"]
+    assert "holds at most <strong>10 characters" in slot
+    assert "class INSTANT, on every chunk (IMMEDIATE)" in slot
     assert author.post(change_url(policy), data).status_code == 302
     policy.refresh_from_db()
     assert policy.draft_by == cast.author
@@ -238,6 +240,7 @@ def test_every_bad_rule_is_told_at_once_and_good_ones_keep_their_facts(author: C
     answer = lint(author, data)
     assert set(answer["problems"]) == {f"{base}.0.pattern", f"{base}.2.pattern"}
     assert "2 characters" in answer["slots"][f"{base}.1"]
+    assert answer["slots"][f"{base}.0"] == ""
     assert "cannot be saved" in answer["summary"]
 
 
@@ -247,6 +250,14 @@ def test_bad_rule_behind_built_in_ones_is_told_at_itself(author: Client) -> None
     data = fields(author, policy)
     data["f.guardrails.0.config.rules.1.pattern"] = ["b(?!a)"]
     assert list(lint(author, data)["problems"]) == ["f.guardrails.0.config.rules.1.pattern"]
+
+
+def test_compiler_names_the_written_rule_not_its_place_behind_built_in_ones() -> None:
+    rules = [{"id": "fine", "pattern": "fine"}, {"id": "bad", "pattern": "b(?!a)"}]
+    for kind in ("secrets", "regex"):
+        with pytest.raises(PolicyError) as refused:
+            compile_policy(document({"kind": kind, "config": {"rules": rules}}))
+        assert refused.value.path == "guardrails[0].config.rules[1].pattern"
 
 
 def test_bad_pattern_of_the_short_form_is_told_at_the_patterns(author: Client) -> None:
@@ -336,9 +347,13 @@ def test_many_rules_are_examined_over_several_answers() -> None:
 
 def test_guardrail_too_large_to_compile_while_typing_says_so(author: Client) -> None:
     words = [f"word{n}x" for n in range(LARGE // 8)]
-    facts = examine_draft(document({"kind": "keywords", "config": {"keywords": words}}), budget_s=60)
+    draft = document({"kind": "keywords", "config": {"keywords": words}})
+    facts = examine_draft(draft, budget_s=60)
     assert facts.skipped == ["guardrails[0]"]
     assert facts.problems == {}
+    answer = lint(author, fields(author, services.save_draft(document=draft)))
+    assert "compiled when you save" in answer["slots"]["f.guardrails.0"]
+    assert "can be saved" not in answer["summary"]
 
 
 def test_same_name_twice_is_refused_and_both_are_kept(author: Client) -> None:

@@ -6,6 +6,9 @@ where it belongs.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
@@ -15,7 +18,9 @@ from guardrails.admin.rules.form import as_file
 from guardrails.admin.rules.live import TYPING_BUDGET_S, Facts, examine_draft
 from guardrails.admin.rules.nodes import home_of
 from guardrails.admin.rules.reading import Reading, pairs_from_json
+from guardrails.kinds.base import all_kinds
 from guardrails.models import Policy
+from guardrails.performance import PerformanceCharacteristics
 
 TEMPLATES = "admin/guardrails/policy"
 MAX_BYTES = 1_048_576
@@ -38,7 +43,7 @@ def lint(request: HttpRequest) -> JsonResponse:
     return JsonResponse(
         {
             "problems": _by_name({**facts.problems, **reading.problems}, reading),
-            "slots": _slots(facts, reading),
+            "slots": {name: markup.strip() for name, markup in _slots(facts, reading, document).items()},
             "summary": render_to_string(f"{TEMPLATES}/summary.html", {"facts": facts}),
             "file": as_file(facts.document) if facts.document else "",
             "unfinished": facts.unfinished,
@@ -68,12 +73,13 @@ def _by_name(problems: dict[str, str], reading: Reading) -> dict[str, str]:
     return out
 
 
-def _slots(facts: Facts, reading: Reading) -> dict[str, str]:
+def _slots(facts: Facts, reading: Reading, document: Mapping[str, object]) -> dict[str, str]:
     """Markup for each rule that has a place of its own, and for each guardrail."""
     out: dict[str, str] = {}
     for path, rule in facts.rules.items():
         if path in reading.names:
-            out[reading.names[path]] = render_to_string(f"{TEMPLATES}/rule_facts.html", {"facts": rule})
+            told = {"facts": rule, "speed": _speed(document, path)}
+            out[reading.names[path]] = render_to_string(f"{TEMPLATES}/rule_facts.html", told)
     for path, report in facts.guardrails.items():
         beside = [
             rule
@@ -85,8 +91,17 @@ def _slots(facts: Facts, reading: Reading) -> dict[str, str]:
             )
         ]
         widest = max(report.rules, key=lambda rule: rule.holds, default=None)
-        told = {"report": report, "beside": beside, "widest": widest}
-        out[reading.names[path]] = render_to_string(f"{TEMPLATES}/guardrail_facts.html", told)
+        shown = {"report": report, "beside": beside, "widest": widest}
+        out[reading.names[path]] = render_to_string(f"{TEMPLATES}/guardrail_facts.html", shown)
     for path in facts.skipped:
         out[reading.names[path]] = render_to_string(f"{TEMPLATES}/guardrail_facts.html", {"skipped": True})
     return out
+
+
+def _speed(document: Mapping[str, object], path: str) -> PerformanceCharacteristics | None:
+    """What the kind of the guardrail around a rule promises about its speed."""
+    entries = document["guardrails"]
+    place = re.match(r"guardrails\[(\d+)\]", path)
+    entry = entries[int(place[1])] if place and isinstance(entries, list) else {}
+    kind = all_kinds().get(str(entry.get("kind")))
+    return kind.get_performance_characteristics() if kind else None
