@@ -144,7 +144,11 @@ def skewed(text: str) -> bool:
     return not text.isascii() and not table().odd.isdisjoint(text)
 
 
-def last_folded(text: str, default: str, *, run: int = 0) -> str:
-    """The last folded character of a text, or ``default`` when nothing of it remains."""
-    folded = fold_text(text, run=run).text
-    return folded[-1] if folded else default
+def trailing_ignorables(text: str) -> int:
+    """How many characters at the end of a text fold to nothing."""
+    fold, count = table().fold, 0
+    for char in reversed(text):
+        if fold.get(char, char):
+            break
+        count += 1
+    return count

@@ -17,13 +17,14 @@ from bisect import insort
 
 from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, OnError, Verdict, would_have
 from guardrails.patterns.folding import (
+    MAX_RUN,
     Folded,
     fold_plain,
     fold_text,
     joined,
-    last_folded,
     raw_text,
     skewed,
+    trailing_ignorables,
     without_head,
 )
 from guardrails.policy import SENTENCE_CHARS, Guardrail, Policy
@@ -534,17 +535,18 @@ class Gate:
         self._tail = self._tail[count:]
         if self._plan.lead_width:
             self._lead = (self._lead + dropped)[-self._plan.lead_width :]
-        _, folded, run = self._edges(self._edge)
-        if self._skewed:
-            whole = fold_text(dropped, run=run)
-            self._edge = (dropped[-1], last_folded(dropped, folded, run=run), whole.run)
-            self._skewed = skewed(self._tail) or whole.run > 0
-            if self._skewed and self._folded is not None:
-                self._folded = without_head(self._folded, self._n - len(self._tail))
-            elif not self._skewed:
-                self._folded = None
-        else:
+        if not self._skewed or self._folded is None:
             self._edge = dropped[-1]
+            return
+        _, last, run = self._edges(self._edge)
+        folded, base = self._folded, self._n - len(self._tail)
+        if (at := folded.index(base)) > 0:
+            last = folded.text[at - 1]
+        ignorables = trailing_ignorables(dropped)
+        run = min(run + ignorables, MAX_RUN + 1) if ignorables == count else ignorables
+        self._edge = (dropped[-1], last, min(run, MAX_RUN + 1))
+        self._skewed = run > 0 or skewed(self._tail)
+        self._folded = without_head(folded, base) if self._skewed else None
 
     # -- state --------------------------------------------------------------------------------------------------
 
