@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -103,13 +104,19 @@ def test_a_terminal_gets_a_bar_and_every_benchmark_runs_once(
     call_command("bench", "good", "good", stdout=out, stderr=err)
     assert out.getvalue().count("a figure") == 1
     assert "good …" not in err.getvalue()
+    assert "1/1" in capsys.readouterr().err
 
 
-def test_every_benchmark_runs_and_no_two_rows_share_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_benchmark_runs_and_no_two_rows_share_a_name(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """On texts too short to mean anything: whether a target is met is not asked here."""
     monkeypatch.setattr(gate_speed, "SIZE", 4000)
     monkeypatch.setattr(gate_worst, "SIZE", 1000)
     monkeypatch.setattr(gate_hold, "SIZE", 2000)
+    # what the test run itself has piled up need not be searched at each of some hundred collections
+    gc.freeze()
+    request.addfinalizer(gc.unfreeze)
     known = registry.benchmarks()
     rows = []
     for name in ("gate_cpu", "rules_growth", "rule_pack", "length_growth", "adversarial", "hold"):

@@ -88,7 +88,7 @@ class Command(BaseCommand):
                 yield name
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=Console(stderr=True, force_terminal=True), transient=True) as progress:
             task = progress.add_task("", total=len(names))
             for name in names:
                 progress.update(task, description=name)
