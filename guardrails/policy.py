@@ -207,7 +207,7 @@ class Policy:
 
 def _parts(entries: tuple[RuleEntry, ...]) -> list[tuple[RuleEntry, ...]]:
     """Entries that share an automaton."""
-    rules = [(entry.compiled.tree, entry.compiled.matcher.program) for entry in entries]
+    rules = [(entry.compiled.tree, entry.compiled.own_program) for entry in entries]
     return [tuple(entries[i] for i in part) for part in groups(rules)]
 
 

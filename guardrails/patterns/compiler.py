@@ -13,7 +13,7 @@ from guardrails.patterns.charset import Ranges
 from guardrails.patterns.emit import Dialect, Emitted, emit
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.folding import MAX_RUN, Folded, fold_plain, fold_text, raw_text, table
-from guardrails.patterns.nfa import Source
+from guardrails.patterns.nfa import Program, Source
 from guardrails.patterns.rule import Rule
 from guardrails.patterns.shape import shape
 from guardrails.patterns.spans import Matcher
@@ -51,6 +51,10 @@ class CompiledRule:
         """The rule as a pattern of another engine."""
         return emit(self.tree, dialect, not_after=self.source.not_after, not_before=self.source.not_before)
 
+    def own_program(self) -> Program:
+        """The rule's positions by itself."""
+        return self.matcher.program
+
     def fold(self, text: str, *, base: int = 0, run: int = 0) -> Folded:
         """A text as this rule reads it."""
         return fold_text(text, base=base, run=run) if self.folds else raw_text(text, base=base)
@@ -69,8 +73,8 @@ def compile_rule(rule: Rule) -> CompiledRule:
     source = Source(shaped.tree, not_after, not_before)
     widest = max_width(shaped.tree)
     characters = widest + (1 if _looks_right(shaped.tree) else 0)
-    emitted = emit(shaped.tree, Dialect.RE2)
     wanted = _wanted_groups(shaped.tree, rule.secret_group)
+    emitted = emit(shaped.tree, Dialect.RE2) if wanted else Emitted("")
     matcher = Matcher(
         source,
         validator=rule.validator,

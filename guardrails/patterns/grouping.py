@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from guardrails.patterns.charset import Ranges, contains
 from guardrails.patterns.nfa import ASSERT, Program
-from guardrails.patterns.tree import Chars, Node, Seq
+from guardrails.patterns.tree import Assert, Chars, Node, Seq
 
 SPLIT_ABOVE = 24
 """Rules up to which one automaton is tried first: a split costs one more look-up per character."""
@@ -80,6 +80,8 @@ def _rare(tree: Node) -> bool:
     """Does the rule begin with a literal that ordinary text hardly contains? (Cheap, for lists of many words.)"""
     chance = 1.0
     for node in tree.items if isinstance(tree, Seq) else (tree,):
+        if isinstance(node, Assert):
+            continue
         if not isinstance(node, Chars):
             return False
         chance *= max(_weights(node.ranges))
@@ -88,10 +90,11 @@ def _rare(tree: Node) -> bool:
     return False
 
 
-def group_of(tree: Node, program: Program) -> str:
+def group_of(tree: Node, program_of: Callable[[], Program]) -> str:
     """What keeps a rule's threads alive: ``words``, ``digits``, ``gap`` or ``rare``."""
     if _rare(tree):
         return "rare"
+    program = program_of()
     total, late = _lifetime(program, 0)
     if total >= _ALIVE:
         return "words"
@@ -100,11 +103,11 @@ def group_of(tree: Node, program: Program) -> str:
     return "gap" if late >= _LINGERS else "rare"
 
 
-def groups(rules: Sequence[tuple[Node, Program]]) -> list[list[int]]:
+def groups(rules: Sequence[tuple[Node, Callable[[], Program]]]) -> list[list[int]]:
     """Indices of rules that share an automaton, in rule order within each group."""
     if len(rules) <= SPLIT_ABOVE:
         return [list(range(len(rules)))] if rules else []
     by_name: dict[str, list[int]] = {}
-    for index, (tree, program) in enumerate(rules):
-        by_name.setdefault(group_of(tree, program), []).append(index)
+    for index, (tree, program_of) in enumerate(rules):
+        by_name.setdefault(group_of(tree, program_of), []).append(index)
     return [by_name[name] for name in sorted(by_name)]

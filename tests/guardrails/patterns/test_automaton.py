@@ -74,12 +74,12 @@ def test_rules_that_live_on_prose_get_an_automaton_of_their_own() -> None:
     }
     for pattern, want in named.items():
         compiled = compile_rule(Rule("r", pattern))
-        assert group_of(compiled.tree, compiled.matcher.program) == want, pattern
+        assert group_of(compiled.tree, compiled.own_program) == want, pattern
 
 
 def test_small_sets_stay_together_and_every_rule_is_in_one_group() -> None:
     compiled = [compile_rule(Rule(f"r{i}", p)) for i, p in enumerate((PATTERNS * 10)[: SPLIT_ABOVE + 6])]
-    pairs = [(rule.tree, rule.matcher.program) for rule in compiled]
+    pairs = [(rule.tree, rule.own_program) for rule in compiled]
     assert groups(pairs[:SPLIT_ABOVE]) == [list(range(SPLIT_ABOVE))]
     split = groups(pairs)
     assert len(split) > 1
