@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from guardrails.findings import AppliesTo
 from guardrails.policy import Policy, compile_policy
@@ -71,34 +71,42 @@ WORKLOADS = {
 }
 
 
-def policies() -> dict[str, Policy]:
-    """The twelve rules with a pair that is never idle, the shipped kinds, and 300 rules of a pack's sorts."""
-    kinds = [{"name": "pii", "kind": "pii"}, {"name": "secrets", "kind": "secrets"}]
-    return {
-        "12": policy_of({**TWELVE, "xy": "xy0", "yx": "yx0"}),
-        "kinds": compile_policy({"policy": "kinds", "guardrails": kinds}),
-        "300": policy_of(many(300)),
-    }
+_KINDS = {"policy": "kinds", "guardrails": [{"name": "pii", "kind": "pii"}, {"name": "secrets", "kind": "secrets"}]}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "12": lambda: policy_of({**TWELVE, "xy": "xy0", "yx": "yx0"}),
+    "kinds": lambda: compile_policy(_KINDS),
+    "300": lambda: policy_of(many(300)),
+}
+"""The twelve rules with a pair that is never idle, the shipped kinds, and 300 rules of a pack's sorts."""
 
 
-def worst(policy: Policy, make: str, seeds: tuple[int, ...] = (1, 2, 3)) -> float:
-    """p99 of a chunk in µs; never the same text twice, so that edges which only an attacker needs are paid for."""
-    return min(
-        percentile(each_chunk(Gate(policy), chunks(WORKLOADS[make](random.Random(seed)), seed)), 0.99) for seed in seeds
-    ) / 1e3  # fmt: skip
+def worst(make_policy: Callable[[], Policy], workload: str, plain: list[str]) -> float:
+    """p99 of a chunk in µs, on automata that know prose and nothing else: what only an attacker needs is paid for.
+
+    The lowest of three texts: what else the machine does can only make a turn slower.
+    """
+    found: list[float] = []
+    for seed in (1, 2, 3):
+        policy = make_policy()
+        feed_all(policy, plain)
+        pieces = chunks(WORKLOADS[workload](random.Random(seed)), seed)
+        found.append(percentile(each_chunk(Gate(policy), pieces), 0.99) / 1e3)
+    return min(found)
 
 
 @bench("adversarial")
 def adversarial() -> Iterable[Row]:
     """p99 of a chunk of each hostile text against the median chunk of prose, and the memory it leaves behind."""
     plain = chunks(prose(SIZE))
-    for label, policy in policies().items():
+    for label, make_policy in POLICIES.items():
+        policy = make_policy()
         feed_all(policy, plain)
         median = percentile(each_chunk(Gate(policy), plain), 0.5) / 1e3
-        for number, make in enumerate(WORKLOADS):
-            p99 = worst(policy, make)
-            yield at_most(f"adversarial_{label}_{number}", f"{make} ({label}), p99 of a chunk", p99 / median, 15, "x",
-                          f"{p99:.1f} µs to prose median {median:.2f} µs")  # fmt: skip
+        for number, (workload, make) in enumerate(WORKLOADS.items()):
+            p99 = worst(make_policy, workload, plain)
+            yield at_most(f"adversarial_{label}_{number}", f"{workload} ({label}), p99 of a chunk", p99 / median, 15,
+                          "x", f"{p99:.1f} µs to prose median {median:.2f} µs")  # fmt: skip
+            feed_all(policy, chunks(make(random.Random(number))))
         budget = sum(lane.scanner.budget for lane in policy.plan(AppliesTo.RESPONSE).lanes) / 1e6
         used = automata_bytes(policy) / 1e6
         yield at_most(f"adversarial_{label}_account", f"automata after all of it ({label})", used, budget, "MB",
@@ -108,7 +116,7 @@ def adversarial() -> Iterable[Row]:
 
 def _real_memory() -> Row:
     """The budget against what Python has really allocated."""
-    policy = policies()["kinds"]
+    policy = POLICIES["kinds"]()
     pieces = [piece for make in WORKLOADS.values() for piece in chunks(make(random.Random(9)))]
     size, _ = allocated(lambda: feed_all(policy, pieces))
     account = automata_bytes(policy)
