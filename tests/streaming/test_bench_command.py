@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, ManagementUtility, call_command
 
 from tests.bench import anchors, gate_hold, gate_speed, gate_worst, registry
-from tests.bench.clock import feed_all
+from tests.bench.clock import feed_all, peak_growth
 from tests.bench.registry import SkipBench, at_least, at_most, bench, context
 from tests.bench.rules import TWELVE, many, policy_of
 from tests.bench.texts import chunks, mixed
@@ -144,6 +145,18 @@ def test_texts_and_rules_are_the_same_in_every_run() -> None:
     assert mixed(5000) == mixed.__wrapped__(5000)
     assert "".join(chunks(mixed(5000))) == mixed(5000)
     assert many(20) == many(20)
+
+
+def forty_megabytes() -> Callable[[], object]:
+    return lambda: b"x" * 40_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc")
+def test_growth_of_a_process_is_seen_although_its_parent_is_larger() -> None:
+    ballast = b"y" * 120_000_000
+    grown = peak_growth("tests.streaming.test_bench_command:forty_megabytes")
+    del ballast
+    assert 39e6 < grown < 60e6
 
 
 def test_anchors_find_what_the_gate_finds() -> None:
