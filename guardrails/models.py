@@ -15,6 +15,9 @@ from django.db import models
 from django.utils import timezone
 
 USER = settings.AUTH_USER_MODEL
+CALLS_PER_MINUTE = 60
+UPDATES_PER_SECOND = 20
+"""What a new key may do, unless somebody says otherwise."""
 
 
 class ImmutableRecord(Exception):
@@ -148,8 +151,10 @@ class ApiKey(models.Model):
     scopes = models.JSONField(default=list)
     policy = models.CharField(max_length=64, blank=True, help_text="Runs when a call names none; empty: basic.")
     origins = models.JSONField(default=list, blank=True, help_text="Browser origins that may use it.")
-    calls_per_minute = models.PositiveIntegerField(default=60, help_text="Calls that start something or check.")
-    updates_per_second = models.PositiveIntegerField(default=20)
+    calls_per_minute = models.PositiveIntegerField(
+        default=CALLS_PER_MINUTE, help_text="Calls that start something or check."
+    )
+    updates_per_second = models.PositiveIntegerField(default=UPDATES_PER_SECOND)
     created_at = models.DateTimeField(default=timezone.now)
     created_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     last_used_at = models.DateTimeField(null=True, blank=True)

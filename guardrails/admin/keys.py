@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar, cast
-from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
@@ -16,6 +16,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 from guardrails import services
 from guardrails.admin.base import ModelAdmin, each
 from guardrails.models import ApiKey, Policy, Scope
+from guardrails.origins import origin
 
 
 class ApiKeyForm(forms.ModelForm[ApiKey]):
@@ -37,6 +38,8 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial["origins"] = "\n".join(self.instance.origins)
+        for limit in ("calls_per_minute", "updates_per_second"):
+            self.fields[limit].validators.append(MinValueValidator(1))
 
     def clean_policy(self) -> str:
         """A policy that exists, or none."""
@@ -46,17 +49,11 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
         return name
 
     def clean_origins(self) -> list[str]:
-        """Scheme and host each, nothing behind them."""
-        origins = str(self.cleaned_data["origins"]).split()
-        for origin in origins:
-            parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.netloc
-                or origin != f"{parts.scheme}://{parts.netloc}"
-            ):
-                raise ValidationError(f"“{origin}” is not an origin.")
-        return origins
+        """One a line."""
+        try:
+            return [origin(written) for written in str(self.cleaned_data["origins"]).split()]
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
 
 
 @admin.register(ApiKey)
@@ -82,19 +79,11 @@ class ApiKeyAdmin(ModelAdmin[ApiKey]):
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: forms.ModelForm[ApiKey], change: bool) -> None:
         """A new key is made by the service and shown this once."""
-        if change:
-            obj.save(update_fields=form.changed_data)
-            return
         asked = form.cleaned_data
-        made, plaintext = services.create_api_key(
-            name=asked["name"],
-            scopes=asked["scopes"],
-            policy=asked["policy"],
-            origins=asked["origins"],
-            by=cast("User", request.user),
-        )
-        limits = {name: asked[name] for name in ("calls_per_minute", "updates_per_second")}
-        ApiKey.objects.filter(pk=made.pk).update(**limits)
+        if change:
+            services.change_api_key(key=obj, **asked)
+            return
+        made, plaintext = services.create_api_key(**asked, by=cast("User", request.user))
         obj.pk = made.pk
         obj.refresh_from_db()
         messages.warning(request, f"The key of {made.name}, shown this once: {plaintext}")

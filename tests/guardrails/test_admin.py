@@ -7,7 +7,9 @@ from html import unescape
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.contrib.staticfiles import finders
 from django.test import Client
 from django.urls import reverse
@@ -163,12 +165,16 @@ def test_refused_step_is_told_in_words_and_the_others_go_on(root: Client) -> Non
 def test_key_is_shown_on_one_page_once(root: Client) -> None:
     form = {"name": "shop", "scopes": ["check"], "origins": "https://a.example", "calls_per_minute": 7,
             "updates_per_second": 8}  # fmt: skip
-    response = root.post(reverse("admin:guardrails_apikey_add"), form, follow=True)
-    text = unescape(response.content.decode())
+    url = root.post(reverse("admin:guardrails_apikey_add"), form)["Location"]
+    stored = [str(session.get_decoded()) for session in Session.objects.all()] + [
+        f"{entry.change_message} {entry.object_repr}" for entry in LogEntry.objects.all()
+    ]
+    text = unescape(root.get(url).content.decode())
     key = ApiKey.objects.get()
     plaintext = next(word for word in text.replace("<", " ").split() if word.startswith(key.prefix + "_"))
     assert selectors.api_key_for(plaintext) == key
     assert (key.calls_per_minute, key.updates_per_second, key.origins) == (7, 8, ["https://a.example"])
+    assert plaintext not in " ".join(stored)
     assert plaintext not in page(root, "apikey_changelist")
     assert plaintext not in page(root, "apikey_change", key.pk)
     assert key.key_hash not in page(root, "apikey_change", key.pk)
@@ -178,7 +184,14 @@ def test_key_is_shown_on_one_page_once(root: Client) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("origins", "https://a.example/path"), ("origins", "javascript:x"), ("policy", "nope"), ("scopes", "everything")],
+    [
+        ("origins", "https://a.example/path"),
+        ("origins", "javascript:x"),
+        ("policy", "nope"),
+        ("scopes", "everything"),
+        ("calls_per_minute", 0),
+        ("updates_per_second", 0),
+    ],
 )
 def test_key_form_refuses_what_opens_nothing(root: Client, field: str, value: str) -> None:
     form = {"name": "shop", "scopes": ["check"], "calls_per_minute": 7, "updates_per_second": 8, field: value}

@@ -180,6 +180,9 @@ def test_api_key_is_shown_once_and_stored_nowhere(cast: Cast) -> None:
         ({"scopes": ["check"], "policy": "nope"}, "no policy"),
         ({"scopes": ["check"], "name": " "}, "needs a name"),
         ({"scopes": ["check"], "name": "taken"}, "already"),
+        ({"scopes": ["check"], "origins": ["https://a.example/path"]}, "not an origin"),
+        ({"scopes": ["check"], "calls_per_minute": 0}, "1 or more"),
+        ({"scopes": ["check"], "updates_per_second": 0}, "1 or more"),
     ],
 )
 def test_api_key_that_makes_no_sense_is_refused_and_nothing_stored(asked: dict[str, Any], words: str) -> None:
@@ -187,6 +190,26 @@ def test_api_key_that_makes_no_sense_is_refused_and_nothing_stored(asked: dict[s
     with pytest.raises(Refused, match=words):
         services.create_api_key(**{"name": "shop", **asked})
     assert ApiKey.objects.count() == 1
+
+
+def test_change_of_a_key_is_whole_or_refused_and_never_touches_the_secret() -> None:
+    services.create_api_key(name="taken", scopes=["check"])
+    key, plaintext = services.create_api_key(name="shop", scopes=["check"])
+    asked: dict[str, Any] = {"name": "till", "scopes": ["stream", "check"], "policy": "",
+                             "origins": ["https://Shop.example:443", "https://shop.example"],
+                             "calls_per_minute": 7, "updates_per_second": 8}  # fmt: skip
+    for wrong in ({"name": "taken"}, {"policy": "nope"}, {"scopes": []}, {"origins": ["shop.example"]}):
+        with pytest.raises(Refused):
+            services.change_api_key(key=key, **{**asked, **wrong})
+    unchanged = selectors.api_key_for(plaintext)
+    assert unchanged is not None
+    assert (unchanged.name, unchanged.scopes) == ("shop", ["check"])
+    services.change_api_key(key=key, **asked)
+    found = selectors.api_key_for(plaintext)
+    assert found is not None
+    assert {name: getattr(found, name) for name in asked} == {
+        **asked, "scopes": ["check", "stream"], "origins": ["https://shop.example"]
+    }  # fmt: skip
 
 
 def test_revoked_key_opens_nothing_and_keeps_its_first_date() -> None:
