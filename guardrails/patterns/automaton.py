@@ -27,7 +27,6 @@ from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Sour
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
 _LONG_REPEAT = 4  # turns; shorter repeats are kept exact
-_UNKNOWN = -32768
 _WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
 _STATE_COST, _THREAD_COST, _EDGE_COST = 640, 120, 60  # bytes, measured on CPython 3.11
 
@@ -62,9 +61,7 @@ class State(dict["str | int", "State"]):
     def __missing__(self, char: str) -> State:
         scanner = self.scanner
         code = ord(char)
-        key = (scanner.pages.get(code >> 8) or scanner.page(code >> 8))[code & 255]
-        if key == _UNKNOWN:
-            key = scanner.key(code)
+        key = (scanner.pages.get(code >> 10) or scanner.page(code >> 10))[code & 1023]
         following = self.get(key)
         if following is None:
             following = scanner.step(self, key)
@@ -89,6 +86,7 @@ class Scanner:
         self.used = 0
         self.flushes = 0
         self._fold = table().fold if folds else {SENTINEL: "\ufffd"}
+        self._odd_pages = table().by_page if folds else {ord(SENTINEL) >> 10: [SENTINEL]}
         self.pages: dict[int, array[int]] = {}
         self._many: dict[tuple[int, ...], int] = {}
         self._many_parts: list[tuple[int, ...]] = []
@@ -106,19 +104,15 @@ class Scanner:
     # -- one edge -----------------------------------------------------------------------------------------------
 
     def page(self, number: int) -> array[int]:
-        """Room for the edge keys of 256 characters."""
-        known = self.pages[number] = array("h", [_UNKNOWN]) * 256
-        return known
+        """Edge keys of 1,024 characters: a part of the alphabet, -1 for an ignorable, below for several characters."""
+        page = self.program.alphabet.page(number << 10, 1024)
+        for char in self._odd_pages.get(number, ()):
+            page[ord(char) & 1023] = self._key(char)
+        self.pages[number] = page
+        return page
 
-    def key(self, code: int) -> int:
-        """Edge key of a character: a part of the alphabet, -1 for an ignorable, below for several characters."""
-        page = self.pages.get(code >> 8) or self.page(code >> 8)
-        page[code & 255] = key = self._key(code)
-        return key
-
-    def _key(self, code: int) -> int:
-        char = chr(code)
-        folded = self._fold.get(char, char)
+    def _key(self, char: str) -> int:
+        folded = self._fold[char]
         part = self.program.alphabet.part
         if len(folded) == 1:
             return part(folded)

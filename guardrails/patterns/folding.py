@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from bisect import bisect_left
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,18 @@ MAX_RUN = 16
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The shipped table. ``odd``: every character that does not fold to exactly one character."""
+    """The shipped table.
+
+    ``odd``: every character that does not fold to exactly one character. ``by_page``: the characters that do not fold
+    to themselves, by code point divided by 1,024.
+    """
 
     version: int
     fold: dict[str, str]
     odd: frozenset[str]
     word: Ranges
     one_to_one: dict[int, str]
+    by_page: dict[int, list[str]]
 
 
 @functools.cache
@@ -44,12 +50,16 @@ def table() -> Table:
     for lo, hi in raw["ignorable"]:
         for code in range(lo, hi + 1):
             fold[chr(code)] = ""
+    by_page: dict[int, list[str]] = defaultdict(list)
+    for char in fold:
+        by_page[ord(char) >> 10].append(char)
     return Table(
         version=raw["version"],
         fold=fold,
         odd=frozenset(char for char, target in fold.items() if len(target) != 1),
         word=tuple((lo, hi) for lo, hi in raw["word"]),
         one_to_one={ord(char): target for char, target in fold.items() if len(target) == 1},
+        by_page=dict(by_page),
     )
 
 

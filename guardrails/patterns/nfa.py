@@ -8,6 +8,7 @@ characters costs one instruction. Everything is acyclic but the last turn of a s
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,17 @@ class Alphabet:
 
     def _find(self, code: int) -> int:
         return self._part[bisect_right(self._cuts, code) - 1]
+
+    def page(self, first: int, count: int) -> array[int]:
+        """Parts of ``count`` characters from code point ``first`` on, whole ranges at a time."""
+        out = array("h")
+        index = bisect_right(self._cuts, first) - 1
+        at, end = first, first + count
+        while at < end:
+            until = min(end, self._cuts[index + 1]) if index + 1 < len(self._cuts) else end
+            out.extend(array("h", [self._part[index]]) * (until - at))
+            at, index = until, index + 1
+        return out
 
     def part(self, char: str) -> int:
         """The part of the alphabet a character belongs to."""
