@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from guardrails.patterns.charset import SENTINEL
 from guardrails.patterns.folding import MAX_RUN, table
@@ -28,16 +28,49 @@ from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Sour
 DEFAULT_BUDGET = 48 * 1024 * 1024
 _LONG_REPEAT = 4  # turns; shorter repeats are kept exact
 _WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
-_STATE_COST, _THREAD_COST, _EDGE_COST = 640, 120, 60  # bytes, measured on CPython 3.11
+_STATE_COST, _THREAD_COST, _EDGE_COST, _MOVE_COST = 640, 120, 60, 400  # bytes, measured on CPython 3.11
+_EXACT = 8  # characters by which a thread may be older than its shortest way here before its age is rounded
+_NO_LIMIT = 1 << 30
 
 Threads = tuple[tuple[int, int], ...]
 """Resting positions with their age, sorted by position."""
+
+First = tuple[dict[int, int], tuple[int, ...], int]
+"""What starts with a character: resting positions with their age, rules that accept at once, turns of long repeats."""
+
+Rests = tuple[tuple[int, int], ...]
+"""Where a thread rests after a step, and the most its age may be there (0: it holds nothing any more)."""
+
+
+class Move:
+    """One step from a resting position, worked out once: the hot part of making a state."""
+
+    __slots__ = ("accepts", "asserts", "crowds", "last", "least", "mask", "most", "rests", "rounds")
+
+    def __init__(self, scanner: Scanner, position: int) -> None:
+        program = scanner.program
+        instr = program.at(position)
+        self.asserts = instr.op == ASSERT
+        self.last = instr.op == REP and position - instr.base == instr.high - 1
+        self.rounds = position == instr.base  # ages are rounded where a thread leaves an instruction's first turn
+        self.mask = 0
+        self.least = self.most = 0
+        self.rests: Rests = ()
+        self.accepts: tuple[int, ...] = ()
+        self.crowds = 0
+        if not self.asserts:
+            self.mask = 1 << instr.set_
+            target = program.consume(position)
+            self.least, self.most = program.depths(target)
+            there, self.accepts = program.arrive(target)
+            self.rests = tuple(map(scanner.rest, there))
+            self.crowds = sum(map(scanner.is_long, (position for position, _ in self.rests)))
 
 
 class State(dict["str | int", "State"]):
     """One state; maps a character (or, as an int, an edge key) to the next state."""
 
-    __slots__ = ("age", "live", "prev", "rule", "run", "scanner", "seen", "skew", "threads")
+    __slots__ = ("age", "live", "prev", "run", "scanner", "seen", "skew", "threads")
 
     def __init__(
         self,
@@ -55,15 +88,16 @@ class State(dict["str | int", "State"]):
         self.run = run
         self.seen = seen
         self.skew = skew
-        self.age, self.rule = scanner.oldest(threads)
+        self.age = max([age for _, age in threads]) if threads else 0  # of the oldest thread that holds
         self.live = bool(seen) or skew  # the caller must look
 
     def __missing__(self, char: str) -> State:
         scanner = self.scanner
         code = ord(char)
         key = (scanner.pages.get(code >> 10) or scanner.page(code >> 10))[code & 1023]
-        following = self.get(key)
-        if following is None:
+        if key in self:
+            following = self[key]
+        else:
             following = scanner.step(self, key)
             self[key] = following
             scanner.spend(_EDGE_COST)
@@ -72,8 +106,27 @@ class State(dict["str | int", "State"]):
             scanner.spend(_EDGE_COST)
         return following
 
+    @property
+    def rule(self) -> int:
+        """Index of the oldest thread's rule, or -1 if nothing is held."""
+        for position, age in self.threads:
+            if age == self.age > 0:
+                return self.scanner.program.rule_of(position)
+        return -1
+
     def __hash__(self) -> int:  # type: ignore[override]  # identity: states are interned
         return id(self)
+
+
+def _rounded(age: int, move: Move) -> int:
+    """An age to remember: never below the true one, at most a quarter above, and few different ones.
+
+    Each age is a state of its own, and what counts for the states is how much longer the way here was than the
+    shortest one.
+    """
+    excess = age - move.least
+    step = 1 << (excess.bit_length() - 3)
+    return min(move.least + -(-excess // step) * step, move.most)
 
 
 class Scanner:
@@ -91,7 +144,9 @@ class Scanner:
         self._many: dict[tuple[int, ...], int] = {}
         self._many_parts: list[tuple[int, ...]] = []
         self._states: dict[tuple[Threads, int, int, tuple[int, ...], bool], State] = {}
-        self._firsts: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._firsts: dict[tuple[int, int], First] = {}
+        self._moves: dict[int, Move] = {}
+        self._resolved: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
         self._initial: dict[tuple[int, ...], dict[int, list[int]]] = {}
         self._leading: set[int] = set()
         self._canonical: dict[tuple[str, int], int] = {}
@@ -127,77 +182,86 @@ class Scanner:
 
     def step(self, state: State, key: int) -> State:
         """The state after one more character of the original text."""
-        seen = set(state.seen)
+        fired: list[int] = []
         threads, prev, run, skew = state.threads, state.prev, 0, state.skew
         if key >= 0:
-            threads, prev = self._advance(threads, prev, key, seen)
+            threads, prev = self._advance(threads, prev, key, fired)
         elif key == -1:
             skew = True
             run = min(state.run + 1, MAX_RUN + 1)
             if state.run == MAX_RUN:
-                threads, prev = self._advance(threads, prev, self._sentinel_part, seen)
+                threads, prev = self._advance(threads, prev, self._sentinel_part, fired)
         else:
             skew = True
             for part in self._many_parts[-2 - key]:
-                threads, prev = self._advance(threads, prev, part, seen)
-        return self._state(threads, prev, run, tuple(sorted(seen)), skew=skew)
+                threads, prev = self._advance(threads, prev, part, fired)
+        seen = tuple(sorted({*state.seen, *fired})) if fired else state.seen
+        return self._state(threads, prev, run, seen, skew=skew)
 
-    def _advance(self, threads: Threads, prev: int, part: int, seen: set[int]) -> tuple[Threads, int]:
-        program, alphabet = self.program, self.program.alphabet
+    def _advance(self, threads: Threads, prev: int, part: int, fired: list[int]) -> tuple[Threads, int]:
+        alphabet, moves = self.program.alphabet, self._moves
         bits, after = alphabet.bits[part], alphabet.masks[part]
-        reached: dict[int, int] = {}
-        for position, age in threads:
-            if program.at(position).op != ASSERT:
-                self._move(position, age, bits, reached, seen)
-                continue
-            waiting, accepts = program.resolve((position,), prev, after)
-            seen.update(accepts)
-            for other in waiting:
-                self._move(other, age, bits, reached, seen)
-        first, accepts_now = self._first(prev, part)
-        seen.update(accepts_now)
-        for position in first:
-            self._rest(position, 1, reached)
-        self._keep_between(threads, bits, reached)
-        self._merge_turns(reached)
+        first, accepts, crowd = self._firsts.get((prev, part)) or self._first(prev, part)
+        reached = dict(first)
+        fired.extend(accepts)
+        last = False
+        todo: Iterable[tuple[int, int]] = threads
+        while todo:
+            waiting: list[tuple[int, int]] = []
+            for position, age in todo:
+                move = moves.get(position) or self._move(position)
+                if bits & move.mask:
+                    last = last or move.last
+                    crowd += move.crowds
+                    if move.accepts:
+                        fired.extend(move.accepts)
+                    age += 1
+                    if move.rounds and age - move.least > _EXACT:
+                        age = _rounded(age, move)
+                    for other, most in move.rests:
+                        since = age if age < most else most
+                        if since >= reached.get(other, -1):
+                            reached[other] = since
+                elif move.asserts:
+                    found, accepted = self._resolve(position, prev, part)
+                    fired.extend(accepted)
+                    waiting.extend((other, age) for other in found)
+            todo = waiting
+        if last:
+            self._keep_between(threads, bits, reached)
+        if crowd > 2:
+            self._merge_turns(reached)
         return tuple(sorted(reached.items())), after & self._care
 
-    def _move(self, position: int, age: int, bits: int, reached: dict[int, int], seen: set[int]) -> None:
-        program = self.program
-        if bits >> program.waits_for(position) & 1:
-            target = program.consume(position)
-            there, accepts = program.arrive(target)
-            seen.update(accepts)
-            age += 1
-            if position == program.at(position).base:
-                age = self._round_up(target, age)
-            for other in there:
-                self._rest(other, age, reached)
+    def _move(self, position: int) -> Move:
+        known = self._moves[position] = Move(self, position)
+        self.spend(_MOVE_COST)
+        return known
 
-    def _round_up(self, position: int, age: int) -> int:
-        """An age to remember: never below the true one, at most a quarter above, and few different ones.
+    def _resolve(self, position: int, prev: int, part: int) -> tuple[list[int], list[int]]:
+        """A waiting assertion, now that the character behind it is known."""
+        key = (position, prev, part)
+        known = self._resolved.get(key)
+        if known is None:
+            known = self.program.resolve((position,), prev, self.program.alphabet.masks[part])
+            self._resolved[key] = known
+            self.spend(_MOVE_COST)
+        return known
 
-        Each age is a state of its own, and what counts for the states is how much longer the way here was than the
-        shortest one.
-        """
-        least, most = self.program.depths(position)
-        excess = age - least
-        if excess > 8:
-            step = 1 << (excess.bit_length() - 3)
-            age = min(least + -(-excess // step) * step, most)
-        return age
+    def rest(self, position: int) -> tuple[int, int]:
+        """Where a thread that gets to ``position`` rests, and the most its age may be there."""
+        if self.program.is_sure(position):
+            return position, 0
+        instr = self.program.at(position)
+        if instr.base in self._leading and position - instr.base >= instr.low:
+            # every character of the run started a thread of its own, so one position stands for all turns
+            return instr.base + instr.low, instr.high - 1
+        return position, _NO_LIMIT
 
-    def _rest(self, position: int, age: int, reached: dict[int, int]) -> None:
-        program = self.program
-        if program.is_sure(position):
-            age = 0
-        else:
-            instr = program.at(position)
-            if instr.base in self._leading and position - instr.base >= instr.low:
-                # every character of the run started a thread of its own, so one position stands for all turns
-                position, age = instr.base + instr.low, min(age, instr.high - 1)
-        if age >= reached.get(position, -1):
-            reached[position] = age
+    def is_long(self, position: int) -> bool:
+        """Is this a turn of a repeat whose turns are kept as an interval?"""
+        instr = self.program.at(position)
+        return instr.op == REP and instr.high - instr.low >= _LONG_REPEAT
 
     def _keep_between(self, threads: Threads, bits: int, reached: dict[int, int]) -> None:
         """Where the oldest of two merged turns has just ended, the next older one (not kept) is the oldest now."""
@@ -207,7 +271,8 @@ class Scanner:
             if instr.op != REP or high - instr.base != instr.high - 1 or low < instr.base or high - low < 2:
                 continue
             if bits >> instr.set_ & 1:
-                self._rest(high, program.depths(high)[1], reached)
+                position, most = self.rest(high)
+                reached[position] = max(reached.get(position, -1), min(program.depths(high)[1], most))
 
     def _merge_turns(self, reached: dict[int, int]) -> None:
         """Of many turns of one long repeat keep the youngest and the oldest, and take all between for alive.
@@ -227,32 +292,23 @@ class Scanner:
                     if position not in (youngest, oldest):
                         del reached[position]
 
-    def _first(self, prev: int, part: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Where threads rest that start with this very character, and rules of one character that accept by it."""
-        known = self._firsts.get((prev, part))
-        if known is None:
-            program, alphabet = self.program, self.program.alphabet
-            rest: set[int] = set()
-            accepts: set[int] = set()
-            for conditions, by_set in self._initial.items():
-                if all(program.holds(program.at(c), prev, alphabet.masks[part]) for c in conditions):
-                    for set_ in alphabet.sets[part]:
-                        for position in by_set.get(set_, ()):
-                            there, accepted = program.arrive(program.consume(position))
-                            rest.update(there)
-                            accepts.update(accepted)
-            known = self._firsts[prev, part] = (tuple(rest), tuple(accepts))
+    def _first(self, prev: int, part: int) -> First:
+        """Threads that start with this very character, rules of one character that accept by it, long turns."""
+        program, alphabet = self.program, self.program.alphabet
+        rest: dict[int, int] = {}
+        accepts: set[int] = set()
+        for conditions, by_set in self._initial.items():
+            if all(program.holds(program.at(c), prev, alphabet.masks[part]) for c in conditions):
+                for set_ in alphabet.sets[part]:
+                    for position in by_set.get(set_, ()):
+                        there, accepted = program.arrive(program.consume(position))
+                        for other, most in map(self.rest, there):
+                            rest[other] = max(rest.get(other, -1), min(1, most))
+                        accepts.update(accepted)
+        known = self._firsts[prev, part] = (rest, tuple(accepts), sum(map(self.is_long, rest)))
         return known
 
     # -- states -------------------------------------------------------------------------------------------------
-
-    def oldest(self, threads: Threads) -> tuple[int, int]:
-        """Age of the oldest thread that still holds, and its rule (-1: none)."""
-        age, best = 0, -1
-        for position, since in threads:
-            if since > age:
-                age, best = since, position
-        return age, self.program.rule_of(best) if best >= 0 else -1
 
     def _state(self, threads: Threads, prev: int, run: int, seen: tuple[int, ...], *, skew: bool) -> State:
         key = (threads, prev, run, seen, skew)
@@ -289,6 +345,8 @@ class Scanner:
                     for state in states:
                         state.clear()
                     self._firsts.clear()
+                    self._moves.clear()
+                    self._resolved.clear()
                     self.used = 0
                     self.flushes += 1
 
