@@ -95,9 +95,8 @@ class State(dict["str | int", "State"]):
         scanner = self.scanner
         code = ord(char)
         key = (scanner.pages.get(code >> 10) or scanner.page(code >> 10))[code & 1023]
-        if key in self:
-            following = self[key]
-        else:
+        following = self.get(key)  # another thread may drop all edges at any moment
+        if following is None:
             following = scanner.step(self, key)
             self[key] = following
             scanner.spend(_EDGE_COST)
