@@ -61,10 +61,10 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "pii": Scenario(
         "Personal data split over tokens",
-        "What do we have on file for Jane Roe?",
-        "Here is the record that you asked for. Jane Roe has been a customer since 2019.\n\nHer social security "
-        "number is 536-22-8145, and the card on file is 4111 1111 1111 1111, valid until 12/27. She prefers to be "
-        "written to at jane.roe@example.com and not to be called. Her last order, number 20417, was shipped on "
+        "What do we have on file for account 20417?",
+        "Here is the record that you asked for. The account has been with us since 2019.\n\nThe social security "
+        "number is 536-22-8145, and the card on file is 4111 1111 1111 1111, valid until 12/27. Please write "
+        "to desk.seven@example.com and do not call. The last order, number 88213, was shipped on "
         "Tuesday; nothing is open.",
     ),
     "api_key": Scenario(

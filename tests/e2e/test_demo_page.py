@@ -14,7 +14,7 @@ from tests.e2e.server import Demo
 from tests.e2e.visitor import Visitor
 
 SECRETS = {
-    "pii": ["536-22-8145", "4111 1111 1111 1111", "jane.roe@example.com"],
+    "pii": ["536-22-8145", "4111 1111 1111 1111", "desk.seven@example.com"],
     "api_key": re.findall(r"ghp_\w{36}|AKIA\w{16}", SCENARIOS["api_key"].answer),
 }
 

@@ -91,7 +91,7 @@ async def test_it_works() -> None:
     text = client.text()
     assert "[SSN]" in text
     assert "[CREDIT_CARD]" in text
-    for planted in ("536-22", "4111", "jane.roe@"):
+    for planted in ("536-22", "4111", "desk.seven@"):
         assert planted not in json.dumps(client.seen)
     session = await last_session()
     assert (session.state, session.outcome) == ("MONITORING", "redacted")

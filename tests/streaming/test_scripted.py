@@ -58,7 +58,7 @@ async def test_the_same_request_is_cut_the_same_way_every_time(name: str) -> Non
     assert first == second
 
 
-@pytest.mark.parametrize("value", ["536-22-8145", "4111 1111 1111 1111", "jane.roe@example.com"])
+@pytest.mark.parametrize("value", ["536-22-8145", "4111 1111 1111 1111", "desk.seven@example.com"])
 async def test_planted_values_are_split_over_several_chunks(value: str) -> None:
     events, _ = await stream(ask("x", scenario="pii"))
     chunks = [event.text for event in events if isinstance(event, TextDelta)]
