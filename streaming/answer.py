@@ -21,6 +21,7 @@ from streaming.core.events import (
     Hold,
     MessageStream,
     ModelNamed,
+    ProviderChosen,
     ProviderEvent,
     ProviderNotice,
     ProviderToolResult,
@@ -103,6 +104,7 @@ class Answer:
         self.stopped: Blocked | None = None
         self.usage: dict[str, int] = {}
         self.model = ""
+        self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
@@ -126,6 +128,8 @@ class Answer:
                 return self._tool_result(id_, result, error)
             case Usage():
                 self.usage |= event.as_dict()
+            case ProviderChosen():
+                self.chosen = event
             case ModelNamed(model):
                 self.model = model
             case Stopped(reason, choice):

@@ -23,12 +23,14 @@ from streaming.core.events import (
     MessageNew,
     MessageUpdate,
     PolicyRef,
+    ProviderChosen,
     ServerEvent,
     StateChange,
     Timing,
 )
 from streaming.models import Message
 from streaming.providers.base import Provider, ProviderRequest
+from streaming.resilience import Upstreams
 from streaming.sessions import DeferredText, Ending, Started, State
 
 
@@ -41,8 +43,13 @@ class Run:
     monitor: bool
     prompt_raw: str
     prompt: CheckedText
-    provider: Provider
+    upstreams: Upstreams
     request: ProviderRequest
+
+    @property
+    def provider(self) -> Provider:
+        """The provider that was asked for; another one may answer in the end."""
+        return self.upstreams.providers[0]
 
 
 @dataclass(slots=True)
@@ -111,15 +118,18 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
 
 
 def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, object]:
+    chosen = answer.chosen or ProviderChosen(run.provider.name, run.upstreams.streaming)
     metadata: dict[str, object] = {
-        "provider": run.provider.name,
+        "provider": chosen.provider,
         "model": answer.model or run.request.model or run.provider.default_model,
         "usage": answer.usage,
         "in_reply_to": run.started.prompt_id,
-        "streaming": True,
+        "streaming": chosen.streaming,
         "status": status.value,
         "redactions": [list(pair) for pair in answer.redactions],
     }
+    if chosen.fallback:
+        metadata["fallback"] = chosen.fallback
     if (stopped := answer.stopped) is not None:
         # A reload shows the same banner as the stream did.
         metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}

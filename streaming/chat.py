@@ -29,6 +29,7 @@ from streaming.providers.base import ChatMessage, ProviderRequest, UnknownProvid
 from streaming.providers.scripted import OWN_TEXT, SCENARIOS
 from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
+from streaming.resilience import Upstreams
 from streaming.sessions import NewSession, Started, Visitor
 from streaming.workers import workers_alive
 
@@ -88,7 +89,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         monitor=asked.monitor,
         prompt_raw=prompt,
         prompt=checked,
-        provider=provider,
+        upstreams=Upstreams((provider,)),
         request=replace(request, messages=(*history, ChatMessage("user", checked.visible))),
     )
     around = Surroundings(log, settings, tasks.queue_session, workers_alive)

@@ -258,7 +258,7 @@ class Pump:
     async def _feed(self) -> None:
         """Provider -> inbox, no faster than the loop takes it."""
         try:
-            async with aclosing(self._run.provider.stream(self._run.request)) as events:
+            async with aclosing(self._run.upstreams.ask(self._run.request)) as events:
                 async for event in events:
                     await self._slots.acquire()
                     self._inbox.put_nowait(_Arrived(event))

@@ -99,8 +99,25 @@ class ProviderNotice:
     delay_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ProviderChosen:
+    """Who answers from here on, and how; ``fallback`` says why it is not who was asked first (empty: it is)."""
+
+    provider: str
+    streaming: bool
+    fallback: str = ""
+
+
 ProviderEvent = (
-    TextDelta | ThinkingDelta | ToolCallDelta | ProviderToolResult | Usage | ModelNamed | Stopped | ProviderNotice
+    TextDelta
+    | ThinkingDelta
+    | ToolCallDelta
+    | ProviderToolResult
+    | Usage
+    | ModelNamed
+    | Stopped
+    | ProviderNotice
+    | ProviderChosen
 )
 
 

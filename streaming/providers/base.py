@@ -95,21 +95,56 @@ class UnknownScenario(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a model is told of it. ``parameters``: a JSON schema of type object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallMade:
+    """A call that the model made in an earlier round. ``arguments``: JSON text of an object, as it was run."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of the conversation. ``role``: system, user or assistant."""
+    """One message of the conversation. ``role``: system, user, assistant or tool.
+
+    An assistant's message may carry ``tool_calls`` and the thinking that led to them, with the ``signature`` that
+    some dialects want back. A tool's message answers the call ``tool_call_id``; ``failed`` says that ``text`` is an
+    error.
+    """
 
     role: str
     text: str
+    tool_calls: tuple[ToolCallMade, ...] = ()
+    tool_call_id: str = ""
+    failed: bool = False
+    thinking: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderRequest:
-    """What a provider is asked. ``model`` empty: the provider's default. ``scenario`` and ``text`` are scripted's."""
+    """What a provider is asked. ``model`` empty: the provider's default. ``scenario`` and ``text`` are scripted's.
+
+    ``choices`` > 1 asks for that many answers (dialects without it refuse clearly). ``max_tokens`` None: the
+    dialect's own default.
+    """
 
     messages: tuple[ChatMessage, ...]
     model: str = ""
     scenario: str = ""
     text: str = ""
+    tools: tuple[ToolSpec, ...] = ()
+    choices: int = 1
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +205,16 @@ class Provider(ABC):
     def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer as events. Raises ``ProviderError``; events that came before it stand."""
 
+    def standard(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """The same answer asked for without streaming: the same events, all at once. Raises ``ProviderError``.
+
+        A provider that knows only one way answers with its stream.
+        """
+        return self.stream(request)
+
     async def complete(self, request: ProviderRequest) -> str:
-        """The whole answer of choice 0 as text. Raises ``ProviderError``."""
-        async with aclosing(self.stream(request)) as events:
+        """The whole answer of choice 0 as text, not streamed. Raises ``ProviderError``."""
+        async with aclosing(self.standard(request)) as events:
             parts = [event.text async for event in events if isinstance(event, TextDelta) and event.choice == 0]
         return "".join(parts)
 

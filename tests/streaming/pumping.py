@@ -18,6 +18,7 @@ from streaming.core.events import ProviderEvent, TextDelta
 from streaming.log import MemoryLog
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest
 from streaming.pump import Pump, Surroundings
+from streaming.resilience import Upstreams
 from streaming.sessions import NewSession, Visitor
 
 SSN = "536-22-8145"
@@ -158,5 +159,5 @@ async def trial(
         return workers
 
     around = Surroundings(log, settings, queue, alive, *([clock] if clock else []))
-    pump = Pump(Run(started, policy, False, prompt, checked, provider, request), around)
+    pump = Pump(Run(started, policy, False, prompt, checked, Upstreams((provider,)), request), around)
     return Trial(provider, log, started.session_id, started.answer_id, started.conversation_id, pump, queued)
