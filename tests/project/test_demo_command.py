@@ -80,6 +80,13 @@ class Demo:
                 return line
         raise AssertionError(f"no line matches {pattern!r}:\n" + "".join(self.log))
 
+    def until_all(self, *patterns: str) -> None:
+        """Read on until every pattern has matched, in whatever order the children's lines come."""
+        start = len(self.log)
+        for pattern in patterns:
+            if not any(re.search(pattern, line) for line in self.log[start:]):
+                self.until(pattern)
+
     def pid_of(self, word: str) -> int:
         """The direct child whose command line has the word."""
         below = processes_below(self.process.pid)
@@ -172,8 +179,7 @@ def test_a_killed_worker_and_a_killed_valkey_come_back(demo: Demo) -> None:
     demo.until(r"the valkey process ended \(SIGKILL\); starting it again in 5 s")
     down = demo.get("/ready")
     assert (down.status_code, down.json()["status"]) == (503, "down")
-    demo.until(rf"valkey\|.*port={port[1]}\b")
-    demo.until(r"worker\|.*Connected to redis")
+    demo.until_all(rf"valkey\|.*port={port[1]}\b", r"worker\|.*Connected to redis")
     assert demo.get("/ready").status_code == 200
     assert demo.stop() == 0
 
