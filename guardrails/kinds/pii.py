@@ -89,10 +89,11 @@ def _ssn() -> Rule:
 
 
 def _card(luhn: bool) -> Rule:
-    forms = _each("[3-6][0-9]{3}~[0-9]{4}~[0-9]{4}~[0-9]{4}|3[0-9]{3}~[0-9]{6}~[0-9]{4,5}")
+    # 2[2-7]: Mastercard has issued 2221 to 2720 since 2017; with sixteen digits only.
+    forms = _each("(?:[3-6][0-9]|2[2-7])[0-9]{2}~[0-9]{4}~[0-9]{4}~[0-9]{4}|3[0-9]{3}~[0-9]{6}~[0-9]{4,5}")
     return Rule(
         id="credit_card",
-        pattern=rf"[3-6][0-9]{{12,18}}|{forms}",
+        pattern=rf"[3-6][0-9]{{12,18}}|2[2-7][0-9]{{14}}|{forms}",
         not_after="0-9",
         not_before="0-9",
         validator=validators.luhn if luhn else None,
@@ -253,6 +254,7 @@ class PiiKind(Kind[PiiConfig]):
             hits=(
                 "SSN 123-45-6789",
                 "4111 1111 1111 1111 12/27",
+                "2223 0031 2200 3222",
                 "mail joe.bloggs@example.com",
                 "(212) 555-0123",
                 "10.0.0.1",
@@ -262,7 +264,7 @@ class PiiKind(Kind[PiiConfig]):
                 "account number: 12345678",
                 "date of birth: 21 March 1984",
             ),
-            passes=("4111 1111 1111 1112", "000-12-3456", "12:34:56", "version 3.14", "a passport photo"),
+            passes=("4111 1111 1111 1112", "2923 0031 2200 3225", "000-12-3456", "12:34:56", "version 3.14", "a passport photo"),
         ),
         Example(
             {"entities": {"credit_card": {"luhn": False}}},
