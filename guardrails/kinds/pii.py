@@ -264,7 +264,14 @@ class PiiKind(Kind[PiiConfig]):
                 "account number: 12345678",
                 "date of birth: 21 March 1984",
             ),
-            passes=("4111 1111 1111 1112", "2923 0031 2200 3225", "000-12-3456", "12:34:56", "version 3.14", "a passport photo"),
+            passes=(
+                "4111 1111 1111 1112",
+                "2923 0031 2200 3225",
+                "000-12-3456",
+                "12:34:56",
+                "version 3.14",
+                "a passport photo",
+            ),
         ),
         Example(
             {"entities": {"credit_card": {"luhn": False}}},
