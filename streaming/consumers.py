@@ -111,6 +111,8 @@ class SessionSocket(AsyncWebsocketConsumer):
 
     async def start(self, frame: StartFrame, access: Access) -> None:
         """Begin a session and read along."""
+        if access.visitor.only_session:
+            raise StartRefused("forbidden", "A stream token reads one session; beginning one needs an API key.")
         if self.active:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
         asked = Asked(access.visitor, frame.policy or access.policy)

@@ -43,11 +43,15 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who asks: a signed-in user, a browser session, or an API client (prefix of its key)."""
+    """Who asks: a signed-in user, a browser session, or an API client (prefix of its key).
+
+    ``only_session``: whoever holds a stream token; they may read and stop that session and begin none.
+    """
 
     user_id: int | None = None
     session_key: str = ""
     client: str = ""
+    only_session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,11 @@ def session_of(visitor: Visitor, session_id: str) -> AuditSession:
         found = AuditSession.objects.select_related("conversation").get(pk=UUID(session_id))
     except ValueError:
         raise AuditSession.DoesNotExist from None
-    if found.conversation is None or not _owns(visitor, found.conversation):
+    if visitor.only_session:
+        owned = str(found.pk) == visitor.only_session
+    else:
+        owned = found.conversation is not None and _owns(visitor, found.conversation)
+    if not owned:
         raise AuditSession.DoesNotExist
     return found
 

@@ -28,5 +28,6 @@ def from_json(text: str | bytes) -> dict[str, object]:
 
 
 def to_sse(event: Mapping[str, object]) -> bytes:
-    """One SSE frame of a stamped event, UTF-8."""
-    return f"event: {event['type']}\nid: {event['seq']}\ndata: {to_json(event)}\n\n".encode()
+    """One SSE frame of a stamped event, UTF-8. Seq 0 stands in no log and must not become a reader's place: no id."""
+    place = f"id: {event['seq']}\n" if event["seq"] else ""
+    return f"event: {event['type']}\n{place}data: {to_json(event)}\n\n".encode()

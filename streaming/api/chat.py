@@ -1,0 +1,123 @@
+"""``POST /v1/chat`` begins an answer, ``GET /v1/stream/events`` reads a session's events.
+
+Exists for clients that let the server talk to the model. Protects the rule that a call begins a session in the very
+way a socket does, with the same fields and the same refusals, and that its events are those of the session's log.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from django.core.exceptions import ObjectDoesNotExist
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.urls import reverse
+from ninja import Router, Schema, Status
+
+from streaming import stream_tokens
+from streaming.access import Access, Refused, access_by_token
+from streaming.api.auth import Key
+from streaming.api.errors import ApiError
+from streaming.chat import Asked, start_chat
+from streaming.conf import conf
+from streaming.frames import FrameError, StartFrame, parse_frame
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+from streaming.models import AuditSession
+from streaming.selectors import owned_session
+from streaming.sse import event_stream
+
+router = Router(tags=["chat"])
+RENEWED = "X-Stream-Token"
+
+
+class ChatIn(StartFrame):
+    """What a start frame says; its type need not be said."""
+
+    type: Literal["start"] = "start"
+
+
+class ChatOut(Schema):
+    """Where to read the answer. ``events_url`` needs the key, or ``&token=`` with the token."""
+
+    session_id: str
+    conversation_id: str
+    stream_token: str
+    events_url: str
+
+
+class EventsAuth(Key):
+    """A key with the scope ``stream``, or ``?token=`` for readers that cannot send headers."""
+
+    async def __call__(self, request: HttpRequest) -> Access:
+        """The access of the request. Raises ``ApiError``."""
+        token = request.GET.get("token", "")
+        if not token:
+            return await super().__call__(request)
+        try:
+            return access_by_token(token)
+        except Refused as error:
+            raise ApiError(401, str(error), code=error.code) from None
+
+
+@router.post("/chat", auth=Key("stream"), response={201: ChatOut}, summary="Begin a guarded answer")
+async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
+    """The prompt is checked and stored, the answer streams into the session's events."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    settings = conf()
+    try:
+        # One reading of the fields for sockets and calls; ninja's own has only said what the document promises.
+        frame = parse_frame(json.dumps({**json.loads(request.body), "type": "start"}), settings)
+        if not isinstance(frame, StartFrame):
+            raise FrameError("not_an_object", "The body is not a JSON object.")
+        asked = Asked(
+            access.visitor,
+            frame.policy or access.policy,
+            correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
+        )
+        started = await start_chat(frame, asked, shared_log(), settings)
+    except FrameError as error:
+        status = 413 if error.code == "too_large" else 422
+        raise ApiError(status, str(error), code=error.code, field=error.field) from None
+    except LogUnavailable:
+        raise ApiError(503, "The session log cannot be reached, so nothing can be streamed now.") from None
+    out = ChatOut(
+        session_id=started.session_id,
+        conversation_id=started.conversation_id,
+        stream_token=stream_tokens.issue(started.session_id),
+        events_url=f"{reverse('v1:events')}?session_id={started.session_id}",
+    )
+    return Status(201, out)
+
+
+@router.get("/stream/events", auth=EventsAuth("stream"), url_name="events", summary="A session's events (SSE)")
+async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | StreamingHttpResponse:
+    """All events above ``Last-Event-ID`` until the session is COMPLETE; 204 when the reader has them all."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    after = _last_seen(request)
+    session_id = session_id or access.visitor.only_session
+    if not session_id:
+        raise ApiError(422, "“session_id” is missing.", field="session_id")
+    try:
+        session = await owned_session(access.visitor, session_id)
+        log = shared_log()
+        # 204 is what makes an EventSource stop asking again.
+        if after and session.state == AuditSession.State.COMPLETE and not await log.read(session_id, after, 1):
+            return HttpResponse(status=204)
+    except ObjectDoesNotExist:
+        raise ApiError(404, "There is no such session.", field="session_id") from None
+    except LogUnavailable:
+        raise ApiError(503, "The session log cannot be reached now.") from None
+    frames = event_stream(log, str(session.pk), after, conf())
+    response = StreamingHttpResponse(frames, content_type="text/event-stream")
+    response["Cache-Control"] = "no-store"
+    response["X-Accel-Buffering"] = "no"
+    response[RENEWED] = stream_tokens.issue(str(session.pk))
+    return response
+
+
+def _last_seen(request: HttpRequest) -> int:
+    said = request.headers.get("Last-Event-ID", "") or "0"
+    if not (said.isascii() and said.isdigit() and len(said) < 16):
+        raise ApiError(422, "“Last-Event-ID” is the seq of an event, a whole number.", field="Last-Event-ID")
+    return int(said)
