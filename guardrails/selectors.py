@@ -24,6 +24,7 @@ __all__ = [
     "active_policy",
     "api_key_for",
     "forget",
+    "origin_is_known",
     "policy_by_digest",
     "policy_choices",
     "version_state",
@@ -105,6 +106,12 @@ def api_key_for(plaintext: str) -> ApiKey | None:
         return None
     note_key_used(key=key)
     return key
+
+
+def origin_is_known(origin: str) -> bool:
+    """Whether any key that stands names this browser origin."""
+    named = ApiKey.objects.filter(revoked_at__isnull=True).exclude(origins=[]).values_list("origins", flat=True)
+    return bool(origin) and any(origin in origins for origins in named)
 
 
 def _active(name: str) -> PolicyVersion:

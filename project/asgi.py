@@ -10,7 +10,6 @@ import os
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
@@ -20,9 +19,9 @@ from project.startup import refuse_misconfiguration  # noqa: E402 - Django has t
 
 refuse_misconfiguration()
 
-from streaming.routing import websocket_urlpatterns  # noqa: E402
+from streaming.routing import CheckedOrigins, websocket_urlpatterns  # noqa: E402
 
 sockets = URLRouter(websocket_urlpatterns)  # type: ignore[arg-type]  # the stubs want a class that only they have
 application = ProtocolTypeRouter(
-    {"http": django_application, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
+    {"http": django_application, "websocket": CheckedOrigins(AuthMiddlewareStack(sockets))}
 )

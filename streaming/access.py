@@ -3,7 +3,7 @@
 Exists so that sockets and calls decide it in one place. Protects the rule that outside of demo mode nothing streams
 for a stranger, and that a key opens only what its scopes name.
 
-    Refused     code (``unauthenticated``, ``forbidden``), with words for the client
+    Refused     code (``unauthenticated``, ``forbidden``, ``origin_not_allowed``), with words for the client
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from urllib.parse import parse_qsl
 
 from channels.db import database_sync_to_async
 
+from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey
 from guardrails.selectors import api_key_for
 from streaming import stream_tokens
 from streaming.conf import demo_mode
+from streaming.selectors import key_of_session
 from streaming.sessions import Visitor
 
 PAGE_POLICY = "demo"
@@ -33,10 +35,27 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who it is, and the policy that runs when a call names none."""
+    """Who it is, the policy that runs when a call names none, and what the key allows.
+
+    ``origins``: browser origins other than our own that may use it.
+    """
 
     visitor: Visitor
     policy: str
+    origins: tuple[str, ...] = ()
+    calls_per_minute: int = CALLS_PER_MINUTE
+    updates_per_second: int = UPDATES_PER_SECOND
+
+    def check_origin(self, origin: str, own: str) -> bool:
+        """Whether the browser says that a page of another origin calls (True), one that may. Raises ``Refused``.
+
+        ``own``: our own origin as the browser would name it. Programs send no ``Origin``.
+        """
+        if not origin or origin == own:
+            return False
+        if origin not in self.origins:
+            raise Refused("origin_not_allowed", "The API key may not be used from pages of this origin.")
+        return True
 
 
 def key_in(headers: Iterable[tuple[str, str]]) -> str:
@@ -53,18 +72,27 @@ async def access_by_key(plaintext: str, scope: str) -> Access:
         raise Refused("unauthenticated", "The API key is not known or has been revoked.")
     if scope not in key.scopes:
         raise Refused("forbidden", f"The API key has no scope “{scope}”.")
-    return Access(Visitor(client=key.prefix), key.policy or KEY_POLICY)
+    return _access_of(key, Visitor(client=key.prefix))
+
+
+def _access_of(key: ApiKey, visitor: Visitor) -> Access:
+    return Access(
+        visitor, key.policy or KEY_POLICY, tuple(key.origins), key.calls_per_minute, key.updates_per_second
+    )  # fmt: skip
 
 
 async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
     """Who opened a socket. Raises ``Refused``."""
     if keys:
-        headers = scope.get("headers", [])
-        pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in _pairs(headers)]
+        pairs = headers_of(scope)
         if plaintext := key_in(pairs):
-            return await access_by_key(plaintext, "stream")
-        if token := dict(parse_qsl(_query(scope).decode("latin-1"))).get("token", ""):
-            return access_by_token(token)
+            access = await access_by_key(plaintext, "stream")
+            access.check_origin(_header(pairs, "origin"), _own_origin(scope, pairs))
+            return access
+        if token := token_in(scope):
+            access = await access_by_token(token)
+            access.check_origin(_header(pairs, "origin"), _own_origin(scope, pairs))
+            return access
     user = scope.get("user")
     user_id = getattr(user, "pk", None) if getattr(user, "is_authenticated", False) else None
     if user_id is None and not demo_mode():
@@ -73,18 +101,33 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
     return Access(Visitor(user_id=user_id, session_key=session_key), PAGE_POLICY)
 
 
-def access_by_token(token: str) -> Access:
-    """The access to one session that a stream token gives. Raises ``Refused``."""
+async def access_by_token(token: str) -> Access:
+    """The access to one session that a stream token gives, as far as its key still stands. Raises ``Refused``."""
     session_id = stream_tokens.session_of(token)
-    if session_id is None:
+    key = await database_sync_to_async(key_of_session)(session_id) if session_id else None
+    if key is None or session_id is None:
         raise Refused("unauthenticated", "The stream token is not valid or has expired.")
-    return Access(Visitor(only_session=session_id), "")
+    return _access_of(key, Visitor(only_session=session_id))
 
 
-def _query(scope: Mapping[str, object]) -> bytes:
+def headers_of(scope: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Headers of a socket's request, names in lower case."""
+    raw = scope.get("headers", [])
+    pairs = list(raw) if isinstance(raw, list | tuple) else []
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in pairs]
+
+
+def token_in(scope: Mapping[str, object]) -> str:
+    """The stream token in a socket's address; empty if there is none."""
     raw = scope.get("query_string", b"")
-    return raw if isinstance(raw, bytes) else b""
+    query = raw.decode("latin-1") if isinstance(raw, bytes) else str(raw)
+    return dict(parse_qsl(query)).get("token", "")
 
 
-def _pairs(headers: object) -> list[tuple[bytes, bytes]]:
-    return list(headers) if isinstance(headers, list | tuple) else []
+def _header(pairs: Iterable[tuple[str, str]], name: str) -> str:
+    return dict(pairs).get(name, "")
+
+
+def _own_origin(scope: Mapping[str, object], pairs: Iterable[tuple[str, str]]) -> str:
+    scheme = "https" if scope.get("scheme") == "wss" else "http"
+    return f"{scheme}://{_header(pairs, 'host')}"

@@ -24,6 +24,7 @@ from channels.layers import BaseChannelLayer, get_channel_layer
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from streaming.conf import Conf, conf, redis_url
@@ -69,6 +70,7 @@ class RedisLog:
     def __init__(self, url: str, layer: BaseChannelLayer | None, settings: Conf) -> None:
         self._redis = connect(url)
         self._append = self._redis.register_script(APPEND)
+        self._scripts: dict[str, AsyncScript] = {}
         self._layer, self._conf = layer, settings
         self._channel = NO_CHANNEL + uuid4().hex
         self._starting = asyncio.Lock()
@@ -143,6 +145,12 @@ class RedisLog:
     async def ping(self) -> None:
         """Raises ``LogUnavailable`` when the store cannot be reached."""
         await self._reach(self._redis.ping())
+
+    async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
+        """Run a Lua script in the store that the log is in. Raises ``LogUnavailable``."""
+        if script not in self._scripts:
+            self._scripts[script] = self._redis.register_script(script)
+        return await self._reach(self._scripts[script](keys=list(keys), args=list(args)))
 
     async def count(self, pattern: str) -> int:
         """How many keys match; for the few keys of workers. Raises ``LogUnavailable``."""

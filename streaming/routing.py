@@ -1,13 +1,36 @@
-"""Routes of the sockets."""
+"""Routes of the sockets, and which pages may open them.
+
+Protects the rule that a page of another site cannot use a visitor's cookies: without a key or a token a socket opens
+only for our own pages. Whoever shows one of those is asked by the consumer for the origins that its key names.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+from channels.security.websocket import AllowedHostsOriginValidator
 from django.urls import path
 
+from streaming.access import headers_of, key_in, token_in
 from streaming.consumers import ChatConsumer, StreamConsumer
+
+KEYED = "/ws/stream/"
 
 # Channels routes ASGI applications with Django's path(); the stubs know only views there.
 websocket_urlpatterns = [
     path("ws/chat/", ChatConsumer.as_asgi()),  # type: ignore[arg-type]
-    path("ws/stream/", StreamConsumer.as_asgi()),  # type: ignore[arg-type]
+    path(KEYED.lstrip("/"), StreamConsumer.as_asgi()),  # type: ignore[arg-type]
 ]
+
+
+class CheckedOrigins:
+    """ASGI middleware: an ``Origin`` that is not ours passes only with a key or a token, and only where they count."""
+
+    def __init__(self, application: Any) -> None:
+        self._any = application
+        self._ours = AllowedHostsOriginValidator(application)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Hand the socket on, or refuse it before it is accepted."""
+        keyed = scope["path"] == KEYED and (key_in(headers_of(scope)) or token_in(scope))
+        return await (self._any if keyed else self._ours)(scope, receive, send)

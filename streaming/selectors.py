@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from channels.db import database_sync_to_async
 from django.db.models import QuerySet
 
+from guardrails.models import ApiKey
 from streaming.core.events import Done, MessageUpdate, ServerEvent, StateChange
 from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.providers.base import ChatMessage
@@ -55,6 +56,12 @@ def session_over(session_id: str) -> tuple[AuditSession.State, Sequence[ServerEv
 def open_checks(session_id: str) -> QuerySet[DeferredCheck]:
     """Deferred checks of a session that have not ended."""
     return DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN).order_by("id")
+
+
+def key_of_session(session_id: str) -> ApiKey | None:
+    """The key that began a session, unless it has been revoked since."""
+    clients = AuditSession.objects.filter(pk=session_id).exclude(client="").values("client")
+    return ApiKey.objects.filter(prefix__in=clients, revoked_at__isnull=True).first()
 
 
 async def owned_session(visitor: Visitor, session_id: str) -> AuditSession:

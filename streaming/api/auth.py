@@ -1,6 +1,7 @@
 """API keys on calls: found in either header, checked for the scope that the call needs.
 
-Protects the rule that a key opens only what its scopes name; a missing or unknown key is 401, a missing scope 403.
+Protects the rule that a key opens only what its scopes name; a missing or unknown key is 401, a missing scope or a page
+of an origin that the key does not name 403, a call too many 429.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from django.http import HttpRequest
 from ninja.security import HttpBearer
 
 from streaming.access import Access, Refused, access_by_key, key_in
+from streaming.api.edge import ALLOWANCE, ORIGIN
 from streaming.api.errors import ApiError
+from streaming.limits import Spends, take
 
 
 class Key(HttpBearer):
-    """``Authorization: Bearer sg_…`` or ``X-API-Key: sg_…`` with one scope."""
+    """``Authorization: Bearer sg_…`` or ``X-API-Key: sg_…`` with one scope, and what a call uses up of its limit."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, spends: Spends | None = None) -> None:
         super().__init__()
         self.scope = scope
+        self.spends = spends
         self.is_async = True
 
     async def __call__(self, request: HttpRequest) -> Access:
@@ -31,6 +35,30 @@ class Key(HttpBearer):
     async def authenticate(self, request: HttpRequest, token: str) -> Access:
         """The access of this key. Raises ``ApiError``."""
         try:
-            return await access_by_key(token, self.scope)
+            access = await access_by_key(token, self.scope)
+            check_origin(request, access)
         except Refused as error:
-            raise ApiError(403 if error.code == "forbidden" else 401, str(error), code=error.code) from None
+            raise ApiError(401 if error.code == "unauthenticated" else 403, str(error), code=error.code) from None
+        await self.spend(request, access)
+        return access
+
+    async def spend(self, request: HttpRequest, access: Access) -> None:
+        """Count the call. Raises ``ApiError`` when it is one too many."""
+        if self.spends is None:
+            return
+        limit = access.calls_per_minute if self.spends is Spends.START else access.updates_per_second
+        allowance = await take(access.visitor.client, self.spends, limit)
+        if allowance is None:
+            return
+        request.META[ALLOWANCE] = allowance
+        if allowance.exceeded:
+            per = "minute" if self.spends is Spends.START else "second"
+            said = f"The API key allows {limit} such calls per {per}."
+            raise ApiError(429, said, headers={"Retry-After": str(allowance.retry_after)})
+
+
+def check_origin(request: HttpRequest, access: Access) -> None:
+    """Note the origin of a page that may read the answer. Raises ``Refused`` for one that may not."""
+    origin = request.headers.get("Origin", "")
+    if access.check_origin(origin, f"{request.scheme}://{request.get_host()}"):
+        request.META[ORIGIN] = origin

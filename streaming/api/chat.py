@@ -16,11 +16,12 @@ from ninja import Router, Schema, Status
 
 from streaming import stream_tokens
 from streaming.access import Access, Refused, access_by_token
-from streaming.api.auth import Key
+from streaming.api.auth import Key, check_origin
 from streaming.api.errors import ApiError
 from streaming.chat import Asked, start_chat
 from streaming.conf import conf
 from streaming.frames import FrameError, StartFrame, parse_frame
+from streaming.limits import Spends
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
@@ -55,12 +56,14 @@ class EventsAuth(Key):
         if not token:
             return await super().__call__(request)
         try:
-            return access_by_token(token)
+            access = await access_by_token(token)
+            check_origin(request, access)
         except Refused as error:
-            raise ApiError(401, str(error), code=error.code) from None
+            raise ApiError(401 if error.code == "unauthenticated" else 403, str(error), code=error.code) from None
+        return access
 
 
-@router.post("/chat", auth=Key("stream"), response={201: ChatOut}, summary="Begin a guarded answer")
+@router.post("/chat", auth=Key("stream", Spends.START), response={201: ChatOut}, summary="Begin a guarded answer")
 async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     """The prompt is checked and stored, the answer streams into the session's events."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja

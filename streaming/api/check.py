@@ -27,6 +27,7 @@ from streaming.chat import StartRefused, load_policy
 from streaming.checks import CheckedText, check_text
 from streaming.conf import conf
 from streaming.core.text import unusable
+from streaming.limits import Spends
 from streaming.models import Message
 from streaming.sessions import DeferredText, Ending
 
@@ -86,7 +87,7 @@ class CheckOut(Schema):
     metadata: CheckMetadata
 
 
-@router.post("/check", response=CheckOut, auth=Key("check"), summary="Check one text")
+@router.post("/check", response=CheckOut, auth=Key("check", Spends.START), summary="Check one text")
 async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) -> CheckOut:
     """Check a prompt or a response as a whole.
 

@@ -6,6 +6,7 @@ nothing and says which field was wrong, and that no traceback or framework page 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import structlog
@@ -25,6 +26,7 @@ CODES = {
     409: "conflict",
     413: "too_large",
     422: "invalid",
+    429: "too_many_calls",
     503: "unavailable",
 }
 
@@ -32,11 +34,14 @@ CODES = {
 class ApiError(Exception):
     """A refusal with its HTTP status. ``code`` empty: the status's own."""
 
-    def __init__(self, status: int, message: str, *, code: str = "", field: str = "") -> None:
+    def __init__(
+        self, status: int, message: str, *, code: str = "", field: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code or CODES.get(status, "error")
         self.field = field
+        self.headers = headers or {}
 
 
 def error_response(status: int, message: str, *, code: str = "", field: str = "") -> JsonResponse:
@@ -55,7 +60,10 @@ def install(api: NinjaAPI) -> None:
 
     @api.exception_handler(ApiError)
     def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
-        return error_response(error.status, str(error), code=error.code, field=error.field)
+        response = error_response(error.status, str(error), code=error.code, field=error.field)
+        for name, value in error.headers.items():
+            response[name] = value
+        return response
 
     @api.exception_handler(ValidationError)
     def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:

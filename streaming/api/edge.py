@@ -1,0 +1,139 @@
+"""What every call under ``/v1/`` passes on its way in and out: bodies, compression, origins, limits.
+
+Exists as one middleware so that no single call can forget it. Protects three rules: a body is at most 1 MB *after*
+decompression and however it was sent (a chunked one names no length); a browser is told that it may read an answer only
+where the key names its origin; event streams are never compressed, because a compressor holds text back.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from channels.db import database_sync_to_async
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
+from django.utils.text import compress_string
+
+from guardrails.selectors import origin_is_known
+from streaming.api.errors import error_response
+from streaming.limits import Allowance
+
+PREFIX = "/v1/"
+ALLOWANCE = "sluicegate.allowance"
+"""Where the key's check leaves what is left of the limit, in ``request.META``."""
+ORIGIN = "sluicegate.origin"
+"""Where it leaves the origin of another site's page that may read the answer."""
+WORTH_COMPRESSING = 500
+"""Bytes; below that gzip's own header eats the gain."""
+
+_ALLOWED_HEADERS = (
+    "Authorization, X-API-Key, Content-Type, Content-Encoding, Idempotency-Key, Last-Event-ID, X-Correlation-ID"
+)
+_EXPOSED_HEADERS = (
+    "X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token"
+)
+_PREFLIGHT_S = 600
+
+Next = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
+
+
+class EdgeMiddleware:
+    """Asynchronous only: Django adapts it for the synchronous test client."""
+
+    sync_capable = False
+    async_capable = True
+
+    def __init__(self, get_response: Next) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Pages are none of its business."""
+        if not request.path.startswith(PREFIX):
+            return await self.get_response(request)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return await _preflight(request)
+        response = _unpack(request) or await self.get_response(request)
+        _say_origin(request, response)
+        allowance = request.META.get(ALLOWANCE)
+        if isinstance(allowance, Allowance):
+            for name, value in allowance.headers().items():
+                response[name] = value
+        return _compressed(request, response)
+
+
+async def _preflight(request: HttpRequest) -> HttpResponseBase:
+    """A preflight carries no key, so it asks whether any key names the origin; the call itself asks its own."""
+    origin = request.headers.get("Origin", "")
+    if not await database_sync_to_async(origin_is_known)(origin):
+        return error_response(403, "No API key may be used from pages of this origin.", code="origin_not_allowed")
+    response = HttpResponse(status=204)
+    response["Access-Control-Allow-Origin"] = origin
+    response["Access-Control-Allow-Methods"] = "GET, POST"
+    response["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+    response["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
+    patch_vary_headers(response, ["Origin"])
+    return response
+
+
+def _say_origin(request: HttpRequest, response: HttpResponseBase) -> None:
+    if origin := request.META.get(ORIGIN):
+        response["Access-Control-Allow-Origin"] = origin
+        response["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+    patch_vary_headers(response, ["Origin"])
+
+
+def _unpack(request: HttpRequest) -> HttpResponse | None:
+    """Read and decompress the body in place; the refusal if it is too large or no body that we can read."""
+    most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    too_large = "The body is larger than 1 MB."
+    try:
+        body = request.body
+    except RequestDataTooBig:
+        return error_response(413, too_large)
+    if len(body) > most:
+        return error_response(413, too_large)
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return None
+    if encoding != "gzip":
+        return error_response(415, "A body may be compressed with gzip or not at all.", code="unknown_encoding")
+    try:
+        unpacker = zlib.decompressobj(wbits=31)
+        plain = unpacker.decompress(body, most + 1)
+    except zlib.error:
+        return error_response(400, "The body is not gzip.")
+    if len(plain) > most:
+        return error_response(413, too_large)
+    if not unpacker.eof or unpacker.unused_data:
+        return error_response(400, "The body is not one whole gzip file.")
+    request._body = plain
+    request.META["CONTENT_LENGTH"] = str(len(plain))
+    return None
+
+
+def _compressed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    if not isinstance(response, HttpResponse) or response.has_header("Content-Encoding"):
+        return response
+    patch_vary_headers(response, ["Accept-Encoding"])
+    if len(response.content) < WORTH_COMPRESSING or not _takes_gzip(request.headers.get("Accept-Encoding", "")):
+        return response
+    response.content = compress_string(response.content)
+    response["Content-Encoding"] = "gzip"
+    response["Content-Length"] = str(len(response.content))
+    return response
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether the header names gzip with a weight other than nothing (RFC 9110, 12.5.3)."""
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() in ("gzip", "*"):
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False

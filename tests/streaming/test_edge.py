@@ -1,0 +1,237 @@
+"""What every call under ``/v1/`` passes: sizes, compression, origins, limits; and who may open a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+from channels.testing import WebsocketCommunicator
+from django.http import HttpResponse
+from django.test import AsyncClient
+
+from guardrails.models import ApiKey
+from guardrails.services import create_api_key, revoke_api_key
+from project.asgi import application
+from streaming import registry
+from streaming.limits import Spends, take
+from streaming.log_redis import close_shared_log, shared_log
+from streaming.models import AuditSession
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+SHOP = "https://shop.example"
+PHONE = {"text": "call me at +44 20 7946 0958 " + "or write a letter " * 60, "kind": "response", "accepts": ["redact"]}
+
+
+@pytest.fixture(autouse=True)
+async def closing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "2000")
+    yield
+    await registry.shutdown()
+    await close_shared_log()
+
+
+@database_sync_to_async
+def new_key(calls_per_minute: int = 60, name: str = "one") -> tuple[ApiKey, str]:
+    return create_api_key(
+        name=name, scopes=["check", "stream"], origins=[SHOP], calls_per_minute=calls_per_minute
+    )  # fmt: skip
+
+
+class Caller:
+    def __init__(self, key: str) -> None:
+        self.http = AsyncClient()
+        self.key = key
+
+    async def check(self, body: object = PHONE, **headers: str) -> HttpResponse:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Authorization": f"Bearer {self.key}", **headers}
+        return await self.http.post("/v1/check", raw, content_type="application/json", headers=given)
+
+
+@pytest.fixture
+async def caller() -> Caller:
+    return Caller((await new_key())[1])
+
+
+def code(response: HttpResponse) -> object:
+    return json.loads(response.content)["error"]["code"]
+
+
+async def test_it_works(caller: Caller) -> None:
+    packed = gzip.compress(json.dumps(PHONE).encode())
+    response = await caller.check(packed, **{"Content-Encoding": "gzip", "Accept-Encoding": "br, gzip;q=0.5"})
+    assert response.status_code == 200
+    assert response.headers["Content-Encoding"] == "gzip"
+    assert "Accept-Encoding" in response.headers["Vary"]
+    plain = gzip.decompress(response.content)
+    assert json.loads(plain)["text"].startswith("call me at [PHONE] or")
+    assert len(response.content) < len(plain)
+    assert int(response.headers["Content-Length"]) == len(response.content)
+
+
+@pytest.mark.parametrize("accepted", ["", "br", "gzip;q=0", "identity"])
+async def test_who_does_not_take_gzip_gets_none(caller: Caller, accepted: str) -> None:
+    response = await caller.check(**{"Accept-Encoding": accepted})
+    assert "Content-Encoding" not in response.headers
+    assert json.loads(response.content)["action"] == "redact"
+
+
+async def test_an_event_stream_is_never_compressed(caller: Caller) -> None:
+    headers = {"Authorization": f"Bearer {caller.key}", "Accept-Encoding": "gzip"}
+    body = json.dumps({"prompt": "Hello there"})
+    said = await caller.http.post("/v1/chat", body, content_type="application/json", headers=headers)
+    response = await caller.http.get(json.loads(said.content)["events_url"], headers=headers)
+    raw = b"".join([part async for part in response])
+    assert "Content-Encoding" not in response.headers
+    assert raw.startswith(b"event: state")
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status"),
+    [
+        (b"x" * 1_048_577, "identity", 413),
+        (gzip.compress(b"x" * 1_048_577), "gzip", 413),
+        (gzip.compress(b"0" * 200_000_000, 1), "gzip", 413),
+        (b"not gzip at all", "gzip", 400),
+        (gzip.compress(json.dumps(PHONE).encode())[:-9], "gzip", 400),
+        (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (zlib.compress(b"{}"), "deflate", 415),
+    ],
+)
+async def test_a_body_that_is_too_large_or_not_what_it_says_is_refused(
+    caller: Caller, body: bytes, encoding: str, status: int
+) -> None:
+    response = await caller.check(body, **{"Content-Encoding": encoding})
+    assert response.status_code == status, response.content
+    assert "error" in json.loads(response.content)
+    assert not await AuditSession.objects.aexists()
+
+
+async def test_a_chunked_body_without_a_length_is_measured_too(caller: Caller) -> None:
+    body = json.dumps({"text": "x" * 1_100_000, "kind": "response"}).encode()
+    sent: list[dict[str, object]] = []
+    parts = [body[at : at + 65_536] for at in range(0, len(body), 65_536)]
+
+    async def receive() -> dict[str, object]:
+        if not parts:
+            await asyncio.Event().wait()  # the client stays
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", f"Bearer {caller.key}".encode()), (b"content-type", b"application/json"),
+               (b"transfer-encoding", b"chunked"), (b"host", b"testserver")]  # fmt: skip
+    scope = {"type": "http", "method": "POST", "path": "/v1/check", "raw_path": b"/v1/check", "headers": headers,
+             "query_string": b"", "http_version": "1.1", "scheme": "http"}  # fmt: skip
+    await application(scope, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 413
+
+
+async def test_one_call_too_many_in_a_minute_is_told_to_wait(caller: Caller) -> None:
+    key, plaintext = await new_key(calls_per_minute=3, name="slow")
+    slow = Caller(plaintext)
+    left = []
+    for _ in range(3):
+        response = await slow.check()
+        left.append(response.headers["X-RateLimit-Remaining"])
+        assert response.headers["X-RateLimit-Limit"] == "3"
+    assert left == ["2", "1", "0"]
+    refused = await slow.check()
+    assert (refused.status_code, code(refused)) == (429, "too_many_calls")
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert refused.headers["X-RateLimit-Reset"] == refused.headers["Retry-After"]
+    assert await AuditSession.objects.filter(client=key.prefix).acount() == 3
+    assert (await caller.check()).status_code == 200  # another key's calls are its own
+
+
+async def test_a_new_window_opens_when_the_store_says_so() -> None:
+    seen = []
+    for _ in range(3):
+        allowance = await take("window", Spends.UPDATE, 2)
+        assert allowance is not None
+        seen.append(allowance.exceeded)
+    assert seen == [False, False, True]
+    # The window ends when its key does: what the store's clock will do in a second is done here at once.
+    assert await shared_log().evaluate("return redis.call('DEL', KEYS[1])", ["sg:rate:{window}:update"], []) == 1
+    again = await take("window", Spends.UPDATE, 2)
+    assert again is not None
+    assert not again.exceeded
+    assert 0 < again.reset_s <= 1
+
+
+async def test_without_a_store_calls_are_let_through(caller: Caller, settings: object) -> None:
+    await close_shared_log()
+    settings.REDIS_URL = ""  # type: ignore[attr-defined]
+    response = await caller.check()
+    assert response.status_code == 200
+    assert "X-RateLimit-Limit" not in response.headers
+
+
+async def test_a_page_of_an_origin_that_the_key_names_may_read_the_answer(caller: Caller) -> None:
+    response = await caller.check(Origin=SHOP)
+    assert response.headers["Access-Control-Allow-Origin"] == SHOP
+    assert "Origin" in response.headers["Vary"]
+    assert "Access-Control-Allow-Credentials" not in response.headers
+    refused = await caller.check({"text": 7}, Origin=SHOP)
+    assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (422, SHOP)
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "https://shop.example.evil.example", SHOP + ":8443"]
+)
+async def test_a_page_of_any_other_origin_is_refused_and_nothing_happens(caller: Caller, origin: str) -> None:
+    response = await caller.check(Origin=origin)
+    assert (response.status_code, code(response)) == (403, "origin_not_allowed")
+    assert "Access-Control-Allow-Origin" not in response.headers
+    assert not await AuditSession.objects.aexists()
+
+
+async def test_our_own_pages_and_programs_need_no_origin(caller: Caller) -> None:
+    for headers in ({}, {"Origin": "http://testserver"}):
+        response = await caller.check(**headers)
+        assert response.status_code == 200
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_a_preflight_is_answered_for_origins_that_some_key_names(caller: Caller) -> None:
+    async def preflight(origin: str) -> HttpResponse:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        response: HttpResponse = await caller.http.options("/v1/stream/start", headers=asked)
+        return response
+
+    allowed = await preflight(SHOP)
+    assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (204, SHOP)
+    assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
+    assert (await preflight("https://evil.example")).status_code == 403
+    await database_sync_to_async(revoke_api_key)(key=await ApiKey.objects.aget())
+    assert (await preflight(SHOP)).status_code == 403
+
+
+async def opened(path: str, **headers: str) -> tuple[bool, list[dict[str, object]]]:
+    """Whether a socket is accepted, and what it says first."""
+    pairs = [(name.lower().encode(), value.encode()) for name, value in {"host": "testserver", **headers}.items()]
+    socket = WebsocketCommunicator(application, path, headers=pairs)  # type: ignore[arg-type]
+    accepted, _ = await socket.connect()
+    said = []
+    if accepted and not await socket.receive_nothing(timeout=0.2):
+        said.append(json.loads(await socket.receive_from()))
+    await socket.disconnect()
+    return accepted, said
+
+
+async def test_a_socket_opens_for_the_origins_of_its_key(caller: Caller) -> None:
+    key = f"Bearer {caller.key}"
+    assert await opened("/ws/stream/", authorization=key, origin=SHOP) == (True, [])
+    accepted, said = await opened("/ws/stream/", authorization=key, origin="https://evil.example")
+    assert (accepted, said[0]["code"]) == (True, "origin_not_allowed")
+    assert await opened("/ws/chat/", authorization=key, origin=SHOP) == (False, [])
+    assert await opened("/ws/stream/", origin=SHOP) == (False, [])
+    accepted, said = await opened("/ws/stream/?token=nonsense", origin=SHOP)
+    assert (accepted, said[0]["code"]) == (True, "unauthenticated")
