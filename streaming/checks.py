@@ -50,7 +50,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     timed_out = False
     try:
         async with asyncio.timeout(guardrail.time_limit_s):
-            verdict = await guardrail.impl.check(request, Services(complete=complete))
+            verdict = await _verdict(guardrail, request)
     except TimeoutError:
         timed_out = True
         verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
@@ -60,6 +60,12 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
         verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
     return Checked(verdict, (clock() - started) * 1000, timed_out)
+
+
+async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
+    if guardrail.impl.computes:
+        return await asyncio.to_thread(guardrail.impl.judge, request)
+    return await guardrail.impl.check(request, Services(complete=complete))
 
 
 def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:

@@ -4,7 +4,8 @@ Adding a kind is adding one file to this package: a subclass of ``Kind`` with a 
 module is imported, and ``all_kinds`` imports every module of the package. No list, enum or migration is edited.
 
 A kind either yields ``rules`` (it then runs IMMEDIATE, inside the gate's automaton) or answers ``check`` (it then
-runs BATCHED or DEFERRED). ``limits`` is for the one thing that is neither: how long a text may become.
+runs BATCHED or DEFERRED; one that only computes answers ``judge`` instead). ``limits`` is for the one thing that is
+neither: how long a text may become.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Kind(ABC, Generic[ConfigT]):
     performance: ClassVar[PerformanceCharacteristics]
     applies_to: ClassVar[tuple[AppliesTo, ...]] = (AppliesTo.PROMPT, AppliesTo.RESPONSE)
     wants_conversation: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
+    """The kind answers ``judge`` and waits for nobody: it runs in a thread, so that the event loop goes on."""
     examples: ClassVar[tuple[Example, ...]] = ()
     Config: ClassVar[type[Config]]
 
@@ -130,6 +133,10 @@ class Kind(ABC, Generic[ConfigT]):
 
     async def check(self, request: CheckRequest, services: Services) -> Verdict:
         """Judge a sentence (BATCHED) or a whole text (DEFERRED). May raise; the caller turns that into an error."""
+        return self.judge(request)
+
+    def judge(self, request: CheckRequest) -> Verdict:
+        """The same, for kinds that only compute."""
         raise TypeError(f"kind {self.name!r} has rules, not checks")
 
 
