@@ -16,9 +16,10 @@ import structlog
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, OnError, Verdict
 from guardrails.kinds.ai_judge import UnparseableVerdict
-from guardrails.kinds.base import CheckRequest, Services, Turn
+from guardrails.kinds.base import CheckFailed, CheckRequest, Services, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
+from streaming import outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
@@ -54,7 +55,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     except TimeoutError:
         timed_out = True
         verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
-    except (ProviderError, UnknownProvider, UnparseableVerdict) as error:
+    except (ProviderError, UnknownProvider, UnparseableVerdict, CheckFailed) as error:
         verdict = Verdict(hit=False, error=str(error))
     except Exception as error:  # a kind's own bug must not take the stream down
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
@@ -65,7 +66,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
     if guardrail.impl.computes:
         return await asyncio.to_thread(guardrail.impl.judge, request)
-    return await guardrail.impl.check(request, Services(complete=complete))
+    return await guardrail.impl.check(request, Services(complete, outbound.post, outbound.secret))
 
 
 def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:

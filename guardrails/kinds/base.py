@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from abc import ABC
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Strict
@@ -47,6 +48,29 @@ class Turn:
 
 Complete = Callable[[str, list[Turn], float], Awaitable[str]]
 """``complete(provider_name, turns, time_limit_s) -> text``: the model call that a judge needs, handed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a called endpoint answered."""
+
+    status: int
+    body: bytes
+
+
+Post = Callable[[str, bytes, Mapping[str, str], float], Awaitable[Reply]]
+"""``post(url, body, headers, time_limit_s)``: the HTTP call that an external check needs, handed in. It refuses
+addresses that this installation does not allow."""
+
+Secret = Callable[[str], str]
+"""``secret(name)``: a secret of this installation by its name. Raises ``CheckFailed`` when it is not set."""
+
+HOOK_SECRET = re.compile(r"SLUICEGATE_HOOK_[A-Z0-9_]{1,60}")
+"""Names that a policy may use: whoever writes policies must not be able to send any other secret somewhere."""
+
+
+class CheckFailed(ValueError):
+    """An external check that gave no verdict. Its text is for a human and quotes nothing of the judged text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +106,8 @@ class Services:
     """What the caller lends to a check (guardrails never import providers)."""
 
     complete: Complete | None = None
-    extra: dict[str, object] = field(default_factory=dict)
+    post: Post | None = None
+    secret: Secret | None = None
 
 
 class Kind(ABC, Generic[ConfigT]):

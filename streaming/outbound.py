@@ -1,0 +1,138 @@
+"""HTTP calls to addresses that a policy names.
+
+Exists because whoever writes policies must not be able to make this server talk to what only this server can reach.
+Protects that rule at the one place where it can hold: the name is resolved here, every address that it has must be
+public (or allowed by ``SLUICEGATE_HOOK_HOSTS``), and the connection goes to that very address, so that a second answer
+of the name server changes nothing; a redirect is a new address and is asked the same. The environment's proxies are
+not followed.
+
+    AddressRefused     the address is not http(s), or leads to where policies may not send anything
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import httpx
+from django.conf import settings
+
+from guardrails.kinds.base import HOOK_SECRET, CheckFailed, Reply
+
+MAX_REDIRECTS = 3
+MAX_ANSWER_BYTES = 1_048_576
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class AddressRefused(CheckFailed):
+    """Where policies may not send anything."""
+
+
+async def post(url: str, body: bytes, headers: Mapping[str, str], time_limit_s: float) -> Reply:
+    """Send ``body`` and read the answer, at most 1 MB of it. Raises ``CheckFailed``, ``TimeoutError``."""
+    async with asyncio.timeout(time_limit_s):
+        return await _follow(url, body, headers, _resolve)
+
+
+def secret(name: str) -> str:
+    """A secret that policies may use, from the environment. Raises ``CheckFailed`` when it is not set."""
+    value = os.environ.get(name, "") if HOOK_SECRET.fullmatch(name) else ""
+    if not value:
+        raise CheckFailed(f"{name} is not set")
+    return value
+
+
+async def _follow(url: str, body: bytes, headers: Mapping[str, str], resolve: Resolve) -> Reply:
+    try:
+        target = httpx.URL(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            reply, location = await _once(target, body, headers, resolve)
+            if not location:
+                return reply
+            moved = target.join(location)
+            if (moved.scheme, moved.host, moved.port) != (target.scheme, target.host, target.port):
+                # What proves us to one host must not be shown to another.
+                headers = {name: value for name, value in headers.items() if name in ("Content-Type", "Accept")}
+            target = moved
+    except httpx.InvalidURL:
+        raise AddressRefused("the address is not an http(s) address") from None
+    except httpx.HTTPError as error:
+        raise CheckFailed(f"the call failed ({type(error).__name__})") from None
+    raise CheckFailed(f"more than {MAX_REDIRECTS} redirects")
+
+
+async def _once(target: httpx.URL, body: bytes, headers: Mapping[str, str], resolve: Resolve) -> tuple[Reply, str]:
+    address = await _allowed_address(target, resolve)
+    host = f"[{address}]" if ":" in address else address
+    named = {**headers, "Host": target.netloc.decode("ascii"), "Accept-Encoding": "identity"}
+    verify = httpx.create_ssl_context(trust_env=False) if target.scheme == "https" else False
+    async with (
+        # The caller's limit covers all of it; httpx's own ones would only be second opinions.
+        httpx.AsyncClient(trust_env=False, verify=verify, timeout=None) as client,  # noqa: S113
+        client.stream(
+            "POST",
+            target.copy_with(host=host),
+            content=body,
+            headers=named,
+            extensions={"sni_hostname": target.host},
+        ) as response,
+    ):
+        if response.status_code in (307, 308):  # the others would turn the POST into a GET without the text
+            return Reply(response.status_code, b""), response.headers.get("location", "")
+        data = b""
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) > MAX_ANSWER_BYTES:
+                raise CheckFailed("the answer is larger than 1 MB")
+        return Reply(response.status_code, data), ""
+
+
+async def _allowed_address(target: httpx.URL, resolve: Resolve) -> str:
+    """The address to connect to. Every address of the name has to be allowed, not only the one that is used."""
+    if target.scheme not in ("http", "https") or not target.host or target.userinfo:
+        raise AddressRefused("the address is not an http(s) address without a user")
+    port = target.port or (443 if target.scheme == "https" else 80)
+    try:
+        found = await resolve(target.host, port)
+    except OSError:
+        raise CheckFailed("the host's name has no address") from None
+    for text in found:
+        if not _public(ip_address(text)) and not _listed(target.host, ip_address(text)):
+            raise AddressRefused(
+                f"{target.host} leads to a private address, and SLUICEGATE_HOOK_HOSTS does not allow it"
+            )
+    return found[0]
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+def _public(address: Address) -> bool:
+    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
+    teredo = getattr(address, "teredo", None)
+    for part in (address, inner, *(teredo or ())):
+        if part is not None and (not part.is_global or part.is_multicast or part.is_reserved):
+            return False
+    # NAT64 carries an IPv4 address in its last four bytes (RFC 6052).
+    if isinstance(address, IPv6Address) and address in ip_network("64:ff9b::/96"):
+        return _public(IPv4Address(int(address) & 0xFFFF_FFFF))
+    return True
+
+
+def _listed(host: str, address: Address) -> bool:
+    """Whether the installation allows this host by name or this address by network."""
+    for entry in getattr(settings, "SLUICEGATE_HOOK_HOSTS", ()):
+        try:
+            if address in ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            if entry.lower() == host.lower():
+                return True
+    return False
