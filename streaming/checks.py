@@ -24,6 +24,7 @@ from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
 from streaming.providers.base import ChatMessage, ProviderError, ProviderRequest, UnknownProvider, get_provider
+from streaming.verdicts import book
 
 logger = structlog.get_logger(__name__)
 Clock = Callable[[], float]
@@ -31,11 +32,17 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A verdict with how long it took, in milliseconds."""
+    """A verdict with how long it took, in milliseconds, and the guardrail's 95th percentile so far.
+
+    ``slow``: the guardrail is slower than the class that it declares. ``remembered``: nobody was asked again.
+    """
 
     verdict: Verdict
     took_ms: float
     timed_out: bool = False
+    p95_ms: float | None = None
+    slow: bool = False
+    remembered: bool = False
 
 
 async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
@@ -47,10 +54,14 @@ async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str
 
 async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = time.monotonic) -> Checked:
     """One guardrail's verdict; never raises but for cancellation."""
+    kept = book(guardrail.impl)
+    if (verdict := kept.remembered(request, clock)) is not None:
+        return Checked(verdict, 0.0, p95_ms=kept.p95_ms, slow=kept.slower_than_declared, remembered=True)
     started = clock()
     timed_out = False
     try:
-        async with asyncio.timeout(guardrail.time_limit_s):
+        async with asyncio.timeout(guardrail.time_limit_s), kept.slot():
+            started = clock()  # what is measured is the guardrail, not the queue before it
             verdict = await _verdict(guardrail, request)
     except TimeoutError:
         timed_out = True
@@ -60,7 +71,10 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     except Exception as error:  # a kind's own bug must not take the stream down
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
         verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
-    return Checked(verdict, (clock() - started) * 1000, timed_out)
+    took_ms = (clock() - started) * 1000
+    kept.times.append(took_ms)
+    kept.remember(request, verdict, clock)
+    return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared)
 
 
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
@@ -69,18 +83,23 @@ async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
     return await guardrail.impl.check(request, Services(complete, outbound.post, outbound.secret))
 
 
-def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:
-    """The panel's line for a verdict."""
+def state_after(guardrail: Guardrail, checked: Checked) -> str:
+    """What a verdict amounts to: passed, hit, would_block, error or timeout."""
     verdict = checked.verdict
     if verdict.error is not None:
-        state = "timeout" if checked.timed_out else "error"
-    elif verdict.hit:
-        blocks = guardrail.mode is Mode.MONITOR and guardrail.action is not Action.WARN
-        state = "would_block" if blocks else "hit"
-    else:
-        state = "passed"
-    took = round(checked.took_ms, 3)
-    return GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state, took, took, verdict.error)
+        return "timeout" if checked.timed_out else "error"
+    if not verdict.hit:
+        return "passed"
+    return "would_block" if guardrail.mode is Mode.MONITOR and guardrail.action is not Action.WARN else "hit"
+
+
+def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:
+    """The panel's line for a verdict; a pass that came too slowly for the declared class says so."""
+    state = state_after(guardrail, checked)
+    if state == "passed" and checked.slow:
+        state = "slower_than_declared"
+    took, p95 = round(checked.took_ms, 3), round(checked.took_ms if checked.p95_ms is None else checked.p95_ms, 3)
+    return GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state, took, p95, checked.verdict.error)
 
 
 @dataclass(slots=True)

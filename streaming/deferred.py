@@ -24,7 +24,7 @@ from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
 from streaming import models, sessions
-from streaming.checks import Checked, run_check, status_after
+from streaming.checks import Checked, run_check, state_after
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
 from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession, DeferredCheck
@@ -168,7 +168,7 @@ def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked
 
 
 def _check_state(guardrail: Guardrail | None, checked: Checked) -> str:
-    return CheckState.ERROR.value if guardrail is None else status_after(guardrail, checked).state
+    return CheckState.ERROR.value if guardrail is None else state_after(guardrail, checked)
 
 
 def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict: Verdict, judged_chars: int) -> Finding:

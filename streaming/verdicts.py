@@ -1,0 +1,100 @@
+"""What is remembered of a guardrail between its checks: verdicts, who is under way, and how long they took.
+
+Exists beside ``checks`` because it outlives a check and a session. Protects three rules: the same text is not judged
+twice within the time that its kind says a verdict keeps (found by the text's hash; no text is kept); no more than a few
+checks of one guardrail run at once in a process, the rest wait within their own time limits; and a guardrail that
+breaks the class it declares is seen to.
+
+Everything hangs on the compiled guardrail's ``impl``: another version of a policy starts with nothing remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from guardrails.findings import Verdict
+from guardrails.kinds.base import CheckRequest, Config, Kind
+from guardrails.performance import CLASS_LIMITS_MS
+
+MAX_VERDICTS = 1_000
+"""Verdicts kept of one guardrail; the least recently used one goes first."""
+MAX_TIMES = 200
+ENOUGH_TIMES = 20
+"""Measurements before a guardrail may be called slower than it declares."""
+AT_ONCE = 16
+"""Checks of one guardrail under way in one event loop; of a kind that computes, ``AT_ONCE_COMPUTING``."""
+AT_ONCE_COMPUTING = 2
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Book:
+    """What is remembered of one guardrail. Times are milliseconds."""
+
+    kind: Kind[Config]
+    verdicts: OrderedDict[str, tuple[float, Verdict]] = field(default_factory=OrderedDict)
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TIMES))
+    slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = field(default_factory=WeakKeyDictionary)
+
+    def remembered(self, request: CheckRequest, clock: Clock) -> Verdict | None:
+        """A verdict on the same question that still holds."""
+        found = self.verdicts.get(key := _key(request))
+        if found is None or found[0] <= clock():
+            return None
+        self.verdicts.move_to_end(key)
+        return found[1]
+
+    def remember(self, request: CheckRequest, verdict: Verdict, clock: Clock) -> None:
+        """Keep a verdict as long as its kind says; a failure is never kept."""
+        seconds = self.kind.performance.cache_seconds
+        if not self.kind.performance.cacheable or not seconds or verdict.error is not None:
+            return
+        self.verdicts[_key(request)] = (clock() + seconds, verdict)
+        while len(self.verdicts) > MAX_VERDICTS:
+            self.verdicts.popitem(last=False)
+
+    def slot(self) -> asyncio.Semaphore:
+        """To be held while a check is under way."""
+        loop = asyncio.get_running_loop()
+        if loop not in self.slots:
+            self.slots[loop] = asyncio.Semaphore(AT_ONCE_COMPUTING if self.kind.computes else AT_ONCE)
+        return self.slots[loop]
+
+    @property
+    def p95_ms(self) -> float | None:
+        """95th percentile of the last measurements; None while there are none."""
+        return sorted(self.times)[int(len(self.times) * 0.95)] if self.times else None
+
+    @property
+    def slower_than_declared(self) -> bool:
+        """Measured often enough, and above what its class allows."""
+        p95 = self.p95_ms
+        most = CLASS_LIMITS_MS[self.kind.performance.performance_class][1]
+        return p95 is not None and len(self.times) >= ENOUGH_TIMES and p95 >= most
+
+
+_books: WeakKeyDictionary[Kind[Config], Book] = WeakKeyDictionary()
+
+
+def book(kind: Kind[Config]) -> Book:
+    """What is remembered of this guardrail in this process."""
+    found = _books.get(kind)
+    if found is None:
+        found = _books[kind] = Book(kind)
+    return found
+
+
+def _key(request: CheckRequest) -> str:
+    """A hash of all that a verdict may depend on."""
+    turns = (part for turn in request.conversation for part in (turn.role, turn.text))
+    digest = hashlib.sha256()
+    for part in (request.applies_to.value, request.text, *turns):
+        raw = part.encode()
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
