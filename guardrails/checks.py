@@ -37,7 +37,7 @@ def check_production(app_configs: Sequence[AppConfig] | None, **kwargs: object) 
         found.append(Error("Production runs in demo mode.", hint="Unset SLUICEGATE_DEMO.", id="sluicegate.E003"))
     missing = [
         name
-        for name in ("SLUICEGATE_VERSION_KEY_FILE", "SLUICEGATE_ACTIVATION_KEY_FILE")
+        for name in ("SLUICEGATE_VERSION_KEY_FILE", "SLUICEGATE_ACTIVATION_KEY_FILE", "SLUICEGATE_AUDIT_KEY_FILE")
         if not getattr(settings, name)
     ]
     if missing:

@@ -19,6 +19,7 @@ from guardrails.signing import KeyRefused, PublicKey, Purpose, SigningKey, new_k
 _SETTING = {
     Purpose.VERSION: "SLUICEGATE_VERSION_KEY_FILE",
     Purpose.ACTIVATION: "SLUICEGATE_ACTIVATION_KEY_FILE",
+    Purpose.AUDIT: "SLUICEGATE_AUDIT_KEY_FILE",
 }
 
 

@@ -43,6 +43,7 @@ class Purpose(StrEnum):
 
     VERSION = "sluicegate-version+jws"
     ACTIVATION = "sluicegate-activation+jws"
+    AUDIT = "sluicegate-audit-head+jws"
 
 
 class SignatureRefused(ValueError):

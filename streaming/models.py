@@ -10,11 +10,17 @@ State moves only in ``sessions.py`` and ``deferred.py``; nothing else writes ``s
 
 from __future__ import annotations
 
+import secrets
 import uuid
 
 from django.conf import settings
 from django.db import models
 from django.utils import timezone
+
+
+def new_salt() -> str:
+    """128 random bits, hexadecimal."""
+    return secrets.token_hex(16)
 
 
 class Conversation(models.Model):
@@ -61,6 +67,9 @@ class Message(models.Model):
     in_reply_to = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replies")
     created = models.DateTimeField(default=timezone.now)
     metadata = models.JSONField(default=dict, blank=True)
+    salt = models.CharField(
+        max_length=32, default=new_salt, editable=False, help_text="Of the text's commitment in the audit log."
+    )
 
     class Meta:
         ordering = ["created"]
@@ -194,3 +203,46 @@ class DeferredCheck(models.Model):
 
     def __str__(self) -> str:
         return f"{self.guardrail} {self.state}"
+
+
+class AuditHead(models.Model):
+    """Where the audit log ends: one row, locked by whoever appends."""
+
+    ONLY = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY)
+    seq = models.PositiveBigIntegerField(default=0)
+    hash = models.CharField(max_length=64)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.hash}"
+
+
+class AuditEntry(models.Model):
+    """One entry of the append-only audit log (``streaming.audit.chain``). ``at`` is text: it is what was hashed."""
+
+    class Kind(models.TextChoices):
+        OPENED = "opened"
+        SEALED = "sealed"
+        FINDING = "finding"
+        REVIEW = "review"
+        REVEAL = "reveal"
+        PURGE = "purge"
+
+    seq = models.PositiveBigIntegerField(primary_key=True)
+    kind = models.CharField(max_length=16, choices=Kind.choices)
+    session = models.CharField(max_length=36, blank=True, db_index=True)
+    at = models.CharField(max_length=40)
+    body = models.JSONField(default=dict)
+    before = models.CharField(max_length=64)
+    hash = models.CharField(max_length=64)
+
+    class Meta:
+        ordering = ["seq"]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.kind} {self.session}"

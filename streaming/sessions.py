@@ -27,6 +27,7 @@ from django.utils import timezone
 from guardrails.findings import Finding as FoundHit
 from guardrails.findings import Outcome
 from streaming import models
+from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message
 from streaming.sealed import seal
@@ -161,6 +162,7 @@ def start_session(new: NewSession) -> Started:
             started_at=now,
             heartbeat_at=now,
         )
+        audit.opened(session=session)
     return Started(str(session.id), str(conversation.id), str(prompt.id), str(answer.id), now)
 
 
@@ -246,6 +248,8 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **changes)
         models.Finding.objects.bulk_create(finding_row(session_id, hit) for hit in ending.findings)
         DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
+        if target is State.COMPLETE:
+            audit.sealed(session_id=session_id)
     return target
 
 
@@ -299,7 +303,10 @@ def complete_if_done(session_id: str) -> bool:
         AuditSession.objects.select_for_update().filter(pk=session_id).first()
         if DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN).exists():
             return False
-        return _move(session_id, State.MONITORING, State.COMPLETE, ended_at=timezone.now())
+        if not _move(session_id, State.MONITORING, State.COMPLETE, ended_at=timezone.now()):
+            return False
+        audit.sealed(session_id=session_id)
+        return True
 
 
 def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
@@ -322,6 +329,7 @@ def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
         ):
             return False
         Message.objects.filter(sessions_answered__pk=session_id).update(status=Message.Status.ERROR)
+        audit.sealed(session_id=session_id)
     return True
 
 
@@ -371,5 +379,6 @@ def record_check(
             correlation_id=correlation_id,
             started_at=now,
         )
+        audit.opened(session=session)
         finish_streaming(session_id=str(session.pk), ending=ending)
     return str(session.pk)

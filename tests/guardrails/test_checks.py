@@ -46,6 +46,7 @@ def test_it_works(production: Settings) -> None:
         ("SLUICEGATE_DEMO", True, "sluicegate.E003"),
         ("SLUICEGATE_VERSION_KEY_FILE", "", "sluicegate.E004"),
         ("SLUICEGATE_ACTIVATION_KEY_FILE", "", "sluicegate.E004"),
+        ("SLUICEGATE_AUDIT_KEY_FILE", "", "sluicegate.E004"),
         ("DATABASE_URL", "", "sluicegate.E005"),
         ("REDIS_URL", "", "sluicegate.E005"),
         ("SLUICEGATE_VERSION_KEY_FILE", "/nonexistent/key.pem", "sluicegate.E006"),

@@ -28,7 +28,7 @@ BEAT = ("-m", "celery", "-A", "project", "beat")
 def production(tmp_path: Path) -> dict[str, str]:
     """An environment in which nothing is wrong. The key files are named; whether they hold keys is not asked here."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    for name in ("VERSION", "ACTIVATION"):
+    for name in ("VERSION", "ACTIVATION", "AUDIT"):
         env[f"SLUICEGATE_{name}_KEY_FILE"] = str(tmp_path / name)
     return {**env, **GOOD, "SLUICEGATE_DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "project.settings"}
 
@@ -41,7 +41,7 @@ def start(command: tuple[str, ...], env: dict[str, str]) -> subprocess.Completed
 
 def test_it_works(production: dict[str, str]) -> None:
     """With nothing wrong the process comes up: the refusals below are about what they name."""
-    for name in ("VERSION", "ACTIVATION"):
+    for name in ("VERSION", "ACTIVATION", "AUDIT"):
         made = start(("manage.py", "make_signing_key", production[f"SLUICEGATE_{name}_KEY_FILE"]), production)
         assert made.returncode == 0, made.stderr
     result = start(WEB, production)
@@ -64,6 +64,7 @@ def test_no_process_starts_with_a_generated_secret(command: tuple[str, ...], pro
         ({"SLUICEGATE_DEMO": "1"}, "sluicegate.E003"),
         ({"SLUICEGATE_VERSION_KEY_FILE": ""}, "sluicegate.E004"),
         ({"SLUICEGATE_ACTIVATION_KEY_FILE": ""}, "sluicegate.E004"),
+        ({"SLUICEGATE_AUDIT_KEY_FILE": ""}, "sluicegate.E004"),
         ({"DATABASE_URL": ""}, "sluicegate.E005"),
         ({"REDIS_URL": ""}, "sluicegate.E005"),
     ],

@@ -14,7 +14,7 @@ from guardrails.keys import write_new_key
 
 
 class Command(BaseCommand):
-    help = "Write a new Ed25519 private key; name it in SLUICEGATE_VERSION_KEY_FILE or SLUICEGATE_ACTIVATION_KEY_FILE."
+    help = "Write a new Ed25519 private key; name it in SLUICEGATE_VERSION_KEY_FILE, …_ACTIVATION_… or …_AUDIT_…."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:

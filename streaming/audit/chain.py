@@ -1,0 +1,97 @@
+"""The audit log's arithmetic: what an entry commits to, and what is wrong with a chain.
+
+Exists apart from the database so that an auditor can check an export with nothing but this page: an entry's hash is
+SHA-256 over the canonical JSON (RFC 8785) of all its fields and the hash of the entry before it. Protects the rule that
+nothing in the log can be altered, left out, moved or cut off without the next check pointing at it. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from guardrails.signing import canonical_bytes
+
+GENESIS = "0" * 64
+"""What the first entry names as the hash before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log. ``at`` is UTC in ISO 8601 with microseconds; ``body`` is JSON-ready."""
+
+    seq: int
+    kind: str
+    session: str
+    at: str
+    body: Mapping[str, object]
+    before: str
+    hash: str
+
+    def as_dict(self) -> dict[str, object]:
+        """The entry as a line of an export."""
+        return {**_signed_part(self), "hash": self.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is not as it was written. ``seq`` is the entry that shows it."""
+
+    seq: int
+    code: str
+    message: str
+
+
+def _signed_part(entry: Entry) -> dict[str, object]:
+    return {
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "session": entry.session,
+        "at": entry.at,
+        "body": entry.body,
+        "before": entry.before,
+    }
+
+
+def next_entry(*, last_seq: int, last_hash: str, kind: str, session: str, at: str, body: Mapping[str, object]) -> Entry:
+    """The entry that follows. Raises ``ValueError`` for a body that canonical JSON cannot carry."""
+    draft = Entry(last_seq + 1, kind, session, at, body, last_hash, "")
+    return Entry(draft.seq, kind, session, at, body, last_hash, _hash(draft))
+
+
+def _hash(entry: Entry) -> str:
+    return hashlib.sha256(canonical_bytes(_signed_part(entry))).hexdigest()
+
+
+def faults(entries: Iterable[Entry], *, head: tuple[int, str] | None = None) -> Iterator[Fault]:
+    """What is wrong with a whole chain, in order; ``head`` is the last seq and hash that somebody else has kept.
+
+    After a fault the walk goes on from what stands there, so that one change is one fault and not a thousand.
+    """
+    seq, before, kept = 0, GENESIS, head is None or head[0] == 0
+    for entry in entries:
+        if entry.seq != seq + 1:
+            what = f"entries {seq + 1} to {entry.seq - 1} are missing" if entry.seq > seq + 1 else "it is out of order"
+            yield Fault(entry.seq, "gap", f"Entry {entry.seq}: {what}.")
+        elif entry.before != before:
+            yield Fault(entry.seq, "broken", f"Entry {entry.seq} does not follow the entry before it.")
+        if entry.hash != _hash(entry):
+            yield Fault(entry.seq, "altered", f"Entry {entry.seq} was altered after it was written.")
+        seq, before = entry.seq, entry.hash
+        if head is not None and seq == head[0]:
+            kept = True
+            if before != head[1]:
+                yield Fault(seq, "rewritten", f"Entry {seq} is not the one that the exported head names.")
+    if not kept and head is not None:
+        yield Fault(seq, "cut_off", f"The log ends at entry {seq}, and the exported head names entry {head[0]}.")
+
+
+def digest(value: Mapping[str, object]) -> str:
+    """What a ``sealed`` entry keeps of a row."""
+    return hashlib.sha256(canonical_bytes(value)).hexdigest()
+
+
+def commitment(salt: str, text: str) -> str:
+    """What a ``sealed`` entry keeps of a text: nothing that can be guessed at once the salt has been purged."""
+    return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()

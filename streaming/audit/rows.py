@@ -1,0 +1,43 @@
+"""A stored row as the canonical JSON that the audit log commits to.
+
+Exists so that writing and verifying cannot disagree about a field. Protects the commitment: every column that says
+what happened is in it; what only serves the running (heartbeats, last seq) is not.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from streaming.audit.chain import digest
+from streaming.models import AuditSession, Finding
+
+SESSION_FIELDS = (
+    "origin", "state", "outcome", "would_have", "monitor", "policy_name", "policy_version", "policy_digest",
+    "provider", "model", "client", "correlation_id", "started_at", "answered_at", "ended_at", "chars_in", "released",
+    "withheld", "exposed", "timing", "error_code", "error",
+)  # fmt: skip
+FINDING_FIELDS = (
+    "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",
+    "exposed",
+)  # fmt: skip
+
+
+def stamp(moment: datetime) -> str:
+    """UTC, ISO 8601, always with microseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def session_digest(session: AuditSession) -> str:
+    """Of the columns above, and the row's id."""
+    return digest({"id": str(session.pk)} | {name: _plain(getattr(session, name)) for name in SESSION_FIELDS})
+
+
+def finding_digest(finding: Finding) -> str:
+    """Of the columns above, and the session's id."""
+    return digest(
+        {"session": str(finding.session_id)} | {name: _plain(getattr(finding, name)) for name in FINDING_FIELDS}
+    )
+
+
+def _plain(value: object) -> object:
+    return stamp(value) if isinstance(value, datetime) else value

@@ -1,0 +1,95 @@
+"""`manage.py audit verify|head|export`: the audit log from the command line.
+
+Exit status 0, 1 (the log, a row or a head is not as it was written), 2 (usage).
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from guardrails.keys import signing_key, trusted_keys
+from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused, SigningKey
+from streaming.audit.chain import Entry, Fault, faults
+from streaming.audit.verify import Head, log_faults, read_head, signed_head, stored_entries
+from streaming.models import AuditEntry
+
+SHOWN = 50
+FIELDS = ("seq", "kind", "session", "at", "body", "before", "hash")
+
+
+class Command(BaseCommand):
+    help = "Verify and export the audit log."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="verb", required=True, metavar="ACTION")
+        check = actions.add_parser("verify", help="recompute every entry and compare every sealed session")
+        check.add_argument("file", type=Path, nargs="?", metavar="FILE", help="an export instead of the database")
+        check.add_argument("--head", type=Path, metavar="FILE", help="a signed head that was put aside")
+        check.add_argument(
+            "--key", type=Path, metavar="FILE", help="the audit key (private, PEM), if it is not this one"
+        )
+        check.add_argument("--json", action="store_true", help="one fault a line")
+        actions.add_parser("head", help="print the signed head, to be kept elsewhere")
+        actions.add_parser("export", help="print every entry, one a line")
+
+    def handle(self, *args: object, verb: str, **options: object) -> None:
+        try:
+            getattr(self, f"do_{verb}")(**options)
+        except (KeyRefused, SignatureRefused) as error:
+            raise CommandError(str(error), returncode=1) from None
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}", returncode=2) from None
+
+    def do_verify(self, *, file: Path | None, head: Path | None, key: Path | None, json: bool, **_: object) -> None:
+        kept = read_head(head.read_text("ascii", "replace"), self.keys(key)) if head else None
+        if file is not None:
+            entries = self.entries(file)
+            found, length = list(islice(faults(entries, head=kept), SHOWN)), len(entries)
+        else:
+            found, length = self.in_database(kept)
+        for fault in found:
+            self.tell(fault, as_json=json)
+        if found:
+            raise CommandError("the audit log is not as it was written", returncode=1)
+        if not json:
+            self.stdout.write(
+                f"{length:,} entries, all as they were written" + (", the head among them" if kept else "")
+            )
+
+    def do_head(self, **_: object) -> None:
+        self.stdout.write(signed_head(signing_key(Purpose.AUDIT)))
+
+    def do_export(self, **_: object) -> None:
+        for entry in stored_entries():
+            self.stdout.write(json.dumps(entry.as_dict(), ensure_ascii=False, separators=(",", ":")))
+
+    def in_database(self, head: Head | None) -> tuple[list[Fault], int]:
+        """The first faults, of one moment: sessions go on ending while the log is read."""
+        with transaction.atomic():
+            return list(islice(log_faults(head), SHOWN)), AuditEntry.objects.count()
+
+    def tell(self, fault: Fault, *, as_json: bool) -> None:
+        line = json.dumps({"seq": fault.seq, "code": fault.code, "message": fault.message})
+        self.stdout.write(line if as_json else fault.message)
+
+    def keys(self, file: Path | None) -> dict[str, PublicKey]:
+        if file is None:
+            return trusted_keys(Purpose.AUDIT)
+        public = SigningKey.from_pem(file.read_bytes(), Purpose.AUDIT).public
+        return {public.kid: public}
+
+    def entries(self, file: Path) -> list[Entry]:
+        """The entries of an export."""
+        out: list[Entry] = []
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+            try:
+                found = json.loads(line)
+                out.append(Entry(*(found[name] for name in FIELDS)))
+            except (ValueError, KeyError, TypeError):
+                raise CommandError(f"{file}: line {number} is not an entry", returncode=1) from None
+        return out

@@ -1,0 +1,251 @@
+"""The audit log: one flipped byte, one missing row, one moved row, one cut-off tail, and each is pointed at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection, connections, transaction
+from django.db.utils import DatabaseError
+
+from guardrails.findings import Action, Finding, Mode, Outcome
+from guardrails.keys import signing_key
+from guardrails.signing import Purpose, SignatureRefused, SigningKey, new_key_pem
+from streaming import models, sessions
+from streaming.audit.chain import GENESIS, Entry, faults, next_entry
+from streaming.audit.services import append
+from streaming.audit.verify import log_faults, read_head, signed_head, stored_entries
+from streaming.models import AuditEntry, AuditHead, AuditSession, Message
+from streaming.sessions import Ending, NewSession, Visitor
+
+HIT = Finding(
+    guardrail="pii", kind="pii", rule="ssn", category="ssn", start=3, end=14, mode=Mode.BLOCK, action=Action.REDACT,
+    channel="text", n=1,
+)  # fmt: skip
+
+
+def session(text: str = "the answer") -> str:
+    """A session from its first to its last row; its id."""
+    policy = {"name": "p", "version": 1, "digest": "sha256:x"}
+    started = sessions.start_session(NewSession(Visitor(client="sg_a"), "the prompt", policy, "scripted", "m"))  # type: ignore[arg-type]
+    ending = Ending(
+        Outcome.REDACTED, Message.Status.COMPLETE, content=text, findings=(HIT,), chars_in=20, released=9,
+        timing={"arrivals": [[1, 2]], "calls": 1},
+    )  # fmt: skip
+    sessions.finish_streaming(session_id=started.session_id, ending=ending)
+    return started.session_id
+
+
+@pytest.fixture
+def log(db: None) -> list[str]:
+    return [session() for _ in range(3)]
+
+
+@pytest.fixture
+def unlocked(db: None) -> Iterator[None]:
+    """As somebody who owns the database can do it."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TRIGGER streaming_auditentry_stays")
+        yield
+
+
+def alter(sql: str, *values: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+
+
+def codes(head: tuple[int, str] | None = None) -> list[tuple[int, str]]:
+    return [(fault.seq, fault.code) for fault in log_faults(head)]
+
+
+def test_it_works(log: list[str]) -> None:
+    entries = list(stored_entries())
+    assert [(e.seq, e.kind, e.session) for e in entries] == [
+        (2 * n + m + 1, kind, one) for n, one in enumerate(log) for m, kind in enumerate(("opened", "sealed"))
+    ]
+    assert entries[0].before == GENESIS
+    assert codes() == []
+
+
+@pytest.mark.usefixtures("unlocked")
+@pytest.mark.parametrize(
+    ("column", "value"), [("kind", "reveal"), ("session", "other"), ("at", "2020-01-01"), ("body", '{"policy": "q"}')]
+)
+def test_an_altered_entry_is_pointed_at(log: list[str], column: str, value: str) -> None:
+    alter(f"UPDATE streaming_auditentry SET {column} = %s WHERE seq = 3", value)
+    assert (3, "altered") in codes()
+
+
+@pytest.mark.usefixtures("unlocked")
+def test_an_entry_made_to_fit_itself_breaks_the_one_behind_it(log: list[str]) -> None:
+    third = list(stored_entries())[2]
+    forged = next_entry(
+        last_seq=2, last_hash=third.before, kind=third.kind, session=third.session, at=third.at, body={"policy": "q"}
+    )
+    alter("UPDATE streaming_auditentry SET body = %s, hash = %s WHERE seq = 3", '{"policy": "q"}', forged.hash)
+    assert codes() == [(4, "broken")]
+
+
+def test_a_deleted_entry_is_pointed_at(log: list[str]) -> None:
+    alter("DELETE FROM streaming_auditentry WHERE seq = 3")
+    assert codes() == [(4, "gap")]
+
+
+@pytest.mark.usefixtures("unlocked")
+def test_reordered_entries_are_pointed_at(log: list[str]) -> None:
+    for old, new in ((3, 99), (5, 3), (99, 5)):
+        alter("UPDATE streaming_auditentry SET seq = %s WHERE seq = %s", new, old)
+    assert {seq for seq, _ in codes()} >= {3, 5}
+
+
+def test_a_cut_off_tail_is_pointed_at_by_the_head_row_and_by_an_exported_head(log: list[str]) -> None:
+    key = signing_key(Purpose.AUDIT)
+    head = read_head(signed_head(key), {key.public.kid: key.public})
+    alter("DELETE FROM streaming_auditentry WHERE seq > 4")
+    assert codes() == [(4, "cut_off")]
+    last = list(stored_entries())[-1]
+    AuditHead.objects.update(seq=last.seq, hash=last.hash)  # whoever can delete entries can do this too
+    assert codes() == []
+    assert codes(head) == [(4, "cut_off")]
+
+
+def test_a_history_written_anew_is_pointed_at_by_an_exported_head(log: list[str]) -> None:
+    entries = list(stored_entries())
+    head = entries[-1].seq, entries[-1].hash
+    rewritten: list[Entry] = []
+    before = GENESIS
+    for entry in entries:
+        body = {"policy": "another"} if entry.seq == 1 else entry.body
+        made = next_entry(
+            last_seq=entry.seq - 1, last_hash=before, kind=entry.kind, session=entry.session, at=entry.at, body=body
+        )
+        rewritten.append(made)
+        before = made.hash
+    assert list(faults(rewritten)) == []
+    assert [fault.code for fault in faults(rewritten, head=head)] == ["rewritten"]
+
+
+def test_a_head_signed_by_another_key_or_altered_is_not_believed(log: list[str]) -> None:
+    key = signing_key(Purpose.AUDIT)
+    keys = {key.public.kid: key.public}
+    compact = signed_head(key)
+    other = SigningKey.from_pem(new_key_pem(), Purpose.AUDIT)
+    for forged in (
+        signed_head(other),
+        compact[:-4] + "AAAA",
+        "",
+        "x.y.z",
+        signed_head(signing_key(Purpose.AUDIT))[:-1],
+    ):
+        with pytest.raises(SignatureRefused):
+            read_head(forged, keys)
+    assert read_head(compact + "\n", keys)[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("sql", "code"),
+    [
+        ("UPDATE streaming_auditsession SET outcome = 'allowed' WHERE id = %s", "session_altered"),
+        ("UPDATE streaming_auditsession SET released = 0 WHERE id = %s", "session_altered"),
+        ("UPDATE streaming_auditsession SET timing = '{}' WHERE id = %s", "session_altered"),
+        ("UPDATE streaming_finding SET rule = 'x' WHERE session_id = %s", "findings_altered"),
+        ("DELETE FROM streaming_finding WHERE session_id = %s", "findings_altered"),
+        (
+            "UPDATE streaming_message SET content = 'kinder' WHERE id = "
+            "(SELECT answer_id FROM streaming_auditsession WHERE id = %s)",
+            "text_altered",
+        ),
+    ],
+)
+def test_an_altered_row_is_pointed_at(log: list[str], sql: str, code: str) -> None:
+    alter(sql, log[1].replace("-", ""))
+    assert codes() == [(4, code)]
+
+
+def test_a_finding_that_was_added_later_is_pointed_at(log: list[str]) -> None:
+    sessions.finding_row(log[0], replace(HIT, n=2)).save()
+    assert codes() == [(2, "findings_altered")]
+
+
+def test_a_session_that_is_gone_is_pointed_at(log: list[str]) -> None:
+    AuditSession.objects.filter(pk=log[2]).delete()
+    assert codes() == [(6, "session_missing")]
+
+
+def test_the_database_refuses_to_alter_an_entry(log: list[str]) -> None:
+    with pytest.raises(DatabaseError, match="cannot be changed"):
+        alter("UPDATE streaming_auditentry SET kind = 'reveal' WHERE seq = 1")
+
+
+def test_an_entry_falls_with_its_transaction(db: None) -> None:
+    session()
+    with contextlib.suppress(RuntimeError), transaction.atomic():
+        append(kind="reveal", body={"who": "nobody"})
+        raise RuntimeError
+    append(kind="reveal")
+    assert [entry.seq for entry in stored_entries()] == [1, 2, 3]
+    assert codes() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_writers_keep_one_gapless_chain() -> None:
+    def work(number: int) -> None:
+        for _ in range(25):
+            append(kind="reveal", session_id=f"writer {number}")
+        connections.close_all()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    entries = list(stored_entries())
+    assert [entry.seq for entry in entries] == list(range(1, 51))
+    assert len({entry.session for entry in entries[:30]}) == 2  # they did write side by side
+    assert codes() == []
+
+
+def test_a_purged_salt_leaves_a_valid_chain_and_a_text_that_cannot_be_guessed(log: list[str]) -> None:
+    Message.objects.filter(sessions_answered__pk=log[0]).update(salt="", content="")
+    assert codes() == []
+    assert models.Message.objects.filter(salt="").count() == 1
+
+
+def run(*arguments: str) -> str:
+    out = StringIO()
+    call_command("audit", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_the_command_verifies_exports_and_takes_heads(log: list[str], tmp_path: Path) -> None:
+    (tmp_path / "head").write_text(run("head"))
+    (tmp_path / "log").write_text(run("export"))
+    assert "6 entries, all as they were written" in run("verify")
+    assert "the head among them" in run("verify", "--head", str(tmp_path / "head"))
+    assert "6 entries" in run("verify", str(tmp_path / "log"), "--head", str(tmp_path / "head"))
+    lines = (tmp_path / "log").read_text().splitlines()
+    (tmp_path / "log").write_text("\n".join([*lines[:2], lines[2].replace("opened", "sealed"), *lines[3:]]))
+    out = StringIO()
+    with pytest.raises(CommandError) as failed:
+        call_command("audit", "verify", str(tmp_path / "log"), "--json", stdout=out)
+    assert failed.value.returncode == 1
+    assert json.loads(out.getvalue().splitlines()[0])["seq"] == 3
+
+
+@pytest.mark.parametrize("content", ["", "not a head", "a.b.c"])
+def test_the_command_refuses_a_head_that_is_none(log: list[str], tmp_path: Path, content: str) -> None:
+    (tmp_path / "head").write_text(content)
+    with pytest.raises(CommandError) as failed:
+        run("verify", "--head", str(tmp_path / "head"))
+    assert failed.value.returncode == 1
+    with pytest.raises(CommandError) as failed:
+        run("verify", "--head", str(tmp_path / "missing"))
+    assert failed.value.returncode == 2
+
+
+def test_an_entry_is_of_a_known_kind(db: None) -> None:
+    assert set(AuditEntry.Kind.values) == {"opened", "sealed", "finding", "review", "reveal", "purge"}
