@@ -155,6 +155,22 @@ class TimeLimits:
     token_s: float = 180.0
     total_s: float = 900.0
 
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str], provider: str) -> TimeLimits:
+        """``SLUICEGATE_<PROVIDER>_CONNECT_S``, ``…_TOKEN_S``, ``…_TOTAL_S``. Raises ``ValueError`` with its name."""
+        given: dict[str, float] = {}
+        for field in ("connect_s", "token_s", "total_s"):
+            name = f"SLUICEGATE_{provider.upper()}_{field.upper()}"
+            if not (text := env.get(name, "").strip()):
+                continue
+            try:
+                given[field] = float(text)
+            except ValueError:
+                given[field] = 0.0
+            if not 0 < given[field] <= 86_400:
+                raise ValueError(f"{name} is a number of seconds above 0 and at most a day")
+        return cls(**given)
+
 
 class Provider(ABC):
     """Base class of all providers.

@@ -7,66 +7,52 @@ surrogate pair in two chunks. Protects the rule that what is not understood is a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
-from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from streaming.core.events import ModelNamed, ProviderEvent, ProviderNotice, Stopped, ToolCallDelta, Usage
 from streaming.core.sse import SseEvent
-from streaming.core.text import Mender
 from streaming.providers.base import ProviderProtocolError, ProviderRefused, ProviderUnavailable, StreamCutOff
+from streaming.providers.reading import SseReader, objects
 
 
-class ChunkReader:
-    """``read`` one SSE event after the other, then ``finish``. ``done``: the dialect's terminator was seen."""
+class ChunkReader(SseReader):
+    """``feed`` what comes, then ``finish``."""
 
     def __init__(self) -> None:
-        self.done = False
+        super().__init__()
         self._chunks = 0
         self._stopped: set[int] = set()
         self._model = ""
-        self._menders: dict[tuple[str, int], Mender] = {}
 
-    def read(self, item: SseEvent) -> Iterator[ProviderEvent]:
-        """The events of one SSE event. Raises ``ProviderProtocolError``, ``ProviderRefused``."""
+    def item(self, item: SseEvent) -> Iterator[ProviderEvent]:
+        """The events of one SSE event. Raises ``ProviderError``."""
         if self.done:
             return
         if item.data.strip() == "[DONE]":
             self.done = True
             return
-        try:
-            chunk = json.loads(item.data)
-        except (ValueError, RecursionError):
-            raise ProviderProtocolError("the endpoint sent an event that is not JSON") from None
-        if not isinstance(chunk, dict):
-            raise ProviderProtocolError("the endpoint sent an event that is not a JSON object")
+        chunk = self.load(item.data)
+        if isinstance(chunk, ProviderNotice):
+            yield chunk
+            return
         if chunk.get("error") or item.event == "error":
             raise _in_stream(chunk.get("error") or chunk)
-        if not isinstance(chunk.get("choices", []), list):
+        if not isinstance(chunk.get("choices") or [], list):
             raise ProviderProtocolError("the endpoint's choices are not a list")
         self._chunks += "choices" in chunk
         yield from self._model_named(chunk.get("model"))
-        for choice in chunk.get("choices") or []:
-            if isinstance(choice, dict):
-                yield from self._choice(choice)
+        for choice in objects(chunk.get("choices")):
+            yield from self._choice(choice)
         yield from _usage(chunk.get("usage"))
 
-    def finish(self, stray: int = 0) -> Iterator[ProviderEvent]:
-        """What was held back. Raises when the stream did not say that it was done.
-
-        ``stray``: lines that were no SSE at all, as the parser counted them.
-        """
-        for (channel, choice), mender in self._menders.items():
-            if rest := mender.finish():
-                yield TextDelta(rest, choice) if channel == "text" else ThinkingDelta(rest, choice)
+    def check_end(self) -> None:
+        """Raises when the stream did not say that it was done."""
         if self.done or self._stopped:
             return
         if not self._chunks:
-            what = "nothing" if not stray else "something else"
+            what = "nothing" if not self.parser.stray else "something else"
             raise ProviderProtocolError(f"the endpoint sent {what} instead of a stream of chat completions")
         raise StreamCutOff("the provider's stream ended before the answer did")
-
-    def _mend(self, channel: str, choice: int, text: str) -> str:
-        return self._menders.setdefault((channel, choice), Mender()).feed(text)
 
     def _model_named(self, model: object) -> Iterator[ProviderEvent]:
         if isinstance(model, str) and model and model != self._model:
@@ -77,19 +63,40 @@ class ChunkReader:
         index = _int(choice.get("index"))
         delta = choice.get("delta")
         if isinstance(delta, dict):
-            thinking = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
-            if thinking and (thinking := self._mend("thinking", index, thinking)):
-                yield ThinkingDelta(thinking, index)
-            # A refusal is what the model says instead of an answer, so it is shown (and gated) as one.
-            text = _text(delta.get("content")) + _text(delta.get("refusal"))
-            if text and (text := self._mend("text", index, text)):
-                yield TextDelta(text, index)
-            yield from _tool_calls(delta.get("tool_calls"), index)
+            yield from self._said(delta, index)
         if reason := choice.get("finish_reason"):
             self._stopped.add(index)
             if reason == "error":
                 raise ProviderUnavailable("the provider stopped the answer with an error")
             yield Stopped(str(reason), index)
+
+    def _said(self, said: Mapping[str, object], index: int) -> Iterator[ProviderEvent]:
+        yield from self.thinking(_text(said.get("reasoning_content")) or _text(said.get("reasoning")), index)
+        # A refusal is what the model says instead of an answer, so it is shown (and gated) as one.
+        yield from self.text(_text(said.get("content")) + _text(said.get("refusal")), index)
+        yield from _tool_calls(said.get("tool_calls"), index)
+
+    def message(self, document: Mapping[str, object]) -> Iterator[ProviderEvent]:
+        """The events of a whole answer."""
+        if document.get("error"):
+            raise _in_stream(document["error"])
+        choices = objects(document.get("choices"))
+        if not choices:
+            raise ProviderProtocolError("the endpoint's answer has no choices")
+        yield from self._model_named(document.get("model"))
+        for choice in choices:
+            index, said = _int(choice.get("index")), choice.get("message")
+            if isinstance(said, dict):
+                yield from self._said(said, index)
+        yield from self.rest()
+        yield from _usage(document.get("usage"))
+        for choice in choices:
+            yield from self._choice({**choice, "delta": None})
+
+
+def whole(document: Mapping[str, object]) -> Iterator[ProviderEvent]:
+    """The events of an answer that was not streamed. Raises ``ProviderError``."""
+    return ChunkReader().message(document)
 
 
 def _tool_calls(calls: object, choice: int) -> Iterator[ProviderEvent]:

@@ -1,0 +1,114 @@
+"""The Messages API of Anthropic, and whatever else speaks it.
+
+Configured by the names that the vendor's own tools read: ``ANTHROPIC_BASE_URL``, ``ANTHROPIC_API_KEY``,
+``ANTHROPIC_MODEL``; offered only when one of them is set. Protects the form of the request, which this dialect is
+strict about: system prompts stand apart, neighbours of one role are one message, every tool call is an object, no
+text is empty, and thinking goes back only with its signature and before the calls that it led to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from streaming.core.events import ProviderEvent
+from streaming.providers import base
+from streaming.providers.anthropic_events import MessageReader, whole
+from streaming.providers.http import Call, HttpProvider
+
+DEFAULT_BASE_URL = "https://api.anthropic.com"
+DEFAULT_MODEL = "claude-sonnet-4-5"
+VERSION = "2023-06-01"
+MAX_TOKENS = 4096
+"""The dialect wants a limit with every request; this one is used where the request names none."""
+
+Block = dict[str, object]
+
+
+class AnthropicProvider(HttpProvider):
+    """``POST {base_url}/v1/messages``."""
+
+    name = "anthropic"
+    label = "Anthropic"
+
+    def __init__(
+        self, base_url: str, api_key: str = "", model: str = "", limits: base.TimeLimits | None = None
+    ) -> None:
+        # The vendor's own clients are given the address without the version; people write both.
+        super().__init__(base_url.rstrip("/").removesuffix("/v1"), api_key, model or DEFAULT_MODEL, limits)
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> AnthropicProvider | None:
+        """None when neither base URL, key nor model is set."""
+        url, key, model = (env.get(f"ANTHROPIC_{part}", "").strip() for part in ("BASE_URL", "API_KEY", "MODEL"))
+        if not (url or key or model):
+            return None
+        return cls(url or DEFAULT_BASE_URL, key, model, base.TimeLimits.from_environment(env, cls.name))
+
+    def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:
+        if request.choices != 1:
+            raise base.ProviderRefused(f"Anthropic gives one answer per request; {request.choices} were asked for")
+        body: dict[str, object] = {
+            "model": request.model or self._model,
+            "max_tokens": MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            "messages": conversation(request.messages),
+            "stream": streaming,
+        }
+        if system := "\n\n".join(m.text for m in request.messages if m.role == "system" and m.text.strip()):
+            body["system"] = system
+        if request.tools:
+            body["tools"] = [
+                {"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)}
+                for tool in request.tools
+            ]
+        headers = {
+            "Accept": "text/event-stream" if streaming else "application/json",
+            "anthropic-version": VERSION,
+        }
+        if self._key:
+            headers["x-api-key"] = self._key
+        return Call("/v1/messages", headers, body)
+
+    def _reader(self, request: base.ProviderRequest) -> MessageReader:
+        return MessageReader()
+
+    def _whole(self, document: dict[str, object], request: base.ProviderRequest) -> Iterable[ProviderEvent]:
+        return whole(document)
+
+
+def conversation(messages: Sequence[base.ChatMessage]) -> list[dict[str, object]]:
+    """The messages as the dialect has them. Raises ``ProviderRefused`` where nothing is asked."""
+    turns: list[tuple[str, list[Block]]] = []
+    for message in messages:
+        if message.role == "system" or not (blocks := list(_blocks(message))):
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        if turns and turns[-1][0] == role:
+            turns[-1][1].extend(blocks)
+        else:
+            turns.append((role, blocks))
+    if not turns:
+        raise base.ProviderRefused("the conversation has no message with text in it")
+    return [{"role": role, "content": blocks} for role, blocks in turns]
+
+
+def _blocks(message: base.ChatMessage) -> Iterator[Block]:
+    if message.role == "tool":
+        result: Block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text}
+        yield {**result, "is_error": True} if message.failed else result
+        return
+    if message.thinking and message.signature:
+        yield {"type": "thinking", "thinking": message.thinking, "signature": message.signature}
+    if message.text.strip():
+        yield {"type": "text", "text": message.text}
+    for call in message.tool_calls:
+        yield {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+
+
+def _object(arguments: str) -> dict[str, object]:
+    """The arguments as the object that the dialect wants; what a model got wrong is told to it as it was."""
+    try:
+        found = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"not_an_object": arguments}

@@ -1,0 +1,123 @@
+"""What the readers of all dialects share: bytes in, provider events out, whatever the network did to them.
+
+Exists apart from the network so that every oddity is tested with plain bytes. Protects three rules: events that came
+before an error stand (a reader yields them before it raises); a line that is not understood is never silent (it is
+counted, told, and too many of them, or one before anything was understood, end the answer); and halves of a surrogate
+pair in two chunks become one character. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TypeGuard
+
+from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta, ThinkingDelta
+from streaming.core.sse import SseEvent, SseParser
+from streaming.core.text import Mender
+from streaming.providers.base import ProviderProtocolError
+
+Document = dict[str, object]
+
+MAX_MALFORMED = 5
+"""Lines of an answer that may be skipped because they are not JSON; one more is not an accident any longer."""
+
+
+class Reader(ABC):
+    """``feed`` bytes as they come, then ``finish``. ``done``: the dialect's terminator was seen."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.understood = 0
+        self.malformed = 0
+        self._menders: dict[tuple[str, int], Mender] = {}
+
+    @abstractmethod
+    def feed(self, data: bytes) -> Iterator[ProviderEvent]:
+        """Events that the bytes complete. Raises ``ProviderError``, ``SseTooLarge``."""
+
+    @abstractmethod
+    def finish(self) -> Iterator[ProviderEvent]:
+        """What the end completes. Raises ``StreamCutOff`` where the terminator is missing, or ``ProviderError``."""
+
+    def load(self, text: str) -> Document | ProviderNotice:
+        """The JSON object of a line, or the notice that it was skipped. Raises ``ProviderProtocolError``."""
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            self.understood += 1
+            return found
+        self.malformed += 1
+        if not self.understood:
+            raise ProviderProtocolError("the endpoint sent something that is not a JSON object")
+        if self.malformed > MAX_MALFORMED:
+            raise ProviderProtocolError(f"the endpoint sent {self.malformed} lines that are not JSON objects")
+        said = "The provider sent a line that is not JSON; it was skipped, so a few words may be missing."
+        return ProviderNotice("malformed_line", said, attempt=self.malformed)
+
+    def text(self, text: str, choice: int = 0) -> Iterator[ProviderEvent]:
+        """Answer text, mended."""
+        if text and (text := self._menders.setdefault(("text", choice), Mender()).feed(text)):
+            yield TextDelta(text, choice)
+
+    def thinking(self, text: str, choice: int = 0) -> Iterator[ProviderEvent]:
+        """Reasoning text, mended."""
+        if text and (text := self._menders.setdefault(("thinking", choice), Mender()).feed(text)):
+            yield ThinkingDelta(text, choice)
+
+    def rest(self) -> Iterator[ProviderEvent]:
+        """What was held back for a second half that never came."""
+        for (channel, choice), mender in self._menders.items():
+            if rest := mender.finish():
+                yield TextDelta(rest, choice) if channel == "text" else ThinkingDelta(rest, choice)
+
+
+class SseReader(Reader):
+    """A dialect over Server-Sent Events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parser = SseParser()
+
+    def feed(self, data: bytes) -> Iterator[ProviderEvent]:
+        """See ``Reader``."""
+        for item in self.parser.feed(data):
+            yield from self.item(item)
+
+    def finish(self) -> Iterator[ProviderEvent]:
+        """See ``Reader``."""
+        for item in self.parser.finish():
+            yield from self.item(item)
+        yield from self.rest()
+        self.check_end()
+
+    @abstractmethod
+    def item(self, item: SseEvent) -> Iterator[ProviderEvent]:
+        """The events of one SSE event; nothing once ``done``."""
+
+    @abstractmethod
+    def check_end(self) -> None:
+        """Raise where the stream may not end here."""
+
+
+def is_object(value: object) -> TypeGuard[Document]:
+    """A JSON object."""
+    return isinstance(value, dict)
+
+
+def objects(value: object) -> list[Document]:
+    """The JSON objects of a list; nothing of anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def string(value: object) -> str:
+    """A string as it is, anything else as nothing."""
+    return value if isinstance(value, str) else ""
+
+
+def count(value: object, default: int | None = None) -> int | None:
+    """A whole number from 0 on, anything else as ``default``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
