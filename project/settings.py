@@ -117,6 +117,14 @@ if REDIS_URL:
 else:
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
+# Flags are read afresh for every request: an admin's change is seen at once, whichever process serves it.
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "flags": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
+}
+WAFFLE_CACHE_NAME = "flags"
+WAFFLE_FLAG_MODEL = "streaming.RolloutFlag"
+
 CELERY_BROKER_URL = REDIS_URL or None
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True

@@ -32,6 +32,11 @@ class Conf:
     check_attempts: int = 3
     worker_ttl_s: int = 8
     history_messages: int = 40
+    max_messages: int = 200
+    max_messages_chars: int = 200_000
+    long_task_s: float = 60.0
+    tokens_per_s: float = 30.0
+    usual_answer_tokens: int = 500
 
 
 def conf() -> Conf:

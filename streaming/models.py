@@ -17,6 +17,8 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+from streaming.flags import RolloutFlag as RolloutFlag
+
 
 def new_salt() -> str:
     """128 random bits, hexadecimal."""
@@ -109,6 +111,10 @@ class AuditSession(models.Model):
     policy_digest = models.CharField(max_length=80, blank=True)
     provider = models.CharField(max_length=64, blank=True)
     model = models.CharField(max_length=200, blank=True)
+    streaming = models.BooleanField(default=False, help_text="The answer was asked for as a stream.")
+    fallback = models.CharField(
+        max_length=200, blank=True, help_text="Why it was not, or why another provider answered; comma-separated."
+    )
     client = models.CharField(max_length=64, blank=True, help_text="Prefix of the API key, empty for the page.")
     correlation_id = models.CharField(max_length=200, blank=True, db_index=True)
     started_at = models.DateTimeField(default=timezone.now)
