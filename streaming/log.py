@@ -13,7 +13,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Protocol
 
 from streaming.core.events import stamp
@@ -112,8 +112,10 @@ class MemoryLog:
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
-        later = (event for event in self._events[session_id] if int(str(event["seq"])) > after)
-        return list(islice(later, count))
+        events = self._events[session_id]
+        # Seqs only go up, so what is later stands at the end: a reader that keeps up looks at what is new alone.
+        later = sum(1 for _ in takewhile(lambda event: int(str(event["seq"])) > after, reversed(events)))
+        return list(islice(reversed([*islice(reversed(events), later)]), count))
 
     @asynccontextmanager
     async def attend(self, session_id: str) -> AsyncIterator[asyncio.Event]:

@@ -2,7 +2,8 @@
 
 Exists so that sockets and SSE read in the same way. Protects three rules: a lost wake-up is no hang (the log is also
 polled), a reader that is told nothing asks the database before it waits on (a lost log is no hang either), and a
-reader that comes too late for the log still learns how the session ended.
+reader that comes too late for the log still learns how the session ended. It is also where the response buffer sits:
+behind the log, so that a resume knows nothing of it, and before what a transport does with a batch.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from channels.db import database_sync_to_async
 
 from streaming import selectors
 from streaming.conf import Conf
-from streaming.core.buffer import coalesce_stamped
+from streaming.core.buffer import ResponseBuffer
 from streaming.core.events import ErrorEvent, ServerEvent, stamp
-from streaming.log import SessionLog
+from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession
 
 State = AuditSession.State
+READ_AT_ONCE = 500
 Batch = list[dict[str, object]]
 Over = Callable[[str], Awaitable[tuple[State, Sequence[ServerEvent]]]]
 
@@ -37,26 +39,36 @@ async def follow(
     told: bool = False,
     session_over: Over = over,
 ) -> AsyncGenerator[Batch, None]:
-    """Batches of stamped events with seqs above ``after``; ends after the event that says COMPLETE.
+    """Batches of stamped events with seqs above ``after``, paced by ``ResponseBuffer``; ends after COMPLETE.
 
-    ``resumed``: look into the database at once when the log has nothing. ``told``: the reader knows already how the
-    answer ended (the session may still be MONITORING). Raises ``LogUnavailable``, and
-    ``AuditSession.DoesNotExist`` when there is no such session.
+    The last seq of the last batch is where the reader is: what is still in the buffer is read again by whoever resumes
+    from there. ``resumed``: look into the database at once when the log has nothing. ``told``: the reader knows already
+    how the answer ended (the session may still be MONITORING). Raises ``LogUnavailable``, after what was read before;
+    and ``AuditSession.DoesNotExist`` when there is no such session.
     """
+    now = asyncio.get_running_loop().time
     quiet = settings.idle_check_s if resumed else 0.0
+    buffer = ResponseBuffer()
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
-            events = await log.read(session_id, after)
+            try:
+                events = await log.read(session_id, after, READ_AT_ONCE)
+            except LogUnavailable:
+                if rest := buffer.flush(now()):
+                    yield rest
+                raise
             if events:
                 if int(str(events[0]["seq"])) > after + 1 and not told:
                     yield [from_database(LOST, session_id)]
                 after, quiet = int(str(events[-1]["seq"])), 0.0
-                yield coalesce_stamped(events)
+                if out := buffer.take(events, now()):
+                    yield out
                 if any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events):
                     return
-                continue
-            if quiet >= settings.idle_check_s:
+                if len(events) == READ_AT_ONCE:
+                    continue
+            elif quiet >= settings.idle_check_s:
                 quiet = 0.0
                 state, said = await session_over(session_id)
                 if state is State.COMPLETE and not await log.read(session_id, after, 1):
@@ -67,11 +79,21 @@ async def follow(
                     told = True
                     yield [from_database(event, session_id) for event in said]
                 continue
-            try:
-                async with asyncio.timeout(settings.log_poll_s):
-                    await wake.wait()
-            except TimeoutError:
+            while buffer.due_at is not None and not await _woken(wake, buffer.due_at - now()):
+                if buffer.due(now()):
+                    yield buffer.flush(now())
+            if buffer.due_at is None and not await _woken(wake, settings.log_poll_s):
                 quiet += settings.log_poll_s
+
+
+async def _woken(wake: asyncio.Event, limit_s: float) -> bool:
+    """Wait for the event, ``limit_s`` seconds at most; False when it did not come."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await wake.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def from_database(event: ServerEvent, session_id: str) -> dict[str, object]:

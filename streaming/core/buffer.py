@@ -1,18 +1,30 @@
-"""Coalescing: neighbouring releases of one channel become one event.
+"""Coalescing: neighbouring releases of one channel become one event, and a reader gets them at a pace it can paint.
 
 Exists because a reader that is behind gains nothing from five frames where one says the same, and because a provider
 that is faster than the log must not cost one round trip per token. Protects order: only *neighbouring* chunks of the
-same message, channel and choice are joined, so a redaction or a hold between two chunks stays between them.
+same message, channel and choice are joined, so a redaction or a hold between two chunks stays between them. Protects
+promptness as well: what ``ResponseBuffer`` keeps back, it keeps for a tenth of a second at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from streaming.core.events import MessageStream, ServerEvent
 
 MAX_CHUNK = 4_096
 """Characters a joined chunk may have; longer ones would delay the first paint of a reader that catches up."""
+
+ENOUGH_CHARS = 10
+"""Pending characters from which a flush is worth a frame, once ``PACE_S`` has passed since the last one."""
+
+MANY_CHARS = 256
+"""More pending characters than this are a fast model: ``FAST_PACE_S`` applies."""
+
+PACE_S = 0.050
+FAST_PACE_S = 0.020
+LATEST_S = 0.100
+"""No released character waits longer than this, however few there are."""
 
 
 def joinable(first: MessageStream, second: MessageStream) -> bool:
@@ -61,3 +73,74 @@ def _continues(first: dict[str, object], second: dict[str, object]) -> bool:
         return False
     same = all(first[key] == second[key] for key in ("message_id", "channel", "choice"))
     return same and len(str(first["chunk"])) + len(str(second["chunk"])) <= MAX_CHUNK
+
+
+class ResponseBuffer:
+    """One reader's events on their way out: told when events come, asked when the next flush is due.
+
+    Sans-IO: ``now`` is any clock in seconds that never goes back. Returned events are in the order in which they came,
+    each exactly once, with neighbours joined as ``coalesce_stamped`` does; so the seq of the last event that was
+    returned is where this reader is, and a resume from there misses nothing.
+
+        the first text of a channel     at once
+        text after that                 with 10 characters pending 50 ms after the last flush (with more than 256
+                                        pending 20 ms after it), and 100 ms after it came at the latest
+        anything else                   at once, behind what is pending
+    """
+
+    __slots__ = ("_begun", "_chars", "_flushed_at", "_pending", "_since")
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, object]] = []
+        self._chars = 0
+        self._since = 0.0
+        self._flushed_at = 0.0
+        self._begun: set[tuple[object, object, object]] = set()
+
+    def take(self, events: Sequence[dict[str, object]], now: float) -> list[dict[str, object]]:
+        """Take stamped events in order; returns what is to be sent now."""
+        urgent = 0
+        pending = self._pending
+        for event in events:
+            if event["type"] != "message_stream" or event["is_final"] or self._begins(event):
+                urgent = len(pending) + 1
+            if not pending:
+                self._since = now
+            pending.append(event)
+            self._chars += len(str(event.get("chunk", "")))
+        if not urgent:
+            return self.flush(now) if self.due(now) else []
+        later = pending[urgent:]
+        del pending[urgent:]
+        out = self.flush(now)
+        self._pending, self._since = later, now
+        self._chars = sum(len(str(event["chunk"])) for event in later)
+        return out
+
+    @property
+    def due_at(self) -> float | None:
+        """When to ``flush``; None while nothing is pending."""
+        if not self._pending:
+            return None
+        latest = self._since + LATEST_S
+        if self._chars < ENOUGH_CHARS:
+            return latest
+        return min(latest, self._flushed_at + (FAST_PACE_S if self._chars > MANY_CHARS else PACE_S))
+
+    def due(self, now: float) -> bool:
+        """Whether a flush is due."""
+        return (at := self.due_at) is not None and now >= at
+
+    def flush(self, now: float) -> list[dict[str, object]]:
+        """All that is pending."""
+        out = coalesce_stamped(self._pending)
+        self._pending, self._chars, self._flushed_at = [], 0, now
+        return out
+
+    def _begins(self, event: dict[str, object]) -> bool:
+        """Whether this is the first text of its channel."""
+        lane = (event["message_id"], event["channel"], event["choice"])
+        if lane in self._begun:
+            return False
+        self._begun.add(lane)
+        return True
