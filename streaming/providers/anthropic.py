@@ -47,7 +47,7 @@ class AnthropicProvider(HttpProvider):
 
     def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:
         if request.choices != 1:
-            raise base.ProviderRefused(f"Anthropic gives one answer per request; {request.choices} were asked for")
+            raise base.ProviderRefused("this provider gives one answer at a time; ask with one choice")
         body: dict[str, object] = {
             "model": request.model or self._model,
             "max_tokens": MAX_TOKENS if request.max_tokens is None else request.max_tokens,

@@ -39,9 +39,9 @@ def _shown(content: object) -> str:
         return ""
     if text := string(content.get("text")):
         return text
-    if url := string(content.get("url")):
-        title = string(content.get("title"))
-        return f"{title} <{url}>" if title else url
+    title, url = string(content.get("title")), string(content.get("url"))
+    if title or url:
+        return f"{title} <{url}>" if title and url else title or url
     if "stdout" in content or "stderr" in content:
         return "\n".join(filter(None, (string(content.get("stdout")), string(content.get("stderr")))))
     plain = {key: value for key, value in content.items() if key != "type" and not key.startswith("encrypted")}
