@@ -9,6 +9,7 @@ passed the prompt guardrails, in the form that they left.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from channels.db import database_sync_to_async
@@ -25,7 +26,14 @@ from streaming.conf import Conf, conf
 from streaming.core.text import unusable
 from streaming.frames import FrameError, StartFrame, check_lengths
 from streaming.log import SessionLog
-from streaming.providers.base import ChatMessage, ProviderRequest, UnknownProvider, UnknownScenario, get_provider
+from streaming.providers.base import (
+    ChatMessage,
+    Provider,
+    ProviderRequest,
+    UnknownProvider,
+    UnknownScenario,
+    get_provider,
+)
 from streaming.providers.scripted import OWN_TEXT, SCENARIOS
 from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
@@ -42,6 +50,15 @@ class StartRefused(FrameError):
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What a caller brings instead of what is set up here: a provider, a policy, somebody who makes deferred checks."""
+
+    provider: Provider | None = None
+    policy: Policy | None = None
+    queue_checks: Callable[[str], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """Who asks, under which policy if none is named, and whether the whole policy runs in MONITOR."""
 
@@ -49,15 +66,17 @@ class Asked:
     default_policy: str
     monitor: bool = False
     correlation_id: str = ""
+    own: Own = Own()
 
 
 async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings: Conf | None = None) -> Started:
     """Check, store, and start the pump; returns as soon as the rows exist. Raises ``StartRefused``."""
     settings = settings or conf()
     prompt = _prompt(frame, settings)
-    policy = await load_policy(frame.policy or asked.default_policy)
+    own = asked.own
+    policy = own.policy or await load_policy(frame.policy or asked.default_policy)
     try:
-        provider = get_provider(frame.provider)
+        provider = own.provider or get_provider(frame.provider)
         request = ProviderRequest((), frame.model, frame.scenario, frame.text)
         provider.validate(request)
     except UnknownProvider as error:
@@ -92,9 +111,14 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         upstreams=Upstreams((provider,)),
         request=replace(request, messages=(*history, ChatMessage("user", checked.visible))),
     )
-    around = Surroundings(log, settings, tasks.queue_session, workers_alive)
+    alive = _always if own.queue_checks else workers_alive
+    around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
     spawn(started.session_id, Pump(run, around).run())
     return started
+
+
+async def _always() -> bool:
+    return True
 
 
 def _prompt(frame: StartFrame, settings: Conf) -> str:
