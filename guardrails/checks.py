@@ -2,13 +2,15 @@
 
 Ids are stable: sluicegate.E001 demo secret in production, E002 DEBUG in production, E003 demo mode in production,
 E004 generated signing keys in production, E005 no database or broker named in production, E006 a signing key cannot be
-used, E007 one key for two purposes, W001 no broker.
+used, E007 one key for two purposes, E008 no key for stored texts in production, E009 such a key is
+none, W001 no broker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cryptography.fernet import Fernet
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
@@ -46,6 +48,14 @@ def check_production(app_configs: Sequence[AppConfig] | None, **kwargs: object) 
                 f"Production signs with generated demo keys: {', '.join(missing)} not set.",
                 hint="Name files with Ed25519 private keys (manage.py help make_signing_key).",
                 id="sluicegate.E004",
+            )
+        )
+    if not settings.SLUICEGATE_TEXT_KEYS:
+        found.append(
+            Error(
+                "Production has no key for the texts that it stores.",
+                hint="Set SLUICEGATE_TEXT_KEYS to one or more keys of 32 bytes in base64url, the newest first.",
+                id="sluicegate.E008",
             )
         )
     if unset := [name for name in ("DATABASE_URL", "REDIS_URL") if not getattr(settings, name, "")]:
@@ -88,6 +98,29 @@ def check_signing_keys(app_configs: Sequence[AppConfig] | None, **kwargs: object
                 )
             )
     return found
+
+
+@register
+def check_text_keys(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """Every key for stored texts is one."""
+    wrong = [number for number, key in enumerate(settings.SLUICEGATE_TEXT_KEYS, start=1) if not _is_fernet_key(key)]
+    if not wrong:
+        return []
+    return [
+        Error(
+            f"SLUICEGATE_TEXT_KEYS: number {', '.join(map(str, wrong))} is no key.",
+            hint="A key is 32 random bytes in base64url: 44 characters.",
+            id="sluicegate.E009",
+        )
+    ]
+
+
+def _is_fernet_key(key: str) -> bool:
+    try:
+        Fernet(key)
+    except ValueError:
+        return False
+    return True
 
 
 @register

@@ -25,6 +25,7 @@ SLUICEGATE_DEMO = environment.flag("SLUICEGATE_DEMO")
 SLUICEGATE_PRODUCTION = os.environ.get("SLUICEGATE_ENV", "").strip().lower() == "production"
 SECRET_KEY, SLUICEGATE_SECRET_KEY_GENERATED = environment.secret_key(SLUICEGATE_DATA_DIR)
 SLUICEGATE_VERSION_KEY_FILE = os.environ.get("SLUICEGATE_VERSION_KEY_FILE", "")
+SLUICEGATE_TEXT_KEYS = os.environ.get("SLUICEGATE_TEXT_KEYS", "").replace(",", " ").split()
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")

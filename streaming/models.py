@@ -18,6 +18,7 @@ from django.db import models
 from django.utils import timezone
 
 from streaming.flags import RolloutFlag as RolloutFlag
+from streaming.texts import SealedJSONField, SealedTextField
 
 
 def new_salt() -> str:
@@ -62,13 +63,13 @@ class Message(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
     role = models.CharField(max_length=16, choices=Role.choices)
-    content = models.TextField(blank=True)
+    content = SealedTextField(blank=True)
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.PENDING)
     provider = models.CharField(max_length=64, blank=True)
     model = models.CharField(max_length=200, blank=True)
     in_reply_to = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replies")
     created = models.DateTimeField(default=timezone.now)
-    metadata = models.JSONField(default=dict, blank=True)
+    metadata = SealedJSONField(default=dict, blank=True)
     salt = models.CharField(
         max_length=32, default=new_salt, editable=False, help_text="Of the text's commitment in the audit log."
     )

@@ -15,6 +15,11 @@ from django.utils import timezone
 from streaming.audit.chain import GENESIS, Entry, commitment, next_entry
 from streaming.audit.rows import finding_digest, session_digest, stamp
 from streaming.models import AuditEntry, AuditHead, AuditSession, Message
+from streaming.texts import CANNOT_BE_OPENED
+
+
+class Unreadable(ValueError):
+    """A stored text that none of the keys opens."""
 
 
 @transaction.atomic
@@ -71,3 +76,19 @@ def sealed(*, session_id: str) -> Entry:
         },
     }
     return append(kind=AuditEntry.Kind.SEALED, session_id=str(session.pk), body=body)
+
+
+def rotate_texts() -> int:
+    """Encrypt every stored text anew with the first key; returns how many messages. Safe to be cut off and run again.
+
+    Raises ``Unreadable`` at a text that cannot be opened with the keys that are set; it is left as it is.
+    """
+    done = 0
+    for message in Message.objects.order_by("pk").iterator(chunk_size=500):
+        if message.content == CANNOT_BE_OPENED:
+            raise Unreadable(f"message {message.pk} cannot be opened with the keys that are set")
+        with transaction.atomic():
+            locked = Message.objects.select_for_update().get(pk=message.pk)
+            locked.save(update_fields=["content", "metadata"])
+        done += 1
+    return done

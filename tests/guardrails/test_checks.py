@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.checks import Error, run_checks
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
@@ -21,6 +22,7 @@ def production(settings: Settings, tmp_path: Path) -> Settings:
     settings.SLUICEGATE_PRODUCTION = True
     settings.SLUICEGATE_SECRET_KEY_GENERATED = False
     settings.SLUICEGATE_DEMO = settings.DEBUG = False
+    settings.SLUICEGATE_TEXT_KEYS = [Fernet.generate_key().decode()]
     settings.DATABASE_URL = "postgres://gate@127.0.0.1/gate"
     settings.REDIS_URL = "redis://127.0.0.1:6379/0"
     for purpose in Purpose:
@@ -47,6 +49,8 @@ def test_it_works(production: Settings) -> None:
         ("SLUICEGATE_VERSION_KEY_FILE", "", "sluicegate.E004"),
         ("SLUICEGATE_ACTIVATION_KEY_FILE", "", "sluicegate.E004"),
         ("SLUICEGATE_AUDIT_KEY_FILE", "", "sluicegate.E004"),
+        ("SLUICEGATE_TEXT_KEYS", [], "sluicegate.E008"),
+        ("SLUICEGATE_TEXT_KEYS", ["short"], "sluicegate.E009"),
         ("DATABASE_URL", "", "sluicegate.E005"),
         ("REDIS_URL", "", "sluicegate.E005"),
         ("SLUICEGATE_VERSION_KEY_FILE", "/nonexistent/key.pem", "sluicegate.E006"),
@@ -62,7 +66,7 @@ def test_each_mistake_stops_production_with_a_hint(
     assert message.id == expected
     assert message.hint
     production.SLUICEGATE_PRODUCTION = False
-    if expected != "sluicegate.E006":
+    if expected not in ("sluicegate.E006", "sluicegate.E009"):
         assert expected not in ids()
 
 

@@ -14,6 +14,7 @@ SECRET = "s" * 60
 GOOD = {
     "SLUICEGATE_ENV": "production",
     "SLUICEGATE_SECRET_KEY": SECRET,
+    "SLUICEGATE_TEXT_KEYS": "A" * 43 + "=",
     "DATABASE_URL": "postgres://gate:hunter2@127.0.0.1:9/gate",
     "REDIS_URL": "redis://127.0.0.1:9/0",
     "ALLOWED_HOSTS": "gate.example",
@@ -65,6 +66,8 @@ def test_no_process_starts_with_a_generated_secret(command: tuple[str, ...], pro
         ({"SLUICEGATE_VERSION_KEY_FILE": ""}, "sluicegate.E004"),
         ({"SLUICEGATE_ACTIVATION_KEY_FILE": ""}, "sluicegate.E004"),
         ({"SLUICEGATE_AUDIT_KEY_FILE": ""}, "sluicegate.E004"),
+        ({"SLUICEGATE_TEXT_KEYS": ""}, "sluicegate.E008"),
+        ({"SLUICEGATE_TEXT_KEYS": "hunter2"}, "sluicegate.E009"),
         ({"DATABASE_URL": ""}, "sluicegate.E005"),
         ({"REDIS_URL": ""}, "sluicegate.E005"),
     ],

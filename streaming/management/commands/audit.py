@@ -1,4 +1,4 @@
-"""`manage.py audit verify|head|export`: the audit log from the command line.
+"""`manage.py audit verify|head|export|rotate`: the audit log from the command line.
 
 Exit status 0, 1 (the log, a row or a head is not as it was written), 2 (usage).
 """
@@ -15,6 +15,7 @@ from django.db import transaction
 from guardrails.keys import signing_key, trusted_keys
 from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused, SigningKey
 from streaming.audit.chain import Entry, Fault, faults
+from streaming.audit.services import Unreadable, rotate_texts
 from streaming.audit.verify import Head, log_faults, read_head, signed_head, stored_entries
 from streaming.models import AuditEntry
 
@@ -36,11 +37,12 @@ class Command(BaseCommand):
         check.add_argument("--json", action="store_true", help="one fault a line")
         actions.add_parser("head", help="print the signed head, to be kept elsewhere")
         actions.add_parser("export", help="print every entry, one a line")
+        actions.add_parser("rotate", help="encrypt all stored texts anew with the first of SLUICEGATE_TEXT_KEYS")
 
     def handle(self, *args: object, verb: str, **options: object) -> None:
         try:
             getattr(self, f"do_{verb}")(**options)
-        except (KeyRefused, SignatureRefused) as error:
+        except (KeyRefused, SignatureRefused, Unreadable) as error:
             raise CommandError(str(error), returncode=1) from None
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}", returncode=2) from None
@@ -67,6 +69,10 @@ class Command(BaseCommand):
     def do_export(self, **_: object) -> None:
         for entry in stored_entries():
             self.stdout.write(json.dumps(entry.as_dict(), ensure_ascii=False, separators=(",", ":")))
+
+    def do_rotate(self, **_: object) -> None:
+        done = rotate_texts()
+        self.stdout.write(f"{done:,} messages encrypted anew")
 
     def in_database(self, head: Head | None) -> tuple[list[Fault], int]:
         """The first faults, of one moment: sessions go on ending while the log is read."""
