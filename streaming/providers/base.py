@@ -175,7 +175,8 @@ class TimeLimits:
 class Provider(ABC):
     """Base class of all providers.
 
-    ``from_environment`` answers None when the provider is not configured; it is then not offered. ``stream`` is an
+    ``from_environment`` answers None when the provider is not configured; it is then not offered. It raises
+    ``ValueError``, which names the setting, when one is ill-formed. ``stream`` is an
     async generator that closes its response in ``finally``; cancelling it closes the response at once.
     """
 
@@ -217,6 +218,10 @@ class Provider(ABC):
         if request.scenario and request.scenario not in self.scenarios:
             raise UnknownScenario(f"provider {self.name!r} has no scenario {request.scenario!r}")
 
+    def problem(self) -> str:
+        """What can be seen to be wrong with how it is configured; empty: nothing. Its requests will be refused."""
+        return ""
+
     @abstractmethod
     def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer as events. Raises ``ProviderError``; events that came before it stand."""
@@ -242,17 +247,37 @@ def _load() -> None:
         importlib.import_module(f"streaming.providers.{module.name}")
 
 
-def available(env: Mapping[str, str] | None = None) -> dict[str, Provider]:
-    """Every configured provider by name, scripted first. ``env`` None: the process's environment."""
+def configured(env: Mapping[str, str]) -> tuple[dict[str, Provider], dict[str, str]]:
+    """Providers by name, and what is wrong with the settings of those that cannot be offered, by name."""
     _load()
-    environment = os.environ if env is None else env
-    found = [provider for cls in Provider._registry.values() if (provider := cls.from_environment(environment))]
-    return {p.name: p for p in sorted(found, key=lambda p: (not p.scripted, p.name))}
+    found: dict[str, Provider] = {}
+    wrong: dict[str, str] = {}
+    for name, cls in Provider._registry.items():
+        try:
+            provider = cls.from_environment(env)
+        except ValueError as error:
+            wrong[name] = str(error)
+            continue
+        if provider is not None:
+            found[name] = provider
+    return found, wrong
+
+
+def available(env: Mapping[str, str] | None = None) -> dict[str, Provider]:
+    """Every configured provider by name, scripted first. ``env`` None: the process's environment.
+
+    One whose settings are ill-formed is not among them: the others do not suffer for it.
+    """
+    found, _ = configured(os.environ if env is None else env)
+    return {p.name: p for p in sorted(found.values(), key=lambda p: (not p.scripted, p.name))}
 
 
 def get_provider(name: str, env: Mapping[str, str] | None = None) -> Provider:
-    """One configured provider. Raises ``UnknownProvider`` and names those that are offered."""
-    offered = available(env)
-    if name not in offered:
-        raise UnknownProvider(f"provider {name!r} is not offered here; offered: {', '.join(offered)}")
-    return offered[name]
+    """One configured provider. Raises ``UnknownProvider`` and says what is wrong, or names those that are offered."""
+    environment = os.environ if env is None else env
+    found, wrong = configured(environment)
+    if name in wrong:
+        raise UnknownProvider(f"provider {name!r} is not offered here, its settings are wrong: {wrong[name]}")
+    if name not in found:
+        raise UnknownProvider(f"provider {name!r} is not offered here; offered: {', '.join(available(environment))}")
+    return found[name]

@@ -197,8 +197,14 @@ async def test_unusable_base_url_is_refused_in_words(url: str) -> None:
 
 
 async def test_not_http_at_all_is_a_protocol_error() -> None:
-    _, error = await answer_of([b"SSH-2.0-OpenSSH_9.6\r\n"], head=b"")
+    _, error = await answer_of([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], head=b"")
     assert isinstance(error, ProviderProtocolError)
+
+
+async def test_a_connection_closed_without_an_answer_may_be_tried_again() -> None:
+    _, error = await answer_of([], head=b"")
+    assert isinstance(error, ProviderUnavailable)
+    assert not error.permanent
 
 
 async def test_silence_ends_at_the_token_limit_although_comments_keep_coming() -> None:
