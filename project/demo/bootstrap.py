@@ -6,18 +6,15 @@ an earlier one was cut off.
 
 from __future__ import annotations
 
-import json
 import secrets
 from pathlib import Path
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
 from django.db import connections
 
 from guardrails import selectors, services
-from guardrails.models import ApiKey, PolicyVersion, Scope
-from guardrails.policy import normalise
+from guardrails.bootstrap import prepare_database
+from guardrails.models import ApiKey, Scope
 from project.demo.access import Access, stored
 
 ADMIN = "admin"
@@ -27,9 +24,7 @@ KEY_NAME = "demo"
 def prepare(data_dir: Path, *, url: str) -> Access:
     """Do all of it; the answer is not stored yet. Leaves no database connection open: processes are started next."""
     earlier = stored(data_dir)
-    call_command("migrate", interactive=False, verbosity=0)
-    for file in sorted((settings.BASE_DIR / "guardrails" / "starters").glob("*.json")):
-        install_starter(json.loads(file.read_text(encoding="utf-8")))
+    prepare_database()
     access = Access(
         url=url,
         admin_user=ADMIN,
@@ -38,18 +33,6 @@ def prepare(data_dir: Path, *, url: str) -> Access:
     )
     connections.close_all()
     return access
-
-
-def install_starter(document: dict[str, object]) -> None:
-    """Publish, sign and activate a starter policy, unless a version of it was at work here before.
-
-    Before, not now: what a visitor has put to work in its place stays. A starter that is new in this release is
-    activated.
-    """
-    wanted = normalise(document)
-    activated = PolicyVersion.objects.filter(policy__name=wanted["policy"], activations__isnull=False).distinct()
-    if not any(version.document == wanted for version in activated):
-        services.install(document=document)
 
 
 def admin_password(earlier: str) -> str:
