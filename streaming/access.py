@@ -119,9 +119,13 @@ def headers_of(scope: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def token_in(scope: Mapping[str, object]) -> str:
     """The stream token in a socket's address; empty if there is none."""
+    return dict(parse_qsl(query_of(scope))).get("token", "")
+
+
+def query_of(scope: Mapping[str, object]) -> str:
+    """What stands behind the question mark of a socket's address."""
     raw = scope.get("query_string", b"")
-    query = raw.decode("latin-1") if isinstance(raw, bytes) else str(raw)
-    return dict(parse_qsl(query)).get("token", "")
+    return raw.decode("latin-1") if isinstance(raw, bytes) else str(raw)
 
 
 def _header(pairs: Iterable[tuple[str, str]], name: str) -> str:

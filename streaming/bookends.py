@@ -30,21 +30,25 @@ from streaming.core.events import (
 )
 from streaming.models import Message
 from streaming.providers.base import Provider, ProviderRequest
-from streaming.resilience import Upstreams
+from streaming.rollout import Asks
 from streaming.sessions import DeferredText, Ending, Started, State
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it."""
+    """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it.
+
+    ``fallback``: why it was decided not to stream, before anybody was asked.
+    """
 
     started: Started
     policy: Policy
     monitor: bool
     prompt_raw: str
     prompt: CheckedText
-    upstreams: Upstreams
+    upstreams: Asks
     request: ProviderRequest
+    fallback: str = ""
 
     @property
     def provider(self) -> Provider:
@@ -114,22 +118,30 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
         last_seq=last_seq,
         error_code=result.error_code,
         error=result.error,
+        streaming=chosen(run, answer).streaming,
+        fallback=chosen(run, answer).fallback,
     )
 
 
+def chosen(run: Run, answer: Answer) -> ProviderChosen:
+    """Who answered and how; where nobody was asked, what had been decided."""
+    decided = ProviderChosen(run.provider.name, run.upstreams.streaming, run.fallback)
+    return answer.chosen or decided
+
+
 def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, object]:
-    chosen = answer.chosen or ProviderChosen(run.provider.name, run.upstreams.streaming)
+    who = chosen(run, answer)
     metadata: dict[str, object] = {
-        "provider": chosen.provider,
+        "provider": who.provider,
         "model": answer.model or run.request.model or run.provider.default_model,
         "usage": answer.usage,
         "in_reply_to": run.started.prompt_id,
-        "streaming": chosen.streaming,
+        "streaming": who.streaming,
         "status": status.value,
         "redactions": [list(pair) for pair in answer.redactions],
     }
-    if chosen.fallback:
-        metadata["fallback"] = chosen.fallback
+    if who.fallback:
+        metadata["fallback"] = who.fallback
     if (stopped := answer.stopped) is not None:
         # A reload shows the same banner as the stream did.
         metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}

@@ -10,22 +10,22 @@ passed the prompt guardrails, in the form that they left.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
 
 from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
-from guardrails.findings import AppliesTo
-from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 from guardrails.selectors import PolicyUnavailable, active_policy
-from streaming import selectors, sessions, tasks
+from streaming import prompting, rollout, selectors, sessions, tasks
 from streaming.bookends import Run, policy_ref, prompt_metadata
-from streaming.checks import check_text, immediate_statuses
 from streaming.conf import Conf, conf
 from streaming.core.text import unusable
 from streaming.frames import FrameError, StartFrame, check_lengths
 from streaming.log import SessionLog
+from streaming.messages import BadMessages
+from streaming.prompting import Prompted
 from streaming.providers.base import (
     ChatMessage,
     Provider,
@@ -38,6 +38,7 @@ from streaming.providers.scripted import OWN_TEXT, SCENARIOS
 from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
 from streaming.resilience import Upstreams
+from streaming.rollout import Decision, Marks, RolledOut, Subject
 from streaming.sessions import NewSession, Started, Visitor
 from streaming.workers import workers_alive
 
@@ -51,65 +52,68 @@ class StartRefused(FrameError):
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What a caller brings instead of what is set up here: a provider, a policy, somebody who makes deferred checks."""
+    """What a caller brings instead of what is set up here: a provider, a policy, somebody who makes deferred checks.
+
+    ``flagged`` False: the rollout flag is none of its business; it streams unless it says ``use_streaming`` false.
+    """
 
     provider: Provider | None = None
     policy: Policy | None = None
     queue_checks: Callable[[str], Awaitable[None]] | None = None
+    flagged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Who asks, under which policy if none is named, and whether the whole policy runs in MONITOR."""
+    """Who asks, under which policy if none is named, and whether the whole policy runs in MONITOR.
+
+    ``marks``: what the call or socket says that a rollout flag under test looks at.
+    """
 
     visitor: Visitor
     default_policy: str
     monitor: bool = False
     correlation_id: str = ""
     own: Own = Own()
+    marks: Marks = field(default_factory=Marks)
 
 
 async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings: Conf | None = None) -> Started:
     """Check, store, and start the pump; returns as soon as the rows exist. Raises ``StartRefused``."""
     settings = settings or conf()
-    prompt = _prompt(frame, settings)
     own = asked.own
+    prompt = "" if frame.messages is not None else _prompt(frame, settings)
     policy = own.policy or await load_policy(frame.policy or asked.default_policy)
-    try:
-        provider = own.provider or get_provider(frame.provider)
-        request = ProviderRequest((), frame.model, frame.scenario, frame.text)
-        provider.validate(request)
-    except UnknownProvider as error:
-        raise StartRefused("unknown_provider", f"{str(error).capitalize()}.", "provider") from None
-    except UnknownScenario as error:
-        raise StartRefused("unknown_scenario", f"{str(error).capitalize()}.", "scenario") from None
-    history = await _history(asked.visitor, frame.conversation_id, settings)
-    turns = tuple(Turn(message.role, message.text) for message in history)
-    checked = await check_text(
-        policy, prompt, applies_to=AppliesTo.PROMPT, monitor=asked.monitor, channel="prompt", conversation=turns
-    )
-    checked.statuses += immediate_statuses(policy, AppliesTo.PROMPT, checked.findings)
+    provider, request = _provider(frame, own)
+    prompted = await _prompted(frame, asked, policy, prompt, settings)
+    request = replace(request, messages=prompted.messages)
+    fresh_id = "" if frame.conversation_id else str(uuid4())
     new = NewSession(
         visitor=asked.visitor,
-        prompt=checked.visible,
+        prompt=prompted.checked.visible,
         policy=policy_ref(policy),
         provider=provider.name,
         model=frame.model or provider.default_model,
         conversation_id=frame.conversation_id,
-        prompt_metadata=prompt_metadata(checked),
-        blocked=checked.blocked is not None,
+        prompt_metadata=prompt_metadata(prompted.checked),
+        blocked=prompted.checked.blocked is not None,
         monitor=asked.monitor,
         correlation_id=asked.correlation_id,
+        fresh_id=fresh_id,
     )
-    started = await database_sync_to_async(sessions.start_session)(new)
+    subject = Subject(
+        frame.conversation_id or fresh_id, asked.visitor.user_id, frame.use_streaming, asked.marks, own.flagged
+    )
+    started, decision = await database_sync_to_async(_begin)(new, subject, request, settings)
     run = Run(
         started=started,
         policy=policy,
         monitor=asked.monitor,
-        prompt_raw=prompt,
-        prompt=checked,
-        upstreams=Upstreams((provider,)),
-        request=replace(request, messages=(*history, ChatMessage("user", checked.visible))),
+        prompt_raw=prompted.raw,
+        prompt=prompted.checked,
+        upstreams=RolledOut(Upstreams((provider,)), decision, subject, settings),
+        request=request,
+        fallback=decision.fallback,
     )
     alive = _always if own.queue_checks else workers_alive
     around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
@@ -119,6 +123,36 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
 
 async def _always() -> bool:
     return True
+
+
+def _begin(new: NewSession, subject: Subject, request: ProviderRequest, settings: Conf) -> tuple[Started, Decision]:
+    """Decide and store in one visit to the database's thread."""
+    decision = rollout.decide(subject, request, settings)
+    return sessions.start_session(replace(new, streaming=decision.streaming, fallback=decision.fallback)), decision
+
+
+def _provider(frame: StartFrame, own: Own) -> tuple[Provider, ProviderRequest]:
+    """Who is asked, and the request as far as the frame alone says it."""
+    try:
+        provider = own.provider or get_provider(frame.provider)
+        request = ProviderRequest((), frame.model, frame.scenario, frame.text)
+        provider.validate(request)
+    except UnknownProvider as error:
+        raise StartRefused("unknown_provider", f"{str(error).capitalize()}.", "provider") from None
+    except UnknownScenario as error:
+        raise StartRefused("unknown_scenario", f"{str(error).capitalize()}.", "scenario") from None
+    return provider, request
+
+
+async def _prompted(frame: StartFrame, asked: Asked, policy: Policy, prompt: str, settings: Conf) -> Prompted:
+    """Prompt and history after the guardrails; messages that a client hands over are the whole history."""
+    history = await _history(asked.visitor, frame.conversation_id, settings)
+    if frame.messages is None:
+        return await prompting.with_history(policy, prompt, history, monitor=asked.monitor)
+    try:
+        return await prompting.handed_over(policy, frame.messages, monitor=asked.monitor)
+    except BadMessages as error:
+        raise StartRefused(error.code, f"“{error.field}”: {error}", error.field) from None
 
 
 def _prompt(frame: StartFrame, settings: Conf) -> str:

@@ -16,7 +16,7 @@ import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ObjectDoesNotExist
 
-from streaming.access import Access, Refused, visitor_of
+from streaming.access import Access, Refused, headers_of, query_of, visitor_of
 from streaming.chat import Asked, StartRefused, start_chat
 from streaming.conf import conf
 from streaming.core.events import ErrorEvent
@@ -27,6 +27,7 @@ from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
 from streaming.reader import follow, from_database, over
+from streaming.rollout import Marks
 from streaming.selectors import owned_session
 
 logger = structlog.get_logger(__name__)
@@ -115,7 +116,8 @@ class SessionSocket(AsyncWebsocketConsumer):
             raise StartRefused("forbidden", "A stream token reads one session; beginning one needs an API key.")
         if self.active:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
-        asked = Asked(access.visitor, frame.policy or access.policy)
+        marks = Marks(headers_of(self.scope), query_of(self.scope))
+        asked = Asked(access.visitor, frame.policy or access.policy, marks=marks)
         # Busy from now on: two frames sent back to back must not begin two answers.
         self.active = "starting"
         try:

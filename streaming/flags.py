@@ -40,8 +40,7 @@ class RolloutFlag(AbstractUserFlag):
     )
 
     class Meta(AbstractUserFlag.Meta):
-        verbose_name = "rollout flag"
-        verbose_name_plural = "rollout flags"
+        """As waffle names its own."""
 
     def _is_active_for_percent(self, request: HttpRequest, read_only: bool) -> bool | None:
         if not self.percent:

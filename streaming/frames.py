@@ -9,12 +9,14 @@ input: whatever arrives, the answer is a clear error that names the field, never
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from streaming.conf import Conf
 from streaming.core.text import unusable
+from streaming.messages import BadMessages, MessageIn, check_messages
 
 
 class FrameError(ValueError):
@@ -31,6 +33,13 @@ def _whole_number(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16 else value
 
 
+def _yes_or_no(value: object) -> object:
+    """Form fields arrive as text: a box that is checked says ``on``, one left alone says nothing."""
+    words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False, "": None}
+    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+YesOrNo = Annotated[bool | None, BeforeValidator(_yes_or_no)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
 Seq = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
 
@@ -41,10 +50,17 @@ class _Frame(BaseModel):
 
 
 class StartFrame(_Frame):
-    """Begin a session. ``text`` is what the scenario ``own_text`` streams."""
+    """Begin a session with a ``prompt``, or with ``messages`` that a client keeps itself.
+
+    ``tools`` offers the tools that are registered here. ``use_streaming`` false asks for an answer in one piece; null
+    and true leave it to the rollout flag. ``text`` is what the scenario ``own_text`` streams.
+    """
 
     type: Literal["start"]
     prompt: str = ""
+    messages: list[MessageIn] | None = None
+    tools: YesOrNo = False
+    use_streaming: YesOrNo = None
     provider: Name = "scripted"
     model: Name = ""
     policy: Name = ""
@@ -100,11 +116,29 @@ def parse_frame(text: str, limits: Conf) -> Frame:
         frame = _adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][-1]) if first["loc"] else ""
+        name = place_of(first["loc"][1:])
         raise FrameError("invalid_field", f"“{name}”: {first['msg']}.", name) from None
     if isinstance(frame, StartFrame):
         check_lengths(frame.prompt, frame.text, limits)
+        _check_conversation(frame, limits)
     return frame
+
+
+def place_of(path: Sequence[int | str]) -> str:
+    """A place in nested fields as clients write it: ``messages[2].content``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _check_conversation(frame: StartFrame, limits: Conf) -> None:
+    if frame.messages is None:
+        return
+    if frame.prompt.strip() or frame.scenario:
+        other = "prompt" if frame.prompt.strip() else "scenario"
+        raise FrameError("invalid_field", f"A start has either “messages” or “{other}”, not both.", "messages")
+    try:
+        check_messages(frame.messages, limits)
+    except BadMessages as error:
+        raise FrameError(error.code, f"“{error.field}”: {error}", error.field) from None
 
 
 def check_lengths(prompt: str, text: str, limits: Conf) -> None:

@@ -15,24 +15,27 @@ The order of the reasons, first match:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
 
+import structlog
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.db import DatabaseError
 from django.http import HttpRequest, QueryDict
 from django.utils.functional import SimpleLazyObject
-from waffle import get_waffle_flag_model
 
 from streaming.conf import Conf, conf, demo_mode
 from streaming.core.events import ProviderChosen, ProviderEvent
 from streaming.flags import CONVERSATION, RolloutFlag, Stage
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.resilience import Upstreams
+
+logger = structlog.get_logger(__name__)
 
 FLAG = "streaming"
 USE_STREAMING_FALSE = "use_streaming_false"
@@ -63,12 +66,16 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose request is decided upon. ``use_streaming`` is the caller's own word; None leaves it to the flag."""
+    """Whose request is decided upon. ``use_streaming`` is the caller's own word; None leaves it to the flag.
+
+    ``flagged`` False: the flag is not asked.
+    """
 
     conversation_id: str
     user_id: int | None = None
     use_streaming: bool | None = None
     marks: Marks = field(default_factory=Marks)
+    flagged: bool = True
 
 
 class Asks(Protocol):
@@ -82,10 +89,6 @@ class Asks(Protocol):
     def streaming(self) -> bool:
         """Whether answers are asked for as streams."""
 
-    @property
-    def fallback(self) -> str:
-        """Why they are not, as far as it is known before anybody was asked."""
-
     def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events. Raises ``ProviderError``."""
 
@@ -94,7 +97,9 @@ def decide(subject: Subject, request: ProviderRequest, settings: Conf | None = N
     """Whether this request streams. Reads the flag from the database."""
     if subject.use_streaming is False:
         return Decision(False, USE_STREAMING_FALSE)
-    flag = get_waffle_flag_model().get(FLAG)
+    if not subject.flagged:
+        return Decision(True)
+    flag = RolloutFlag.get(FLAG)
     if flag.pk is None:
         return Decision(True) if demo_mode() else Decision(False, FLAG_OFF)
     if flag.everyone is False:
@@ -124,6 +129,12 @@ def estimate_s(request: ProviderRequest, settings: Conf) -> float:
     if request.max_tokens is not None:
         tokens = min(tokens, request.max_tokens)
     return tokens * request.choices / settings.tokens_per_s
+
+
+def marks_of(request: HttpRequest) -> Marks:
+    """The marks of an HTTP call."""
+    headers = tuple((name.lower(), value) for name, value in request.headers.items())
+    return Marks(headers, request.META.get("QUERY_STRING", ""))
 
 
 def _reaches_anybody(flag: RolloutFlag) -> bool:
@@ -169,12 +180,11 @@ class RolledOut:
     back is not taken within an answer: one that fell to the standard path stays there.
     """
 
-    def __init__(
-        self, inner: Upstreams, first: Decision, again: Callable[[ProviderRequest], Awaitable[Decision]]
-    ) -> None:
+    def __init__(self, inner: Upstreams, first: Decision, subject: Subject, settings: Conf) -> None:
         self._inner = inner
         self._decision = first
-        self._again = again
+        self._subject = subject
+        self._settings = settings
         self._asked = False
 
     @property
@@ -187,11 +197,6 @@ class RolledOut:
         """As decided last."""
         return self._decision.streaming
 
-    @property
-    def fallback(self) -> str:
-        """Why not, as decided last."""
-        return self._decision.fallback
-
     async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events; whoever is chosen carries the reason for not streaming. Raises ``ProviderError``."""
         if self._asked and self._decision.streaming:
@@ -203,3 +208,12 @@ class RolledOut:
                 if isinstance(event, ProviderChosen) and self._decision.fallback:
                     event = replace(event, fallback=joined(self._decision.fallback, event.fallback))
                 yield event
+
+    async def _again(self, request: ProviderRequest) -> Decision:
+        try:
+            decision: Decision = await database_sync_to_async(decide)(self._subject, request, self._settings)
+        except DatabaseError as error:
+            # The answer's end may yet be stored; that the flag cannot be read is no reason to break it off.
+            logger.warning("flag_unread", error=type(error).__name__)
+            return self._decision
+        return decision

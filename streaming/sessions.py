@@ -33,6 +33,8 @@ from streaming.models import AuditSession, Conversation, DeferredCheck, Message
 from streaming.sealed import seal
 
 State = AuditSession.State
+FALLBACK_CHARS = 200
+"""What the column takes."""
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.ACTIVE: frozenset({State.MONITORING, State.COMPLETE}),
@@ -57,7 +59,11 @@ class Visitor:
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """What a session begins with. ``prompt`` is the visible prompt, after its guardrails."""
+    """What a session begins with. ``prompt`` is the visible prompt, after its guardrails.
+
+    ``conversation_id`` continues a conversation; ``fresh_id`` is the id of the one that begins, when it has to be
+    known before. ``streaming`` and ``fallback``: what was decided; the end says what it came to.
+    """
 
     visitor: Visitor
     prompt: str
@@ -69,6 +75,9 @@ class NewSession:
     blocked: bool = False
     monitor: bool = False
     correlation_id: str = ""
+    fresh_id: str = ""
+    streaming: bool = True
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,8 @@ class Ending:
     last_seq: int = 0
     error_code: str = ""
     error: str = ""
+    streaming: bool = False
+    fallback: str = ""
 
 
 def start_session(new: NewSession) -> Started:
@@ -122,6 +133,7 @@ def start_session(new: NewSession) -> Started:
         conversation = conversation_of(new.visitor, new.conversation_id) if new.conversation_id else None
         if conversation is None:
             conversation = Conversation.objects.create(
+                id=UUID(new.fresh_id) if new.fresh_id else uuid4(),
                 user_id=new.visitor.user_id,
                 session_key=new.visitor.session_key,
                 client=new.visitor.client,
@@ -157,6 +169,8 @@ def start_session(new: NewSession) -> Started:
             policy_digest=new.policy["digest"],
             provider=new.provider,
             model=new.model,
+            streaming=new.streaming,
+            fallback=new.fallback,
             client=new.visitor.client,
             correlation_id=new.correlation_id,
             started_at=now,
@@ -239,6 +253,8 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
             last_seq=ending.last_seq,
             error_code=ending.error_code,
             error=ending.error,
+            streaming=ending.streaming,
+            fallback=ending.fallback[:FALLBACK_CHARS],
             **({"model": ending.model} if ending.model else {}),
         )
         if not moved:

@@ -25,6 +25,7 @@ from streaming.limits import Spends
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
+from streaming.rollout import marks_of
 from streaming.selectors import owned_session
 from streaming.sse import event_stream
 
@@ -77,6 +78,7 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
             access.visitor,
             frame.policy or access.policy,
             correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
+            marks=marks_of(request),
         )
         started = await start_chat(frame, asked, shared_log(), settings)
     except FrameError as error:

@@ -15,6 +15,8 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 
+from streaming.frames import place_of
+
 logger = structlog.get_logger(__name__)
 
 CODES = {
@@ -69,8 +71,7 @@ def install(api: NinjaAPI) -> None:
     def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
         first = error.errors[0] if error.errors else {}
         # ("body", "payload", "text"): where it stands and what our argument is called is not the client's business.
-        path = [str(part) for part in first.get("loc", ())][2:]
-        field = ".".join(path)
+        field = place_of(first.get("loc", ())[2:])
         said = str(first.get("msg", "The request is not valid.")).removeprefix("Value error, ")
         return error_response(422, f"“{field}”: {said}." if field else f"{said}.", field=field)
 

@@ -13,8 +13,8 @@ from streaming.models import AuditSession, Finding
 
 SESSION_FIELDS = (
     "origin", "state", "outcome", "would_have", "monitor", "policy_name", "policy_version", "policy_digest",
-    "provider", "model", "client", "correlation_id", "started_at", "answered_at", "ended_at", "chars_in", "released",
-    "withheld", "exposed", "timing", "error_code", "error",
+    "provider", "model", "streaming", "fallback", "client", "correlation_id", "started_at", "answered_at", "ended_at",
+    "chars_in", "released", "withheld", "exposed", "timing", "error_code", "error",
 )  # fmt: skip
 FINDING_FIELDS = (
     "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",

@@ -45,8 +45,8 @@ class Migration(migrations.Migration):
                 ('users', models.ManyToManyField(blank=True, help_text='Activate this flag for these users.', to=settings.AUTH_USER_MODEL, verbose_name='Users')),
             ],
             options={
-                'verbose_name': 'rollout flag',
-                'verbose_name_plural': 'rollout flags',
+                'verbose_name': 'Flag',
+                'verbose_name_plural': 'Flags',
                 'abstract': False,
             },
         ),
