@@ -1,13 +1,15 @@
 """Local endpoints that take a request as strictly as the vendors' published schemas write it, and answer briefly.
 
-A request that is not of the form gets the vendor's own 400 with the field's name: these fakes can fail.
+A request that is not of the form gets the vendor's own 400 that names the field: these fakes can fail. A dialect is one
+module beside this one (``strict_openai``, ``strict_anthropic``, ``strict_ollama``). Fields that a vendor knows and our
+adapters never send are left out on purpose, so that beginning to send one is noticed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -15,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Json = dict[str, object]
+Given = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -22,269 +25,83 @@ class Strict(BaseModel):
 
 
 class Schema(BaseModel):
-    """A JSON schema of type object, as all three want a tool's parameters."""
+    """A JSON schema, as far as tools' parameters need one; other keywords are taken as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    type: Literal["object", "array", "string", "number", "integer", "boolean", "null"] | None = None
+    description: str | None = None
+    properties: dict[str, Schema] | None = None
+    required: list[str] = []
+    items: Schema | None = None
+    enum: Annotated[list[object], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def required_is_known(self) -> Schema:
+        if unknown := set(self.required) - set(self.properties or ()):
+            raise ValueError(f"required names {sorted(unknown)}, which are no properties")
+        return self
+
+
+class Parameters(Schema):
+    """The schema of a tool's arguments: an object, with its properties said."""
+
     type: Literal["object"]
-    properties: dict[str, Json]
+    properties: dict[str, Schema]
 
 
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+class Refusal(Exception):
+    """An answer of the vendor's that is not 200."""
+
+    def __init__(self, status: int, body: Json) -> None:
+        super().__init__(str(body))
+        self.status = status
+        self.body = body
 
 
-# -- OpenAI ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Dialect:
+    """How a vendor answers at its path: ``answer`` may raise ``Refusal`` or pydantic's error, told by ``refusal``."""
 
-
-class OpenAIFunction(Strict):
-    name: Name
-    description: str | None = None
-    parameters: Schema
-
-
-class OpenAITool(Strict):
-    type: Literal["function"]
-    function: OpenAIFunction
-
-
-class OpenAICalled(Strict):
-    name: Name
-    arguments: str
-
-
-class OpenAICall(Strict):
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["function"]
-    function: OpenAICalled
-
-
-class OpenAIMessage(Strict):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None
-    tool_calls: Annotated[list[OpenAICall], Field(min_length=1)] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def whole(self) -> OpenAIMessage:
-        if self.content is None and not self.tool_calls:
-            raise ValueError("content: only an assistant's message with calls may have none")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("tool_call_id: belongs to tool messages, and to all of them")
-        return self
-
-
-class OpenAIOptions(Strict):
-    include_usage: bool
-
-
-class OpenAIRequest(Strict):
-    model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[OpenAIMessage], Field(min_length=1)]
-    stream: bool = False
-    stream_options: OpenAIOptions | None = None
-    tools: Annotated[list[OpenAITool], Field(min_length=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def answered(self) -> OpenAIRequest:
-        open_calls: set[str] = set()
-        for message in self.messages:
-            if message.role == "tool":
-                if message.tool_call_id not in open_calls:
-                    raise ValueError("messages: a tool message answers no call before it")
-                open_calls.discard(message.tool_call_id or "")
-            elif open_calls:
-                raise ValueError("messages: a call has no answer")
-            open_calls |= {call.id for call in message.tool_calls or ()}
-        if open_calls:
-            raise ValueError("messages: a call has no answer")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only with stream")
-        return self
-
-
-# -- Anthropic ------------------------------------------------------------------------------------------------------
-
-
-class TextBlock(Strict):
-    type: Literal["text"]
-    text: Annotated[str, Field(pattern=r"\S")]
-
-
-class ThinkingBlock(Strict):
-    type: Literal["thinking"]
-    thinking: str
-    signature: Annotated[str, Field(min_length=1)]
-
-
-class ToolUseBlock(Strict):
-    type: Literal["tool_use"]
-    id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
-    name: Name
-    input: Json
-
-
-class ToolResultBlock(Strict):
-    type: Literal["tool_result"]
-    tool_use_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
-    content: str
-    is_error: bool = False
-
-
-class AnthropicMessage(Strict):
-    role: Literal["user", "assistant"]
-    content: Annotated[
-        list[Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]],
-        Field(min_length=1),
-    ]
-
-
-class AnthropicTool(Strict):
-    name: Name
-    description: str | None = None
-    input_schema: Schema
-
-
-class AnthropicRequest(Strict):
-    model: Annotated[str, Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)]
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
-    system: Annotated[str, Field(min_length=1)] | None = None
-    stream: bool = False
-    tools: Annotated[list[AnthropicTool], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def in_turn(self) -> AnthropicRequest:
-        calls: set[str] = set()
-        for number, message in enumerate(self.messages):
-            if message.role != ("assistant" if number % 2 else "user"):
-                raise ValueError("messages: roles must alternate, the user first")
-            answered = {block.tool_use_id for block in message.content if isinstance(block, ToolResultBlock)}
-            if answered != calls:
-                raise ValueError("messages: tool_use ids were found without tool_result blocks right behind them")
-            kinds = [block.type for block in message.content]
-            if "thinking" in kinds and kinds[0] != "thinking":
-                raise ValueError("messages: thinking comes first")
-            calls = {block.id for block in message.content if isinstance(block, ToolUseBlock)}
-        return self
-
-
-# -- Ollama ---------------------------------------------------------------------------------------------------------
-
-
-class OllamaCalled(Strict):
-    name: Name
-    arguments: Json
-
-
-class OllamaCall(Strict):
-    function: OllamaCalled
-
-
-class OllamaMessage(Strict):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    thinking: str | None = None
-    tool_calls: list[OllamaCall] | None = None
-    tool_name: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def whole(self) -> OllamaMessage:
-        if (self.role == "tool") != (self.tool_name is not None):
-            raise ValueError("tool_name: belongs to tool messages, and to all of them")
-        return self
-
-
-class OllamaOptions(Strict):
-    num_predict: int | None = None
-
-
-class OllamaChat(Strict):
-    model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[OllamaMessage], Field(min_length=1)]
-    stream: bool = True
-    tools: list[OpenAITool] | None = None
-    options: OllamaOptions | None = None
-
-
-class OllamaGenerate(Strict):
-    model: Annotated[str, Field(min_length=1)]
-    prompt: Annotated[str, Field(min_length=1)]
-    system: str | None = None
-    stream: bool = True
-    options: OllamaOptions | None = None
-
-
-# -- the servers ----------------------------------------------------------------------------------------------------
+    answer: Callable[[Mapping[str, str], Json], bytes]
+    refusal: Callable[[ValidationError], Json]
 
 
 @dataclass
 class Vendor:
-    """A running fake: its address, and the requests that it took."""
+    """The running fakes: their address, and the requests that they took."""
 
     base_url: str = ""
     taken: list[Json] = field(default_factory=list)
 
 
-def _openai(path: str, headers: dict[str, str], body: Json) -> bytes:
-    request = OpenAIRequest.model_validate(body)
-    if headers.get("authorization") != "Bearer sk-strict":
-        raise PermissionError
-    said = {"role": "assistant", "content": "fine"}
-    if not request.stream:
-        choices = [{"index": n, "message": said, "finish_reason": "stop"} for n in range(request.n)]
-        return json.dumps(
-            {"model": "m", "choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
-        ).encode()
-    chunks: list[Json] = [{"choices": [{"index": n, "delta": said}]} for n in range(request.n)]
-    chunks += [{"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]} for n in range(request.n)]
-    return b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+def sse(*events: Json, named: bool = False) -> bytes:
+    """Events of a stream; ``named``: with their type in front."""
+    return b"".join(
+        (b"event: %s\n" % str(event["type"]).encode() if named else b"") + b"data: %s\n\n" % json.dumps(event).encode()
+        for event in events
+    )
 
 
-def _anthropic(path: str, headers: dict[str, str], body: Json) -> bytes:
-    request = AnthropicRequest.model_validate(body)
-    if headers.get("x-api-key") != "sk-strict" or headers.get("anthropic-version") != "2023-06-01":
-        raise PermissionError
-    if not request.stream:
-        content = [{"type": "text", "text": "fine"}]
-        return json.dumps(
-            {"type": "message", "model": "m", "content": content, "stop_reason": "end_turn",
-             "usage": {"input_tokens": 1, "output_tokens": 1}}
-        ).encode()  # fmt: skip
-    events: list[Json] = [
-        {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 1, "output_tokens": 1}}},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "fine"}},
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
-        {"type": "message_stop"},
-    ]
-    return b"".join(b"event: %s\ndata: %s\n\n" % (str(e["type"]).encode(), json.dumps(e).encode()) for e in events)
-
-
-def _ollama(path: str, headers: dict[str, str], body: Json) -> bytes:
-    last: Json = {"model": "m", "done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1}
-    request: OllamaChat | OllamaGenerate
-    if path == "/api/generate":
-        request, said = OllamaGenerate.model_validate(body), Json(response="fine")
-    else:
-        request, said = OllamaChat.model_validate(body), Json(message={"role": "assistant", "content": "fine"})
-    if not request.stream:
-        return json.dumps({**last, **said}).encode()
-    return json.dumps({"model": "m", "done": False, **said}).encode() + b"\n" + json.dumps(last).encode() + b"\n"
-
-
-PATHS: dict[str, Callable[[str, dict[str, str], Json], bytes]] = {
-    "/v1/chat/completions": _openai,
-    "/v1/messages": _anthropic,
-    "/api/chat": _ollama,
-    "/api/generate": _ollama,
-}
+def _reply(dialect: Dialect | None, headers: Mapping[str, str], raw: bytes, taken: list[Json]) -> tuple[int, bytes]:
+    if dialect is None:
+        return 404, b"404 page not found"
+    try:
+        body: Json = json.loads(raw)
+        said = dialect.answer(headers, body)
+    except ValidationError as error:
+        return 400, json.dumps(dialect.refusal(error)).encode()
+    except Refusal as refusal:
+        return refusal.status, json.dumps(refusal.body).encode()
+    taken.append(body)
+    return 200, said
 
 
 @asynccontextmanager
 async def vendor() -> AsyncIterator[Vendor]:
-    """All three vendors at one address."""
+    """All three vendors at one address, each at its own paths."""
+    from . import strict_anthropic, strict_ollama, strict_openai
+
+    paths = strict_openai.PATHS | strict_anthropic.PATHS | strict_ollama.PATHS
     fake, tasks = Vendor(), set[asyncio.Task[None]]()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -293,18 +110,10 @@ async def vendor() -> AsyncIterator[Vendor]:
         tasks.add(task)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        body: Json = json.loads(await reader.readexactly(int(headers["content-length"])))
-        path = first.split(" ")[1]
-        try:
-            status, said = "200 OK", PATHS[path](path, headers, body)
-            fake.taken.append(body)
-        except ValidationError as error:
-            where = error.errors()[0]
-            field = ".".join(str(part) for part in where["loc"]) or where["msg"]
-            status, said = "400 Bad Request", json.dumps({"error": {"message": f"{field}: {where['msg']}"}}).encode()
-        except PermissionError:
-            status, said = "401 Unauthorized", b'{"error": {"message": "key"}}'
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n".encode() + said)
+        raw = await reader.readexactly(int(headers["content-length"]))
+        method, path, _ = first.split(" ")
+        status, said = _reply(paths.get(path) if method == "POST" else None, headers, raw, fake.taken)
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n".encode() + said)
         await writer.drain()
         writer.close()
         await writer.wait_closed()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import httpx
 import pytest
 
 from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, Usage
@@ -93,30 +92,3 @@ async def test_ollama_generate_takes_a_conversation_and_refuses_tools() -> None:
     assert fake.taken[0]["prompt"] == USER.text
     assert "User: " in str(fake.taken[1]["prompt"])
     assert fake.taken[2]["system"] == "Be brief.\n\nBe kind."
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "field"),
-    [
-        ("/v1/chat/completions", {"model": "m", "messages": []}, "messages"),
-        ("/v1/chat/completions", {"model": "m", "messages": [
-            {"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
-        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x"}], "top_q": 1}, "top_q"),
-        ("/v1/chat/completions",
-         {"model": "m", "messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "answers no call"),
-        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": [
-            {"role": "assistant", "content": "x"}]}, "content"),
-        ("/v1/messages", {"model": "m", "messages": []}, "max_tokens"),
-        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": [
-            {"role": "user", "content": [{"type": "text", "text": " "}]}]}, "text"),
-        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": [
-            {"role": "user", "content": [{"type": "image", "source": {}}]}]}, "content"),
-        ("/api/chat", {"model": "m", "messages": [{"role": "tool", "content": "x"}]}, "tool_name"),
-        ("/api/generate", {"model": "m", "prompt": ""}, "prompt"),
-    ],
-)  # fmt: skip
-async def test_the_fakes_refuse_what_the_vendors_refuse(path: str, body: dict[str, object], field: str) -> None:
-    async with vendor() as fake, httpx.AsyncClient(trust_env=False) as client:
-        response = await client.post(fake.base_url + path, json=body)
-    assert response.status_code == 400
-    assert field in response.json()["error"]["message"]
