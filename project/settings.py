@@ -135,7 +135,13 @@ CELERY_TASK_TIME_LIMIT = 120
 CELERY_TASK_SOFT_TIME_LIMIT = 90
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for its broker however long that takes
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 300, "socket_timeout": 10, "socket_connect_timeout": 5}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 300,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "priority_steps": [0, 5],
+    "queue_order_strategy": "priority",
+}
 CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is down: the sweep queues it later
 CELERY_BEAT_SCHEDULE = {"sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0}}
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")

@@ -35,6 +35,7 @@ class Checked:
     """A verdict with how long it took, in milliseconds, and the guardrail's 95th percentile so far.
 
     ``slow``: the guardrail is slower than the class that it declares. ``remembered``: nobody was asked again.
+    ``permanent``: asking again would fail again.
     """
 
     verdict: Verdict
@@ -43,6 +44,7 @@ class Checked:
     p95_ms: float | None = None
     slow: bool = False
     remembered: bool = False
+    permanent: bool = False
 
 
 async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
@@ -58,7 +60,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     if (verdict := kept.remembered(request, clock)) is not None:
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, slow=kept.slower_than_declared, remembered=True)
     started = clock()
-    timed_out = False
+    timed_out = permanent = False
     try:
         async with asyncio.timeout(guardrail.time_limit_s), kept.slot():
             started = clock()  # what is measured is the guardrail, not the queue before it
@@ -67,14 +69,16 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         timed_out = True
         verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
     except (ProviderError, UnknownProvider, UnparseableVerdict, CheckFailed) as error:
+        permanent = isinstance(error, UnknownProvider) or bool(getattr(error, "permanent", False))
         verdict = Verdict(hit=False, error=str(error))
     except Exception as error:  # a kind's own bug must not take the stream down
+        permanent = True
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
         verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
     took_ms = (clock() - started) * 1000
     kept.times.append(took_ms)
     kept.remember(request, verdict, clock)
-    return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared)
+    return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared, permanent=permanent)
 
 
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:

@@ -30,6 +30,8 @@ class Conf:
     monitoring_limit_s: float = 600.0
     check_lease_s: float = 60.0
     check_attempts: int = 3
+    check_again_s: float = 2.0
+    checks_at_once: int = 8
     worker_ttl_s: int = 8
     history_messages: int = 40
     max_messages: int = 200

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from channels.db import database_sync_to_async
@@ -25,6 +25,7 @@ from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
 from streaming import models, sessions
 from streaming.checks import Checked, run_check, state_after
+from streaming.conf import conf
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
 from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession, DeferredCheck
@@ -36,6 +37,7 @@ SEQ_RESERVE = 1_000
 """The stored seq lags behind the log; after a lost log, counting goes on this much above it."""
 
 CheckState = DeferredCheck.State
+Again = Callable[[int, float], object]
 _RANK = ["waiting", "checking", "would_block", "hit", "expired", "timeout", "error", "passed"]
 
 
@@ -65,9 +67,19 @@ class Recorded:
     outcome: str
 
 
-async def run_deferred(check_id: int, log: SessionLog, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Make one check and tell the readers. False when there was nothing to do (done, or leased by another worker)."""
+async def run_deferred(
+    check_id: int, log: SessionLog, clock: Callable[[], float] = time.monotonic, again: Again | None = None
+) -> bool:
+    """Make one check and tell the readers. False when there was nothing to do (done, or leased by another worker).
+
+    ``again`` queues the check once more after some seconds: when its guardrail has all the checks under way that it
+    may have, and when one that goes over the network failed in a way that may pass.
+    """
     lease = await database_sync_to_async(take_lease)(check_id=check_id)
+    if isinstance(lease, Busy):
+        if again is not None:
+            again(check_id, conf().check_again_s)
+        return False
     if lease is None:
         return False
     await _tell(log, lease, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "checking")])
@@ -83,6 +95,13 @@ async def run_deferred(check_id: int, log: SessionLog, clock: Callable[[], float
         turns = await database_sync_to_async(_conversation)(lease) if guardrail.impl.wants_conversation else ()
         request = CheckRequest(text, AppliesTo(lease.applies_to), turns, guardrail.time_limit_s)
         checked = await run_check(guardrail, request, clock)
+        if again is not None and _may_pass(guardrail, checked, lease):
+            if await database_sync_to_async(give_back)(lease=lease):
+                words = f"{checked.verdict.error}; trying again"
+                status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "waiting", error=words)
+                await _tell(log, lease, [status])
+                again(check_id, conf().check_again_s * 2 ** (lease.attempt - 1))
+            return False
     recorded = await database_sync_to_async(record_result)(
         lease=lease, guardrail=guardrail, checked=checked, judged_chars=len(text)
     )
@@ -112,9 +131,36 @@ async def tell(
         logger.warning("readers_not_told", session=session_id)
 
 
-def take_lease(*, check_id: int) -> Lease | None:
-    """Mark an open check as being made; None when it is not open or another worker holds it."""
+class Busy:
+    """The check's guardrail has all the checks under way that it may have."""
+
+
+def _may_pass(guardrail: Guardrail, checked: Checked, lease: Lease) -> bool:
+    """Did it fail on the way to somebody else, and are there attempts left?"""
+    failed = checked.verdict.error is not None and not checked.permanent
+    return failed and guardrail.impl.performance.network and lease.attempt < conf().check_attempts
+
+
+def give_back(*, lease: Lease) -> bool:
+    """Let the check wait again; its attempts stay counted. False when the lease is not held any more."""
+    rows = DeferredCheck.objects.filter(pk=lease.check_id, state=CheckState.CHECKING, attempts=lease.attempt)
+    return bool(rows.update(state=CheckState.WAITING, queued_at=timezone.now()))
+
+
+def take_lease(*, check_id: int) -> Lease | Busy | None:
+    """Mark an open check as being made; None when it is not open or another worker holds it.
+
+    Leases that have run out do not count as under way. On PostgreSQL two workers that look at the same moment may both
+    begin; the bound protects a vendor's endpoint and need not be exact.
+    """
     with transaction.atomic():
+        held_since = timezone.now() - timedelta(seconds=conf().check_lease_s)
+        name = DeferredCheck.objects.filter(pk=check_id).values("guardrail")
+        under_way = DeferredCheck.objects.filter(
+            state=CheckState.CHECKING, started_at__gte=held_since, guardrail__in=name
+        )
+        if under_way.exclude(pk=check_id).count() >= conf().checks_at_once:
+            return Busy()
         taken = DeferredCheck.objects.filter(pk=check_id, state=CheckState.WAITING).update(
             state=CheckState.CHECKING, attempts=F("attempts") + 1, started_at=timezone.now()
         )

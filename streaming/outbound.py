@@ -31,6 +31,8 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 class AddressRefused(CheckFailed):
     """Where policies may not send anything."""
 
+    permanent = True
+
 
 async def post(url: str, body: bytes, headers: Mapping[str, str], time_limit_s: float) -> Reply:
     """Send ``body`` and read the answer, at most 1 MB of it. Raises ``CheckFailed``, ``TimeoutError``."""

@@ -27,6 +27,10 @@ logger = structlog.get_logger(__name__)
 __all__ = ["check", "queue_check", "queue_session", "sweep", "workers_alive"]
 
 
+CHECKS = 5
+"""Priority of checks, 0 first: the sweep, which repairs, must not wait behind a thousand of them."""
+
+
 @shared_task(name="streaming.tasks.check", acks_late=True, ignore_result=True)
 def check(check_id: int) -> None:
     """Make one deferred check."""
@@ -35,7 +39,7 @@ def check(check_id: int) -> None:
 
 async def _check(check_id: int) -> None:
     async with own_log() as log:
-        await run_deferred(check_id, log)
+        await run_deferred(check_id, log, again=queue_again)
 
 
 @shared_task(name="streaming.tasks.sweep", ignore_result=True, expires=30)
@@ -51,14 +55,19 @@ async def _sweep() -> None:
         logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
 
 
-def queue_check(check_id: int) -> bool:
+def queue_check(check_id: int, delay_s: float = 0.0) -> bool:
     """Hand a check to the workers; a broker that is away is no error (False), the sweep queues it later."""
     try:
-        check.apply_async((check_id,), retry=False)
+        check.apply_async((check_id,), retry=False, priority=CHECKS, countdown=delay_s)
     except (OperationalError, OSError) as error:
         logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
         return False
     return True
+
+
+def queue_again(check_id: int, delay_s: float) -> bool:
+    """The same after a while."""
+    return queue_check(check_id, delay_s)
 
 
 async def queue_session(session_id: str) -> None:

@@ -15,6 +15,8 @@ from streaming.checks import Checked
 from streaming.conf import conf
 from streaming.log import LogUnavailable, MemoryLog
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
+from streaming.outbound import AddressRefused
+from streaming.providers.base import ProviderAuthError, ProviderUnavailable
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 from tests.streaming.pumping import policy_of
 
@@ -205,3 +207,76 @@ async def test_killed_pump_ends_as_error_with_what_was_written_through() -> None
 def test_state_goes_only_where_the_table_says() -> None:
     with pytest.raises(ValueError, match="cannot go"):
         sessions._move("x", sessions.State.COMPLETE, sessions.State.ACTIVE)
+
+
+class Failing:
+    """A policy's judge that fails in a given way until it is told not to."""
+
+    def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+        self.error = error
+        self.queued: list[tuple[int, float]] = []
+        impl = policy.guardrail("harm").impl
+
+        async def check(request: object, services: object) -> Verdict:
+            if self.error is not None:
+                raise self.error
+            return Verdict(hit=False)
+
+        monkeypatch.setattr(impl, "check", check)
+
+    def again(self, check_id: int, delay_s: float) -> None:
+        self.queued.append((check_id, delay_s))
+
+
+async def test_a_network_failure_is_tried_again_and_each_attempt_waits_longer(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(policy, monkeypatch, ProviderUnavailable("away"))
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    for _ in range(2):
+        assert not await deferred.run_deferred(pk, log, again=failing.again)
+    assert failing.queued == [(pk, 2.0), (pk, 4.0)]
+    waiting = await check(pk)
+    assert (waiting.state, waiting.attempts) == ("waiting", 2)
+    assert waiting.sealed_text, "the text is needed for the next attempt"
+    assert ("guardrail_status", "waiting") in await types(log, started.session_id)
+    failing.error = None
+    assert await deferred.run_deferred(pk, log, again=failing.again)
+    assert (await check(pk)).state == "passed"
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_the_last_attempt_ends_as_an_error(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(policy, monkeypatch, ProviderUnavailable("away"))
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    done = [await deferred.run_deferred(pk, log, again=failing.again) for _ in range(3)]
+    assert done == [False, False, True]
+    ended = await check(pk)
+    assert (ended.state, ended.attempts, ended.error, ended.sealed_text) == ("error", 3, "away", None)
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+@pytest.mark.parametrize("error", [ProviderAuthError("no key"), AddressRefused("private"), KeyError("a bug")])
+async def test_what_would_fail_again_is_not_tried_again(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing = Failing(policy, monkeypatch, error)
+    log, (_, (pk,)) = MemoryLog(), await monitoring()
+    assert await deferred.run_deferred(pk, log, again=failing.again)
+    assert (failing.queued, (await check(pk)).state) == ([], "error")
+
+
+async def test_a_guardrail_has_only_so_many_checks_under_way(settings: object) -> None:
+    settings.SLUICEGATE_CHECKS_AT_ONCE = 2  # type: ignore[attr-defined]
+    queued: list[tuple[int, float]] = []
+    pks = [(await monitoring())[1][0] for _ in range(3)]
+    for pk in pks[:2]:
+        assert isinstance(await database_sync_to_async(deferred.take_lease)(check_id=pk), deferred.Lease)
+    again = queued.append
+    assert not await deferred.run_deferred(pks[2], MemoryLog(), again=lambda *wanted: again(wanted))
+    assert queued == [(pks[2], 2.0)]
+    third = await check(pks[2])
+    assert (third.state, third.attempts) == ("waiting", 0)
+    late = timezone.now() - timedelta(seconds=conf().check_lease_s + 1)
+    await DeferredCheck.objects.filter(pk=pks[0]).aupdate(started_at=late)
+    assert await deferred.run_deferred(pks[2], MemoryLog()), "a lease that has run out is not under way"

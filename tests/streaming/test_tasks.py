@@ -59,10 +59,11 @@ def test_it_works(valkey_url: str) -> None:
 def test_only_ids_travel_through_the_broker(valkey_url: str) -> None:
     _, check = monitoring()
     with redis.Redis.from_url(valkey_url) as broker:
-        broker.delete("celery")
+        queue = b"celery\x06\x165"  # the broker keeps a list for each priority
+        broker.delete(queue)
         assert tasks.queue_check(check.pk)
-        (message,) = broker.lrange("celery", 0, -1)
-        broker.delete("celery")
+        (message,) = broker.lrange(queue, 0, -1)
+        broker.delete(queue)
     assert b"poison" not in message
 
 
@@ -117,3 +118,13 @@ def test_worker_says_that_it_lives_and_that_it_goes(valkey_url: str, monkeypatch
             if thread.name == "worker-heartbeat":
                 thread.join(10)
     assert async_to_sync(alive)() == 0
+
+
+def test_repairs_do_not_wait_behind_checks(valkey_url: str) -> None:
+    _, check = monitoring()
+    with redis.Redis.from_url(valkey_url) as broker:
+        broker.delete("celery", b"celery\x06\x165")
+        assert tasks.queue_check(check.pk)
+        tasks.sweep.apply_async(retry=False)
+        assert [broker.llen(queue) for queue in (b"celery", b"celery\x06\x165")] == [1, 1]
+        broker.delete("celery", b"celery\x06\x165")
