@@ -106,6 +106,7 @@ class Answer:
         self.model = ""
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
+        self.notices: list[tuple[str, str]] = []  # (provider, code)
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
 
@@ -135,6 +136,7 @@ class Answer:
             case Stopped(reason, choice):
                 self.stop_reason = reason if choice == 0 else self.stop_reason
             case ProviderNotice(code, message):
+                self.notices.append((self.chosen.provider if self.chosen else "", code))
                 return [ErrorEvent(code, message, recoverable=True)]
         return []
 

@@ -1,4 +1,4 @@
-"""``/health``: this process answers. ``/ready``: it can do its work, part by part.
+"""``/health``: this process answers. ``/ready``: it can do its work, part by part. ``/metrics``: how it went so far.
 
 Exists so that an operator (and a load balancer) sees what is missing by name. Protects the rule that a store that is
 away shows here at once and in plain words, with the status code that takes the process out of rotation: 503 when the
@@ -14,13 +14,15 @@ from typing import Literal, TypedDict
 
 from channels.db import database_sync_to_async
 from django.db import DatabaseError, connection
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+from prometheus_client.exposition import choose_encoder
 
 from guardrails.selectors import policy_choices
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
+from streaming.metrics import REGISTRY
 from streaming.workers import count_workers
 
 PART_LIMIT_S = 3.0
@@ -50,6 +52,16 @@ async def ready(request: HttpRequest) -> JsonResponse:
     down = [name for name, part in parts.items() if part["state"] == "down"]
     status = "down" if down else "degraded" if any(p["state"] != "ok" for p in parts.values()) else "ok"
     return JsonResponse({"status": status, "parts": parts}, status=503 if down else 200)
+
+
+@require_safe
+@never_cache
+async def metrics(request: HttpRequest) -> HttpResponse:
+    """Everything in ``streaming.metrics``, in the form that the scraper asks for."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    # In a thread: some figures are read when they are asked for, from /proc and from the store.
+    body = await asyncio.to_thread(encode, REGISTRY)
+    return HttpResponse(body, content_type=content_type)
 
 
 async def _within(part: Awaitable[Part]) -> Part:

@@ -22,7 +22,7 @@ from channels.db import database_sync_to_async
 from guardrails.findings import Outcome
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail
-from streaming import sessions
+from streaming import metrics, sessions
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
 from streaming.checks import Checked, run_check, status_after
@@ -321,6 +321,8 @@ class Pump:
             with contextlib.suppress(Exception):
                 await self._writing
         stored = ending(self._run, self._answer, result, self._seq)
+        feeds_ms = self._marks.feeds_ms
+        metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=self._ms(), feeds_ms=feeds_ms)
         try:
             state = await database_sync_to_async(sessions.finish_streaming)(
                 session_id=self._run.started.session_id, ending=stored
@@ -337,9 +339,7 @@ class Pump:
             workers = await self._around.workers_alive()
         if not result.log_down:
             try:
-                last = closing(
-                    self._run, self._answer, result, stored, state, workers=workers, feeds_ms=self._marks.feeds_ms
-                )
+                last = closing(self._run, self._answer, result, stored, state, workers=workers, feeds_ms=feeds_ms)
                 await self._append(last)
             except LogUnavailable:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)

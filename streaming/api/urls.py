@@ -1,4 +1,4 @@
-"""Routes for programs: ``/v1/…``, ``/health``, ``/ready``."""
+"""Routes for programs: ``/v1/…``, ``/health``, ``/ready``, ``/metrics``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from streaming.api import root
 urlpatterns = [
     path("health", health.health, name="health"),
     path("ready", health.ready, name="ready"),
+    path("metrics", health.metrics, name="metrics"),
     path("v1/docs", root.docs, name="api-docs"),
     path("v1/", root.api.urls),
     re_path(r"^v1/", root.nothing_here),

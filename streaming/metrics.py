@@ -1,0 +1,176 @@
+"""What ``GET /metrics`` tells: how answers went, by provider and model, since this process began.
+
+Exists so that an operator sees a provider fail or slow down before its users say so. Protects two rules: the path of
+a chunk pays nothing for it (all is taken at an answer's end, from what the pump has measured anyway), and a client
+cannot make series without end: values of labels are checked and their number is bounded.
+
+The registry is this process's own; docs/metrics.md says what that means with several, and lists every metric.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+from guardrails.findings import Outcome
+from streaming import registry
+from streaming.answer import Answer
+from streaming.bookends import Result, Run, chosen
+from streaming.providers.base import ProviderTimeout
+
+logger = structlog.get_logger(__name__)
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY = CollectorRegistry()
+OTHER = "other"
+MAX_MODELS = 50
+"""Models that get a label of their own, over all providers; the others are counted together."""
+MAX_CODES = 50
+SAMPLES = 200
+"""Chunks of one answer that are observed, evenly spread; so that a long answer's end takes no longer than a short's."""
+
+_WHO = ("provider", "model")
+_HOW = (*_WHO, "path")
+_WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 180)
+_WHOLE = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
+_GAPS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+_FEEDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.01, 0.05)
+
+
+class Bounded:
+    """Values of a label that may exist; what is ill-formed or comes too late is ``other``."""
+
+    _FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,79}")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """The value, or ``other``."""
+        if value not in self._known:
+            if len(self._known) >= self._most or not self._FORM.fullmatch(value):
+                return OTHER
+            self._known.add(value)
+        return value
+
+
+ANSWERS = Counter(
+    "sluicegate_answers", "Answers that have ended, by how they ended.", (*_HOW, "outcome"), registry=REGISTRY
+)
+FALLBACKS = Counter(
+    "sluicegate_fallbacks",
+    "Answers that were not streamed, or not given by who was asked first, by reason.",
+    (*_WHO, "reason"),
+    registry=REGISTRY,
+)
+ERRORS = Counter(
+    "sluicegate_errors", "Answers that ended in an error, by its code.", (*_WHO, "code"), registry=REGISTRY
+)
+TIMEOUTS = Counter(
+    "sluicegate_timeouts", "Answers that ended because a provider's time limit passed.", _WHO, registry=REGISTRY
+)
+NOTICES = Counter(
+    "sluicegate_provider_notices",
+    "What went wrong with a provider while the answer went on (retries, malformed lines), by code.",
+    ("provider", "code"),
+    registry=REGISTRY,
+)
+FIRST_TOKEN = Histogram(
+    "sluicegate_time_to_first_token_seconds",
+    "From the answer's start to the provider's first text or reasoning.",
+    _HOW,
+    registry=REGISTRY,
+    buckets=_WAITS,
+)
+COMPLETION = Histogram(
+    "sluicegate_time_to_completion_seconds",
+    "From the answer's start to its end, whatever the outcome.",
+    _HOW,
+    registry=REGISTRY,
+    buckets=_WHOLE,
+)
+GAP = Histogram(
+    "sluicegate_chunk_gap_seconds",
+    "Between two arrivals from the provider.",
+    _HOW,
+    registry=REGISTRY,
+    buckets=_GAPS,
+)
+FEED = Histogram(
+    "sluicegate_chunk_latency_seconds",
+    "What the gates add to one provider event.",
+    _HOW,
+    registry=REGISTRY,
+    buckets=_FEEDS,
+)
+OPEN = Gauge("sluicegate_open_sessions", "Answers that are being streamed now.", registry=REGISTRY)
+OPEN.set_function(lambda: len(registry.running()))
+ProcessCollector(registry=REGISTRY)
+
+_model = Bounded(MAX_MODELS)
+_code = Bounded(MAX_CODES)
+_reason = Bounded(MAX_CODES)
+
+
+def answered(
+    run: Run, answer: Answer, result: Result, outcome: Outcome, *, took_ms: int, feeds_ms: Sequence[float]
+) -> None:
+    """One answer has ended. Never raises: a figure that is lost is no reason to lose the end of an answer.
+
+    Prompts that a guardrail blocked are not counted: no provider was asked.
+    """
+    if run.prompt.blocked is not None:
+        return
+    try:
+        _answered(run, answer, result, outcome, took_ms=took_ms, feeds_ms=feeds_ms)
+    except Exception:
+        logger.exception("metrics_failed", session=run.started.session_id)
+
+
+def _answered(
+    run: Run, answer: Answer, result: Result, outcome: Outcome, *, took_ms: int, feeds_ms: Sequence[float]
+) -> None:
+    by = chosen(run, answer)
+    who = (by.provider, _model_of(run, answer))
+    how = (*who, "streaming" if by.streaming else "standard")
+    ANSWERS.labels(*how, outcome.value).inc()
+    for reason in filter(None, by.fallback.split(", ")):
+        FALLBACKS.labels(*who, _reason(reason)).inc()
+    if result.error_code:
+        ERRORS.labels(*who, _code(result.error_code)).inc()
+    if result.error_code == ProviderTimeout.code:
+        TIMEOUTS.labels(*who).inc()
+    for provider, code in answer.notices:
+        NOTICES.labels(provider or by.provider, _code(code)).inc()
+    arrivals = [ms / 1000 for ms, _ in answer.arrivals.points]
+    if arrivals:
+        FIRST_TOKEN.labels(*how).observe(arrivals[0])
+    COMPLETION.labels(*how).observe(took_ms / 1000)
+    _observe(GAP.labels(*how), [after - before for before, after in pairwise(arrivals)])
+    _observe(FEED.labels(*how), [ms / 1000 for ms in feeds_ms])
+
+
+def _observe(histogram: Histogram, values: Sequence[float]) -> None:
+    for value in spread(values, SAMPLES):
+        histogram.observe(value)
+
+
+def spread(values: Sequence[float], most: int) -> Iterable[float]:
+    """At most ``most`` of the values, evenly spread over all of them."""
+    if len(values) <= most:
+        return values
+    return (values[number * len(values) // most] for number in range(most))
+
+
+def _model_of(run: Run, answer: Answer) -> str:
+    """The model that the provider named. One that only the request names must be offered here: else a client could
+    use up all labels with names that it makes up."""
+    if answer.model:
+        return _model(answer.model)
+    asked = run.request.model or run.provider.default_model
+    return _model(asked) if asked in run.provider.models else OTHER
