@@ -8,7 +8,9 @@ text is empty, and thinking goes back only with its signature and before the cal
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from streaming.core.events import ProviderEvent
@@ -79,8 +81,9 @@ class AnthropicProvider(HttpProvider):
 def conversation(messages: Sequence[base.ChatMessage]) -> list[dict[str, object]]:
     """The messages as the dialect has them. Raises ``ProviderRefused`` where nothing is asked."""
     turns: list[tuple[str, list[Block]]] = []
+    ids = _Ids()
     for message in messages:
-        if message.role == "system" or not (blocks := list(_blocks(message))):
+        if message.role == "system" or not (blocks := list(_blocks(message, ids))):
             continue
         role = "assistant" if message.role == "assistant" else "user"
         if turns and turns[-1][0] == role:
@@ -92,9 +95,33 @@ def conversation(messages: Sequence[base.ChatMessage]) -> list[dict[str, object]
     return [{"role": role, "content": blocks} for role, blocks in turns]
 
 
-def _blocks(message: base.ChatMessage) -> Iterator[Block]:
+class _Ids:
+    """Ids of calls as the dialect takes them: of few characters, and never twice in a conversation.
+
+    Calls that another provider made may have any id, and some begin to count anew with every answer.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[str, str] = {}
+        self._used: set[str] = set()
+
+    def made(self, id_: str) -> str:
+        """The id to send for a call."""
+        plain = id_ if re.fullmatch(r"[a-zA-Z0-9_-]+", id_) else f"call_{id_.encode(errors="replace").hex()}"
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        self._sent[id_] = sent = next(name for name in itertools.chain((plain,), numbered) if name not in self._used)
+        self._used.add(sent)
+        return sent
+
+    def answered(self, id_: str) -> str:
+        """The id that was sent for the latest call of this id."""
+        return self._sent.get(id_, id_)
+
+
+def _blocks(message: base.ChatMessage, ids: _Ids) -> Iterator[Block]:
     if message.role == "tool":
-        result: Block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text}
+        call_id = ids.answered(message.tool_call_id)
+        result: Block = {"type": "tool_result", "tool_use_id": call_id, "content": message.text}
         yield {**result, "is_error": True} if message.failed else result
         return
     if message.thinking and message.signature:
@@ -102,7 +129,7 @@ def _blocks(message: base.ChatMessage) -> Iterator[Block]:
     if message.text.strip():
         yield {"type": "text", "text": message.text}
     for call in message.tool_calls:
-        yield {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        yield {"type": "tool_use", "id": ids.made(call.id), "name": call.name, "input": _object(call.arguments)}
 
 
 def _object(arguments: str) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import aclosing
 from itertools import pairwise
@@ -495,6 +496,19 @@ class TestConversation:
         assert message["content"] == [
             {"type": "tool_use", "id": "t", "name": "n", "input": {"not_an_object": arguments}}
         ]
+
+    def test_ids_of_another_provider_are_made_to_fit_and_to_differ(self) -> None:
+        def round_(id_: str, said: str) -> tuple[ChatMessage, ChatMessage]:
+            asked = ChatMessage("assistant", "", (ToolCallMade(id_, "n", "{}"),))
+            return asked, ChatMessage("tool", said, tool_call_id=id_)
+
+        rounds = [*round_("call_0", "a"), *round_("call_0", "b"), *round_("call_0_2", "c"), *round_("f.n:0", "d")]
+        blocks = [block for message in conversation(rounds) for block in message["content"]]  # type: ignore[attr-defined]
+        made = [block["id"] for block in blocks if block["type"] == "tool_use"]
+        answered = {block["tool_use_id"]: block["content"] for block in blocks if block["type"] == "tool_result"}
+        assert made[:3] == ["call_0", "call_0_2", "call_0_2_2"]
+        assert re.fullmatch("[a-zA-Z0-9_-]+", made[3])
+        assert answered == dict(zip(made, "abcd", strict=True))
 
     def test_a_conversation_without_words_is_refused_before_it_is_sent(self) -> None:
         with pytest.raises(base.ProviderRefused, match="no message"):
