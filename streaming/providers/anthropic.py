@@ -107,7 +107,7 @@ class _Ids:
 
     def made(self, id_: str) -> str:
         """The id to send for a call."""
-        plain = id_ if re.fullmatch(r"[a-zA-Z0-9_-]+", id_) else f"call_{id_.encode(errors="replace").hex()}"
+        plain = id_ if re.fullmatch(r"[a-zA-Z0-9_-]+", id_) else "call_" + id_.encode(errors="replace").hex()
         numbered = (f"{plain}_{number}" for number in itertools.count(2))
         self._sent[id_] = sent = next(name for name in itertools.chain((plain,), numbered) if name not in self._used)
         self._used.add(sent)
