@@ -26,6 +26,7 @@ SLUICEGATE_PRODUCTION = os.environ.get("SLUICEGATE_ENV", "").strip().lower() == 
 SECRET_KEY, SLUICEGATE_SECRET_KEY_GENERATED = environment.secret_key(SLUICEGATE_DATA_DIR)
 SLUICEGATE_VERSION_KEY_FILE = os.environ.get("SLUICEGATE_VERSION_KEY_FILE", "")
 SLUICEGATE_TEXT_KEYS = os.environ.get("SLUICEGATE_TEXT_KEYS", "").replace(",", " ").split()
+SLUICEGATE_RETENTION = os.environ.get("SLUICEGATE_RETENTION", "")
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")
@@ -143,7 +144,10 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "queue_order_strategy": "priority",
 }
 CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is down: the sweep queues it later
-CELERY_BEAT_SCHEDULE = {"sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0}}
+CELERY_BEAT_SCHEDULE = {
+    "sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0},
+    "purge": {"task": "streaming.tasks.purge", "schedule": 3_600.0},
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")
 
 # -- web -----------------------------------------------------------------------------------------------------------

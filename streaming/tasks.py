@@ -16,6 +16,7 @@ from channels.db import database_sync_to_async
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from streaming.audit import retention
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
 from streaming.selectors import open_checks
@@ -24,7 +25,7 @@ from streaming.workers import workers_alive
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["check", "queue_check", "queue_session", "sweep", "workers_alive"]
+__all__ = ["check", "purge", "queue_check", "queue_session", "sweep", "workers_alive"]
 
 
 CHECKS = 5
@@ -53,6 +54,14 @@ async def _sweep() -> None:
         done = await sweep_once(timezone.now(), log, queue_check)
     if done.lost or done.requeued or done.expired:
         logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
+
+
+@shared_task(name="streaming.tasks.purge", ignore_result=True, expires=3_600)
+def purge() -> None:
+    """Remove texts that have been kept long enough; runs every hour."""
+    done = sum(retention.purge(session_id=one) for one in retention.due(timezone.now(), retention.configured()))
+    if done:
+        logger.info("texts_purged", sessions=done)
 
 
 def queue_check(check_id: int, delay_s: float = 0.0) -> bool:

@@ -30,11 +30,14 @@ def stored_entries() -> Iterator[Entry]:
 def log_faults(head: Head | None = None) -> Iterator[Fault]:
     """Everything that is wrong with the stored log, and with the rows that it commits to."""
     sealed: list[Entry] = []
+    purged: set[str] = set()
 
     def walk() -> Iterator[Entry]:
         for entry in stored_entries():
             if entry.kind == AuditEntry.Kind.SEALED:
                 sealed.append(entry)
+            elif entry.kind == AuditEntry.Kind.PURGE:
+                purged.add(entry.session)
             yield entry
 
     note: list[Head] = [(0, GENESIS)]
@@ -45,7 +48,7 @@ def log_faults(head: Head | None = None) -> Iterator[Fault]:
         names = stored.seq if stored else 0
         yield Fault(last[0], "cut_off", f"The log ends at entry {last[0]}, and its head names entry {names}.")
     for start in range(0, len(sealed), AT_ONCE):
-        yield from _row_faults(sealed[start : start + AT_ONCE])
+        yield from _row_faults(sealed[start : start + AT_ONCE], purged)
 
 
 def _noting(entries: Iterable[Entry], note: list[Head]) -> Iterator[Entry]:
@@ -54,7 +57,7 @@ def _noting(entries: Iterable[Entry], note: list[Head]) -> Iterator[Entry]:
         yield entry
 
 
-def _row_faults(sealed: list[Entry]) -> Iterator[Fault]:
+def _row_faults(sealed: list[Entry], purged: set[str]) -> Iterator[Fault]:
     sessions = AuditSession.objects.select_related("prompt", "answer").prefetch_related("findings")
     rows = {str(row.pk): row for row in sessions.filter(pk__in=[entry.session for entry in sealed])}
     for entry in sealed:
@@ -71,8 +74,13 @@ def _row_faults(sealed: list[Entry]) -> Iterator[Fault]:
         texts = entry.body["texts"]
         assert isinstance(texts, dict)
         for name, message in (("prompt", row.prompt), ("answer", row.answer)):
-            if message is not None and message.salt and commitment(message.salt, message.content) != texts.get(name):
-                yield Fault(entry.seq, "text_altered", f"Entry {entry.seq}: the {name} of {entry.session} was altered.")
+            if message is None:
+                continue
+            where = f"Entry {entry.seq}: the {name} of {entry.session}"
+            if not message.salt and entry.session not in purged:
+                yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
+            elif message.salt and commitment(message.salt, message.content) != texts.get(name):
+                yield Fault(entry.seq, "text_altered", f"{where} was altered.")
 
 
 def signed_head(key: SigningKey) -> str:

@@ -1,4 +1,4 @@
-"""`manage.py audit verify|head|export|rotate`: the audit log from the command line.
+"""`manage.py audit verify|head|export|purge|rotate`: the audit log from the command line.
 
 Exit status 0, 1 (the log, a row or a head is not as it was written), 2 (usage).
 """
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
+from django.utils import timezone
 
 from guardrails.keys import signing_key, trusted_keys
 from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused, SigningKey
 from streaming.audit.chain import Entry, Fault, faults
+from streaming.audit.retention import configured, due, purge
 from streaming.audit.services import Unreadable, rotate_texts
 from streaming.audit.verify import Head, log_faults, read_head, signed_head, stored_entries
 from streaming.models import AuditEntry
@@ -37,6 +39,9 @@ class Command(BaseCommand):
         check.add_argument("--json", action="store_true", help="one fault a line")
         actions.add_parser("head", help="print the signed head, to be kept elsewhere")
         actions.add_parser("export", help="print every entry, one a line")
+        actions.add_parser(
+            "purge", help="remove the texts that have been kept for as long as SLUICEGATE_RETENTION says"
+        )
         actions.add_parser("rotate", help="encrypt all stored texts anew with the first of SLUICEGATE_TEXT_KEYS")
 
     def handle(self, *args: object, verb: str, **options: object) -> None:
@@ -69,6 +74,10 @@ class Command(BaseCommand):
     def do_export(self, **_: object) -> None:
         for entry in stored_entries():
             self.stdout.write(json.dumps(entry.as_dict(), ensure_ascii=False, separators=(",", ":")))
+
+    def do_purge(self, **_: object) -> None:
+        ids = due(timezone.now(), configured())
+        self.stdout.write(f"texts of {sum(purge(session_id=one) for one in ids):,} sessions removed")
 
     def do_rotate(self, **_: object) -> None:
         done = rotate_texts()

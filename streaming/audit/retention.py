@@ -1,0 +1,70 @@
+"""How long texts are kept, and their removal.
+
+Exists because a record of what happened is wanted for years and the words themselves for days. Protects the chain: what
+is removed is the text and the salt of its commitment, so that nothing can be guessed back from the log; that it was
+removed, and when, is an entry of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+
+from streaming.audit.services import append
+from streaming.models import AuditEntry, AuditSession, Message
+
+DEFAULT = "*"
+KEPT_METADATA = ("provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status")
+"""What of a message's metadata says nothing of its words."""
+
+
+def parse_retention(text: str) -> dict[str, int]:
+    """``90 medical=3650 demo=7``: days by policy, the bare number for all others. Raises ``ValueError``."""
+    found: dict[str, int] = {}
+    for part in text.replace(",", " ").split():
+        name, _, days = part.rpartition("=")
+        if not (days.isascii() and days.isdigit()) or not 0 < int(days) <= 36_500:
+            raise ValueError(f"“{part}” is not a number of days, nor a policy's name, “=” and a number of days")
+        found[name or DEFAULT] = int(days)
+    return found
+
+
+def configured() -> dict[str, int]:
+    """``SLUICEGATE_RETENTION``; empty: texts are kept for ever. Raises ``ValueError``."""
+    return parse_retention(settings.SLUICEGATE_RETENTION)
+
+
+def due(now: datetime, retention: Mapping[str, int]) -> list[str]:
+    """Ids of COMPLETE sessions whose texts have been kept long enough."""
+    named = {name: days for name, days in retention.items() if name != DEFAULT}
+    when = Q(pk__in=[])
+    for name, days in named.items():
+        when |= Q(policy_name=name, ended_at__lt=now - timedelta(days=days))
+    if DEFAULT in retention:
+        when |= ~Q(policy_name__in=named) & Q(ended_at__lt=now - timedelta(days=retention[DEFAULT]))
+    rows = AuditSession.objects.filter(when, state=AuditSession.State.COMPLETE).exclude(
+        (Q(prompt=None) | Q(prompt__salt="")) & (Q(answer=None) | Q(answer__salt=""))
+    )
+    return [str(pk) for pk in rows.order_by("ended_at").values_list("pk", flat=True)]
+
+
+def purge(*, session_id: str) -> bool:
+    """Remove a session's texts. False when there was nothing left to remove."""
+    with transaction.atomic():
+        messages = Message.objects.select_for_update().filter(
+            Q(sessions_answered__pk=session_id) | Q(pk__in=AuditSession.objects.filter(pk=session_id).values("prompt"))
+        )
+        removed = []
+        for message in messages.exclude(salt=""):
+            message.content, message.salt = "", ""
+            message.metadata = {key: message.metadata[key] for key in KEPT_METADATA if key in message.metadata}
+            message.save(update_fields=["content", "salt", "metadata"])
+            removed.append(message.role)
+        if not removed:
+            return False
+        append(kind=AuditEntry.Kind.PURGE, session_id=session_id, body={"texts": sorted(removed)})
+    return True

@@ -1,0 +1,90 @@
+"""Texts are removed when their time has come; what happened stays on record, and the chain stays whole."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from streaming.audit.retention import due, parse_retention, purge
+from streaming.audit.verify import log_faults
+from streaming.models import AuditEntry, AuditSession, Message
+
+from .test_audit_chain import session
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def aged() -> list[str]:
+    """Three sessions of policy ``p`` that ended 1, 10 and 100 days ago, as the log has it from the start."""
+    found = []
+    for days in (1, 10, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            past = timezone.now() - timedelta(days=days)
+            patch.setattr(timezone, "now", lambda past=past: past)
+            found.append(session(f"answer of day {days}"))
+    return found
+
+
+def test_it_works(aged: list[str]) -> None:
+    assert due(timezone.now(), {"*": 5}) == [aged[2], aged[1]]
+    assert purge(session_id=aged[1])
+    kept = AuditSession.objects.get(pk=aged[1])
+    assert kept.answer is not None
+    assert (kept.outcome, kept.answer.content, kept.answer.salt) == ("redacted", "", "")
+    assert kept.findings.count() == 1
+    entry = AuditEntry.objects.get(kind="purge")
+    assert (entry.session, entry.body) == (aged[1], {"texts": ["assistant", "user"]})
+    assert list(log_faults()) == []
+    assert not purge(session_id=aged[1]), "what is gone is not removed twice"
+    assert due(timezone.now(), {"*": 5}) == [aged[2]]
+
+
+def test_every_policy_may_have_a_time_of_its_own(aged: list[str]) -> None:
+    now = timezone.now()
+    assert due(now, {}) == []
+    assert due(now, {"q": 1}) == []
+    assert due(now, {"*": 5, "p": 50}) == [aged[2]]
+    assert due(now, {"p": 5}) == [aged[2], aged[1]]
+    AuditSession.objects.filter(pk=aged[2]).update(state="MONITORING")
+    assert due(now, {"p": 5}) == [aged[1]], "a session that is not over keeps its text"
+
+
+def test_a_text_that_somebody_removed_by_hand_is_pointed_at(aged: list[str]) -> None:
+    Message.objects.filter(sessions_answered__pk=aged[0]).update(content="", salt="")
+    assert [fault.code for fault in log_faults()] == ["text_missing"]
+
+
+def test_metadata_keeps_nothing_of_the_words(aged: list[str]) -> None:
+    answer = Message.objects.get(sessions_answered__pk=aged[0])
+    answer.metadata = {"provider": "scripted", "thinking": "words", "redactions": [[1, "[SSN]"]], "usage": {"a": 1}}
+    answer.save()
+    purge(session_id=aged[0])
+    answer.refresh_from_db()
+    assert answer.metadata == {"provider": "scripted", "usage": {"a": 1}}
+
+
+class Settings:
+    SLUICEGATE_RETENTION: str
+
+
+def test_the_command_removes_what_is_due(aged: list[str], settings: Settings) -> None:
+    settings.SLUICEGATE_RETENTION = "5 q=1"
+    out = StringIO()
+    call_command("audit", "purge", stdout=out)
+    assert out.getvalue() == "texts of 2 sessions removed\n"
+    settings.SLUICEGATE_RETENTION = ""
+    call_command("audit", "purge", stdout=out)
+    assert out.getvalue().endswith("texts of 0 sessions removed\n")
+
+
+def test_the_setting_is_read_strictly() -> None:
+    assert parse_retention(" 90, medical=3650 demo=7") == {"*": 90, "medical": 3650, "demo": 7}
+    assert parse_retention("") == {}
+    for wrong in ("soon", "p=", "=", "p=-1", "0", "1.5", "p=99999999", "٣"):
+        with pytest.raises(ValueError, match="number of days"):
+            parse_retention(wrong)
