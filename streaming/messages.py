@@ -38,7 +38,13 @@ def _text(value: object) -> object:
     return "" if value is None else value
 
 
+def _none(value: object) -> None:
+    if value:
+        raise PydanticCustomError("not_text", NOT_TEXT)
+
+
 Text = Annotated[str, BeforeValidator(_text)]
+Nothing = Annotated[None, BeforeValidator(_none)]
 CallId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
 """Ids and names are sent on as they are, so there is no room for prose in them."""
 
@@ -62,6 +68,8 @@ class MessageIn(_Part):
     content: Text = ""
     tool_call_id: str = ""
     tool_calls: list[ToolCallIn] = Field(default=[], max_length=MAX_CALLS)
+    # Where one vendor's clients put pictures; passed over like other fields, an answer would be about something unseen.
+    images: Nothing = None
 
 
 def check_messages(messages: Sequence[MessageIn], limits: Conf) -> None:

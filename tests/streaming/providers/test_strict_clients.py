@@ -1,0 +1,129 @@
+"""From a client's call to a vendor's schema: conversations that clients hand over, and the pictures that they may not.
+
+The whole way is taken (call, guardrails, adapter, socket) because each step alone says nothing about what arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+from django.test import AsyncClient
+
+from guardrails.services import create_api_key
+from streaming import registry
+from streaming.conf import Conf
+from streaming.frames import FrameError, StartFrame, parse_frame
+from streaming.log_redis import close_shared_log
+
+from .strict import vendor
+
+Json = dict[str, object]
+PICTURES: dict[str, Json] = {
+    "openai": {"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}}]},
+    "anthropic": {
+        "content": [
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}},
+            {"type": "text", "text": "What is this?"},
+        ]
+    },
+    "one object": {"content": {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}},
+}
+CONVERSATION: list[Json] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Is it warm in Bonn and in Ulm?"},
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"id": "call:1", "name": "weather", "arguments": '{"city": "Bonn"}'},
+            {"id": "call:2", "name": "weather", "arguments": '{"city": "Ulm"}'},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call:1", "content": "warm"},
+    {"role": "tool", "tool_call_id": "call:2", "content": "cold"},
+    {"role": "assistant", "content": "In Bonn it is."},
+    {"role": "user", "content": "Thank you. And in Kiel?"},
+]
+
+
+def start(**fields: object) -> str:
+    return json.dumps({"type": "start", **fields})
+
+
+def test_it_works() -> None:
+    frame = parse_frame(start(messages=CONVERSATION), Conf())
+    assert isinstance(frame, StartFrame)
+    assert frame.messages is not None
+    assert [message.role for message in frame.messages] == [message["role"] for message in CONVERSATION]
+
+
+@pytest.mark.parametrize("shape", PICTURES)
+def test_a_picture_on_a_socket_is_refused_by_its_place(shape: str) -> None:
+    for before in ([], [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]):
+        with pytest.raises(FrameError, match="images") as caught:
+            parse_frame(start(messages=[*before, {"role": "user", **PICTURES[shape]}]), Conf())
+        assert caught.value.field == f"messages[{len(before)}].content"
+        assert caught.value.code == "invalid_field"
+
+
+def test_a_picture_beside_the_text_is_not_dropped_unseen() -> None:
+    with pytest.raises(FrameError, match="images") as caught:
+        parse_frame(start(messages=[{"role": "user", "content": "What is this?", "images": ["iVBO"]}]), Conf())
+    assert caught.value.field == "messages[0].images"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("demo_policy", "valkey_url")
+class TestCalls:
+    @pytest.fixture(autouse=True)
+    async def tidied(self) -> AsyncIterator[None]:
+        yield
+        await registry.shutdown()
+        await close_shared_log()
+
+    async def call(self, **body: object) -> tuple[int, Json, str]:
+        """Status, answer, and what its events say (empty unless it began)."""
+        key = await database_sync_to_async(create_api_key)(
+            name=f"key {time.monotonic_ns()}", scopes=("stream",), policy="demo"
+        )
+        http, headers = AsyncClient(), {"Authorization": f"Bearer {key[1]}"}
+        response = await http.post("/v1/chat", json.dumps(body), content_type="application/json", headers=headers)
+        said: Json = json.loads(response.content)
+        if response.status_code != 201:
+            return response.status_code, said, ""
+        events = await http.get(str(said["events_url"]), headers=headers)
+        return 201, said, b"".join([part async for part in events]).decode()
+
+    @pytest.mark.parametrize("shape", PICTURES)
+    async def test_a_picture_is_unprocessable_and_the_error_names_its_place(self, shape: str) -> None:
+        status, said, _ = await self.call(provider="scripted", messages=[{"role": "user", **PICTURES[shape]}])
+        assert status == 422
+        error = said["error"]
+        assert isinstance(error, dict)
+        assert error["field"] == "messages[0].content"
+        assert "images" in error["message"]
+
+    @pytest.mark.parametrize("use_streaming", [True, False], ids=["streamed", "whole"])
+    @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama"])
+    async def test_a_conversation_handed_over_reaches_every_vendor_in_its_own_form(
+        self, provider: str, use_streaming: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with vendor() as fake:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.base_url}/v1")
+            monkeypatch.setenv("OPENAI_API_KEY", "sk-strict")
+            monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.base_url)
+            monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-strict")
+            monkeypatch.setenv("OLLAMA_HOST", fake.base_url)
+            status, _, events = await self.call(
+                provider=provider, policy="basic", messages=CONVERSATION, use_streaming=use_streaming
+            )
+            await registry.shutdown()
+        assert status == 201
+        assert '"final": "fine"' in events or '"final":"fine"' in events
+        assert len(fake.taken) == 1
+        for words in ("Be brief.", "In Bonn it is.", "Thank you. And in Kiel?", "Ulm", "cold"):
+            assert words in json.dumps(fake.taken[0])
