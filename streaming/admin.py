@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
 from streaming import tasks
+from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 
 
@@ -67,8 +68,8 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     """One row per guarded stream."""
 
     list_display = ("id", "origin", "state", "outcome", "would_have", "policy_name", "policy_version", "provider",
-                    "started_at", "released", "withheld")  # fmt: skip
-    list_filter = ("state", "outcome", "would_have", "origin", "policy_name", "provider")
+                    "streaming", "fallback", "started_at", "released", "withheld")  # fmt: skip
+    list_filter = ("state", "outcome", "would_have", "origin", "policy_name", "provider", "streaming", "fallback")
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]

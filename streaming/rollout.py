@@ -111,6 +111,11 @@ def decide(subject: Subject, request: ProviderRequest, settings: Conf | None = N
     return Decision(True)
 
 
+def ensure_flag(*, everyone: bool) -> None:
+    """Make the flag if there is none, so that its switch stands in the admin; one that is there stays as it is."""
+    RolloutFlag.objects.get_or_create(name=FLAG, defaults={"everyone": everyone, "note": "docs/rollout.md"})
+
+
 def supports_streaming(request: ProviderRequest, stage: Stage, settings: Conf) -> bool:
     """Whether requests of this type stream at this stage: with tools, then long tasks as well, then all."""
     if stage is Stage.ALL or request.tools:

@@ -16,6 +16,7 @@ from guardrails import selectors, services
 from guardrails.bootstrap import prepare_database
 from guardrails.models import ApiKey, Scope
 from project.demo.access import Access, stored
+from streaming.rollout import ensure_flag
 
 ADMIN = "admin"
 KEY_NAME = "demo"
@@ -25,6 +26,7 @@ def prepare(data_dir: Path, *, url: str) -> Access:
     """Do all of it; the answer is not stored yet. Leaves no database connection open: processes are started next."""
     earlier = stored(data_dir)
     prepare_database()
+    ensure_flag(everyone=True)
     access = Access(
         url=url,
         admin_user=ADMIN,
