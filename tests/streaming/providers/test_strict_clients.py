@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import cast
 
 import pytest
 from channels.db import database_sync_to_async
@@ -96,7 +97,8 @@ class TestCalls:
         if response.status_code != 201:
             return response.status_code, said, ""
         events = await http.get(str(said["events_url"]), headers=headers)
-        return 201, said, b"".join([part async for part in events]).decode()
+        raw = cast(AsyncIterable[bytes], events)
+        return 201, said, b"".join([part async for part in raw]).decode()
 
     @pytest.mark.parametrize("shape", PICTURES)
     async def test_a_picture_is_unprocessable_and_the_error_names_its_place(self, shape: str) -> None:
