@@ -92,7 +92,10 @@ def check_messages(messages: Sequence[MessageIn], limits: Conf) -> None:
     calls: set[str] = set()
     for number, message in enumerate(messages):
         _check(message, f"messages[{number}]", calls)
-        calls |= {call.id for call in message.tool_calls}
+        for position, call in enumerate(message.tool_calls):
+            if call.id in calls:
+                raise BadMessages(f"messages[{number}].tool_calls[{position}].id", "An earlier call has this id.")
+            calls.add(call.id)
     if messages[-1].role not in ("user", "tool"):
         raise BadMessages(
             f"messages[{len(messages) - 1}].role", "The last message is to be answered: its role is user or tool."

@@ -1,0 +1,98 @@
+"""Every way to begin an answer takes the same fields: over HTTP and over the socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+
+from streaming import registry, rollout
+from streaming.flags import RolloutFlag
+from streaming.log_redis import close_shared_log
+from streaming.models import AuditSession, Message
+from tests.streaming.test_chat_api import Client as HttpClient
+from tests.streaming.test_chat_api import new_key
+from tests.streaming.test_consumers import connected
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+Json = dict[str, object]
+TALK: list[Json] = [
+    {"role": "user", "content": "My number is 536-22-8145."},
+    {"role": "assistant", "content": "I have noted it."},
+    {"role": "user", "content": "Which number was it?"},
+]
+
+
+@pytest.fixture(autouse=True)
+async def quick(settings: object, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "2000")
+    yield
+    await registry.shutdown()
+    await close_shared_log()
+
+
+@pytest.fixture
+async def http() -> HttpClient:
+    return HttpClient(await new_key("stream"))
+
+
+async def test_it_works(http: HttpClient) -> None:
+    status, said = await http.chat(messages=TALK, policy="basic", use_streaming=False)
+    assert status == 201
+    _, events = await http.events(str(said["events_url"]))
+    (done,) = [event for event in events if event["type"] == "done"]
+    assert "before it I was shown 2 earlier messages" in str(done["final"])
+    assert "536-22-8145" not in http.raw
+    row = await AuditSession.objects.select_related("prompt").aget(pk=str(said["session_id"]))
+    assert row.prompt is not None
+    assert row.prompt.content == "Which number was it?"
+    assert (row.streaming, row.fallback) == (False, "use_streaming_false")
+
+
+async def test_the_socket_takes_them_too() -> None:
+    async with connected() as socket:
+        await socket.send(type="start", messages=TALK, use_streaming=False)
+        done = await socket.until("done")
+    assert "before it I was shown 2 earlier messages" in str(done["final"])
+    (update,) = [e for e in socket.seen if e["type"] == "message_update" and "streaming" in dict(e["metadata"])]  # type: ignore[call-overload]
+    assert update["metadata"]["fallback"] == "use_streaming_false"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": TALK, "prompt": "hello"}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [*TALK, {"role": "user", "content": "a\x00"}]}, "messages[3].content"),
+        ({"messages": [*TALK, {"role": "king", "content": "a"}]}, "messages[3].role"),
+        ({"prompt": "hello", "tools": "maybe"}, "tools"),
+        ({"prompt": "hello", "use_streaming": 7}, "use_streaming"),
+    ],
+)
+async def test_http_and_socket_refuse_the_same_and_name_the_same_place(
+    http: HttpClient, body: Json, field: str
+) -> None:
+    status, said = await http.chat(**body)
+    assert (status, said["error"]["field"]) == (422, field)  # type: ignore[index]
+    async with connected() as socket:
+        await socket.send(type="start", **body)
+        assert (await socket.until("error"))["field"] == field
+    assert not await Message.objects.aexists()
+
+
+async def test_a_tester_of_the_flag_is_known_by_header_on_both(http: HttpClient) -> None:
+    make = database_sync_to_async(RolloutFlag.objects.create)
+    await make(name=rollout.FLAG, testing=True, superusers=False)
+    for on in (True, False):
+        http.headers = {**http.headers, "dwft-streaming": "1" if on else "0"}
+        _, said = await http.chat(prompt="hello", policy="basic")
+        row = await AuditSession.objects.aget(pk=str(said["session_id"]))
+        assert (row.streaming, row.fallback) == (on, "" if on else "not_in_rollout")
+        async with connected(f"/ws/stream/?dwft_streaming={int(on)}") as socket:
+            await socket.send(type="start", prompt="hello")
+            session = (await socket.until("done"))["session_id"]
+        assert (await AuditSession.objects.aget(pk=str(session))).streaming is on
