@@ -26,6 +26,7 @@ SLUICEGATE_PRODUCTION = os.environ.get("SLUICEGATE_ENV", "").strip().lower() == 
 SECRET_KEY, SLUICEGATE_SECRET_KEY_GENERATED = environment.secret_key(SLUICEGATE_DATA_DIR)
 SLUICEGATE_VERSION_KEY_FILE = os.environ.get("SLUICEGATE_VERSION_KEY_FILE", "")
 SLUICEGATE_TEXT_KEYS = os.environ.get("SLUICEGATE_TEXT_KEYS", "").replace(",", " ").split()
+SLUICEGATE_AUDIT_HEADS_FILE = os.environ.get("SLUICEGATE_AUDIT_HEADS_FILE", "")
 SLUICEGATE_RETENTION = os.environ.get("SLUICEGATE_RETENTION", "")
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
@@ -147,6 +148,7 @@ CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is 
 CELERY_BEAT_SCHEDULE = {
     "sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0},
     "purge": {"task": "streaming.tasks.purge", "schedule": 3_600.0},
+    "keep_audit_head": {"task": "streaming.tasks.keep_audit_head", "schedule": 3_600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import structlog
 from asgiref.sync import async_to_sync
 from celery import shared_task
 from channels.db import database_sync_to_async
+from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from guardrails.keys import signing_key
+from guardrails.signing import KeyRefused, Purpose
 from streaming.audit import retention
+from streaming.audit.verify import keep_head
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
 from streaming.selectors import open_checks
@@ -25,7 +30,7 @@ from streaming.workers import workers_alive
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["check", "purge", "queue_check", "queue_session", "sweep", "workers_alive"]
+__all__ = ["check", "keep_audit_head", "purge", "queue_check", "queue_session", "sweep", "workers_alive"]
 
 
 CHECKS = 5
@@ -62,6 +67,17 @@ def purge() -> None:
     done = sum(retention.purge(session_id=one) for one in retention.due(timezone.now(), retention.configured()))
     if done:
         logger.info("texts_purged", sessions=done)
+
+
+@shared_task(name="streaming.tasks.keep_audit_head", ignore_result=True, expires=3_600)
+def keep_audit_head() -> None:
+    """Put the signed head of the audit log aside, where ``SLUICEGATE_AUDIT_HEADS_FILE`` says; runs every hour."""
+    if not (name := settings.SLUICEGATE_AUDIT_HEADS_FILE):
+        return
+    try:
+        keep_head(Path(name), signing_key(Purpose.AUDIT))
+    except (OSError, KeyRefused) as error:
+        logger.error("audit_head_not_kept", error=str(error))
 
 
 def queue_check(check_id: int, delay_s: float = 0.0) -> bool:

@@ -64,12 +64,12 @@ def _hash(entry: Entry) -> str:
     return hashlib.sha256(canonical_bytes(_signed_part(entry))).hexdigest()
 
 
-def faults(entries: Iterable[Entry], *, head: tuple[int, str] | None = None) -> Iterator[Fault]:
-    """What is wrong with a whole chain, in order; ``head`` is the last seq and hash that somebody else has kept.
+def faults(entries: Iterable[Entry], *, heads: Mapping[int, str] | None = None) -> Iterator[Fault]:
+    """What is wrong with a whole chain, in order; ``heads`` are hashes by seq that somebody else has kept.
 
     After a fault the walk goes on from what stands there, so that one change is one fault and not a thousand.
     """
-    seq, before, kept = 0, GENESIS, head is None or head[0] == 0
+    seq, before, kept = 0, GENESIS, dict(heads or {})
     for entry in entries:
         if entry.seq != seq + 1:
             what = f"entries {seq + 1} to {entry.seq - 1} are missing" if entry.seq > seq + 1 else "it is out of order"
@@ -79,12 +79,11 @@ def faults(entries: Iterable[Entry], *, head: tuple[int, str] | None = None) -> 
         if entry.hash != _hash(entry):
             yield Fault(entry.seq, "altered", f"Entry {entry.seq} was altered after it was written.")
         seq, before = entry.seq, entry.hash
-        if head is not None and seq == head[0]:
-            kept = True
-            if before != head[1]:
-                yield Fault(seq, "rewritten", f"Entry {seq} is not the one that the exported head names.")
-    if not kept and head is not None:
-        yield Fault(seq, "cut_off", f"The log ends at entry {seq}, and the exported head names entry {head[0]}.")
+        if kept.pop(seq, before) != before:
+            yield Fault(seq, "rewritten", f"Entry {seq} is not the one that an exported head names.")
+    if missing := [number for number in kept if number > seq]:
+        words = f"The log ends at entry {seq}, and an exported head names entry {max(missing)}."
+        yield Fault(seq, "cut_off", words)
 
 
 def digest(value: Mapping[str, object]) -> str:

@@ -8,7 +8,8 @@ chain. A text whose salt has been purged cannot be compared any more; the purge 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey, canonical_bytes, sign, verify
 from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults
@@ -19,6 +20,7 @@ AT_ONCE = 500
 """Sessions that are read together."""
 
 Head = tuple[int, str]
+Heads = Mapping[int, str]
 
 
 def stored_entries() -> Iterator[Entry]:
@@ -27,7 +29,7 @@ def stored_entries() -> Iterator[Entry]:
         yield Entry(row.seq, row.kind, row.session, row.at, row.body, row.before, row.hash)
 
 
-def log_faults(head: Head | None = None) -> Iterator[Fault]:
+def log_faults(heads: Heads | None = None) -> Iterator[Fault]:
     """Everything that is wrong with the stored log, and with the rows that it commits to."""
     sealed: list[Entry] = []
     purged: set[str] = set()
@@ -41,7 +43,7 @@ def log_faults(head: Head | None = None) -> Iterator[Fault]:
             yield entry
 
     note: list[Head] = [(0, GENESIS)]
-    yield from faults(_noting(walk(), note), head=head)
+    yield from faults(_noting(walk(), note), heads=heads)
     stored = AuditHead.objects.filter(pk=AuditHead.ONLY).first()
     last = note[0]
     if (stored.seq, stored.hash) != last if stored else last[0]:
@@ -97,3 +99,17 @@ def read_head(compact: str, keys: dict[str, PublicKey]) -> Head:
         return int(payload["seq"]), str(payload["hash"])
     except (KeyError, TypeError, ValueError):
         raise SignatureRefused("it is not the head of an audit log") from None
+
+
+def read_heads(text: str, keys: dict[str, PublicKey]) -> dict[int, str]:
+    """All heads of a file, one a line. Raises ``SignatureRefused``, also when there is none."""
+    found = dict(read_head(line, keys) for line in text.splitlines() if line.strip())
+    if not found:
+        raise SignatureRefused("there is no head in it")
+    return {seq: hash_ for seq, hash_ in found.items() if seq}
+
+
+def keep_head(path: Path, key: SigningKey) -> None:
+    """Add the present head to a file as a line of its own. Raises ``OSError``."""
+    with path.open("a", encoding="ascii") as file:
+        file.write(signed_head(key) + "\n")

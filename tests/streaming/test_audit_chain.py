@@ -18,7 +18,7 @@ from django.db.utils import DatabaseError
 from guardrails.findings import Action, Finding, Mode, Outcome
 from guardrails.keys import signing_key
 from guardrails.signing import Purpose, SignatureRefused, SigningKey, new_key_pem
-from streaming import sessions
+from streaming import sessions, tasks
 from streaming.audit.chain import GENESIS, Entry, faults, next_entry
 from streaming.audit.services import append
 from streaming.audit.verify import log_faults, read_head, signed_head, stored_entries
@@ -29,6 +29,10 @@ HIT = Finding(
     guardrail="pii", kind="pii", rule="ssn", category="ssn", start=3, end=14, mode=Mode.BLOCK, action=Action.REDACT,
     channel="text", n=1,
 )  # fmt: skip
+
+
+class Settings:
+    SLUICEGATE_AUDIT_HEADS_FILE: str
 
 
 def session(text: str = "the answer") -> str:
@@ -61,8 +65,8 @@ def alter(sql: str, *values: object) -> None:
         cursor.execute(sql, values)
 
 
-def codes(head: tuple[int, str] | None = None) -> list[tuple[int, str]]:
-    return [(fault.seq, fault.code) for fault in log_faults(head)]
+def codes(*heads: tuple[int, str]) -> list[tuple[int, str]]:
+    return [(fault.seq, fault.code) for fault in log_faults(dict(heads))]
 
 
 def test_it_works(log: list[str]) -> None:
@@ -129,7 +133,7 @@ def test_a_history_written_anew_is_pointed_at_by_an_exported_head(log: list[str]
         rewritten.append(made)
         before = made.hash
     assert list(faults(rewritten)) == []
-    assert [fault.code for fault in faults(rewritten, head=head)] == ["rewritten"]
+    assert [fault.code for fault in faults(rewritten, heads=dict([head]))] == ["rewritten"]
 
 
 def test_a_head_signed_by_another_key_or_altered_is_not_believed(log: list[str]) -> None:
@@ -219,7 +223,7 @@ def test_the_command_verifies_exports_and_takes_heads(log: list[str], tmp_path: 
     (tmp_path / "head").write_text(run("head"))
     (tmp_path / "log").write_text(run("export"))
     assert "6 entries, all as they were written" in run("verify")
-    assert "the head among them" in run("verify", "--head", str(tmp_path / "head"))
+    assert "every kept head among them" in run("verify", "--head", str(tmp_path / "head"))
     assert "6 entries" in run("verify", str(tmp_path / "log"), "--head", str(tmp_path / "head"))
     lines = (tmp_path / "log").read_text().splitlines()
     (tmp_path / "log").write_text("\n".join([*lines[:2], lines[2].replace("opened", "sealed"), *lines[3:]]))
@@ -228,6 +232,20 @@ def test_the_command_verifies_exports_and_takes_heads(log: list[str], tmp_path: 
         call_command("audit", "verify", str(tmp_path / "log"), "--json", stdout=out)
     assert failed.value.returncode == 1
     assert json.loads(out.getvalue().splitlines()[0])["seq"] == 3
+
+
+def test_heads_are_kept_hour_by_hour_and_all_of_them_count(db: None, settings: Settings, tmp_path: Path) -> None:
+    settings.SLUICEGATE_AUDIT_HEADS_FILE = str(tmp_path / "heads")
+    for _ in range(3):
+        session()
+        tasks.keep_audit_head()
+    kept = (tmp_path / "heads").read_text().splitlines()
+    assert len(kept) == 3
+    assert "every kept head" in run("verify", "--head", str(tmp_path / "heads"))
+    settings.SLUICEGATE_AUDIT_HEADS_FILE = str(tmp_path / "no" / "such" / "place")
+    tasks.keep_audit_head()  # told in the log; the next hour tries again
+    settings.SLUICEGATE_AUDIT_HEADS_FILE = ""
+    tasks.keep_audit_head()
 
 
 @pytest.mark.parametrize("content", ["", "not a head", "a.b.c"])

@@ -18,7 +18,7 @@ from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused,
 from streaming.audit.chain import Entry, Fault, faults
 from streaming.audit.retention import configured, due, purge
 from streaming.audit.services import Unreadable, rotate_texts
-from streaming.audit.verify import Head, log_faults, read_head, signed_head, stored_entries
+from streaming.audit.verify import Heads, log_faults, read_heads, signed_head, stored_entries
 from streaming.models import AuditEntry
 
 SHOWN = 50
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="verb", required=True, metavar="ACTION")
         check = actions.add_parser("verify", help="recompute every entry and compare every sealed session")
         check.add_argument("file", type=Path, nargs="?", metavar="FILE", help="an export instead of the database")
-        check.add_argument("--head", type=Path, metavar="FILE", help="a signed head that was put aside")
+        check.add_argument("--head", type=Path, metavar="FILE", help="signed heads that were put aside, one a line")
         check.add_argument(
             "--key", type=Path, metavar="FILE", help="the audit key (private, PEM), if it is not this one"
         )
@@ -53,10 +53,10 @@ class Command(BaseCommand):
             raise CommandError(f"{error.filename}: {error.strerror}", returncode=2) from None
 
     def do_verify(self, *, file: Path | None, head: Path | None, key: Path | None, json: bool, **_: object) -> None:
-        kept = read_head(head.read_text("ascii", "replace"), self.keys(key)) if head else None
+        kept = read_heads(head.read_text("ascii", "replace"), self.keys(key)) if head else None
         if file is not None:
             entries = self.entries(file)
-            found, length = list(islice(faults(entries, head=kept), SHOWN)), len(entries)
+            found, length = list(islice(faults(entries, heads=kept), SHOWN)), len(entries)
         else:
             found, length = self.in_database(kept)
         for fault in found:
@@ -65,7 +65,7 @@ class Command(BaseCommand):
             raise CommandError("the audit log is not as it was written", returncode=1)
         if not json:
             self.stdout.write(
-                f"{length:,} entries, all as they were written" + (", the head among them" if kept else "")
+                f"{length:,} entries, all as they were written" + (", every kept head among them" if kept else "")
             )
 
     def do_head(self, **_: object) -> None:
@@ -83,10 +83,10 @@ class Command(BaseCommand):
         done = rotate_texts()
         self.stdout.write(f"{done:,} messages encrypted anew")
 
-    def in_database(self, head: Head | None) -> tuple[list[Fault], int]:
+    def in_database(self, heads: Heads | None) -> tuple[list[Fault], int]:
         """The first faults, of one moment: sessions go on ending while the log is read."""
         with transaction.atomic():
-            return list(islice(log_faults(head), SHOWN)), AuditEntry.objects.count()
+            return list(islice(log_faults(heads), SHOWN)), AuditEntry.objects.count()
 
     def tell(self, fault: Fault, *, as_json: bool) -> None:
         line = json.dumps({"seq": fault.seq, "code": fault.code, "message": fault.message})
