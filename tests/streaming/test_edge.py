@@ -102,6 +102,7 @@ async def test_an_event_stream_is_never_compressed(caller: Caller) -> None:
         (gzip.compress(b"{}") + b"more", "gzip", 400),
         (zlib.compress(b"{}"), "deflate", 415),
     ],
+    ids=["plain", "packed", "bomb", "no gzip", "cut off", "more behind it", "deflate"],
 )
 async def test_a_body_that_is_too_large_or_not_what_it_says_is_refused(
     caller: Caller, body: bytes, encoding: str, status: int
