@@ -1,9 +1,10 @@
 """The Messages API of Anthropic, and whatever else speaks it.
 
 Configured by the names that the vendor's own tools read: ``ANTHROPIC_BASE_URL``, ``ANTHROPIC_API_KEY``,
-``ANTHROPIC_MODEL``; offered only when one of them is set. Protects the form of the request, which this dialect is
-strict about: system prompts stand apart, neighbours of one role are one message, every tool call is an object, no
-text is empty, and thinking goes back only with its signature and before the calls that it led to.
+``ANTHROPIC_MODEL``; offered only when one of them is set. ``ANTHROPIC_THINKING_TOKENS`` asks for thinking, which this
+vendor's models do only when asked, with that many tokens beside those of the answer. Protects the form of the request,
+which this dialect is strict about: system prompts stand apart, neighbours of one role are one message, every tool call
+is an object, no text is empty, and thinking goes back only with its signature and before the calls that it led to.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ VERSION = "2023-06-01"
 MAX_TOKENS = 4096
 """The dialect wants a limit with every request; this one is used where the request names none."""
 
+THINKING_TOKENS = range(1024, 1_000_001)
+"""From the vendor's least to more than any model has."""
+
 Block = dict[str, object]
 
 
@@ -34,30 +38,42 @@ class AnthropicProvider(HttpProvider):
     label = "Anthropic"
 
     def __init__(
-        self, base_url: str, api_key: str = "", model: str = "", limits: base.TimeLimits | None = None
+        self,
+        base_url: str,
+        api_key: str = "",
+        model: str = "",
+        limits: base.TimeLimits | None = None,
+        *,
+        thinking_tokens: int = 0,
     ) -> None:
         # The vendor's own clients are given the address without the version; people write both.
         super().__init__(base_url.rstrip("/").removesuffix("/v1"), api_key, model or DEFAULT_MODEL, limits)
+        self._thinking_tokens = thinking_tokens
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> AnthropicProvider | None:
-        """None when neither base URL, key nor model is set."""
+        """None when neither base URL, key nor model is set. Raises ``ValueError`` naming an ill-formed variable."""
         url, key, model = (env.get(f"ANTHROPIC_{part}", "").strip() for part in ("BASE_URL", "API_KEY", "MODEL"))
         if not (url or key or model):
             return None
-        return cls(url or DEFAULT_BASE_URL, key, model, base.TimeLimits.from_environment(env, cls.name))
+        limits = base.TimeLimits.from_environment(env, cls.name)
+        return cls(url or DEFAULT_BASE_URL, key, model, limits, thinking_tokens=_thinking_tokens(env))
 
     def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:
         if request.choices != 1:
             raise base.ProviderRefused("this provider gives one answer at a time; ask with one choice")
+        thinking = self._thinking_tokens if _may_think(request.messages) else 0
         body: dict[str, object] = {
             "model": request.model or self._model,
-            "max_tokens": MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            # What is thought counts as output here; what was asked for is the length of the answer.
+            "max_tokens": (MAX_TOKENS if request.max_tokens is None else request.max_tokens) + thinking,
             "messages": conversation(request.messages),
             "stream": streaming,
         }
         if system := "\n\n".join(m.text for m in request.messages if m.role == "system" and m.text.strip()):
             body["system"] = system
+        if thinking:
+            body["thinking"] = {"type": "enabled", "budget_tokens": thinking}
         if request.tools:
             body["tools"] = [
                 {"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)}
@@ -76,6 +92,26 @@ class AnthropicProvider(HttpProvider):
 
     def _whole(self, document: dict[str, object], request: base.ProviderRequest) -> Iterable[ProviderEvent]:
         return whole(document)
+
+
+def _thinking_tokens(env: Mapping[str, str]) -> int:
+    text = env.get("ANTHROPIC_THINKING_TOKENS", "").strip()
+    if not text:
+        return 0
+    tokens = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if tokens not in THINKING_TOKENS:
+        least, most = THINKING_TOKENS.start, THINKING_TOKENS.stop - 1
+        raise ValueError(f"ANTHROPIC_THINKING_TOKENS is a whole number from {least} to {most}, or not set")
+    return tokens
+
+
+def _may_think(messages: Sequence[base.ChatMessage]) -> bool:
+    """Whether thinking may be asked for: not when the last answer made calls and its signed thinking is not at hand.
+
+    The vendor refuses to go on thinking after such calls, and those of another provider never have any.
+    """
+    last = next((message for message in reversed(messages) if message.role == "assistant"), None)
+    return last is None or not last.tool_calls or bool(last.thinking and last.signature)
 
 
 def conversation(messages: Sequence[base.ChatMessage]) -> list[dict[str, object]]:

@@ -85,6 +85,11 @@ class Tool(Strict):
         return self
 
 
+class ThinkingConfig(Strict):
+    type: Literal["enabled"]
+    budget_tokens: Annotated[int, Field(ge=1024)]
+
+
 class Request(Strict):
     model: Given
     max_tokens: Annotated[int, Field(ge=1)]
@@ -93,7 +98,21 @@ class Request(Strict):
     ]
     system: Given | list[Text] | None = None
     stream: bool = False
+    thinking: ThinkingConfig | None = None
     tools: Annotated[list[Tool], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def thinking_leaves_room_and_goes_on(self) -> Request:
+        if self.thinking is None:
+            return self
+        if self.thinking.budget_tokens >= self.max_tokens:
+            raise ValueError("max_tokens: must be greater than thinking.budget_tokens")
+        for number, message in enumerate(self.messages):
+            kinds = {type(block) for block in message.content}
+            going_on = number == len(self.messages) - 2 and ToolUse in kinds
+            if going_on and Thinking not in kinds:
+                raise ValueError(f"messages.{number}.content.0.type: Expected `thinking`, but found `tool_use`")
+        return self
 
     @model_validator(mode="after")
     def roles_take_turns(self) -> Request:

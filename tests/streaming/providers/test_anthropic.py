@@ -534,3 +534,13 @@ def test_it_is_offered_only_when_configured() -> None:
     named = AnthropicProvider.from_environment({"ANTHROPIC_MODEL": "claude-x"})
     assert named is not None
     assert named.default_model == "claude-x"
+
+
+@pytest.mark.parametrize("tokens", ["1023", "-5", "many", "1e4", "²", "9" * 5000])
+def test_an_ill_formed_number_of_thinking_tokens_is_named(tokens: str) -> None:
+    env = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_THINKING_TOKENS": tokens}
+    with pytest.raises(ValueError, match="ANTHROPIC_THINKING_TOKENS"):
+        AnthropicProvider.from_environment(env)
+    found = AnthropicProvider.from_environment({**env, "ANTHROPIC_THINKING_TOKENS": " 2048 "})
+    assert found is not None
+    assert found._call(ASK, streaming=True).body["thinking"] == {"type": "enabled", "budget_tokens": 2048}

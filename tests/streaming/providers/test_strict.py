@@ -44,6 +44,8 @@ REQUESTS = {
     "most tokens": ProviderRequest((USER,), max_tokens=5, model="another"),
 }
 
+AFTER_CALLS = ("tool calls and results", "text before a call", "a question after results")
+
 
 async def ask(provider: Provider, request: ProviderRequest, *, streaming: bool) -> list[ProviderEvent]:
     call = provider.stream if streaming else provider.standard
@@ -92,3 +94,17 @@ async def test_ollama_generate_takes_a_conversation_and_refuses_tools() -> None:
     assert fake.taken[0]["prompt"] == USER.text
     assert "User: " in str(fake.taken[1]["prompt"])
     assert fake.taken[2]["system"] == "Be brief.\n\nBe kind."
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_anthropic_thinks_when_it_is_told_to_and_may(name: str) -> None:
+    unsigned = replace(REQUESTS[name], messages=tuple(replace(m, signature="") for m in REQUESTS[name].messages))
+    async with vendor() as fake:
+        provider = AnthropicProvider(fake.base_url, "sk-strict", thinking_tokens=2048)
+        for request in (REQUESTS[name], unsigned):
+            assert TextDelta("fine") in await ask(provider, request, streaming=True)
+    signed, without = fake.taken
+    assert signed["thinking"] == {"type": "enabled", "budget_tokens": 2048}
+    assert signed["max_tokens"] == (REQUESTS[name].max_tokens or 4096) + 2048
+    # Calls whose thinking cannot be sent back are gone on with without any.
+    assert ("thinking" in without) == (name not in AFTER_CALLS)

@@ -132,6 +132,8 @@ BROKEN: list[tuple[str, str, object, str]] = [
     ("anthropic", "max_tokens", ..., "max_tokens"),
     ("anthropic", "max_tokens", 0, "max_tokens"),
     ("anthropic", "n", 2, "n: "),
+    ("anthropic", "thinking", {"type": "enabled", "budget_tokens": 50}, "thinking.budget_tokens"),
+    ("anthropic", "thinking", {"type": "enabled", "budget_tokens": 2048}, "max_tokens"),
     ("anthropic", "system", "", "system"),
     ("anthropic", "messages", [], "messages"),
     ("anthropic", "messages.0", {"role": "system", "content": "Be brief."}, "messages.0"),
