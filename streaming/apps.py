@@ -6,8 +6,12 @@ from django.apps import AppConfig
 
 
 class StreamingConfig(AppConfig):
-    """Registers the models and the worker's signals."""
+    """Registers the models, the worker's signals and the system checks."""
 
     name = "streaming"
     verbose_name = "Streaming"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Load the system checks."""
+        from streaming import system_checks  # noqa: F401 - registers on import

@@ -22,8 +22,8 @@ from streaming.core.events import (
 )
 from streaming.core.sse import SseEvent
 from streaming.providers import base
-from streaming.providers.anthropic_results import mended, tool_result
-from streaming.providers.reading import Document, SseReader, count, is_object, objects, string
+from streaming.providers.anthropic_results import tool_result
+from streaming.providers.reading import Document, SseReader, count, is_object, mended, objects, string
 
 REASONS = {
     "end_turn": "stop",
@@ -88,7 +88,7 @@ class MessageReader(SseReader):
         if self.done:
             return
         if not self._begun:
-            what = "something else" if self.parser.stray or self.understood else "nothing"
+            what = "something else" if self.parser.stray or self.understood or self.malformed else "nothing"
             raise base.ProviderProtocolError(f"the endpoint sent {what} instead of a stream of a message")
         raise base.StreamCutOff("the provider's stream ended before the answer did")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 
 from streaming.core.events import ProviderToolResult
-from streaming.core.text import Mender
-from streaming.providers.reading import Document, is_object, string
+from streaming.providers.reading import Document, is_object, mended, string
 
 
 def tool_result(block: Document) -> ProviderToolResult:
@@ -22,12 +21,6 @@ def tool_result(block: Document) -> ProviderToolResult:
     if block.get("is_error"):
         return ProviderToolResult(call, error=shown or "the tool failed")
     return ProviderToolResult(call, shown)
-
-
-def mended(value: object) -> str:
-    """A string that can be stored and sent, made of a whole one (not of a delta); anything else is nothing."""
-    mender = Mender()
-    return mender.feed(string(value)) + mender.finish()
 
 
 def _shown(content: object) -> str:

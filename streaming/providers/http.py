@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+import httpcore
 import httpx
 
 from streaming.core.events import ProviderEvent, ProviderToolResult, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
@@ -62,7 +63,7 @@ class HttpProvider(base.Provider):
     def problem(self) -> str:
         """What is wrong with the base URL; empty: nothing that can be seen."""
         problem = url_problem(self._base_url)
-        return f"the base URL of provider {self.name!r} {problem}" if problem else ""
+        return f"its base URL {problem}" if problem else ""
 
     @property
     def default_model(self) -> str:
@@ -158,10 +159,7 @@ class HttpProvider(base.Provider):
         if problem := url_problem(self._base_url):
             raise base.ProviderRefused(f"the provider's base URL {problem}")
 
-        async def on_trace(event: str, info: object) -> None:
-            if event.endswith("send_request_headers.started"):
-                waits.connected()
-
+        opening = _Opening(waits)
         # The environment's proxies and .netrc are not ours to follow: an answer goes where the setting says.
         verify = _tls() if self._base_url.lower().startswith("https") else False
         # httpx's own time-outs are off: they start again with every byte and know no whole (see ``waits``).
@@ -172,16 +170,41 @@ class HttpProvider(base.Provider):
                 content=json.dumps(call.body, ensure_ascii=False).encode(errors="replace"),
                 # Compression would hold tokens back until a block is full.
                 headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **call.headers},
-                extensions={"trace": on_trace},
+                extensions={"trace": opening.on_trace},
             )
-            async with waits.waiting():
-                response = await client.send(request, stream=True)
+            try:
+                async with waits.waiting():
+                    response = await client.send(request, stream=True)
+            except BaseException:
+                await opening.abandon()
+                raise
             try:
                 if response.status_code != 200:
                     raise refusal(response.status_code, response.headers, await _start(response, waits))
                 yield response
             finally:
                 await response.aclose()
+
+
+class _Opening:
+    """What httpx tells while a connection is made."""
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        self._stream: httpcore.AsyncNetworkStream | None = None
+
+    async def on_trace(self, event: str, info: Mapping[str, object]) -> None:
+        """A step was taken; the names are httpcore's."""
+        if event == "connection.connect_tcp.complete":
+            stream = info.get("return_value")
+            self._stream = stream if isinstance(stream, httpcore.AsyncNetworkStream) else None
+        elif event.endswith("send_request_headers.started"):
+            self._waits.connected()
+
+    async def abandon(self) -> None:
+        """Close what was opened: httpcore loses sight of a socket whose TLS handshake is cancelled."""
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 async def _start(response: httpx.Response, waits: Waits) -> bytes:

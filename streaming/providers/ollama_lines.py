@@ -18,14 +18,15 @@ from streaming.providers.base import (
     ProviderUnavailable,
     StreamCutOff,
 )
-from streaming.providers.reading import Document, Reader, count, is_object, objects, string
+from streaming.providers.reading import Document, Reader, count, is_object, mended, objects, string
 
 
 class LineReader(Reader):
-    """``feed`` what comes, then ``finish``."""
+    """``feed`` what comes, then ``finish``. ``calls_made``: tool calls of earlier rounds, so that ids stay unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls_made: int = 0) -> None:
         super().__init__()
+        self._calls_made = calls_made
         self._buffer = bytearray()
         self._model = ""
         self._calls = 0
@@ -53,7 +54,7 @@ class LineReader(Reader):
         if self.done:
             return
         if not self._answered:
-            what = "something else" if self.understood or line else "nothing"
+            what = "something else" if self.understood or self.malformed else "nothing"
             raise ProviderProtocolError(f"the endpoint sent {what} instead of an answer")
         raise StreamCutOff("the provider's stream ended before the answer did")
 
@@ -69,10 +70,10 @@ class LineReader(Reader):
     def document(self, document: Document) -> Iterator[ProviderEvent]:
         """The events of one line, or of a whole answer. Raises ``ProviderError``."""
         if error := document.get("error"):
-            raise _reported(error)
+            raise _reported(error, document.get("status_code"))
         message = document.get("message")
         self._answered = self._answered or is_object(message) or "response" in document or bool(document.get("done"))
-        if (model := string(document.get("model"))) and model != self._model:
+        if (model := mended(document.get("model"))) and model != self._model:
             self._model = model
             yield ModelNamed(model)
         said: Document = message if is_object(message) else {"content": document.get("response"), **_thought(document)}
@@ -84,7 +85,7 @@ class LineReader(Reader):
             self.done = True
             yield from self.rest()
             yield Usage(count(document.get("prompt_eval_count")), count(document.get("eval_count")))
-            reason = string(document.get("done_reason")) or "stop"
+            reason = mended(document.get("done_reason")) or "stop"
             yield Stopped("tool_calls" if self._calls and reason == "stop" else reason)
 
     def _call(self, call: Document) -> Iterator[ProviderEvent]:
@@ -92,27 +93,31 @@ class LineReader(Reader):
         if not is_object(function):
             return
         given = function.get("arguments")
-        arguments = given if isinstance(given, str) else json.dumps({} if given is None else given)
+        arguments = mended(given) if isinstance(given, str) else json.dumps({} if given is None else given)
         # The dialect gives most calls no id, and results are found by it.
-        id_ = string(call.get("id")) or f"call_{self._calls}"
-        yield ToolCallDelta(self._calls, id_, string(function.get("name")), arguments)
+        id_ = mended(call.get("id")) or f"call_{self._calls_made + self._calls}"
+        yield ToolCallDelta(self._calls, id_, mended(function.get("name")), arguments)
         self._calls += 1
 
 
-def whole(document: Document) -> Iterator[ProviderEvent]:
+def whole(document: Document, calls_made: int = 0) -> Iterator[ProviderEvent]:
     """The events of an answer that was not streamed. Raises ``ProviderError``."""
-    reader = LineReader()
+    reader = LineReader(calls_made)
     yield from reader.document(document)
     if not reader.done:
-        raise StreamCutOff("the provider's answer does not say that it is done")
+        raise ProviderProtocolError("the endpoint's answer does not say that it is done")
 
 
 def _thought(document: Document) -> Document:
     return {"thinking": document["thinking"]} if "thinking" in document else {}
 
 
-def _reported(error: object) -> ProviderError:
-    said = f"the provider reported an error: {str(error)[:300]}"
-    # The dialect has no codes: what names the request is ours to change, everything else may pass.
-    asked = any(word in str(error).lower() for word in ("not found", "does not support", "invalid", "unsupported"))
-    return ProviderRefused(said) if asked else ProviderUnavailable(said)
+def _reported(error: object, status: object) -> ProviderError:
+    words = mended(error.get("message") if is_object(error) else error)[:300]
+    said = f"the provider reported an error: {words}" if words else "the provider reported an error"
+    if isinstance(status, int) and status >= 400:
+        refused = status < 500 and status not in (408, 429)
+    else:
+        # Most lines carry no code: what names the request is ours to change, everything else may pass.
+        refused = any(word in words.lower() for word in ("not found", "does not support", "invalid", "unsupported"))
+    return ProviderRefused(said) if refused else ProviderUnavailable(said)

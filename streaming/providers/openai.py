@@ -56,7 +56,8 @@ class OpenAIProvider(HttpProvider):
         if request.choices != 1:
             body["n"] = request.choices
         if request.max_tokens is not None:
-            body["max_tokens"] = request.max_tokens
+            # The vendor's own newer models refuse the old name, and most compatible servers know no other.
+            body["max_completion_tokens" if self._base_url == DEFAULT_BASE_URL else "max_tokens"] = request.max_tokens
         headers = {"Accept": "text/event-stream" if streaming else "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -71,7 +72,9 @@ class OpenAIProvider(HttpProvider):
 
 def _message(message: base.ChatMessage) -> dict[str, object]:
     if message.role == "tool":
-        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.text}
+        # The dialect has no flag for a call that failed, so the text says so.
+        text = f"Error: {message.text}" if message.failed else message.text
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": text}
     if not message.tool_calls:
         return {"role": message.role, "content": message.text}
     calls = [

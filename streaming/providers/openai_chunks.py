@@ -2,17 +2,30 @@
 
 Exists apart from the network so that every oddity of the compatible servers is tested with plain strings: reasoning
 under two names, usage in a chunk without choices, content as parts, errors in the middle of the stream, halves of a
-surrogate pair in two chunks. Protects the rule that what is not understood is an error, never silence.
+surrogate pair in two chunks, several tool calls under one index. Protects the rule that what is not understood is an
+error, never silence.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from streaming.core.events import ModelNamed, ProviderEvent, ProviderNotice, Stopped, ToolCallDelta, Usage
 from streaming.core.sse import SseEvent
-from streaming.providers.base import ProviderProtocolError, ProviderRefused, ProviderUnavailable, StreamCutOff
-from streaming.providers.reading import SseReader, objects
+from streaming.providers.base import (
+    ProviderAuthError,
+    ProviderError,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderUnavailable,
+    StreamCutOff,
+)
+from streaming.providers.reading import Document, SseReader, count, is_object, mended, objects
+
+_PASSING = {"server_error", "overloaded_error", "api_error", "timeout", "service_unavailable"}
+"""Kinds of error that another try may not meet; every other kind is final."""
 
 
 class ChunkReader(SseReader):
@@ -21,8 +34,11 @@ class ChunkReader(SseReader):
     def __init__(self) -> None:
         super().__init__()
         self._chunks = 0
+        self._seen: set[int] = set()
         self._stopped: set[int] = set()
         self._model = ""
+        self._calls: dict[tuple[int, int], tuple[int, str]] = {}
+        """(choice, index as sent) -> the call that is written there: its index as we tell it, and its id."""
 
     def item(self, item: SseEvent) -> Iterator[ProviderEvent]:
         """The events of one SSE event. Raises ``ProviderError``."""
@@ -46,21 +62,22 @@ class ChunkReader(SseReader):
         yield from _usage(chunk.get("usage"))
 
     def check_end(self) -> None:
-        """Raises when the stream did not say that it was done."""
-        if self.done or self._stopped:
+        """Raises when the stream did not say that it was done: by its terminator, or choice by choice."""
+        if self.done or (self._seen and self._seen <= self._stopped):
             return
         if not self._chunks:
-            what = "nothing" if not self.parser.stray else "something else"
+            what = "something else" if self.parser.stray or self.understood or self.malformed else "nothing"
             raise ProviderProtocolError(f"the endpoint sent {what} instead of a stream of chat completions")
         raise StreamCutOff("the provider's stream ended before the answer did")
 
     def _model_named(self, model: object) -> Iterator[ProviderEvent]:
-        if isinstance(model, str) and model and model != self._model:
-            self._model = model
-            yield ModelNamed(model)
+        if (name := mended(model)) and name != self._model:
+            self._model = name
+            yield ModelNamed(name)
 
     def _choice(self, choice: Mapping[str, object]) -> Iterator[ProviderEvent]:
         index = _int(choice.get("index"))
+        self._seen.add(index)
         delta = choice.get("delta")
         if isinstance(delta, dict):
             yield from self._said(delta, index)
@@ -68,13 +85,36 @@ class ChunkReader(SseReader):
             self._stopped.add(index)
             if reason == "error":
                 raise ProviderUnavailable("the provider stopped the answer with an error")
-            yield Stopped(str(reason), index)
+            yield Stopped(mended(reason) or "stop", index)
 
     def _said(self, said: Mapping[str, object], index: int) -> Iterator[ProviderEvent]:
         yield from self.thinking(_text(said.get("reasoning_content")) or _text(said.get("reasoning")), index)
         # A refusal is what the model says instead of an answer, so it is shown (and gated) as one.
         yield from self.text(_text(said.get("content")) + _text(said.get("refusal")), index)
-        yield from _tool_calls(said.get("tool_calls"), index)
+        yield from self._tool_calls(said.get("tool_calls"), index)
+
+    def _tool_calls(self, calls: object, choice: int) -> Iterator[ProviderEvent]:
+        for position, call in enumerate(objects(calls)):
+            function = call.get("function")
+            function = function if is_object(function) else {}
+            id_, arguments = mended(call.get("id")), function.get("arguments")
+            yield ToolCallDelta(
+                index=self._call_index(choice, _int(call.get("index"), position), id_),
+                id=id_,
+                name=mended(function.get("name")),
+                # Some servers send the object itself instead of its text.
+                arguments=json.dumps(arguments) if is_object(arguments) else mended(arguments),
+                choice=choice,
+            )
+
+    def _call_index(self, choice: int, sent: int, id_: str) -> int:
+        """The call's index; another id under an index that is taken is another call, which some servers send."""
+        index, known = self._calls.get((choice, sent), (-1, ""))
+        if index < 0 or (id_ and known and id_ != known):
+            taken = {ours for (of, _), (ours, _) in self._calls.items() if of == choice} | {index}
+            index = sent if sent not in taken else max(taken) + 1
+        self._calls[choice, sent] = (index, id_ or known)
+        return index
 
     def message(self, document: Mapping[str, object]) -> Iterator[ProviderEvent]:
         """The events of a whole answer."""
@@ -99,37 +139,29 @@ def whole(document: Mapping[str, object]) -> Iterator[ProviderEvent]:
     return ChunkReader().message(document)
 
 
-def _tool_calls(calls: object, choice: int) -> Iterator[ProviderEvent]:
-    for position, call in enumerate(calls if isinstance(calls, list) else []):
-        if not isinstance(call, dict):
-            continue
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
-        yield ToolCallDelta(
-            index=_int(call.get("index"), position),
-            id=_text(call.get("id")),
-            name=_text(function.get("name")),
-            arguments=_text(function.get("arguments")),
-            choice=choice,
-        )
-
-
 def _usage(usage: object) -> Iterator[ProviderEvent]:
-    if not isinstance(usage, dict):
+    if not is_object(usage):
         return
     details = usage.get("completion_tokens_details")
-    reasoning = details.get("reasoning_tokens") if isinstance(details, dict) else None
-    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens"), reasoning]
-    given, produced, thought = (n if isinstance(n, int) and n >= 0 else None for n in counts)
-    yield Usage(given, produced, thought)
+    yield Usage(
+        count(usage.get("prompt_tokens")),
+        count(usage.get("completion_tokens")),
+        count(details.get("reasoning_tokens")) if is_object(details) else None,
+    )
 
 
-def _in_stream(error: object) -> ProviderRefused | ProviderUnavailable:
-    message = error.get("message") if isinstance(error, dict) else error
-    status = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
-    kind = error.get("type") if isinstance(error, dict) else None
-    said = f"the provider reported an error: {str(message)[:300]}" if message else "the provider reported an error"
-    if (isinstance(status, int) and (status >= 500 or status == 429)) or kind in ("server_error", "overloaded_error"):
+def _in_stream(error: object) -> ProviderError:
+    """The error that is reported instead of (the rest of) an answer."""
+    about: Document = error if is_object(error) else {"message": error}
+    said = "the provider reported an error"
+    words = {str(about.get(name)) for name in ("code", "type", "status_code")}
+    if words & {"401", "403", "invalid_api_key", "authentication_error"}:
+        return ProviderAuthError(f"{said}: the API key is missing or not accepted")
+    if message := mended(about.get("message")):
+        said += f": {message[:300]}"
+    if words & {"429", "rate_limit_exceeded", "rate_limit_error"}:
+        return ProviderRateLimited(said)
+    if words & _PASSING or any(len(word) == 3 and word.isdecimal() and word >= "500" for word in words):
         return ProviderUnavailable(said)
     return ProviderRefused(said)
 
@@ -144,4 +176,5 @@ def _text(value: object) -> str:
 
 
 def _int(value: object, default: int = 0) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
+    found = count(value)
+    return default if found is None else found

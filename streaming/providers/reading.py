@@ -2,8 +2,9 @@
 
 Exists apart from the network so that every oddity is tested with plain bytes. Protects three rules: events that came
 before an error stand (a reader yields them before it raises); a line that is not understood is never silent (it is
-counted, told, and too many of them, or one before anything was understood, end the answer); and halves of a surrogate
-pair in two chunks become one character. Pure.
+counted and told; too many of them end the answer, and so does a single one while a tool call is being written, because
+a call with a piece missing may still be a valid one); and halves of a surrogate pair in two chunks become one
+character. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TypeGuard
 
-from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta, ThinkingDelta
+from streaming.core.events import ProviderEvent, ProviderNotice, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.sse import SseEvent, SseParser
 from streaming.core.text import Mender
 from streaming.providers.base import ProviderProtocolError
@@ -31,6 +32,8 @@ class Reader(ABC):
         self.done = False
         self.understood = 0
         self.malformed = 0
+        self.calling = False
+        """Arguments of a tool call are coming in pieces; nothing may be missing among them."""
         self._menders: dict[tuple[str, int], Mender] = {}
 
     @abstractmethod
@@ -51,8 +54,8 @@ class Reader(ABC):
             self.understood += 1
             return found
         self.malformed += 1
-        if not self.understood:
-            raise ProviderProtocolError("the endpoint sent something that is not a JSON object")
+        if self.calling:
+            raise ProviderProtocolError("the endpoint sent a line that is not a JSON object within a tool call")
         if self.malformed > MAX_MALFORMED:
             raise ProviderProtocolError(f"the endpoint sent {self.malformed} lines that are not JSON objects")
         said = "The provider sent a line that is not JSON; it was skipped, so a few words may be missing."
@@ -85,14 +88,23 @@ class SseReader(Reader):
     def feed(self, data: bytes) -> Iterator[ProviderEvent]:
         """See ``Reader``."""
         for item in self.parser.feed(data):
-            yield from self.item(item)
+            for event in self.item(item):
+                if isinstance(event, ToolCallDelta):
+                    self.calling = not event.ran_by_provider
+                elif isinstance(event, Stopped):
+                    self.calling = False
+                yield event
 
     def finish(self) -> Iterator[ProviderEvent]:
         """See ``Reader``."""
+        self.calling = False  # a last line without its end is a stream cut off, whatever was being written
         for item in self.parser.finish():
             yield from self.item(item)
         yield from self.rest()
         self.check_end()
+        if stray := self.parser.stray:
+            said = f"The provider sent {stray} lines that belong to no event; they were skipped."
+            yield ProviderNotice("malformed_line", said, attempt=self.malformed + stray)
 
     @abstractmethod
     def item(self, item: SseEvent) -> Iterator[ProviderEvent]:
@@ -116,6 +128,12 @@ def objects(value: object) -> list[Document]:
 def string(value: object) -> str:
     """A string as it is, anything else as nothing."""
     return value if isinstance(value, str) else ""
+
+
+def mended(value: object) -> str:
+    """A string that can be stored and sent, made of a whole one (not of a delta); anything else is nothing."""
+    mender = Mender()
+    return mender.feed(string(value)) + mender.finish()
 
 
 def count(value: object, default: int | None = None) -> int | None:

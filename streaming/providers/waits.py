@@ -40,7 +40,7 @@ class Waits:
         if self._connected:
             return
         self._connected, self._silent_s, self._since = True, 0.0, self._now()
-        if self._timer is not None:
+        if self._timer is not None and not self._timer.expired():
             self._timer.reschedule(self._next()[0])
 
     @asynccontextmanager
@@ -50,15 +50,16 @@ class Waits:
         when, message = self._next()
         if when <= self._since:  # what lies ready is taken without a wait, and would never meet the timer
             raise ProviderTimeout(message)
-        self._timer = asyncio.timeout_at(when)
+        self._timer = timer = asyncio.timeout_at(when)
         try:
-            async with self._timer:
+            async with timer:
                 yield
         except TimeoutError:
-            if not self._timer.expired():
+            if not timer.expired():
                 raise
             raise ProviderTimeout(self._next()[1]) from None
         finally:
+            self._timer = None
             self._silent_s += self._now() - self._since
 
     def _next(self) -> tuple[float, str]:

@@ -25,6 +25,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
+        self.asked = asyncio.Event()
         self.client_gone = asyncio.Event()
         self.base_url = ""
 
@@ -47,6 +48,7 @@ async def serve(pieces: Sequence[bytes], *, head: bytes = HEAD, hang: bool = Fal
                 0,
             )
             endpoint.requests.append(request + await reader.readexactly(length))
+            endpoint.asked.set()
             for piece in (head, *pieces):
                 writer.write(piece)
                 await writer.drain()

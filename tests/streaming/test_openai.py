@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streaming.core.events import (
     ModelNamed,
     ProviderEvent,
+    ProviderNotice,
     Stopped,
     TextDelta,
     ThinkingDelta,
@@ -30,9 +34,13 @@ from streaming.providers.base import (
     ProviderUnavailable,
     StreamCutOff,
     TimeLimits,
+    ToolCallMade,
+    ToolSpec,
 )
-from streaming.providers.openai import OpenAIProvider
-from tests.streaming.local_server import HEAD, cuts, serve
+from streaming.providers.openai import DEFAULT_BASE_URL, OpenAIProvider
+from streaming.providers.openai_chunks import ChunkReader
+from streaming.providers.reading import MAX_MALFORMED
+from tests.streaming.local_server import cuts, serve
 
 STREAMS = Path(__file__).resolve().parents[3] / "shared" / "data" / "streams"
 RECORDED = (
@@ -236,7 +244,167 @@ async def test_many_choices_and_reasoning_names_stay_apart() -> None:
     assert ThinkingDelta("r1", 1) in events
 
 
+def of(index: int, reason: str | None = None, **delta: object) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": reason}
+    return b"data: %s\n\n" % json.dumps({"model": "m-1", "choices": [choice]}, ensure_ascii=False).encode()
+
+
+def call(index: int | None, id_: str = "", name: str = "", arguments: object = "", choice: int = 0) -> bytes:
+    piece = {"id": id_, "function": {"name": name, "arguments": arguments}}
+    return of(choice, tool_calls=[piece if index is None else {"index": index, **piece}])
+
+
+def calls_of(events: list[ProviderEvent]) -> dict[tuple[int, int], tuple[str, str, str]]:
+    """(choice, index) -> id, name and arguments."""
+    out: dict[tuple[int, int], tuple[str, str, str]] = {}
+    for e in events:
+        if isinstance(e, ToolCallDelta):
+            id_, name, arguments = out.get((e.choice, e.index), ("", "", ""))
+            out[e.choice, e.index] = (id_ or e.id, name or e.name, arguments + e.arguments)
+    return out
+
+
+EVERYTHING = b"".join([
+    b": keep-alive\r\n\r\n", of(0, role="assistant", reasoning="Grübeln \u2026 "), of(1, reasoning_content="r1"),
+    of(0, content="Grüße 🌍\u2028n"), of(1, content=[{"type": "text", "text": "zwei"}]), of(1, refusal=" nein"),
+    call(0, "c-1", "weather", '{"city": "K'), call(0, "", "", 'öln"}'), call(1, "c-2", "time", "{}"),
+    of(0, "tool_calls"), of(1, "stop"),
+    b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, '
+    b'"completion_tokens_details": {"reasoning_tokens": 1}}}\n\n', DONE,
+])  # fmt: skip
+
+
+def read(pieces: list[bytes]) -> list[ProviderEvent]:
+    reader = ChunkReader()
+    events = [event for piece in pieces for event in reader.feed(piece)]
+    return [*events, *reader.finish()]
+
+
+def test_the_dialect_says_everything_it_has_to_say() -> None:
+    events = read([EVERYTHING])
+    assert text_of(events, 0) == "Grüße 🌍\u2028n"
+    assert text_of(events, 1) == "zwei nein"
+    assert [e for e in events if isinstance(e, ThinkingDelta)] == [
+        ThinkingDelta("Grübeln \u2026 ", 0),
+        ThinkingDelta("r1", 1),
+    ]
+    assert calls_of(events) == {(0, 0): ("c-1", "weather", '{"city": "Köln"}'), (0, 1): ("c-2", "time", "{}")}
+    assert [e for e in events if isinstance(e, Stopped)] == [Stopped("tool_calls", 0), Stopped("stop", 1)]
+    assert events[-1] == Usage(3, 4, 1)
+
+
+@given(places=st.lists(st.integers(0, len(EVERYTHING))))
+def test_every_cut_gives_the_same_events(places: list[int]) -> None:
+    edges = [0, *sorted(places), len(EVERYTHING)]
+    assert read([EVERYTHING[a:b] for a, b in pairwise(edges)]) == read([EVERYTHING])
+
+
+async def test_an_answer_that_is_not_streamed_gives_the_same() -> None:
+    message = {
+        "role": "assistant", "content": "Grüße", "reasoning_content": "hm",
+        "tool_calls": [{"id": "c-1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
+    }  # fmt: skip
+    whole = {
+        "model": "m-1",
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    }
+    async with serve([json.dumps(whole).encode()]) as endpoint:
+        provider = OpenAIProvider(endpoint.base_url, "sk-key", limits=QUICK)
+        async with aclosing(provider.standard(ASK)) as answer:
+            events = [event async for event in answer]
+        sent = json.loads(endpoint.requests[0].split(b"\r\n\r\n", 1)[1])
+    assert sent["stream"] is False
+    assert "stream_options" not in sent
+    assert events == [
+        ModelNamed("m-1"),
+        ThinkingDelta("hm"),
+        TextDelta("Grüße"),
+        ToolCallDelta(0, "c-1", "weather", "{}"),
+        Usage(3, 4),
+        Stopped("tool_calls"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"{", ProviderProtocolError), (b"[]", ProviderProtocolError), (b"{}", ProviderProtocolError),
+     (b'{"choices": []}', ProviderProtocolError), (b'{"error": {"message": "no", "code": 429}}', ProviderRateLimited),
+     (b'{"error": {"message": "sk-key", "code": "invalid_api_key"}}', ProviderAuthError),
+     (b'{"error": "overloaded"}', ProviderRefused), (b'{"error": {"code": "503"}}', ProviderUnavailable),
+     (b'{"error": {"code": {}, "type": "server_error"}}', ProviderUnavailable)],
+)  # fmt: skip
+async def test_an_answer_that_is_not_streamed_and_not_one_is_a_typed_error(
+    body: bytes, kind: type[ProviderError]
+) -> None:
+    async with serve([body]) as endpoint:
+        with pytest.raises(ProviderError) as raised:
+            await OpenAIProvider(endpoint.base_url, "sk-key", limits=QUICK).complete(ASK)
+    assert type(raised.value) is kind
+    assert "sk-key" not in str(raised.value)
+
+
+def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
+    pieces = [call(0, "c-1", "a", "{}"), call(0, "c-2", "b", '{"x"'), call(0, "c-2", "", ": 1}"), of(0, "tool_calls")]
+    assert calls_of(read(pieces)) == {(0, 0): ("c-1", "a", "{}"), (0, 1): ("c-2", "b", '{"x": 1}')}
+
+
+def test_arguments_sent_as_an_object_or_without_an_index_are_not_lost() -> None:
+    events = read([call(None, "c-1", "a", {"x": 1}), of(0, "tool_calls")])
+    assert calls_of(events) == {(0, 0): ("c-1", "a", '{"x": 1}')}
+
+
+def test_one_choice_that_ended_does_not_end_the_others() -> None:
+    with pytest.raises(StreamCutOff):
+        read([of(0, content="A"), of(1, content="B"), of(0, "stop")])
+
+
+def test_a_malformed_line_is_skipped_and_told_but_not_within_a_tool_call() -> None:
+    bad = b"data: {oops\n\n"
+    events = read([bad, of(0, content="a"), bad, b"stray line\n", of(0, content="b"), of(0, "stop"), DONE])
+    assert text_of(events) == "ab"
+    assert [(e.code, e.attempt) for e in events if isinstance(e, ProviderNotice)] == [
+        ("malformed_line", 1), ("malformed_line", 2), ("malformed_line", 3),
+    ]  # fmt: skip
+    with pytest.raises(ProviderProtocolError, match="within a tool call"):
+        read([call(0, "c-1", "pay", '{"amount": 1'), bad, call(0, "", "", "}"), of(0, "tool_calls"), DONE])
+    with pytest.raises(ProviderProtocolError):
+        read([of(0, content="a"), bad * (MAX_MALFORMED + 1), of(0, "stop"), DONE])
+
+
+def test_a_last_line_that_was_cut_is_a_stream_cut_off_also_within_a_tool_call() -> None:
+    with pytest.raises(StreamCutOff):
+        read([call(0, "c-1", "pay", '{"amount": 1'), call(0, "", "", "}")[:-20]])
+
+
+async def test_requests_are_written_as_the_dialect_has_them() -> None:
+    made = ToolCallMade("c-1", "weather", '{"city": "Bonn"}')
+    request = ProviderRequest(
+        (
+            ChatMessage("system", "Be brief."),
+            ChatMessage("user", "Weather? \ud83c"),
+            ChatMessage("assistant", "", (made,), thinking="secret thoughts"),
+            ChatMessage("tool", "no such city", tool_call_id="c-1", failed=True),
+        ),
+        tools=(ToolSpec("weather", "Says the weather.", {"type": "object", "properties": {}}),),
+        choices=2,
+        max_tokens=7,
+    )
+    async with serve([of(0, "stop"), DONE]) as endpoint:
+        await collect(OpenAIProvider(endpoint.base_url, limits=QUICK), request)
+        sent = json.loads(endpoint.requests[0].split(b"\r\n\r\n", 1)[1])
+    assert sent["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather? ?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c-1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}]},
+        {"role": "tool", "tool_call_id": "c-1", "content": "Error: no such city"},
+    ]  # fmt: skip
+    assert sent["tools"][0]["function"]["name"] == "weather"
+    assert (sent["n"], sent["max_tokens"], sent["stream_options"]) == (2, 7, {"include_usage": True})
+    assert OpenAIProvider(DEFAULT_BASE_URL)._call(request, streaming=True).body["max_completion_tokens"] == 7
+
+
 def test_it_is_offered_only_when_configured() -> None:
     assert OpenAIProvider.from_environment({}) is None
     assert OpenAIProvider.from_environment({"OPENAI_MODEL": "x"}).default_model == "x"  # type: ignore[union-attr]
-    assert HEAD
