@@ -65,10 +65,12 @@ class SseParser:
         return out
 
     def _line_end(self, start: int) -> tuple[int, int] | None:
-        lf, cr = self._buffer.find(b"\n", start), self._buffer.find(b"\r", start)
+        lf = self._buffer.find(b"\n", start)
+        # Not searched beyond the LF: with many lines in one piece that would be the whole rest, line by line.
+        cr = self._buffer.find(b"\r", start, lf if lf >= 0 else len(self._buffer))
         if lf < 0 and cr < 0:
             return None
-        if cr < 0 or 0 <= lf < cr:
+        if cr < 0:
             return lf, lf + 1
         if cr + 1 == len(self._buffer):
             return None
