@@ -107,6 +107,7 @@ class Answer:
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
         self.notices: list[tuple[str, str]] = []  # (provider, code)
+        self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
 
@@ -158,7 +159,7 @@ class Answer:
             out += self._events(lane, lane.gate.finish())
         if self.blocked is None:
             events, findings, block = self.tools.finish()
-            out += events
+            out += [self._counted(event) for event in events]
             for finding in findings:
                 out.append(self._found(finding))
             if block is not None:
@@ -301,8 +302,15 @@ class Answer:
         events = self._events(lane, [*gate.feed(result or error), *gate.finish()])
         out = [event for event in events if not isinstance(event, MessageStream | Redaction)]
         shown = "".join(lane.parts)
-        out.append(ToolResult(id_, error=shown) if error else ToolResult(id_, result=shown))
+        out.append(self._counted(ToolResult(id_, error=shown) if error else ToolResult(id_, result=shown)))
         return out
+
+    def _counted(self, event: ServerEvent) -> ServerEvent:
+        """The event; results of tools are counted on their way out."""
+        if isinstance(event, ToolResult):
+            self.tools_ok += event.error is None
+            self.tools_failed += event.error is not None
+        return event
 
 
 def block_reason(finding: Finding, where: str) -> str:

@@ -80,6 +80,9 @@ NOTICES = Counter(
     ("provider", "code"),
     registry=REGISTRY,
 )
+TOOLS = Counter(
+    "sluicegate_tool_calls", "Tool calls that ended, by result: ok or error.", (*_WHO, "result"), registry=REGISTRY
+)
 FIRST_TOKEN = Histogram(
     "sluicegate_time_to_first_token_seconds",
     "From the answer's start to the provider's first text or reasoning.",
@@ -147,6 +150,9 @@ def _answered(
         TIMEOUTS.labels(*who).inc()
     for provider, code in answer.notices:
         NOTICES.labels(provider or by.provider, _code(code)).inc()
+    for said, number in (("ok", answer.tools_ok), ("error", answer.tools_failed)):
+        if number:
+            TOOLS.labels(*who, said).inc(number)
     arrivals = [ms / 1000 for ms, _ in answer.arrivals.points]
     if arrivals:
         FIRST_TOKEN.labels(*how).observe(arrivals[0])

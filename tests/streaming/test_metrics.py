@@ -1,0 +1,204 @@
+"""What ``/metrics`` says: counted once per answer, bounded, documented."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from django.test import AsyncClient
+from prometheus_client import Metric
+
+from guardrails.findings import Outcome
+from streaming import metrics
+from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
+from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
+from streaming.providers.base import ProviderTimeout, ProviderUnavailable
+from tests.streaming.pumping import Controlled, Time, Trial, trial
+
+pytestmark = pytest.mark.django_db(transaction=True)
+DOCS = Path(metrics.__file__).resolve().parent.parent / "docs" / "metrics.md"
+
+
+@dataclass
+class Growth:
+    """What a sample has grown by since the test began."""
+
+    before: dict[tuple[str, str], float]
+
+    @classmethod
+    def since_now(cls) -> Growth:
+        return cls({(s.name, str(s.labels)): s.value for metric in REGISTRY.collect() for s in metric.samples})
+
+    def of(self, name: str, **labels: str) -> float:
+        found = [
+            s.value - self.before.get((s.name, str(s.labels)), 0.0)
+            for metric in REGISTRY.collect()
+            for s in metric.samples
+            if s.name == name and labels.items() <= s.labels.items()
+        ]
+        return sum(found)
+
+
+async def run(*script: object, **how: object) -> Trial:
+    session = await trial(script, **how)  # type: ignore[arg-type]
+    await session.pump.run()
+    return session
+
+
+async def test_it_works() -> None:
+    grown = Growth.since_now()
+    await run(ProviderChosen("alpha", True), ModelNamed("m-1"), "hello ", "world", Stopped("stop"))
+    who = {"provider": "alpha", "model": "m-1", "path": "streaming"}
+    assert grown.of("sluicegate_answers_total", **who, outcome="allowed") == 1
+    assert grown.of("sluicegate_answers_total") == 1
+    assert grown.of("sluicegate_time_to_first_token_seconds_count", **who) == 1
+    assert grown.of("sluicegate_time_to_completion_seconds_count", **who) == 1
+    assert grown.of("sluicegate_chunk_latency_seconds_count", **who) == 6  # the five, and who was chosen at first
+    assert grown.of("sluicegate_errors_total") == grown.of("sluicegate_fallbacks_total") == 0
+
+
+async def test_an_answer_in_one_piece_counts_on_its_path_and_under_each_of_its_reasons() -> None:
+    grown = Growth.since_now()
+    await run(ProviderChosen("alpha", False, "request_type, provider_unavailable"), ModelNamed("m-1"), "hello")
+    assert grown.of("sluicegate_answers_total", path="standard") == 1
+    assert grown.of("sluicegate_answers_total", path="streaming") == 0
+    for reason in ("request_type", "provider_unavailable"):
+        assert grown.of("sluicegate_fallbacks_total", provider="alpha", model="m-1", reason=reason) == 1
+
+
+async def test_a_provider_that_fails_is_counted_by_kind_and_a_time_out_as_one() -> None:
+    grown = Growth.since_now()
+    await run("hello", ProviderUnavailable("gone"))
+    assert grown.of("sluicegate_errors_total", code="provider_unavailable") == 1
+    assert grown.of("sluicegate_timeouts_total") == 0
+    await run("hello", ProviderTimeout("late"))
+    assert grown.of("sluicegate_errors_total", code="provider_timeout") == 1
+    assert grown.of("sluicegate_timeouts_total") == 1
+    assert grown.of("sluicegate_answers_total", outcome="error") == 2
+
+
+async def test_a_retry_counts_for_the_provider_that_failed_not_for_the_one_that_answered() -> None:
+    grown = Growth.since_now()
+    again = ProviderNotice("retry", "trying again", 1, 1.0)
+    await run(ProviderChosen("first", True), again, again, ProviderChosen("second", True, "provider_unavailable"), "hi")
+    assert grown.of("sluicegate_provider_notices_total", provider="first", code="retry") == 2
+    assert grown.of("sluicegate_provider_notices_total") == 2
+    assert grown.of("sluicegate_answers_total", provider="second") == 1
+
+
+async def test_tools_that_work_and_tools_that_fail_are_told_apart() -> None:
+    grown = Growth.since_now()
+    results = (ProviderToolResult("a", "4"), ProviderToolResult("b", "5"), ProviderToolResult("c", error="no"))
+    await run(ProviderChosen("alpha", True), *results, "done")
+    assert grown.of("sluicegate_tool_calls_total", provider="alpha", result="ok") == 2
+    assert grown.of("sluicegate_tool_calls_total", provider="alpha", result="error") == 1
+
+
+async def test_a_blocked_answer_counts_and_a_blocked_prompt_does_not() -> None:
+    grown = Growth.since_now()
+    await run("about blue heron")
+    assert grown.of("sluicegate_answers_total", outcome="blocked") == 1
+    await run("hi", prompt="about blue heron")
+    assert grown.of("sluicegate_answers_total") == 1
+
+
+class Stepping(Time):
+    """A quarter of a second passes at every look."""
+
+    def __call__(self) -> float:
+        self.now += 0.25
+        return self.now
+
+
+async def test_times_are_seconds_on_the_pumps_clock() -> None:
+    grown = Growth.since_now()
+    session = await trial(["one", "two", "three"], clock=Stepping())
+    await session.pump.run()
+    first = grown.of("sluicegate_time_to_first_token_seconds_sum")
+    whole = grown.of("sluicegate_time_to_completion_seconds_sum")
+    assert grown.of("sluicegate_chunk_gap_seconds_count") == 2
+    assert 0.25 <= first < whole < 60
+    assert 0.5 <= grown.of("sluicegate_chunk_gap_seconds_sum") < whole
+
+
+async def test_an_answer_without_any_text_has_no_first_token() -> None:
+    grown = Growth.since_now()
+    await run(ProviderUnavailable("gone"))
+    assert grown.of("sluicegate_time_to_first_token_seconds_count") == 0
+    assert grown.of("sluicegate_time_to_completion_seconds_count") == 1
+
+
+async def test_a_figure_that_cannot_be_taken_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("full")
+
+    monkeypatch.setattr(metrics, "_answered", broken)
+    session = await run("hello")
+    assert [event["outcome"] for event in await session.of("done")] == [Outcome.ALLOWED.value]
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_bounded_in_number_and_form() -> None:
+    label = Bounded(3)
+    assert [label(name) for name in ("a", "b/c:1.5", "x" * 80, "late", "a")] == ["a", "b/c:1.5", "x" * 80, "other", "a"]
+    for bad in ("", "x" * 81, "two words", 'quo"te', "new\nline", "-dash", "überall"):
+        assert Bounded(10)(bad) == "other"
+
+
+async def test_models_that_a_client_makes_up_use_up_no_label() -> None:
+    grown = Growth.since_now()
+    for n in range(60):
+        session = await trial(["hi", ProviderUnavailable("no such model")])
+        session.pump._run = replace(session.pump._run, request=replace(session.pump._run.request, model=f"made-up-{n}"))
+        await session.pump.run()
+    assert grown.of("sluicegate_answers_total", model="other") == 60
+    assert not any("made-up" in str(s.labels) for metric in REGISTRY.collect() for s in metric.samples)
+    await run("hi")
+    assert grown.of("sluicegate_answers_total", model=Controlled().default_model) == 1
+
+
+def test_a_long_answer_is_sampled_evenly() -> None:
+    assert list(spread([1, 2, 3], 3)) == [1, 2, 3]
+    taken = list(spread(range(5_000), SAMPLES))
+    assert len(taken) == SAMPLES
+    assert taken[0] == 0
+    assert taken[-1] >= 4_950
+    assert {after - before for before, after in pairwise(taken)} == {25}
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_page_needs_no_key_and_is_never_kept() -> None:
+    await run(ProviderChosen("alpha", True), ModelNamed("m-1"), "hello")
+    response = await AsyncClient().get("/metrics")
+    assert response.status_code == 200
+    assert response["Content-Type"].startswith("text/plain")
+    assert "no-store" in response["Cache-Control"]
+    text = response.content.decode()
+    assert re.search(r'^sluicegate_answers_total\{.*model="m-1".*\} [1-9]', text, re.M)
+    assert re.search(r"^sluicegate_open_sessions 0", text, re.M)
+    assert re.search(r"^process_resident_memory_bytes [1-9]", text, re.M)
+    assert (await AsyncClient().post("/metrics")).status_code == 405
+    open_metrics = await AsyncClient().get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert open_metrics.content.endswith(b"# EOF\n")
+
+
+async def test_the_documentation_and_the_registry_agree() -> None:
+    await run(ProviderChosen("alpha", False, "request_type"), ProviderNotice("retry", "again"), ModelNamed("m-1"), "hi")
+    await run("one", ProviderToolResult("a", "4"), "two", ProviderTimeout("late"))
+    row = re.compile(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\| (\w+) \| ([^|]+) \|$", re.M)
+    documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in
+                  row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
+    found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
+    assert documented == found
+
+
+def labels_of(metric: Metric) -> frozenset[str]:
+    assert metric.samples, f"{metric.name} has no sample to read labels from"
+    return frozenset(name for sample in metric.samples for name in sample.labels) - {"le"}
