@@ -254,6 +254,13 @@ def test_two_calls_at_once_stay_apart() -> None:
     }
 
 
+def test_a_line_that_is_lost_among_arguments_ends_the_answer() -> None:
+    call = opens(0, type="tool_use", id="toolu_1", name="pay", input={})
+    data = sse(start(), call, delta(0, type="input_json_delta", partial_json='{"sum": 1'))
+    with pytest.raises(base.ProviderProtocolError, match="tool call"):
+        read(data + b'data: {"type": "content_block_del\n\n' + sse(closes(0), *ends("tool_use")))
+
+
 @pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
 def test_tool_that_the_vendor_runs_is_marked_and_its_result_told(kind: str) -> None:
     hits = [
