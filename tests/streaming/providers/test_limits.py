@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -136,6 +137,22 @@ def test_an_answer_that_is_not_streamed_may_be_silent_until_it_is_whole() -> Non
             assert str(error) == "the answer was not complete within 900 s"
 
     run(test)
+
+
+@pytest.mark.parametrize("pieces", [[], [HEAD, A]], ids=["before the first byte", "between tokens"])
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_an_answer_that_nobody_wants_any_more_closes_its_connection_at_once(
+    pieces: list[bytes], streaming: bool
+) -> None:
+    async with serve(pieces, head=b"", hang=True) as endpoint:
+        answer = asyncio.create_task(text_and_error(OpenAIProvider(endpoint.base_url), streaming=streaming))
+        await endpoint.asked.wait()
+        started = time.monotonic()
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        await endpoint.client_gone.wait()
+        assert time.monotonic() - started < 0.1
 
 
 async def test_a_handshake_that_is_never_answered_is_no_connection() -> None:
