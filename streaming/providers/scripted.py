@@ -15,6 +15,7 @@ import hashlib
 import random
 import string
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, Usage
@@ -139,6 +140,19 @@ class ScriptedProvider(base.Provider):
         yield Usage(input_tokens=words_in, output_tokens=len(text.split()))
         yield Stopped("stop")
 
+    async def standard(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """The same answer in one piece and without its rhythm."""
+        parts: list[str] = []
+        async with aclosing(ScriptedProvider(sleep=_at_once).stream(request)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    parts.append(event.text)
+                    continue
+                if parts:
+                    yield TextDelta("".join(parts))
+                    parts.clear()
+                yield event
+
     async def complete(self, request: base.ProviderRequest) -> str:
         """Not streamed: a judge's verdict when the prompt carries a fenced text, else the scripted answer."""
         verdict = judge(request.messages[-1].text) if request.messages else None
@@ -151,6 +165,10 @@ class ScriptedProvider(base.Provider):
         if request.scenario:
             return SCENARIOS[request.scenario].answer
         return _free_answer(request.messages)
+
+
+async def _at_once(seconds: float) -> None:
+    """Nobody watches: nothing is waited for."""
 
 
 def _free_answer(messages: tuple[base.ChatMessage, ...]) -> str:

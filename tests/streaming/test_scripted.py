@@ -111,3 +111,15 @@ async def test_judge_reads_only_the_fenced_text() -> None:
     )
     request = ProviderRequest(tuple(ChatMessage(turn.role, turn.text) for turn in turns))
     assert json.loads(await ScriptedProvider().complete(request))["score"] < 0.5
+
+
+async def test_in_one_piece_the_answer_is_the_same_and_nothing_is_waited_for() -> None:
+    async def never(seconds: float) -> None:
+        raise AssertionError("the standard path has no rhythm")
+
+    request = ProviderRequest((), scenario="pii")
+    streamed = [event async for event in ScriptedProvider(1_000_000).stream(request)]
+    whole = [event async for event in ScriptedProvider(sleep=never).standard(request)]
+    texts = [event.text for event in streamed if isinstance(event, TextDelta)]
+    assert [event.text for event in whole if isinstance(event, TextDelta)] == ["".join(texts)]
+    assert [e for e in whole if not isinstance(e, TextDelta)] == [e for e in streamed if not isinstance(e, TextDelta)]
