@@ -111,7 +111,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         monitor=asked.monitor,
         prompt_raw=prompted.raw,
         prompt=prompted.checked,
-        upstreams=RolledOut(Upstreams((provider,)), decision, subject, settings),
+        upstreams=RolledOut(_upstreams(provider, own), decision, subject, settings),
         request=request,
         fallback=decision.fallback,
     )
@@ -119,6 +119,11 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
     spawn(started.session_id, Pump(run, around).run())
     return started
+
+
+def _upstreams(provider: Provider, own: Own) -> Upstreams:
+    """A provider that the caller brings is the only one that is asked."""
+    return Upstreams((provider,)) if own.provider is not None else Upstreams.configured(provider)
 
 
 async def _always() -> bool:

@@ -1,0 +1,287 @@
+"""A provider that fails is not the end: what is tried again, who is asked next, and what is never done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import pytest
+import stamina
+from purgatory.domain import model as purgatory_model
+
+from streaming import breakers
+from streaming.breakers import OPEN_S, THRESHOLD
+from streaming.core.events import (
+    ModelNamed,
+    ProviderChosen,
+    ProviderEvent,
+    ProviderNotice,
+    Stopped,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+)
+from streaming.log_redis import close_shared_log, shared_log
+from streaming.providers.base import (
+    ChatMessage,
+    Provider,
+    ProviderAuthError,
+    ProviderError,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderRequest,
+    ProviderTimeout,
+    ProviderUnavailable,
+    StreamCutOff,
+    get_provider,
+)
+from streaming.resilience import TRIES, Upstreams
+from tests.streaming.pumping import Controlled
+
+ASK = ProviderRequest((ChatMessage("user", "hello"),), model="big-1")
+DOWN = ProviderUnavailable("it is down")
+FORGET = "for _, k in ipairs(redis.call('KEYS', 'sg:breaker:*')) do redis.call('DEL', k) end"
+PASSING = [DOWN, ProviderTimeout("slow"), StreamCutOff("cut"), ProviderRateLimited("wait"), ProviderRateLimited("w", 7)]
+
+
+@pytest.fixture(autouse=True)
+async def alone() -> AsyncIterator[None]:
+    """No waiting between tries, and breakers that nobody has seen."""
+    breakers.forget()
+    stamina.set_testing(True, attempts=TRIES, cap=True)
+    await shared_log().evaluate(
+        "for _, k in ipairs(redis.call('KEYS', 'sg:breaker:*')) do redis.call('DEL', k) end", [], []
+    )
+    yield
+    stamina.set_testing(False)
+    await close_shared_log()
+
+
+@dataclass(eq=False)
+class Named(Controlled):
+    """A provider whose every call follows the next script; the last one again and again."""
+
+    name: str = "first"  # type: ignore[misc]
+    scripts: Sequence[Sequence[str | ProviderEvent | Exception | asyncio.Event]] = ()
+    whole: Sequence[str | ProviderEvent | Exception | asyncio.Event] = (DOWN,)
+    calls: list[str] = field(default_factory=list)
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.calls.append("stream")
+        self.script = self.scripts[min(self.calls.count("stream"), len(self.scripts)) - 1]
+        async with aclosing(super().stream(request)) as events:
+            async for event in events:
+                yield event
+
+    async def standard(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.calls.append("standard")
+        self.script = self.whole
+        async with aclosing(super().stream(request)) as events:
+            async for event in events:
+                yield event
+
+
+async def heard(*providers: Provider, streaming: bool = True) -> tuple[list[ProviderEvent], ProviderError | None]:
+    events: list[ProviderEvent] = []
+    try:
+        async with aclosing(Upstreams(providers, streaming).ask(ASK)) as stream:
+            async for event in stream:
+                events.append(event)  # noqa: PERF401 - what came before an error counts
+    except ProviderError as error:
+        return events, error
+    return events, None
+
+
+def codes(events: list[ProviderEvent]) -> list[str]:
+    return [event.code for event in events if isinstance(event, ProviderNotice)]
+
+
+async def test_it_works() -> None:
+    provider = Named(scripts=[["hel", "lo", Stopped("stop")]])
+    events, error = await heard(provider)
+    assert error is None
+    assert events == [ProviderChosen("first", True), TextDelta("hel"), TextDelta("lo"), Stopped("stop")]
+    assert provider.calls == ["stream"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [DOWN, ProviderTimeout("slow"), StreamCutOff("cut"), ProviderRateLimited("wait"), ProviderRateLimited("w", 7)],
+)
+async def test_a_failure_before_the_first_token_is_tried_again_and_each_try_is_told(failure: ProviderError) -> None:
+    provider = Named(scripts=[[failure], [ModelNamed("m"), failure], ["fine"]])
+    events, error = await heard(provider)
+    assert error is None
+    notices = [event for event in events if isinstance(event, ProviderNotice)]
+    assert [(notice.code, notice.attempt) for notice in notices] == [(failure.code, 1), (failure.code, 2)]
+    assert events[-1] == TextDelta("fine")
+    assert all(isinstance(event, ProviderChosen) for event in events[:1])
+
+
+async def test_the_waits_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamina.set_testing(False)
+    slept: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    events, _ = await heard(Named(scripts=[[DOWN], [DOWN], ["fine"]]))
+    told = [event.delay_s for event in events if isinstance(event, ProviderNotice)]
+    assert told == [1.0, 2.0]
+    assert len(slept) == 2
+    assert all(told_s <= slept_s <= told_s + 1.0 for told_s, slept_s in zip(told, slept, strict=True))
+
+
+@pytest.mark.parametrize("first", [TextDelta("a"), ThinkingDelta("a"), ToolCallDelta(0, "c", "f")])
+async def test_nothing_is_tried_again_after_the_first_token(first: ProviderEvent) -> None:
+    provider, other = Named(scripts=[[first, DOWN]]), Named(name="second", scripts=[["other"]])
+    events, error = await heard(provider, other)
+    assert error is DOWN
+    assert events == [ProviderChosen("first", True), first]
+    assert (provider.calls, other.calls) == (["stream"], [])
+
+
+@pytest.mark.parametrize(
+    "failure", [ProviderRefused("no"), ProviderProtocolError("garbage"), ProviderRateLimited("long", 60.0)]
+)
+async def test_what_another_try_does_not_change_goes_to_the_next_provider_at_once(failure: ProviderError) -> None:
+    provider, other = Named(scripts=[[failure]]), Named(name="second", scripts=[["other"]])
+    events, error = await heard(provider, other)
+    assert error is None
+    assert provider.calls == ["stream"]
+    assert codes(events) == ["provider_fallback"]
+    assert ProviderChosen("second", True, failure.code) in events
+    assert other.asked[0].model == "", "a model's name is the first provider's"
+    assert provider.asked[0].model == "big-1"
+
+
+async def test_when_no_stream_comes_the_standard_path_answers() -> None:
+    provider = Named(scripts=[[DOWN]], whole=["whole", Stopped("stop")])
+    events, error = await heard(provider)
+    assert error is None
+    assert provider.calls == ["stream"] * TRIES + ["standard"]
+    assert events[-3:] == [ProviderChosen("first", False, "provider_unavailable"), TextDelta("whole"), Stopped("stop")]
+    assert codes(events) == ["provider_unavailable"] * (TRIES - 1) + ["provider_fallback"]
+
+
+async def test_when_nobody_answers_the_first_failure_is_told() -> None:
+    first = Named(scripts=[[ProviderAuthError("no key")]])
+    second = Named(name="second", scripts=[[ProviderRefused("no")]], whole=[ProviderRefused("no")])
+    events, error = await heard(first, second)
+    assert isinstance(error, ProviderAuthError)
+    assert (first.calls, second.calls) == (["stream"], ["stream", "standard"])
+    assert not [event for event in events if isinstance(event, TextDelta)]
+
+
+async def test_without_streaming_only_whole_answers_are_asked_for() -> None:
+    provider = Named(scripts=[["never"]], whole=["whole"])
+    events, error = await heard(provider, streaming=False)
+    assert (error, provider.calls) == (None, ["standard"])
+    assert events == [ProviderChosen("first", False), TextDelta("whole")]
+
+
+async def test_a_reader_who_goes_away_closes_the_provider_in_every_phase() -> None:
+    never = asyncio.Event()
+    for scripts in ([[never]], [[DOWN], [never]], [["text", never]]):
+        provider = Named(scripts=scripts)
+        stream = Upstreams((provider,)).ask(ASK)
+        task = asyncio.create_task(_drain(stream))
+        while len(provider.asked) < len(scripts):  # noqa: ASYNC110 - it runs in another task
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert provider.closed
+
+
+async def _drain(stream: AsyncGenerator[ProviderEvent, None]) -> None:
+    async with aclosing(stream):
+        async for _ in stream:
+            pass
+
+
+# -- breakers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [time.time()]
+    monkeypatch.setattr(purgatory_model.time, "time", lambda: now[0])
+    return now
+
+
+async def fail_until_open(provider: Named) -> None:
+    while (await breakers.states(["provider:first"])).get("provider:first") != "open":
+        await heard(provider)
+
+
+async def test_a_breaker_opens_half_opens_and_closes(clock: list[float]) -> None:
+    provider = Named(scripts=[[DOWN]])
+    await fail_until_open(provider)
+    assert THRESHOLD <= len(provider.calls) <= 2 * THRESHOLD
+    calls = len(provider.calls)
+    events, error = await heard(provider, Named(name="second", scripts=[["other"]]))
+    assert (error, len(provider.calls)) == (None, calls), "an open breaker asks nobody"
+    assert ProviderChosen("second", True, "circuit_open") in events
+
+    clock[0] += OPEN_S + 1
+    _, error = await heard(provider)
+    assert error is not None
+    assert len(provider.calls) == calls + 1, "half open: one try, and it is open again"
+
+    clock[0] += OPEN_S + 1
+    provider.scripts = [["back"]]
+    events, error = await heard(provider)
+    assert (error, events[-1]) == (None, TextDelta("back"))
+    assert await breakers.states(["provider:first"]) == {"provider:first": "closed"}
+
+
+async def test_another_process_finds_the_breaker_as_it_is(clock: list[float]) -> None:
+    await fail_until_open(Named(scripts=[[DOWN]]))
+    breakers.forget()  # as if this were another process
+    provider = Named(scripts=[["fine"]])
+    _, error = await heard(provider)
+    assert error is not None
+    assert error.code == "circuit_open"
+    assert provider.calls == []
+
+
+async def test_a_provider_that_refuses_is_well(clock: list[float]) -> None:
+    provider = Named(scripts=[[ProviderRefused("no")]], whole=[ProviderRefused("no")])
+    for _ in range(THRESHOLD + 1):
+        await heard(provider)
+    assert await breakers.states(["provider:first"]) == {"provider:first": "closed"}
+
+
+async def test_without_a_store_each_process_counts_for_itself(settings: object) -> None:
+    await close_shared_log()
+    settings.REDIS_URL = ""  # type: ignore[attr-defined]
+    provider = Named(scripts=[[DOWN]])
+    await fail_until_open(provider)
+    calls = len(provider.calls)
+    _, error = await heard(provider)
+    assert error is not None
+    assert (error.code, len(provider.calls)) == ("circuit_open", calls)
+
+
+# -- who is asked ---------------------------------------------------------------------------------------------------
+
+
+class Settings:
+    SLUICEGATE_FALLBACKS: list[str]
+
+
+def test_fallbacks_are_those_that_are_named_and_offered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_MODEL", "OLLAMA_MODEL"):
+        monkeypatch.setenv(name, "m")
+    settings.SLUICEGATE_FALLBACKS = ["ollama", "nobody", "anthropic", "openai", "ollama"]
+    assert [p.name for p in Upstreams.configured(get_provider("openai")).providers] == ["openai", "ollama"]
+    assert [p.name for p in Upstreams.configured(get_provider("scripted")).providers] == ["scripted"]
+    settings.SLUICEGATE_FALLBACKS = ["scripted"]
+    assert [p.name for p in Upstreams.configured(get_provider("openai")).providers] == ["openai", "scripted"]
