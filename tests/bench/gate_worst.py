@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import string
 from collections.abc import Callable, Iterable
 
 from guardrails.findings import AppliesTo
 from guardrails.policy import Policy, compile_policy
-from streaming.core.gate import Gate
+from streaming.core.gate import Gate, gate_text
 from tests.bench.clock import allocated, automata_bytes, automata_shape, each_chunk, feed_all, percentile
 from tests.bench.registry import Row, at_most, bench
 from tests.bench.rules import TWELVE, many, policy_of
@@ -31,7 +32,10 @@ def _digits(chance: random.Random) -> str:
 
 
 def _near_misses(chance: random.Random) -> str:
-    """Heads of values of every sort, each cut short or spoilt in its last part."""
+    """Heads of values of every sort, each cut short or spoilt in its last part, some to a line, nothing to be found.
+
+    Two heads can make a value ("joe.bloggs@mail." and "GB"): such lines are left out, or the row would measure hits.
+    """
     whole = [
         "219-09-99x", "4111 1111 1111 111", "joe.bloggs@mail.", "(212) 555-01", "sk-aB3dE5fG7hI9jK1lM3n", "10.20.30.",
         "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "AKIAQ4XYZ7LMNOP", "DE89 3704 00", "https://x", "project blue hero",
@@ -40,10 +44,24 @@ def _near_misses(chance: random.Random) -> str:
     out: list[str] = []
     size = 0
     while size < SIZE:
-        value = chance.choice(whole)
-        out.append(value[: chance.randint(1, len(value))] + chance.choice(["", " ", "-", ".", "@", "x"]))
-        size += len(out[-1])
-    return "".join(out)[:SIZE]
+        line = ""
+        for _ in range(chance.randint(1, 6)):
+            value = chance.choice(whole)
+            line += value[: chance.randint(1, len(value))] + chance.choice(["", " ", "-", ".", "@", "x"])
+        if not _finds(line + "\n"):
+            out.append(line + "\n")
+            size += len(out[-1])
+    return "".join(out)[: SIZE - 1] + "\n"
+
+
+@functools.cache
+def _judges() -> tuple[Policy, ...]:
+    return tuple(make() for make in POLICIES.values())
+
+
+def _finds(text: str) -> bool:
+    """Does any of the policies find anything here? (On automata of their own: those measured stay cold.)"""
+    return any(gate_text(policy, text, applies_to=AppliesTo.RESPONSE).findings for policy in _judges())
 
 
 def _never_idle(_: random.Random) -> str:
