@@ -105,7 +105,7 @@ class HttpProvider(base.Provider):
 
     async def _stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         reader, waits = self._reader(request), Waits(self._limits, self._where)
-        broke: base.StreamCutOff | None = None
+        broke: base.ProviderUnavailable | None = None
         async with (
             self._response(self._call(request, streaming=True), waits) as response,
             aclosing(_bytes(response)) as body,
@@ -114,7 +114,7 @@ class HttpProvider(base.Provider):
                 try:
                     async with waits.waiting():
                         data = await anext(body, None)
-                except base.StreamCutOff as error:
+                except (base.StreamCutOff, base.ProviderTimeout) as error:
                     broke, data = error, None
                 if data is None:
                     break
@@ -124,10 +124,10 @@ class HttpProvider(base.Provider):
                         waits.heard()
                     yield event
         try:
-            # What is complete is complete, however the connection ended.
+            # What is complete is complete, however the connection ended: some servers forget the terminator.
             for event in reader.finish():
                 yield event
-        except base.ProviderProtocolError:
+        except (base.ProviderProtocolError, base.StreamCutOff):
             if broke is None:
                 raise
             raise broke from None

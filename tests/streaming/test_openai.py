@@ -154,6 +154,14 @@ async def test_finish_reason_without_done_is_an_end() -> None:
     assert Stopped("length") in events
 
 
+async def test_a_complete_answer_is_no_failure_when_the_server_forgets_to_hang_up() -> None:
+    async with serve([chunk(content="whole"), stop()], hang=True) as endpoint:
+        limits = TimeLimits(connect_s=5, token_s=0.05, total_s=5)
+        events, error = await collect(OpenAIProvider(endpoint.base_url, limits=limits))
+    assert error is None
+    assert events[-1] == Stopped("stop")
+
+
 async def test_error_inside_the_stream_ends_it_with_the_providers_words() -> None:
     said = b'event: error\ndata: {"error": {"message": "no more for sk-key", "status_code": 400}}\n\n'
     events, error = await answer_of([chunk(content="may"), said, DONE])
