@@ -1,0 +1,149 @@
+"""A local endpoint that fails on request, in the ways in which endpoints fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+Json = dict[str, object]
+
+
+def _openai(text: str) -> bytes:
+    return b"data: %s\n\n" % json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode()
+
+
+def _anthropic(text: str) -> bytes:
+    events: list[Json] = [
+        {"type": "message_start", "message": {"model": "m"}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}},
+    ]
+    return b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+
+
+def _ollama(text: str) -> bytes:
+    return json.dumps({"model": "m", "message": {"role": "assistant", "content": text}, "done": False}).encode() + b"\n"
+
+
+SAYS: dict[str, Callable[[str], bytes]] = {"openai": _openai, "anthropic": _anthropic, "ollama": _ollama}
+ENDS: dict[str, bytes] = {
+    "openai": b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n',
+    "anthropic": b'data: {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}\n\n'
+    b'data: {"type": "message_stop"}\n\n',
+    "ollama": b'{"model": "m", "done": true, "done_reason": "stop"}\n',
+}
+BAD_LINE = {"openai": b"data: {oops\n\n", "anthropic": b"data: {oops\n\n", "ollama": b"{oops\n"}
+
+
+def status(line: str, body: bytes = b'{"error": {"message": "told"}}', *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"HTTP/1.1 {line}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+@dataclass
+class Faulty:
+    """What the next connections meet. ``open``: connections that stand now."""
+
+    url: str = ""
+    open: int = 0
+    served: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+@asynccontextmanager
+async def faulty(adapter: str, fault: str) -> AsyncIterator[Faulty]:
+    """Serve one fault to everybody who asks."""
+    there = Faulty()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        there.tasks.add(task)
+        there.open += 1
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line.split(b":")[1])
+                    for line in head.split(b"\r\n")
+                    if line.lower().startswith(b"content-length")
+                )
+                await reader.readexactly(length)
+                there.served += 1
+                await _misbehave(adapter, fault, reader, writer)
+        finally:
+            there.open -= 1
+            there.tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    there.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    if fault == "refuses":
+        server.close()
+        await server.wait_closed()
+    try:
+        yield there
+    finally:
+        server.close()
+        for task in tuple(there.tasks):
+            task.cancel()
+        await asyncio.gather(*there.tasks, return_exceptions=True)
+
+
+async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    say, end = SAYS[adapter], ENDS[adapter]
+    body = HEAD + b"\r\n"
+    match fault:
+        case "fine":
+            writer.write(body + say("whole ") + say("answer") + end)
+        case "resets":
+            writer.write(body + say("part"))
+            await writer.drain()
+            await asyncio.sleep(0.01)  # the words are on their way before the reset overtakes them
+            writer.transport.abort()
+        case "stalls":
+            writer.write(body + say("part"))
+            await writer.drain()
+            await reader.read()
+        case "silent":
+            await reader.read()
+        case "no newline":
+            writer.write(body + (b"data: " if adapter != "ollama" else b'{"x": "'))
+            for _ in range(160):
+                writer.write(b"x" * 65_536)
+                await writer.drain()
+        case "invalid json":
+            writer.write(body + say("part") + BAD_LINE[adapter] + say("s") + end)
+        case "only invalid json":
+            writer.write(body + BAD_LINE[adapter] * 20)
+        case "429":
+            writer.write(status("429 Too Many Requests", b'{"error": {"message": "told"}}', "Retry-After: 7"))
+        case "500":
+            writer.write(status("500 Internal Server Error"))
+        case "529":
+            writer.write(status("529 Overloaded", b'{"type": "error", "error": {"type": "overloaded_error"}}'))
+        case "truncated gzip":
+            packer = zlib.compressobj(wbits=31)
+            first = packer.compress(say("part")) + packer.flush(zlib.Z_SYNC_FLUSH)
+            rest = packer.compress(say("lost") + end) + packer.flush()
+            writer.write(HEAD + b"Content-Encoding: gzip\r\n\r\n" + first + rest[:5])
+        case "half a character":
+            whole = say(" é").replace(b"\\u00e9", "é".encode())
+            writer.write(body + say("part") + whole[: whole.index("é".encode()) + 1])
+        case "no end":
+            writer.write(body + say("part"))
+        case "not http":
+            writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        case "redirects":
+            writer.write(status("307 Temporary Redirect", b"", "Location: http://127.0.0.1:1/"))
+        case "nothing":
+            pass
+    await writer.drain()

@@ -1,0 +1,162 @@
+"""Every fault ends in its documented event within its limit, whatever the dialect, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import stamina
+
+from streaming import breakers
+from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta
+from streaming.log_redis import close_shared_log
+from streaming.providers.anthropic import AnthropicProvider
+from streaming.providers.base import (
+    ChatMessage,
+    Provider,
+    ProviderError,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderRequest,
+    ProviderTimeout,
+    ProviderUnavailable,
+    StreamCutOff,
+    TimeLimits,
+)
+from streaming.providers.ollama import OllamaProvider
+from streaming.providers.openai import OpenAIProvider
+from streaming.resilience import Upstreams
+
+from .server import SAYS, faulty
+
+ASK = ProviderRequest((ChatMessage("user", "hello"),))
+QUICK = TimeLimits(connect_s=0.3, token_s=0.3, total_s=3.0)
+MAKE: dict[str, Callable[[str], Provider]] = {
+    "openai": lambda url: OpenAIProvider(url, limits=QUICK),
+    "anthropic": lambda url: AnthropicProvider(url, limits=QUICK),
+    "ollama": lambda url: OllamaProvider(url, limits=QUICK),
+}
+FAULTS: dict[str, tuple[type[ProviderError] | None, str]] = {
+    "fine": (None, "whole answer"),
+    "refuses": (ProviderUnavailable, ""),
+    "resets": (ProviderUnavailable, "part"),
+    "stalls": (ProviderTimeout, "part"),
+    "silent": (ProviderTimeout, ""),
+    "no newline": (ProviderProtocolError, ""),
+    "invalid json": (None, "parts"),
+    "only invalid json": (ProviderProtocolError, ""),
+    "429": (ProviderRateLimited, ""),
+    "500": (ProviderUnavailable, ""),
+    "529": (ProviderUnavailable, ""),
+    "truncated gzip": (StreamCutOff, "part"),
+    "half a character": (StreamCutOff, "part"),
+    "no end": (StreamCutOff, "part"),
+    "not http": (ProviderProtocolError, ""),
+    "redirects": (ProviderRefused, ""),
+    "nothing": (ProviderUnavailable, ""),
+}
+"""What each fault amounts to, and the text that stands before it."""
+
+
+@pytest.fixture(autouse=True)
+async def quick() -> AsyncIterator[None]:
+    breakers.forget()
+    stamina.set_testing(True, attempts=2, cap=True)
+    yield
+    stamina.set_testing(False)
+    await close_shared_log()
+
+
+async def heard(provider: Provider) -> tuple[list[ProviderEvent], ProviderError | None]:
+    events: list[ProviderEvent] = []
+    try:
+        async with aclosing(provider.stream(ASK)) as stream:
+            async for event in stream:
+                events.append(event)  # noqa: PERF401 - what came before an error counts
+    except ProviderError as error:
+        return events, error
+    return events, None
+
+
+def text_of(events: list[ProviderEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("adapter", MAKE)
+async def test_it_works(adapter: str, fault: str) -> None:
+    expected, text = FAULTS[fault]
+    async with faulty(adapter, fault) as there:
+        async with asyncio.timeout(QUICK.total_s + 2):
+            events, error = await heard(MAKE[adapter](there.url))
+        while there.open:  # noqa: ASYNC110 - the server learns of it when the system tells it
+            await asyncio.sleep(0.001)
+    if expected is None:
+        assert error is None
+    else:
+        assert isinstance(error, expected), repr(error)
+    assert text_of(events) == text
+    if fault == "invalid json":
+        assert [event.code for event in events if isinstance(event, ProviderNotice)] == ["malformed_line"]
+    if isinstance(error, ProviderRateLimited):
+        assert error.retry_after_s == 7
+
+
+def sockets() -> int:
+    return sum(os.readlink(link).startswith("socket:") for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+
+async def one_run(draw: random.Random) -> None:
+    """A random fault for a random dialect, through retries and fallback, given up at a random moment or not at all."""
+    adapter, fault = draw.choice(list(MAKE)), draw.choice([name for name in FAULTS if name not in ("stalls", "silent")])
+    async with faulty(adapter, fault) as there:
+        chain = Upstreams((MAKE[adapter](there.url),), streaming=draw.random() < 0.8)
+
+        async def drain() -> None:
+            async with aclosing(chain.ask(ASK)) as stream:
+                async for _ in stream:
+                    pass
+
+        task = asyncio.create_task(drain())
+        if draw.random() < 0.4:
+            await asyncio.sleep(draw.random() * 0.01)
+            task.cancel()
+        with pytest.MonkeyPatch.context():
+            await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled() or task.exception() is None or isinstance(task.exception(), ProviderError)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts sockets in /proc")
+async def test_a_thousand_random_runs_leak_nothing(settings: object) -> None:
+    settings.REDIS_URL = ""  # type: ignore[attr-defined]  # breakers in memory: what is counted is the adapters' own
+    await close_shared_log()
+    draw = random.Random(20_261)
+    for _ in range(40):  # caches and pools come into being
+        await one_run(draw)
+    gc.collect()
+    tasks, before = len(asyncio.all_tasks()), sockets()
+    tracemalloc.start()
+    first = tracemalloc.get_traced_memory()[0]
+    for number in range(1_000):
+        if number % 50 == 0:
+            breakers.forget()
+        await one_run(draw)
+    await asyncio.sleep(0.05)
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - first
+    tracemalloc.stop()
+    assert len(asyncio.all_tasks()) == tasks
+    assert sockets() <= before
+    assert grown < 2_000_000, f"{grown:,} bytes"
+
+
+def test_the_server_speaks_all_dialects() -> None:
+    assert SAYS.keys() == MAKE.keys()
