@@ -9,6 +9,7 @@ database, the session log or every policy is unusable. Without a worker the stre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import Literal, TypedDict
 
@@ -22,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from guardrails.selectors import policy_choices
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
-from streaming.metrics import REGISTRY
+from streaming.metrics import REGISTRY, provider_breakers, read_breakers
 from streaming.workers import count_workers
 
 PART_LIMIT_S = 3.0
@@ -46,9 +47,15 @@ async def health(request: HttpRequest) -> JsonResponse:
 @never_cache
 async def ready(request: HttpRequest) -> JsonResponse:
     """Readiness of each part; 503 when one of them is down."""
-    names = ("database", "broker", "workers", "policies")
-    found = await asyncio.gather(*(_within(part) for part in (_database(), _broker(), _workers(), _policies())))
-    parts = dict(zip(names, found, strict=True))
+    asked = {
+        "database": _database(),
+        "broker": _broker(),
+        "workers": _workers(),
+        "policies": _policies(),
+        "providers": _providers(),
+    }
+    found = await asyncio.gather(*(_within(part) for part in asked.values()))
+    parts = dict(zip(asked, found, strict=True))
     down = [name for name, part in parts.items() if part["state"] == "down"]
     status = "down" if down else "degraded" if any(p["state"] != "ok" for p in parts.values()) else "ok"
     return JsonResponse({"status": status, "parts": parts}, status=503 if down else 200)
@@ -59,7 +66,9 @@ async def ready(request: HttpRequest) -> JsonResponse:
 async def metrics(request: HttpRequest) -> HttpResponse:
     """Everything in ``streaming.metrics``, in the form that the scraper asks for."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    # In a thread: some figures are read when they are asked for, from /proc and from the store.
+    with contextlib.suppress(TimeoutError):  # the other figures are there without the store
+        async with asyncio.timeout(PART_LIMIT_S):
+            await read_breakers()
     body = await asyncio.to_thread(encode, REGISTRY)
     return HttpResponse(body, content_type=content_type)
 
@@ -110,3 +119,11 @@ async def _policies() -> Part:
     if sick:
         return Part(state="down" if len(sick) == len(infos) else "degraded", detail="; ".join(sick))
     return Part(state="ok", detail=f"{len(infos)} active")
+
+
+async def _providers() -> Part:
+    """A provider that is left alone for a while degrades us; another one may answer in its place."""
+    broken = [f"{name}: {state}" for name, state in (await provider_breakers()).items() if state != "closed"]
+    if broken:
+        return Part(state="degraded", detail="breakers are not closed: " + ", ".join(broken))
+    return Part(state="ok", detail="all breakers are closed")

@@ -17,10 +17,10 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
-from streaming import registry
+from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.bookends import Result, Run, chosen
-from streaming.providers.base import ProviderTimeout
+from streaming.providers.base import ProviderTimeout, available
 
 logger = structlog.get_logger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -32,6 +32,8 @@ MAX_MODELS = 50
 MAX_CODES = 50
 SAMPLES = 200
 """Chunks of one answer that are observed, evenly spread; so that a long answer's end takes no longer than a short's."""
+
+BREAKER_STATES = ("closed", "open", "half_open")
 
 _WHO = ("provider", "model")
 _HOW = (*_WHO, "path")
@@ -113,11 +115,31 @@ FEED = Histogram(
 )
 OPEN = Gauge("sluicegate_open_sessions", "Answers that are being streamed now.", registry=REGISTRY)
 OPEN.set_function(lambda: len(registry.running()))
+BREAKERS = Gauge(
+    "sluicegate_breaker_state",
+    "1 for the state that a provider's breaker is in.",
+    ("provider", "state"),
+    registry=REGISTRY,
+)
 ProcessCollector(registry=REGISTRY)
 
 _model = Bounded(MAX_MODELS)
 _code = Bounded(MAX_CODES)
 _reason = Bounded(MAX_CODES)
+
+
+async def provider_breakers() -> dict[str, str]:
+    """State by name of every provider that is offered here; those that nobody has asked yet are closed."""
+    names = list(available())
+    found = await breakers.states([breakers.PROVIDER + name for name in names])
+    return {name: found.get(breakers.PROVIDER + name, "closed") for name in names}
+
+
+async def read_breakers() -> None:
+    """Ask for what is not counted here: all processes share the breakers."""
+    for provider, state in (await provider_breakers()).items():
+        for each in BREAKER_STATES:
+            BREAKERS.labels(provider, each).set(each == state)
 
 
 def answered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from django.test import AsyncClient
 from prometheus_client import Metric
 
 from guardrails.findings import Outcome
-from streaming import metrics
+from streaming import breakers, health, metrics
 from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
 from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
 from streaming.providers.base import ProviderTimeout, ProviderUnavailable
@@ -189,12 +190,38 @@ async def test_the_page_needs_no_key_and_is_never_kept() -> None:
     assert open_metrics.content.endswith(b"# EOF\n")
 
 
+async def test_an_open_breaker_shows_on_the_page_and_in_readiness() -> None:
+    breaker = await breakers.breaker(breakers.PROVIDER + "scripted")
+    text = (await AsyncClient().get("/metrics")).content.decode()
+    assert 'sluicegate_breaker_state{provider="scripted",state="closed"} 1.0' in text
+    for _ in range(breakers.THRESHOLD):
+        await breaker.enter()
+        await breaker.failed(ProviderUnavailable("gone"))
+    text = (await AsyncClient().get("/metrics")).content.decode()
+    assert 'sluicegate_breaker_state{provider="scripted",state="open"} 1.0' in text
+    assert 'sluicegate_breaker_state{provider="scripted",state="closed"} 0.0' in text
+    part = (await AsyncClient().get("/ready")).json()["parts"]["providers"]
+    assert part == {"state": "degraded", "detail": "breakers are not closed: scripted: open"}
+
+
+async def test_a_store_that_does_not_answer_takes_no_figure_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(health, "read_breakers", never)
+    monkeypatch.setattr(health, "PART_LIMIT_S", 0.05)
+    response = await AsyncClient().get("/metrics")
+    assert response.status_code == 200
+    assert b"sluicegate_open_sessions" in response.content
+
+
 async def test_the_documentation_and_the_registry_agree() -> None:
     await run(ProviderChosen("alpha", False, "request_type"), ProviderNotice("retry", "again"), ModelNamed("m-1"), "hi")
     await run("one", ProviderToolResult("a", "4"), "two", ProviderTimeout("late"))
     row = re.compile(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\| (\w+) \| ([^|]+) \|$", re.M)
     documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in
                   row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
+    await metrics.read_breakers()
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
