@@ -67,7 +67,8 @@ class Screen:
             self._console.print(Text(f"  {note}", TROUBLE))
         for finding in telling.findings:
             self._console.print(Text(f"  {finding}", "dim"))
-        self._console.print(Text(f"  {telling.summary()}", "bold red" if telling.outcome in FAILED else "bold green"))
+        style = "bold red" if telling.outcome in FAILED else "bold green"
+        self._console.print(Text(f"  {telling.summary()}", TROUBLE if telling.outcome == "interrupted" else style))
 
     def say(self, text: str) -> None:
         """A line of its own."""
