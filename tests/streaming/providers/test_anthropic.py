@@ -1,22 +1,17 @@
-"""The Messages dialect: what the vendor sends and how it may go wrong, byte by byte and over a real socket."""
+"""Anthropic over a real socket: its recorded answers, its errors, and what it is asked."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from contextlib import aclosing
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streaming.core.events import (
     ModelNamed,
     ProviderEvent,
-    ProviderToolResult,
     Stopped,
     TextDelta,
     ThinkingDelta,
@@ -25,73 +20,17 @@ from streaming.core.events import (
 )
 from streaming.providers import base
 from streaming.providers.anthropic import AnthropicProvider, conversation
-from streaming.providers.anthropic_events import MessageReader, whole
+from streaming.providers.anthropic_events import whole
 from streaming.providers.base import ChatMessage, ProviderRequest, TimeLimits, ToolCallMade
 from tests.streaming.local_server import HEAD, cuts, serve
+
+from .anthropic_stream import Event, calls, ends, read, said, sse, start, text, thought
 
 STREAMS = Path(__file__).resolve().parents[4] / "shared" / "data" / "streams"
 INDEX = json.loads((STREAMS / "index.json").read_text()) if (STREAMS / "index.json").exists() else []
 RECORDED = [entry for entry in INDEX if entry["provider"] == "anthropic"]
 QUICK = TimeLimits(connect_s=5, token_s=5, total_s=20)
 ASK = ProviderRequest((ChatMessage("user", "hello"),))
-Event = dict[str, object]
-
-
-def sse(*events: Event) -> bytes:
-    return b"".join(
-        b"event: %s\ndata: %s\n\n" % (str(e["type"]).encode(), json.dumps(e, ensure_ascii=False).encode())
-        for e in events
-    )
-
-
-def start(**usage: object) -> Event:
-    given_ = {"input_tokens": 10, "output_tokens": 1, **usage}
-    return {"type": "message_start", "message": {"model": "claude-x", "content": [], "usage": given_}}
-
-
-def opens(index: int, **block: object) -> Event:
-    return {"type": "content_block_start", "index": index, "content_block": block}
-
-
-def delta(index: int, **delta: object) -> Event:
-    return {"type": "content_block_delta", "index": index, "delta": delta}
-
-
-def closes(index: int) -> Event:
-    return {"type": "content_block_stop", "index": index}
-
-
-def ends(reason: str = "end_turn", **usage: object) -> tuple[Event, Event]:
-    last: Event = {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 7, **usage}}
-    return last, {"type": "message_stop"}
-
-
-def text(words: str, index: int = 0) -> tuple[Event, Event, Event]:
-    return opens(index, type="text", text=""), delta(index, type="text_delta", text=words), closes(index)
-
-
-def read(data: bytes, size: int = 0) -> list[ProviderEvent]:
-    reader, step = MessageReader(), size or len(data) or 1
-    events = [event for at in range(0, len(data), step) for event in reader.feed(data[at : at + step])]
-    return [*events, *reader.finish()]
-
-
-def said(events: Iterable[ProviderEvent]) -> str:
-    return "".join(e.text for e in events if isinstance(e, TextDelta))
-
-
-def thought(events: Iterable[ProviderEvent]) -> str:
-    return "".join(e.text for e in events if isinstance(e, ThinkingDelta))
-
-
-def calls(events: Iterable[ProviderEvent]) -> dict[int, tuple[str, str, str, bool]]:
-    """Id, name, arguments and who runs it, by index."""
-    out: dict[int, tuple[str, str, str, bool]] = {}
-    for e in events:
-        if isinstance(e, ToolCallDelta):
-            id_, name, arguments, away = out.get(e.index, ("", "", "", False))
-            out[e.index] = (id_ or e.id, name or e.name, arguments + e.arguments, away or e.ran_by_provider)
-    return out
 
 
 def expected_of(data: bytes) -> tuple[str, str, dict[int, tuple[str, str]]]:
@@ -173,189 +112,6 @@ class TestRecorded:
         assert said(events) == entry["final_text"]
 
 
-EVERYTHING = sse(
-    start(cache_read_input_tokens=4, cache_creation_input_tokens=2),
-    opens(0, type="thinking", thinking="", signature=""),
-    {"type": "ping"},
-    delta(0, type="thinking_delta", thinking="Erst grübeln … "),
-    delta(0, type="signature_delta", signature="c2ln"),
-    closes(0),
-    *text("Straße, 世界 🌍\u2028weiter", 1),
-    opens(2, type="tool_use", id="toolu_1", name="weather", input={}),
-    delta(2, type="input_json_delta", partial_json=""),
-    delta(2, type="input_json_delta", partial_json='{"city": "K'),
-    delta(2, type="input_json_delta", partial_json='öln"}'),
-    closes(2),
-    *ends("tool_use"),
-)
-
-
-@given(at=st.lists(st.integers(0, len(EVERYTHING))))
-def test_any_cutting_gives_the_same_events_as_none(at: list[int]) -> None:
-    reader, places = MessageReader(), sorted({0, *at, len(EVERYTHING)})
-    events = [e for a, b in pairwise(places) for e in reader.feed(EVERYTHING[a:b])]
-    assert [*events, *reader.finish()] == read(EVERYTHING)
-
-
-def test_every_kind_of_block_is_told_in_order() -> None:
-    assert read(EVERYTHING) == [
-        ModelNamed("claude-x"),
-        Usage(16, 1),
-        ThinkingDelta("Erst grübeln … "),
-        TextDelta("Straße, 世界 🌍\u2028weiter"),
-        ToolCallDelta(2, "toolu_1", "weather"),
-        ToolCallDelta(2, arguments='{"city": "K'),
-        ToolCallDelta(2, arguments='öln"}'),
-        Usage(16, 7),
-        ThinkingDelta("", signature="c2ln"),
-        Stopped("tool_calls"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [("end_turn", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length"), ("tool_use", "tool_calls"),
-     ("refusal", "refusal"), ("pause_turn", "pause_turn"), ("model_context_window_exceeded", "length"),
-     ("of_tomorrow", "of_tomorrow")],
-)  # fmt: skip
-def test_stop_reasons_are_said_in_our_words_and_new_ones_in_theirs(theirs: str, ours: str) -> None:
-    assert read(sse(start(), *text("x"), *ends(theirs)))[-1] == Stopped(ours)
-
-
-def test_counts_are_cumulative_and_what_the_cache_gave_is_input() -> None:
-    events = read(sse(start(input_tokens=5, cache_read_input_tokens=100, cache_creation_input_tokens=None), *ends()))
-    assert [e for e in events if isinstance(e, Usage)] == [Usage(105, 1), Usage(105, 7)]
-    grown = ends(input_tokens=9, output_tokens=70, output_tokens_details={"thinking_tokens": 30})
-    events = read(sse(start(), *grown))
-    assert [e for e in events if isinstance(e, Usage)] == [Usage(10, 1), Usage(9, 70, 30)]
-
-
-def test_tool_without_parameters_has_an_empty_object_for_arguments() -> None:
-    bare = opens(0, type="tool_use", id="toolu_1", name="now", input={})
-    for between in ([], [delta(0, type="input_json_delta", partial_json="")]):
-        events = read(sse(start(), bare, *between, closes(0), *ends("tool_use")))
-        assert calls(events) == {0: ("toolu_1", "now", "{}", False)}
-
-
-def test_tool_that_comes_whole_at_its_start_is_not_asked_for_twice() -> None:
-    block = opens(0, type="tool_use", id="toolu_1", name="say", input={"words": "ö"})
-    assert calls(read(sse(start(), block, closes(0), *ends())))[0][2] == '{"words": "ö"}'
-    pieces = delta(0, type="input_json_delta", partial_json='{"words": "u"}')
-    assert calls(read(sse(start(), block, pieces, closes(0), *ends())))[0][2] == '{"words": "u"}'
-
-
-def test_two_calls_at_once_stay_apart() -> None:
-    both = [opens(i, type="tool_use", id=f"toolu_{i}", name=f"tool_{i}", input={}) for i in (1, 2)]
-    mixed = [delta(i, type="input_json_delta", partial_json=part) for part in ('{"a"', ": 1}") for i in (1, 2)]
-    events = read(sse(start(), *both, *mixed, closes(1), closes(2), *ends("tool_use")))
-    assert {index: call[1:3] for index, call in calls(events).items()} == {
-        1: ("tool_1", '{"a": 1}'),
-        2: ("tool_2", '{"a": 1}'),
-    }
-
-
-def test_a_line_that_is_lost_among_arguments_ends_the_answer() -> None:
-    call = opens(0, type="tool_use", id="toolu_1", name="pay", input={})
-    data = sse(start(), call, delta(0, type="input_json_delta", partial_json='{"sum": 1'))
-    with pytest.raises(base.ProviderProtocolError, match="tool call"):
-        read(data + b'data: {"type": "content_block_del\n\n' + sse(closes(0), *ends("tool_use")))
-
-
-@pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
-def test_tool_that_the_vendor_runs_is_marked_and_its_result_told(kind: str) -> None:
-    hits = [
-        {"type": "web_search_result", "title": "Dams", "url": "https://example.com/dams", "encrypted_content": "Ev=="},
-        {"type": "text", "text": "and a text"},
-    ]
-    events = read(
-        sse(
-            start(),
-            opens(0, type=kind, id="srv_1", name="web_search", input={}),
-            delta(0, type="input_json_delta", partial_json='{"query": "dams"}'),
-            closes(0),
-            opens(1, type=kind.replace("server_", "web_search_").replace("use", "result"), tool_use_id="srv_1",
-                  content=hits),
-            closes(1),
-            *ends(),
-        )
-    )  # fmt: skip
-    assert calls(events) == {0: ("srv_1", "web_search", '{"query": "dams"}', True)}
-    assert ProviderToolResult("srv_1", "Dams <https://example.com/dams>\nand a text") in events
-    assert "Ev==" not in str(events), "what is encrypted for the vendor is nobody's to read"
-
-
-@pytest.mark.parametrize(
-    ("block", "expected"),
-    [
-        ({"content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}},
-         ProviderToolResult("srv_1", error="max_uses_exceeded")),
-        ({"content": "no such page", "is_error": True}, ProviderToolResult("srv_1", error="no such page")),
-        ({"content": [], "is_error": True}, ProviderToolResult("srv_1", error="the tool failed")),
-        ({"content": {"type": "code_execution_result", "stdout": "4", "stderr": "warned", "return_code": 0}},
-         ProviderToolResult("srv_1", "4\nwarned")),
-        ({"content": {"type": "of_tomorrow", "answer": 42}}, ProviderToolResult("srv_1", '{"answer": 42}')),
-        ({"content": "nul \x00 and half \ud83c"}, ProviderToolResult("srv_1", "nul \ufffd and half \ufffd")),
-        ({}, ProviderToolResult("srv_1")),
-    ],
-)  # fmt: skip
-def test_results_of_the_vendors_tools_have_many_shapes(block: Event, expected: ProviderToolResult) -> None:
-    document = {"content": [{"type": "some_tool_result", "tool_use_id": "srv_1", **block}]}
-    assert list(whole(document)) == [expected]
-
-
-def test_redacted_thinking_breaks_nothing_and_several_thoughts_are_not_signed_as_one() -> None:
-    thoughts = [
-        opens(0, type="thinking", thinking="one", signature="s1"),
-        closes(0),
-        opens(1, type="redacted_thinking", data="Ev=="),
-        closes(1),
-    ]
-    events = read(sse(start(), *thoughts, *text("x", 2), *ends()))
-    assert (thought(events), said(events)) == ("one", "x")
-    assert not [e for e in events if isinstance(e, ThinkingDelta) and e.signature]
-
-
-def test_what_the_vendor_may_add_later_is_passed_over() -> None:
-    new = [
-        {"type": "weather_report", "index": 7},
-        opens(3, type="hologram", data=1),
-        delta(3, type="light_delta", light="x"),
-        delta(0, type="citations_delta", citation={"cited_text": "c", "url": "https://example.com"}),
-        closes(3),
-        closes(99),
-    ]
-    events = read(sse(start(), *new, *text("still here"), *new, *ends()))
-    assert said(events) == "still here"
-    assert not calls(events)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        {"type": "content_block_delta", "index": "x", "delta": {"type": "text_delta", "text": 5}},
-        {"type": "content_block_delta", "delta": [1]},
-        {"type": "content_block_start", "index": 1, "content_block": "text"},
-        {"type": "content_block_start", "index": 1, "content_block": {"type": 7}},
-        {"type": "message_start", "message": None},
-        {"type": "message_start", "message": {"model": 5, "usage": [1]}},
-        {"type": "message_delta", "delta": 1, "usage": {"output_tokens": -3, "input_tokens": True}},
-        {"type": None},
-        {},
-    ],
-)
-def test_fields_of_the_wrong_type_are_nothing_not_a_traceback(event: Event) -> None:
-    data = sse(start(), *text("whole")) + b"data: %s\n\n" % json.dumps(event).encode() + sse(*ends())
-    assert said(read(data)) == "whole"
-
-
-def test_halves_of_a_surrogate_pair_in_two_deltas_become_one_character() -> None:
-    halves = b"".join(
-        b'data: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "%s"}}\n\n' % half
-        for half in (b"\\ud83c", b"\\udf0d", b"!\\ud83c")
-    )
-    assert said(read(sse(start()) + halves + sse(*ends()))) == "🌍!\ufffd"
-
-
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -406,17 +162,6 @@ async def test_status_says_whether_trying_again_helps(
         assert "max_tokens: too many" in str(error)
     if isinstance(error, base.ProviderRateLimited):
         assert error.retry_after_s == 7
-
-
-def test_nothing_after_the_end_is_told() -> None:
-    data = sse(start(), *text("all"), *ends()) + sse(*text(" and more"), {"type": "error", "error": {}})
-    assert said(read(data)) == "all"
-
-
-@pytest.mark.parametrize("data", [b"", b"<html>It works!</html>\n", b": ping\n\n", sse({"type": "ping"}), b"{}\n"])
-def test_no_message_at_all_is_a_protocol_error_not_silence(data: bytes) -> None:
-    with pytest.raises(base.ProviderProtocolError):
-        read(data)
 
 
 class TestWhole:
