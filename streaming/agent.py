@@ -1,64 +1,285 @@
-"""Tool calls of an answer: gathered from their pieces, checked whole, shown.
+"""Tools in the stream: calls gathered from their pieces, checked, run, and their results handed back.
 
-No tool is offered to a model yet, so every call is either one that the provider ran itself (shown, never run here) or
-an unknown one (its result is an error that says so). Protects two rules: a reader sees arguments only when they are
-complete and have passed the guardrails for tool arguments, and nothing is ever run because a model named it.
+Exists so that the pump only starts and stops what happens here. Protects three rules. A call runs only when its
+arguments are complete, have passed the guardrails for tool arguments, and are valid against the tool's schema; the tool
+gets what the guardrails left of them. A result, an error and a progress message pass the guardrails for tool results
+before a reader or the model sees them. And whatever a tool does (raise, hang, return ten megabytes, ignore being
+stopped), the answer goes on: it becomes the call's result.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import structlog
+from pydantic import ValidationError
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.policy import Policy
-from streaming.core import gate as gates
-from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolResult
-from streaming.core.gate import Gate
+from streaming.checks import CheckedText, check_text
+from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
+from streaming.core.gate import gate_text
+from streaming.tools.base import Context, Tool, ToolError
+
+logger = structlog.get_logger(__name__)
 
 MAX_CALLS = 64
 """More calls than this in one answer are a runaway model; the rest is dropped."""
+MAX_ROUNDS = 10
+"""Times that results go back to the model within one answer."""
+MAX_ARGUMENT_CHARS = 256_000
+MAX_DEPTH = 32
+MAX_RESULT_CHARS = 100_000
+PROGRESS_EVERY_S = 0.05
+STOP_S = 0.05
+"""Seconds that a tool gets to clean up when it is stopped; one that takes longer is left to itself."""
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
+    """One tool call. ``arguments``: as the model wrote them; ``run``: as they passed the guardrails."""
+
     id: str = ""
     name: str = ""
-    arguments: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     ran_by_provider: bool = False
+    run: str = ""
+    result: str = ""
+    failed: bool = False
+
+    @property
+    def arguments(self) -> str:
+        """JSON text; a call without any means an empty object."""
+        return "".join(self.pieces) or "{}"
+
+    @property
+    def sendable(self) -> str:
+        """What passed the guardrails, as a model can be shown it: an object, whatever was written."""
+        try:
+            _parsed(self.run)
+        except ToolError:
+            return "{}"
+        return self.run
+
+    def record(self) -> dict[str, object]:
+        """The call as it is stored beside the message: what a reader was shown of it."""
+        shown: dict[str, object] = {"id": self.id, "name": self.name, "arguments": self.run}
+        return {**shown, "error" if self.failed else "result": self.result}
 
 
 class ToolCalls:
-    """``take`` pieces while the answer streams, ``finish`` when it has ended."""
+    """``take`` pieces while a round streams; ``round`` hands over what it asked for and begins the next."""
 
-    def __init__(self, policy: Policy, *, monitor: bool) -> None:
-        self._policy = policy
-        self._monitor = monitor
-        self._calls: dict[tuple[int, int], _Call] = {}
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, int], Call] = {}
+        self.made: list[Call] = []
 
     def take(self, piece: ToolCallDelta) -> None:
         """Add a piece to its call."""
         key = (piece.choice, piece.index)
-        if key not in self._calls and len(self._calls) >= MAX_CALLS:
+        if key not in self._open and len(self.made) + len(self._open) >= MAX_CALLS:
             return
-        call = self._calls.setdefault(key, _Call())
+        call = self._open.setdefault(key, Call())
         call.id = call.id or piece.id
         call.name = call.name or piece.name
-        call.arguments.append(piece.arguments)
+        call.pieces.append(piece.arguments)
         call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
 
-    def finish(self) -> tuple[list[ServerEvent], list[Finding], Finding | None]:
-        """Events of all calls in order, what was found in their arguments, and what blocked (the rest is not shown)."""
-        out: list[ServerEvent] = []
-        findings: list[Finding] = []
-        for number, call in enumerate(self._calls.values(), start=1):
-            gate = Gate(self._policy, AppliesTo.TOOL_ARGUMENTS, "tool_arguments", monitor=self._monitor)
-            effects = [*gate.feed("".join(call.arguments)), *gate.finish()]
-            findings += [effect[1] for effect in effects if effect[0] == gates.FOUND]
-            if gate.block is not None:
-                return out, findings, gate.block
-            shown = "".join(effect[1] for effect in effects if effect[0] in (gates.RELEASE, gates.REDACTED))
-            call_id = call.id or f"call_{number}"
-            out.append(ToolCall(call_id, call.name, shown))
-            if not call.ran_by_provider:
-                out.append(ToolResult(call_id, error=f"there is no tool named “{call.name}” here"))
-        return out, findings, None
+    def round(self) -> list[Call]:
+        """The calls of the round that is over, in order, each with an id of its own."""
+        calls = list(self._open.values())
+        self._open.clear()
+        taken = {call.id for call in self.made}
+        for call in calls:
+            if not call.id or call.id in taken:
+                call.id = f"call_{len(self.made) + 1}"
+            taken.add(call.id)
+            self.made.append(call)
+        return calls
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a call has to tell: events, and what the guardrails found on the way. ``over``: the call has ended."""
+
+    call: Call
+    events: tuple[ServerEvent, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    blocked: Finding | None = None
+    withheld: int = 0
+    over: bool = False
+
+
+Tell = Callable[[Said], object]
+
+
+async def make_call(
+    call: Call,
+    offered: Mapping[str, Tool],
+    policy: Policy,
+    tell: Tell,
+    *,
+    monitor: bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
+    checked = await check_text(
+        policy, call.arguments, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor, channel="tool_arguments"
+    )
+    call.run = checked.visible
+    shown = (ToolCall(call.id, call.name, checked.visible),) if checked.blocked is None else ()
+    tell(_said(call, checked, shown, over=checked.blocked is not None or call.ran_by_provider))
+    if checked.blocked is not None or call.ran_by_provider:
+        return
+    ran = _Running(call, policy, tell, monitor=monitor, clock=clock)
+    try:
+        result, failed = await ran.result(offered), False
+    except ToolError as error:
+        result, failed = str(error), True
+    checked = await check_text(policy, result, applies_to=AppliesTo.TOOL_RESULT, monitor=monitor, channel="tool_result")
+    call.result, call.failed = checked.visible, failed
+    event = ToolResult(call.id, error=call.result) if failed else ToolResult(call.id, result=call.result)
+    tell(_said(call, checked, (event,) if checked.blocked is None else (), over=True))
+
+
+def _said(call: Call, checked: CheckedText, events: tuple[ServerEvent, ...], *, over: bool) -> Said:
+    withheld = checked.counters.chars_in - checked.counters.released if checked.blocked is not None else 0
+    return Said(call, (*events, *checked.statuses), tuple(checked.findings), checked.blocked, withheld, over)
+
+
+class _Running:
+    """One run of a tool."""
+
+    def __init__(self, call: Call, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float]) -> None:
+        self._call = call
+        self._policy = policy
+        self._tell = tell
+        self._monitor = monitor
+        self._clock = clock
+        self._told_at = -PROGRESS_EVERY_S
+
+    async def result(self, offered: Mapping[str, Tool]) -> str:
+        """The result as text. Raises ``ToolError`` for everything that goes wrong."""
+        found = offered.get(self._call.name)
+        if found is None:
+            names = ", ".join(offered) or "none"
+            raise ToolError(f"there is no tool named “{self._call.name}” here; offered: {names}")
+        given = _parsed(self._call.run)
+        try:
+            parameters = found.parameters.model_validate(given)
+        except ValidationError as error:
+            wrong = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in wrong["loc"]) or "the arguments"
+            raise ToolError(f"{where}: {wrong['msg']}") from None
+        task = asyncio.ensure_future(found.run(parameters, Context(self._progress)))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=found.time_limit_s)
+        finally:
+            if not task.done():
+                await _stop(task, found.name)
+        if not done:
+            raise ToolError(f"no result within {found.time_limit_s:g} s")
+        return _as_text(task, found.name)
+
+    async def _progress(self, progress: float, message: str) -> None:
+        now = self._clock()
+        if progress < 1 and now - self._told_at < PROGRESS_EVERY_S:
+            return
+        self._told_at = now
+        checked = gate_text(self._policy, message, applies_to=AppliesTo.TOOL_RESULT, monitor=self._monitor)
+        words = "" if checked.action == "block" else checked.visible
+        self._tell(Said(self._call, (ToolProgress(self._call.id, words, progress),)))
+
+
+async def _stop(task: asyncio.Future[object], name: str) -> None:
+    task.cancel()
+    _, pending = await asyncio.wait({task}, timeout=STOP_S)
+    if pending:
+        logger.error("tool_does_not_stop", tool=name)
+        task.add_done_callback(_looked_at)
+
+
+def _looked_at(task: asyncio.Future[object]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _as_text(task: asyncio.Future[object], name: str) -> str:
+    try:
+        value = task.result()
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except ToolError:
+        raise
+    except asyncio.CancelledError:
+        raise ToolError("the tool stopped itself") from None
+    except Exception as error:
+        logger.exception("tool_failed", tool=name)
+        raise ToolError(f"the tool failed ({type(error).__name__})") from None
+    if len(text) > MAX_RESULT_CHARS:
+        raise ToolError(f"the result has {len(text):,} characters; at most {MAX_RESULT_CHARS:,} are taken")
+    return text
+
+
+def _parsed(arguments: str) -> dict[str, object]:
+    """The arguments as an object. Raises ``ToolError``."""
+    if len(arguments) > MAX_ARGUMENT_CHARS:
+        raise ToolError(f"the arguments have {len(arguments):,} characters; at most {MAX_ARGUMENT_CHARS:,} are taken")
+    try:
+        found = json.loads(arguments)
+    except RecursionError:
+        raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError:
+        raise ToolError("the arguments are not JSON") from None
+    if not isinstance(found, dict):
+        raise ToolError("the arguments are not a JSON object")
+    if _deeper_than(found, MAX_DEPTH):
+        raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels")
+    return found
+
+
+def _deeper_than(value: object, most: int) -> bool:
+    level: list[object] = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
+
+
+class Agent:
+    """The calls of a round, under way. ``tell`` is handed everything that they say; ``ended`` once all have ended."""
+
+    def __init__(self, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._tell = tell
+        self._monitor = monitor
+        self._clock = clock
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.rounds = 0
+
+    def start(self, calls: Sequence[Call], offered: Mapping[str, Tool], ended: Callable[[], object]) -> None:
+        """Run the calls of a round beside each other."""
+        self.rounds += 1
+
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("tool_call_died", error=type(error).__name__)
+            if not self.tasks:
+                ended()
+
+        for call in calls:
+            work = make_call(call, offered, self._policy, self._tell, monitor=self._monitor, clock=self._clock)
+            task = asyncio.get_running_loop().create_task(work)
+            self.tasks.add(task)
+        for task in tuple(self.tasks):
+            task.add_done_callback(over)

@@ -7,12 +7,12 @@ whole answer stops. Protects the rule that nothing but a gate's effects ever bec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
-from streaming.agent import ToolCalls
+from streaming.agent import Call, Said, ToolCalls
 from streaming.core import gate as gates
 from streaming.core.events import (
     Blocked,
@@ -35,6 +35,7 @@ from streaming.core.events import (
     Usage,
 )
 from streaming.core.gate import Gate, SentenceCheck
+from streaming.providers.base import ChatMessage, ToolCallMade
 
 HOLD_EVERY_MS = 50
 """A hold is told at most this often."""
@@ -69,6 +70,16 @@ class Question:
     applies_to: AppliesTo
 
 
+@dataclass(slots=True)
+class Round:
+    """What one round of the model has said so far: where its visible parts begin, and its raw thinking."""
+
+    text: int = 0
+    thinking: int = 0
+    thought: list[str] = field(default_factory=list)
+    signature: str = ""
+
+
 class Timeline:
     """[ms, characters] points, merged pairwise when they become too many."""
 
@@ -97,7 +108,7 @@ class Answer:
         self.monitor = monitor
         self._now = now_ms
         self._lanes: dict[Key, Lane] = {}
-        self.tools = ToolCalls(policy, monitor=monitor)
+        self.tools = ToolCalls()
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
@@ -110,6 +121,7 @@ class Answer:
         self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
+        self._round = Round()
 
     # -- in -----------------------------------------------------------------------------------------------------
 
@@ -122,8 +134,11 @@ class Answer:
                 if choice == 0:
                     self._raw.append(text)
                 return self._feed("text", choice, text)
-            case ThinkingDelta(text, choice):
-                return self._feed("thinking", choice, text)
+            case ThinkingDelta(text, choice, signature):
+                if choice == 0:
+                    self._round.thought.append(text)
+                    self._round.signature += signature
+                return self._feed("thinking", choice, text) if text else []
             case ToolCallDelta():
                 self.tools.take(event)
             case ProviderToolResult(id_, result, error):
@@ -151,20 +166,38 @@ class Answer:
         return self._events(lane, effects)
 
     def finish(self) -> list[ServerEvent]:
-        """The provider has ended: settle what is held, then the tool calls."""
+        """The provider has ended: settle what is held."""
         out: list[ServerEvent] = []
         for lane in list(self._lanes.values()):
             if self.blocked is not None:  # one blocks, all stop: what another channel still holds is not released
                 out += self._events(lane, lane.gate.stop())
             out += self._events(lane, lane.gate.finish())
-        if self.blocked is None:
-            events, findings, block = self.tools.finish()
-            out += [self._counted(event) for event in events]
-            for finding in findings:
-                out.append(self._found(finding))
-            if block is not None:
-                out.append(self._stopped(block, 0))
         return out
+
+    def said(self, said: Said) -> list[ServerEvent]:
+        """What a tool call has to tell. Once blocked, nothing any more."""
+        if self.blocked is not None:
+            return []
+        out: list[ServerEvent] = [self._found(finding) for finding in said.findings]
+        out += [self._counted(event) for event in said.events]
+        if said.blocked is not None:
+            out.append(self._stopped(said.blocked, said.withheld))
+        return out
+
+    def next_messages(self, calls: Sequence[Call]) -> tuple[ChatMessage, ...]:
+        """What the model is told next: what it said in the round that is over, and what came of its calls.
+
+        Its text as it was shown. Its thinking only if all of it was: with a part hidden its signature would not fit.
+        """
+        text, thinking = self.content[self._round.text :], self.visible("thinking")[self._round.thinking :]
+        raw, signature = "".join(self._round.thought), self._round.signature
+        self._round = Round(len(self.content), len(self.visible("thinking")))
+        whole = thinking == raw
+        made = tuple(ToolCallMade(call.id, call.name, call.sendable) for call in calls)
+        return (
+            ChatMessage("assistant", text, made, thinking=raw if whole else "", signature=signature if whole else ""),
+            *(ChatMessage("tool", call.result, tool_call_id=call.id, failed=call.failed) for call in calls),
+        )
 
     # -- out ----------------------------------------------------------------------------------------------------
 

@@ -145,6 +145,8 @@ def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, obj
     if (stopped := answer.stopped) is not None:
         # A reload shows the same banner as the stream did.
         metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}
+    if answer.tools.made:
+        metadata["tools"] = [call.record() for call in answer.tools.made]
     if thinking := answer.visible("thinking"):
         metadata["thinking"] = thinking
     return metadata

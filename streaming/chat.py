@@ -35,11 +35,13 @@ from streaming.providers.base import (
     get_provider,
 )
 from streaming.providers.scripted import OWN_TEXT, SCENARIOS
+from streaming.providers.scripted_tools import TOOL_SCENARIOS
 from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
 from streaming.resilience import Upstreams
 from streaming.rollout import Decision, Marks, RolledOut, Subject
 from streaming.sessions import NewSession, Started, Visitor
+from streaming.tools.base import specs
 from streaming.workers import workers_alive
 
 OWN_TEXT_PROMPT = "Guard my own text."
@@ -140,7 +142,8 @@ def _provider(frame: StartFrame, own: Own) -> tuple[Provider, ProviderRequest]:
     """Who is asked, and the request as far as the frame alone says it."""
     try:
         provider = own.provider or get_provider(frame.provider)
-        request = ProviderRequest((), frame.model, frame.scenario, frame.text)
+        offered = specs() if frame.tools or frame.scenario in TOOL_SCENARIOS else ()
+        request = ProviderRequest((), frame.model, frame.scenario, frame.text, offered)
         provider.validate(request)
     except UnknownProvider as error:
         raise StartRefused("unknown_provider", f"{str(error).capitalize()}.", "provider") from None
@@ -167,8 +170,8 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
         if not frame.text.strip():
             raise StartRefused("empty_text", "Paste a text to guard first.", "text")
         prompt = prompt if prompt.strip() else OWN_TEXT_PROMPT
-    elif not prompt.strip() and frame.scenario in SCENARIOS:
-        prompt = SCENARIOS[frame.scenario].prompt
+    elif not prompt.strip() and (scenario := (SCENARIOS | TOOL_SCENARIOS).get(frame.scenario)):
+        prompt = scenario.prompt
     if not prompt.strip():
         raise StartRefused("empty_prompt", "The prompt is empty.", "prompt")
     for name, value in (("prompt", prompt), ("text", frame.text)):

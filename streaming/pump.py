@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from channels.db import database_sync_to_async
@@ -23,6 +23,7 @@ from guardrails.findings import Outcome
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail
 from streaming import metrics, sessions
+from streaming.agent import MAX_ROUNDS, Agent, Call, Said
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
 from streaming.checks import Checked, run_check, status_after
@@ -31,11 +32,14 @@ from streaming.core.buffer import coalesce
 from streaming.core.events import (
     GuardrailStatus,
     ProviderEvent,
+    ProviderNotice,
     ServerEvent,
 )
 from streaming.log import LogUnavailable, SessionLog
-from streaming.providers.base import ProviderError
+from streaming.providers.base import ProviderError, ProviderRequest
 from streaming.sessions import State
+from streaming.tools.base import all_tools
+from streaming.unread import Unread
 
 logger = structlog.get_logger(__name__)
 
@@ -67,6 +71,14 @@ class _ProviderEnded:
     error: ProviderError | None = None
 
 
+class _RoundEnded:
+    """The model has said what it has to say for now; tools may follow, and another round."""
+
+
+class _CallsEnded:
+    """All tool calls of a round have ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     question: Question
@@ -83,7 +95,7 @@ class _Tick:
     """Time has passed: a hold may be due, or it is time to write through."""
 
 
-_Item = _Arrived | _ProviderEnded | _Judged | _Stop | _Tick
+_Item = _Arrived | _RoundEnded | _CallsEnded | Said | _ProviderEnded | _Judged | _Stop | _Tick
 
 
 @dataclass(slots=True)
@@ -106,6 +118,11 @@ class Pump:
         self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms)
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
         self._slots = asyncio.Semaphore(READ_AHEAD)
+        self._unread = Unread()
+        self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock)
+        self._request = run.request
+        self._calls: list[Call] = []
+        self._next: asyncio.Queue[ProviderRequest | None] = asyncio.Queue()
         self._owed = 0
         self._asking: set[asyncio.Task[None]] = set()
         self._seq = 0
@@ -154,10 +171,11 @@ class Pump:
         try:
             return await self._turn()
         finally:
-            for task in (*helpers, *self._asking):
+            working = (*helpers, *self._asking, *self._agent.tasks)
+            for task in working:
                 task.cancel()
             # Waited for, so that the provider's response is closed before anybody hears that the answer is over.
-            await asyncio.gather(*helpers, *self._asking, return_exceptions=True)
+            await asyncio.gather(*working, return_exceptions=True)
             if self._hold_timer is not None:
                 self._hold_timer.cancel()
 
@@ -175,7 +193,14 @@ class Pump:
             for item in batch:
                 if isinstance(item, _Arrived):
                     self._owed += 1
+                    self._unread.taken(item.event)
                     events += self._timed(item.event)
+                elif isinstance(item, _RoundEnded):
+                    self._round_ended()
+                elif isinstance(item, _CallsEnded):
+                    self._calls_ended()
+                elif isinstance(item, Said):
+                    events += self._answer.said(item)
                 elif isinstance(item, _Judged):
                     events.append(self._status(item))
                     events += self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
@@ -200,6 +225,30 @@ class Pump:
                 return Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
             if ended is not None and not self._asking and self._inbox.empty():
                 return Result()
+
+    def _round_ended(self) -> None:
+        """Run what the model asked for; without calls the answer is over."""
+        self._calls = self._answer.tools.round()
+        if not self._calls:
+            self._next.put_nowait(None)
+            return
+        offered = {spec.name for spec in self._request.tools}
+        tools = {name: tool for name, tool in all_tools().items() if name in offered}
+        self._agent.start(self._calls, tools, lambda: self._inbox.put_nowait(_CallsEnded()))
+
+    def _calls_ended(self) -> None:
+        """Hand the results back, if anybody waits for them."""
+        mine = [call for call in self._calls if not call.ran_by_provider]
+        if not mine or not self._request.tools:
+            self._next.put_nowait(None)
+        elif self._agent.rounds >= MAX_ROUNDS:
+            words = f"The model asked for tools {MAX_ROUNDS} times in a row; the answer ends here."
+            self._inbox.put_nowait(_Arrived(ProviderNotice("too_many_rounds", words)))
+            self._next.put_nowait(None)
+        else:
+            messages = (*self._request.messages, *self._answer.next_messages(mine))
+            self._request = replace(self._request, messages=messages)
+            self._next.put_nowait(self._request)
 
     def _timed(self, event: ProviderEvent) -> list[ServerEvent]:
         before = self._around.clock()
@@ -256,12 +305,17 @@ class Pump:
     # -- helpers that run beside the loop -----------------------------------------------------------------------
 
     async def _feed(self) -> None:
-        """Provider -> inbox, no faster than the loop takes it."""
+        """Provider -> inbox, no faster than the loop takes it; round after round."""
+        request: ProviderRequest | None = self._request
         try:
-            async with aclosing(self._run.upstreams.ask(self._run.request)) as events:
-                async for event in events:
-                    await self._slots.acquire()
-                    self._inbox.put_nowait(_Arrived(event))
+            while request is not None:
+                async with aclosing(self._run.upstreams.ask(request)) as events:
+                    async for event in events:
+                        await self._slots.acquire()
+                        await self._unread.put(event)
+                        self._inbox.put_nowait(_Arrived(event))
+                self._inbox.put_nowait(_RoundEnded())
+                request = await self._next.get()
         except ProviderError as error:
             self._inbox.put_nowait(_ProviderEnded(error))
         except Exception:

@@ -1,0 +1,474 @@
+"""Tools inside an answer: calls that run, that fail in every way, that are stopped, and what the guardrails see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from pydantic import BaseModel, Field
+
+from guardrails.policy import Policy
+from streaming import agent
+from streaming.agent import MAX_RESULT_CHARS, MAX_ROUNDS
+from streaming.callbacks import StreamCallbacks, start_stream
+from streaming.core.events import ProviderEvent, Stopped, ThinkingDelta, ToolCallDelta
+from streaming.log import MemoryLog, SessionLog
+from streaming.log_redis import RedisLog, close_shared_log, shared_log
+from streaming.models import Message
+from streaming.providers.base import ChatMessage
+from streaming.sessions import Visitor
+from streaming.tools import base
+from streaming.tools.base import Context, Tool, ToolError
+from tests.streaming.pumping import QUICK, SSN, Trial, policy_of, trial
+
+pytestmark = pytest.mark.django_db(transaction=True)
+Step = str | ProviderEvent | Exception | asyncio.Event
+PLAIN = policy_of(without="harm")
+GATED = policy_of(
+    {"name": "in", "kind": "pii", "action": "redact", "applies_to": ["tool_arguments", "tool_result"],
+     "config": {"entities": {"ssn": True}}},
+    {"name": "no", "kind": "regex", "action": "block", "applies_to": ["tool_arguments", "tool_result"],
+     "config": {"rules": [{"id": "n", "pattern": "blue heron"}]}},
+    without="harm",
+)  # fmt: skip
+
+
+class Any(BaseModel):
+    text: str = Field(default="", max_length=50)
+
+
+class Tools:
+    """Tools of a test's own, offered to its session."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.saw: list[str] = []
+        self.made: dict[str, Tool] = {}
+        monkeypatch.setattr("streaming.pump.all_tools", lambda: self.made)
+
+    def add(self, name: str, run: Callable[[str, Context], Awaitable[object]], time_limit_s: float = 5.0) -> None:
+        async def running(given: BaseModel, context: Context) -> object:
+            assert isinstance(given, Any)
+            self.saw.append(given.text)
+            return await run(given.text, context)
+
+        self.made[name] = Tool(name, "For a test.", Any, time_limit_s, running)
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
+    made = Tools(monkeypatch)
+
+    async def echo(text: str, context: Context) -> object:
+        return f"echo of {text}"
+
+    made.add("echo", echo)
+    return made
+
+
+def asks(*calls: tuple[str, object]) -> list[Step]:
+    """A round that asks for tools, its arguments in pieces."""
+    out: list[Step] = []
+    for index, (name, given) in enumerate(calls):
+        text = given if isinstance(given, str) else json.dumps(given)
+        out.append(ToolCallDelta(index, f"id{index}", name))
+        out += [ToolCallDelta(index, arguments=text[at : at + 7]) for at in range(0, len(text), 7)]
+    return [*out, Stopped("tool_calls")]
+
+
+async def answer(rounds: list[list[Step]], tools: Tools, policy: Policy = PLAIN, log: MemoryLog | None = None) -> Trial:
+    """A session whose provider says one round after the other."""
+    case = await trial([], policy=policy, log=log)
+    left = list(rounds)
+    plain = type(case.provider).stream
+
+    async def stream(request: object) -> AsyncIterator[ProviderEvent]:
+        case.provider.script = left.pop(0) if left else ["(the model goes on)"]
+        async for event in plain(case.provider, request):  # type: ignore[arg-type]
+            yield event
+
+    case.provider.stream = stream  # type: ignore[method-assign, assignment]
+    specs = tuple(made.spec for made in tools.made.values())
+    run = replace(case.pump._run, request=replace(case.pump._run.request, tools=specs))
+    case.pump._run, case.pump._request = run, run.request
+    return case
+
+
+async def test_it_works(tools: Tools) -> None:
+    case = await answer([["Let me see. ", *asks(("echo", {"text": "one"}))], ["It says so."]], tools)
+    await case.pump.run()
+    assert await case.shown() == "Let me see. It says so."
+    assert [(e["id"], e["name"], e["arguments"]) for e in await case.of("tool_call")] == [
+        ("id0", "echo", '{"text": "one"}')
+    ]
+    assert [e["result"] for e in await case.of("tool_result")] == ["echo of one"]
+    first, second = case.provider.asked
+    assert second.messages[len(first.messages) :] == (
+        ChatMessage("assistant", "Let me see. ", second.messages[-2].tool_calls),
+        ChatMessage("tool", "echo of one", tool_call_id="id0"),
+    )
+    assert [(c.id, c.name, c.arguments) for c in second.messages[-2].tool_calls] == [("id0", "echo", '{"text": "one"}')]
+    stored = await Message.objects.aget(pk=case.answer_id)
+    assert stored.content == "Let me see. It says so."
+    assert stored.metadata["tools"] == [
+        {"id": "id0", "name": "echo", "arguments": '{"text": "one"}', "result": "echo of one"}
+    ]
+
+
+async def test_text_streams_on_while_arguments_collect_and_calls_run_beside_each_other(tools: Tools) -> None:
+    both = asyncio.Barrier(2)
+
+    async def meet(text: str, context: Context) -> object:
+        async with asyncio.timeout(5):
+            await both.wait()
+        return text
+
+    tools.add("meet", meet)
+    first, second = asks(("meet", {"text": "a"}))[:-1], asks(("meet", {"text": "x"}), ("meet", {"text": "b"}))[3:]
+    case = await answer([[first[0], "text ", *first[1:], "goes on", *second], ["done"]], tools)
+    await case.pump.run()
+    assert [e["result"] for e in sorted(await case.of("tool_result"), key=lambda e: str(e["id"]))] == ["a", "b"]
+    types = [e["type"] for e in await case.events()]
+    assert types.index("message_stream") < types.index("tool_call")
+    assert await case.shown() == "text goes ondone"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "error"),
+    [
+        ("nobody", {}, "no tool named “nobody”"),
+        ("echo", "{not json", "not JSON"),
+        ("echo", "[1]", "not a JSON object"),
+        ("echo", {"text": 7}, "text: Input should be a valid string"),
+        ("echo", {"text": "x" * 51}, "text: String should have at most 50"),
+        ("echo", '{"a":' * 40 + "1" + "}" * 40, "deeper than 32"),
+        ("echo", '{"a":' * 5_000 + "1" + "}" * 5_000, "deeper than 32"),
+        ("echo", json.dumps({"text": "y" * 300_000}), "at most 256,000"),
+    ],
+    ids=["unknown", "no json", "no object", "wrong type", "too long", "deep", "abyss", "large"],
+)
+async def test_a_call_that_can_not_run_is_a_result_and_the_answer_goes_on(
+    tools: Tools, name: str, given: object, error: str
+) -> None:
+    case = await answer([asks((name, given)), ["I see."]], tools)
+    await case.pump.run()
+    (result,) = await case.of("tool_result")
+    assert error in str(result["error"])
+    assert tools.saw == []
+    assert await case.shown() == "I see."
+    told = case.provider.asked[1].messages[-1]
+    assert (told.failed, told.text) == (True, result["error"])
+    assert json.loads(case.provider.asked[1].messages[-2].tool_calls[0].arguments) is not None
+
+
+async def raises(text: str, context: Context) -> object:
+    raise RuntimeError("with a secret in it")
+
+
+async def says_no(text: str, context: Context) -> object:
+    raise ToolError("the shop is closed")
+
+
+async def hangs(text: str, context: Context) -> object:
+    await asyncio.Event().wait()
+    return None
+
+
+async def floods(text: str, context: Context) -> object:
+    return "x" * 10_000_000
+
+
+async def odd(text: str, context: Context) -> object:
+    return object()
+
+
+async def cancels(text: str, context: Context) -> object:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    ("run", "error"),
+    [
+        (raises, "the tool failed (RuntimeError)"),
+        (says_no, "the shop is closed"),
+        (hangs, "no result within 0.05 s"),
+        (floods, f"10,000,000 characters; at most {MAX_RESULT_CHARS:,}"),
+        (odd, "the tool failed (TypeError)"),
+        (cancels, "the tool stopped itself"),
+    ],
+)
+async def test_whatever_a_tool_does_becomes_its_result(
+    tools: Tools, run: Callable[[str, Context], Awaitable[object]], error: str
+) -> None:
+    tools.add("bad", run, time_limit_s=0.05)
+    case = await answer([asks(("bad", {}), ("echo", {"text": "fine"})), ["on"]], tools)
+    await case.pump.run()
+    results = {str(e["id"]): e for e in await case.of("tool_result")}
+    assert error in str(results["id0"]["error"])
+    assert "secret" not in json.dumps(await case.events())
+    assert results["id1"]["result"] == "echo of fine"
+    assert await case.shown() == "on"
+
+
+async def test_anything_that_json_can_carry_is_a_result(tools: Tools) -> None:
+    async def table(text: str, context: Context) -> object:
+        return {"rows": [1, 2], "name": "Köln"}
+
+    tools.add("table", table)
+    case = await answer([asks(("table", {}))], tools)
+    await case.pump.run()
+    assert [e["result"] for e in await case.of("tool_result")] == ['{"rows": [1, 2], "name": "Köln"}']
+
+
+async def test_progress_is_told_and_not_too_often(tools: Tools) -> None:
+    async def far(text: str, context: Context) -> object:
+        for step in range(100):
+            await context.progress(step / 100, f"step {step}")
+        await context.progress(7, "over")
+        return "ok"
+
+    tools.add("far", far)
+    case = await answer([asks(("far", {}))], tools)
+    await case.pump.run()
+    told = await case.of("tool_progress")
+    assert 2 <= len(told) < 20
+    assert (told[0]["progress"], told[-1]["progress"], told[-1]["message"]) == (0.0, 1.0, "over")
+
+
+async def test_ten_rounds_are_enough(tools: Tools) -> None:
+    case = await answer([asks(("echo", {"text": f"{n}"})) for n in range(50)], tools)
+    await case.pump.run()
+    assert len(tools.saw) == MAX_ROUNDS
+    assert len(case.provider.asked) == MAX_ROUNDS
+    assert [e["code"] for e in await case.of("error")] == ["too_many_rounds"]
+    assert (await case.of("done"))[0]["outcome"] == "allowed"
+
+
+async def test_every_call_has_an_id_of_its_own_although_the_model_repeats_them(tools: Tools) -> None:
+    case = await answer([asks(("echo", {"text": "a"})), asks(("echo", {"text": "b"})), ["end"]], tools)
+    await case.pump.run()
+    ids = [e["id"] for e in await case.of("tool_call")]
+    assert len(set(ids)) == 2
+    assert [e["id"] for e in await case.of("tool_result")] == ids
+
+
+async def test_without_tools_on_offer_nothing_runs_and_no_round_follows(tools: Tools) -> None:
+    case = await trial([*asks(("echo", {"text": "x"}))], policy=PLAIN)
+    await case.pump.run()
+    assert tools.saw == []
+    assert len(case.provider.asked) == 1
+    assert "offered: none" in str((await case.of("tool_result"))[0]["error"])
+
+
+async def test_a_tool_that_the_provider_ran_is_shown_and_never_run(tools: Tools) -> None:
+    ran: list[Step] = [ToolCallDelta(0, "srv", "echo", '{"text": "x"}', ran_by_provider=True), "text", Stopped("stop")]
+    case = await answer([ran], tools)
+    await case.pump.run()
+    assert tools.saw == []
+    assert [e["name"] for e in await case.of("tool_call")] == ["echo"]
+    assert len(case.provider.asked) == 1
+
+
+# -- guardrails -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_tool_gets_what_the_guardrails_left_and_nobody_sees_the_rest(tools: Tools) -> None:
+    case = await answer([asks(("echo", {"text": f"file of {SSN}"})), ["fine"]], tools, GATED)
+    await case.pump.run()
+    assert tools.saw == ["file of [SSN]"]
+    assert SSN not in json.dumps(await case.events())
+    assert SSN not in repr(case.provider.asked)
+    assert [e["channel"] for e in await case.of("finding")] == ["tool_arguments"]
+
+
+async def test_a_result_is_redacted_for_reader_and_model_alike(tools: Tools) -> None:
+    async def leaks(text: str, context: Context) -> object:
+        await context.progress(0.5, f"reading {SSN}")
+        return f"found {SSN}"
+
+    tools.add("leaks", leaks)
+    case = await answer([asks(("leaks", {})), ["fine"]], tools, GATED)
+    await case.pump.run()
+    assert [e["result"] for e in await case.of("tool_result")] == ["found [SSN]"]
+    assert case.provider.asked[1].messages[-1].text == "found [SSN]"
+    assert SSN not in json.dumps(await case.events())
+    assert SSN not in (await Message.objects.aget(pk=case.answer_id)).metadata.__repr__()
+
+
+@pytest.mark.parametrize("where", ["arguments", "result", "error"])
+async def test_a_block_in_a_call_stops_the_answer(tools: Tools, where: str) -> None:
+    async def heron(text: str, context: Context) -> object:
+        if where == "error":
+            raise ToolError("no blue heron here")
+        return "a blue heron"
+
+    tools.add("heron", heron)
+    text = "blue heron" if where == "arguments" else "x"
+    case = await answer([["Look: ", *asks(("heron", {"text": text}))], ["never"]], tools, GATED)
+    await case.pump.run()
+    assert (await case.of("done"))[0]["outcome"] == "blocked"
+    assert len(case.provider.asked) == 1
+    assert tools.saw == ([] if where == "arguments" else ["x"])
+    assert "blue heron" not in json.dumps([e for e in await case.events() if e["type"] != "finding"])
+    assert await case.shown() == "Look: "
+
+
+async def test_a_value_split_over_two_rounds_is_still_found(tools: Tools) -> None:
+    case = await answer([[f"It is {SSN[:7]}", *asks(("echo", {}))], [f"{SSN[7:]}, there."]], tools)
+    await case.pump.run()
+    assert await case.shown() == "It is [SSN], there."
+
+
+async def test_thinking_goes_back_with_its_signature_only_if_nothing_of_it_was_hidden(tools: Tools) -> None:
+    policy = policy_of(
+        {"name": "thoughts", "kind": "pii", "action": "redact", "applies_to": ["thinking"],
+         "config": {"entities": {"ssn": True}}},
+        without="harm",
+    )  # fmt: skip
+    for thought, sent in (("plain", ("plain", "sig")), (f"it is {SSN} then", ("", ""))):
+        script: list[Step] = [ThinkingDelta(thought), ThinkingDelta("", signature="sig"), *asks(("echo", {}))]
+        case = await answer([script, ["end"]], tools, policy)
+        await case.pump.run()
+        message = case.provider.asked[1].messages[-2]
+        assert (message.thinking, message.signature) == sent
+
+
+# -- interrupt ------------------------------------------------------------------------------------------------------
+
+
+async def stubborn(text: str, context: Context) -> object:
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.5)
+            return "late"
+
+
+@pytest.fixture
+async def redis_log(valkey_url: str) -> AsyncIterator[RedisLog]:
+    yield shared_log()
+    await close_shared_log()
+
+
+@pytest.mark.parametrize("waiting", ["token", "tool", "stubborn tool", "held sentence"])
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_an_interrupt_takes_effect_within_a_tenth_of_a_second(
+    tools: Tools, waiting: str, kind: str, redis_log: RedisLog
+) -> None:
+    tools.add("hangs", hangs)
+    tools.add("stubborn", stubborn)
+    log: SessionLog = MemoryLog() if kind == "memory" else redis_log
+    never = asyncio.Event()
+    scripts: dict[str, list[Step]] = {
+        "token": ["some text", never],
+        "tool": ["some text", *asks(("hangs", {}))],
+        "stubborn tool": ["some text", *asks(("stubborn", {}))],
+        "held sentence": [f"some text {SSN[:8]}", never],
+    }
+    case = await answer([scripts[waiting]], tools, log=log)  # type: ignore[arg-type]
+    task = asyncio.create_task(case.pump.run())
+    await case.until("tool_call" if "tool" in waiting else "message_stream")
+    started = time.monotonic()
+    await log.interrupt(case.session_id)
+    await case.until("done")
+    took = time.monotonic() - started
+    await task
+    (done,) = await case.of("done")
+    assert done["outcome"] == "interrupted"
+    assert str(done["final"]).split()[0] == "some"  # what was held is dropped (ADR 0103)
+    assert SSN[:3] not in str(done["final"])
+    assert case.provider.closed
+    assert took < 0.25, f"{took * 1000:.0f} ms"  # the bar is 100 ms on an idle machine; this one shares its cores
+
+
+# -- callbacks and scenarios ----------------------------------------------------------------------------------------
+
+
+class Heard(StreamCallbacks):
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.text = ""
+
+    def on_text(self, text: str) -> None:
+        self.text += text
+
+    async def on_tool_use(self, name: str, input: object) -> None:
+        self.calls.append(("use", name, input))
+
+    def on_tool_progress(self, name: str, input: object, message: str, progress: float) -> None:
+        self.calls.append(("progress", name, progress))
+        raise RuntimeError("a callback of yours is broken")
+
+    def on_tool_result(self, name: str, input: object, result: str) -> None:
+        self.calls.append(("result", name, input, result))
+
+    def on_tool_error(self, name: str, input: object, error: str) -> None:
+        self.calls.append(("error", name, error))
+
+    def on_state_change(self, old: str, new: str) -> None:
+        self.calls.append(("state", old, new))
+
+
+@pytest.mark.usefixtures("demo_policy")
+async def test_callbacks_hear_what_a_reader_sees(monkeypatch: pytest.MonkeyPatch, settings: object) -> None:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "5000")
+    quick_count(monkeypatch)
+    heard = Heard()
+    handle = await start_stream(
+        {"scenario": "tools"}, heard, visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK
+    )
+    assert await handle.wait() == "allowed"
+    assert ("use", "calculator", {"expression": "80 * 12 * 5.5"}) in heard.calls
+    assert ("result", "calculator", {"expression": "80 * 12 * 5.5"}, "5280") in heard.calls
+    assert ("progress", "slow_count", 1.0) in heard.calls
+    assert heard.text.endswith(
+        "The chamber holds 5280 cubic metres of water. Filling it took its time: I counted to 5 meanwhile."
+    )
+    assert [call for call in heard.calls if call[0] == "state"] == [
+        ("state", "", "ACTIVE"),
+        ("state", "ACTIVE", "COMPLETE"),
+    ]
+
+
+def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow tool without its slowness."""
+    slow = base.all_tools()["slow_count"]
+
+    async def run(given: BaseModel, context: Context) -> object:
+        return await slow.run(given.model_copy(update={"seconds": 0}), context)
+
+    monkeypatch.setitem(base._tools, "slow_count", replace(slow, run=run))
+
+
+@pytest.mark.usefixtures("demo_policy")
+async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
+    monkeypatch: pytest.MonkeyPatch, settings: object
+) -> None:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "1000000")
+    quick_count(monkeypatch)
+    endings = {
+        "tools": "5280 cubic",
+        "tool_search": "documentation says",
+        "tool_error": "no tool named",
+    }
+    for number in range(100):
+        scenario = list(endings)[number % 3]
+        heard = Heard()
+        handle = await start_stream(
+            {"scenario": scenario}, heard, visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK
+        )
+        assert await handle.wait() == "allowed"
+        assert endings[scenario] in heard.text
+        uses = [call for call in heard.calls if call[0] == "use"]
+        assert len(uses) == len([call for call in heard.calls if call[0] in ("result", "error")])
+
+
+def test_limits_are_what_the_documentation_says() -> None:
+    assert (agent.MAX_ROUNDS, agent.MAX_DEPTH, agent.MAX_ARGUMENT_CHARS, agent.MAX_RESULT_CHARS) == (
+        10, 32, 256_000, 100_000
+    )  # fmt: skip
