@@ -29,7 +29,7 @@ class RolloutFlagAdmin(ModelAdmin):  # type: ignore[misc]  # unfold carries no t
     list_filter = ("everyone", "stage")
     search_fields = ("name", "note")
     actions = (enable_for_all, disable_for_all)
-    raw_id_fields = ("users",)
+    autocomplete_fields = ("users",)
     readonly_fields = ("created", "modified")
     fieldsets = (
         (None, {"fields": ("name", "everyone", "stage", "note")}),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import NoReverseMatch, reverse
 
@@ -17,6 +17,7 @@ from streaming.models import AuditSession
 from streaming.providers.base import ProviderRequest
 from streaming.rollout import Decision, Subject, decide
 from tests.conftest import Cast
+from tests.guardrails.fields import Fields
 
 pytestmark = pytest.mark.django_db
 LIST = "admin:streaming_rolloutflag_changelist"
@@ -32,14 +33,27 @@ def operator(cast: Cast, client: Client) -> Client:
 
 
 def test_it_works(operator: Client) -> None:
-    form = {"name": "streaming", "everyone": "unknown", "stage": "long", "percent": "25.0", "note": "", "users": ""}
-    added = operator.post(reverse("admin:streaming_rolloutflag_add"), form)
+    add = reverse("admin:streaming_rolloutflag_add")
+    form = Fields(operator.get(add).content.decode()).data()
+    said = {"name": "streaming", "stage": "long", "percent": "25.0"}
+    added = operator.post(add, {**form, **said})
     assert added.status_code == 302, re.findall(r"errorlist.*", added.content.decode())
     flag = RolloutFlag.objects.get()
-    assert (flag.everyone, flag.stage, float(flag.percent or 0), flag.superusers) == (None, Stage.LONG, 25.0, False)
-    page = operator.get(reverse("admin:streaming_rolloutflag_change", args=[flag.pk])).content.decode()
+    assert (flag.everyone, flag.stage, float(flag.percent or 0)) == (None, Stage.LONG, 25.0)
+
+
+def test_the_form_as_it_is_shown_can_be_saved_with_one_field_changed(operator: Client) -> None:
+    flag = RolloutFlag.objects.create(name="streaming", everyone=True, percent=10)
+    flag.users.add(User.objects.get(username="outsider"))
+    change = reverse("admin:streaming_rolloutflag_change", args=[flag.pk])
+    page = operator.get(change).content.decode()
     assert "the share of conversations" in page
     assert "of users for whom" not in page
+    saved = operator.post(change, {**Fields(page).data(), "everyone": "false"})
+    assert saved.status_code == 302, re.findall(r"errorlist.*", saved.content.decode())
+    flag.refresh_from_db()
+    assert (flag.everyone, float(flag.percent or 0)) == (False, 10.0)
+    assert [user.username for user in flag.users.all()] == ["outsider"]
 
 
 def test_off_for_everyone_is_one_action_and_is_logged(operator: Client) -> None:
