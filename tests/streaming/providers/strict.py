@@ -19,6 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Json = dict[str, object]
 Given = Annotated[str, Field(min_length=1)]
 
+CALL_ME = "Use a tool."
+"""A question that the fakes answer with two calls of the first tool offered, if any is: one that it can run, and one
+whose arguments it will not take."""
+CALLS: tuple[tuple[str, Json], ...] = (("call_a", {"expression": "6 * 7"}), ("call_b", {"nonsense": 1}))
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .strict import Dialect, Given, Json, Refusal, Schema, Strict, sse
+from .strict import CALL_ME, CALLS, Dialect, Given, Json, Refusal, Schema, Strict, sse
 
 KEY = "sk-strict"
 Id = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
@@ -162,21 +162,52 @@ def _answer(headers: Mapping[str, str], body: Json) -> bytes:
         if headers.get(name) != value:
             raise Refusal(400, _error("invalid_request_error", f"{name}: header is required"))
     request = Request.model_validate(body)
+    content, reason = _content(request)
     if not request.stream:
-        whole = {"type": "message", "model": "m", "content": [{"type": "text", "text": "fine"}]}
-        return json.dumps(
-            {**whole, "stop_reason": "end_turn", "usage": {"input_tokens": 1, "output_tokens": 1}}
-        ).encode()
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        whole = {"type": "message", "model": "m", "content": content, "stop_reason": reason, "usage": usage}
+        return json.dumps(whole).encode()
     return sse(
         {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 1, "output_tokens": 1}}},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "ping"},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "fine"}},
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        *(event for index, block in enumerate(content) for event in _streamed(index, block)),
+        {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 1}},
         {"type": "message_stop"},
         named=True,
     )
+
+
+def _content(request: Request) -> tuple[list[Json], str]:
+    last = request.messages[-1].content[-1]
+    if not request.tools or not isinstance(last, Text) or last.text != CALL_ME:
+        return [{"type": "text", "text": "fine"}], "end_turn"
+    name = request.tools[0].name
+    thought: list[Json] = [{"type": "thinking", "thinking": "Two.", "signature": "c2ln"}] if request.thinking else []
+    calls: list[Json] = [{"type": "tool_use", "id": id_, "name": name, "input": given} for id_, given in CALLS]
+    return [*thought, *calls], "tool_use"
+
+
+def _streamed(index: int, block: Json) -> list[Json]:
+    """A block begins empty and is filled by deltas."""
+    empty: Json
+    match block["type"]:
+        case "text":
+            empty, deltas = {"text": ""}, [{"type": "text_delta", "text": block["text"]}]
+        case "thinking":
+            empty, deltas = (
+                {"thinking": "", "signature": ""},
+                [
+                    {"type": "thinking_delta", "thinking": block["thinking"]},
+                    {"type": "signature_delta", "signature": block["signature"]},
+                ],
+            )
+        case _:
+            empty, deltas = {"input": {}}, [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]
+    return [
+        {"type": "content_block_start", "index": index, "content_block": {**block, **empty}},
+        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": index},
+    ]
 
 
 PATHS = {"/v1/messages": Dialect(_answer, _refusal)}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from .strict import Dialect, Given, Json, Parameters, Strict
+from .strict import CALL_ME, CALLS, Dialect, Given, Json, Parameters, Strict
 
 
 class Function(Strict):
@@ -103,7 +103,13 @@ def _said(said: Json, *, stream: bool) -> bytes:
 
 
 def _chat(headers: Mapping[str, str], body: Json) -> bytes:
-    return _said({"message": {"role": "assistant", "content": "fine"}}, stream=Chat.model_validate(body).stream)
+    request = Chat.model_validate(body)
+    said: Json = {"role": "assistant", "content": "fine"}
+    if request.tools and request.messages[-1].content == CALL_ME:
+        name = request.tools[0].function.name
+        calls = [{"function": {"name": name, "arguments": arguments}} for _, arguments in CALLS]
+        said = {"role": "assistant", "content": "", "thinking": "Two.", "tool_calls": calls}
+    return _said({"message": said}, stream=request.stream)
 
 
 def _generate(headers: Mapping[str, str], body: Json) -> bytes:

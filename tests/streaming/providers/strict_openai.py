@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .strict import Dialect, Given, Json, Parameters, Refusal, Strict, sse
+from .strict import CALL_ME, CALLS, Dialect, Given, Json, Parameters, Refusal, Strict, sse
 
 KEY = "sk-strict"
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -133,19 +133,31 @@ def _refusal(error: ValidationError) -> Json:
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
 
 
+def _said(request: Request) -> tuple[Json, str]:
+    last = request.messages[-1]
+    if not request.tools or not isinstance(last, User) or last.content[-1].text != CALL_ME:
+        return {"role": "assistant", "content": "fine"}, "stop"
+    name = request.tools[0].function.name
+    calls = [
+        {"index": n, "id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for n, (id_, arguments) in enumerate(CALLS)
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"
+
+
 def _answer(headers: Mapping[str, str], body: Json) -> bytes:
     if headers.get("authorization") != f"Bearer {KEY}":
         raise Refusal(401, {"error": {"message": "Incorrect API key provided", "type": "invalid_request_error"}})
     if headers.get("content-type") != "application/json":
         raise Refusal(415, {"error": {"message": "Content-Type: application/json is expected"}})
     request = Request.model_validate(body)
-    said: Json = {"role": "assistant", "content": "fine"}
+    said, reason = _said(request)
     if not request.stream:
-        choices = [{"index": n, "message": said, "finish_reason": "stop"} for n in range(request.n)]
+        choices = [{"index": n, "message": said, "finish_reason": reason} for n in range(request.n)]
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
         return json.dumps({"model": "m", "choices": choices, "usage": usage}).encode()
     chunks: list[Json] = [{"model": "m", "choices": [{"index": n, "delta": said}]} for n in range(request.n)]
-    chunks += [{"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]} for n in range(request.n)]
+    chunks += [{"choices": [{"index": n, "delta": {}, "finish_reason": reason}]} for n in range(request.n)]
     if request.stream_options is not None and request.stream_options.include_usage:
         chunks.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
     return sse(*chunks) + b"data: [DONE]\n\n"

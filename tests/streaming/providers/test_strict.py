@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,6 +14,7 @@ from streaming.providers.anthropic import AnthropicProvider
 from streaming.providers.base import ChatMessage, Provider, ProviderRefused, ProviderRequest, ToolCallMade, ToolSpec
 from streaming.providers.ollama import OllamaProvider
 from streaming.providers.openai import OpenAIProvider
+from streaming.tools.base import specs
 
 from .strict import vendor
 
@@ -108,3 +110,12 @@ async def test_anthropic_thinks_when_it_is_told_to_and_may(name: str) -> None:
     assert signed["max_tokens"] == (REQUESTS[name].max_tokens or 4096) + 2048
     # Calls whose thinking cannot be sent back are gone on with without any.
     assert ("thinking" in without) == (name not in AFTER_CALLS)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+async def test_the_schemas_of_our_own_tools_are_taken(adapter: str) -> None:
+    assert specs()
+    async with vendor() as fake:
+        assert await ADAPTERS[adapter](fake.base_url).complete(ProviderRequest((USER,), tools=specs())) == "fine"
+    told = json.dumps(fake.taken[0]["tools"])
+    assert all(f'"name": "{spec.name}"' in told for spec in specs())

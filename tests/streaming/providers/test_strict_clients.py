@@ -20,7 +20,7 @@ from streaming.conf import Conf
 from streaming.frames import FrameError, StartFrame, parse_frame
 from streaming.log_redis import close_shared_log
 
-from .strict import vendor
+from .strict import CALL_ME, Vendor, vendor
 
 Json = dict[str, object]
 PICTURES: dict[str, Json] = {
@@ -49,6 +49,12 @@ CONVERSATION: list[Json] = [
     {"role": "assistant", "content": "In Bonn it is."},
     {"role": "user", "content": "Thank you. And in Kiel?"},
 ]
+
+
+def final(events: str) -> str:
+    """What the event ``done`` says of an event stream."""
+    (done,) = [json.loads(line[5:]) for line in events.split("\n") if line.startswith("data:") and '"done"' in line]
+    return str(done["final"])
 
 
 def start(**fields: object) -> str:
@@ -109,23 +115,47 @@ class TestCalls:
         assert error["field"] == "messages[0].content"
         assert "images" in error["message"]
 
-    @pytest.mark.parametrize("use_streaming", [True, False], ids=["streamed", "whole"])
-    @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama"])
-    async def test_a_conversation_handed_over_reaches_every_vendor_in_its_own_form(
-        self, provider: str, use_streaming: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    async def fake(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Vendor]:
+        """All three vendors, configured as one would."""
         async with vendor() as fake:
             monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.base_url}/v1")
             monkeypatch.setenv("OPENAI_API_KEY", "sk-strict")
             monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.base_url)
             monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-strict")
+            monkeypatch.setenv("ANTHROPIC_THINKING_TOKENS", "2048")
             monkeypatch.setenv("OLLAMA_HOST", fake.base_url)
-            status, _, events = await self.call(
-                provider=provider, policy="basic", messages=CONVERSATION, use_streaming=use_streaming
-            )
+            yield fake
             await registry.shutdown()
+
+    @pytest.mark.parametrize("use_streaming", [True, False], ids=["streamed", "whole"])
+    @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama"])
+    async def test_a_conversation_handed_over_reaches_every_vendor_in_its_own_form(
+        self, provider: str, use_streaming: bool, fake: Vendor
+    ) -> None:
+        status, _, events = await self.call(
+            provider=provider, policy="basic", messages=CONVERSATION, use_streaming=use_streaming
+        )
         assert status == 201
-        assert '"final": "fine"' in events or '"final":"fine"' in events
+        assert final(events) == "fine"
         assert len(fake.taken) == 1
         for words in ("Be brief.", "In Bonn it is.", "Thank you. And in Kiel?", "Ulm", "cold"):
             assert words in json.dumps(fake.taken[0])
+
+    @pytest.mark.parametrize("use_streaming", [True, False], ids=["streamed", "whole"])
+    @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama"])
+    async def test_results_and_failures_of_our_tools_go_back_in_every_vendors_form(
+        self, provider: str, use_streaming: bool, fake: Vendor
+    ) -> None:
+        status, _, events = await self.call(
+            provider=provider, policy="basic", prompt=CALL_ME, tools=True, use_streaming=use_streaming
+        )
+        assert status == 201
+        assert final(events) == "fine"
+        first, second = (json.dumps(body["messages"]) for body in fake.taken)
+        assert "42" not in first
+        assert "42" in second, "the result of the call that could be run"
+        assert "Field required" in second, "why the other one could not"
+        if provider == "anthropic":
+            assert '"signature": "c2ln"' in second
+            assert '"is_error": true' in second
