@@ -72,7 +72,14 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_filter = ("state", "outcome", "would_have", "origin", "policy_name", "provider", "streaming", "fallback")
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
+    readonly_fields = ("provider_notices",)
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
+
+    @admin.display(description="Retries and other notices")
+    def provider_notices(self, session: AuditSession) -> str:
+        """What went wrong with providers on the way to the answer."""
+        told = session.answer.metadata.get("notices", []) if session.answer else []
+        return ", ".join(f"{provider}: {code} × {times}" for provider, code, times in told) or "none"
 
 
 @admin.register(Finding)

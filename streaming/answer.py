@@ -7,6 +7,7 @@ whole answer stops. Protects the rule that nothing but a gate's effects ever bec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -117,7 +118,7 @@ class Answer:
         self.model = ""
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
-        self.notices: list[tuple[str, str]] = []  # (provider, code)
+        self.notices: Counter[tuple[str, str]] = Counter()  # by provider and code
         self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
@@ -152,7 +153,7 @@ class Answer:
             case Stopped(reason, choice):
                 self.stop_reason = reason if choice == 0 else self.stop_reason
             case ProviderNotice(code, message):
-                self.notices.append((self.chosen.provider if self.chosen else "", code))
+                self.notices[self.chosen.provider if self.chosen else "", code] += 1
                 return [ErrorEvent(code, message, recoverable=True)]
         return []
 

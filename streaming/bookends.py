@@ -142,6 +142,8 @@ def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, obj
     }
     if who.fallback:
         metadata["fallback"] = who.fallback
+    if answer.notices:
+        metadata["notices"] = [[provider, code, times] for (provider, code), times in answer.notices.items()]
     if (stopped := answer.stopped) is not None:
         # A reload shows the same banner as the stream did.
         metadata["blocked"] = {"reason": stopped.reason, "withheld_chars": stopped.withheld_chars}

@@ -170,8 +170,8 @@ def _answered(
         ERRORS.labels(*who, _code(result.error_code)).inc()
     if result.error_code == ProviderTimeout.code:
         TIMEOUTS.labels(*who).inc()
-    for provider, code in answer.notices:
-        NOTICES.labels(provider or by.provider, _code(code)).inc()
+    for (provider, code), times in answer.notices.items():
+        NOTICES.labels(provider or by.provider, _code(code)).inc(times)
     for said, number in (("ok", answer.tools_ok), ("error", answer.tools_failed)):
         if number:
             TOOLS.labels(*who, said).inc(number)

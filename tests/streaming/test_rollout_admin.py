@@ -6,18 +6,21 @@ import re
 from pathlib import Path
 
 import pytest
+from channels.db import database_sync_to_async
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import NoReverseMatch, reverse
 
 from streaming import rollout
+from streaming.core.events import ProviderChosen, ProviderNotice
 from streaming.flags import RolloutFlag, Stage
 from streaming.models import AuditSession
 from streaming.providers.base import ProviderRequest
 from streaming.rollout import Decision, Subject, decide
 from tests.conftest import Cast
 from tests.guardrails.fields import Fields
+from tests.streaming.pumping import trial
 
 pytestmark = pytest.mark.django_db
 LIST = "admin:streaming_rolloutflag_changelist"
@@ -93,6 +96,19 @@ def test_the_audit_list_shows_and_filters_the_reason(client: Client, cast: Cast)
     assert shown.status_code == 200
     assert [row.provider for row in shown.context["cl"].queryset] == ["two"]
     assert "flag_off" in shown.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_sessions_page_shows_what_was_tried_again(async_client: AsyncClient) -> None:
+    again = ProviderNotice("provider_unavailable", "it is down; trying again", 1, 1.0)
+    session = await trial([ProviderChosen("alpha", True), again, again, "hello"])
+    await session.pump.run()
+    (metadata,) = [e["metadata"] for e in await session.of("message_update") if e["message_id"] == session.answer_id]
+    assert metadata["notices"] == [["alpha", "provider_unavailable", 2]]  # type: ignore[index]
+    root = await database_sync_to_async(User.objects.create_superuser)("root")
+    await async_client.aforce_login(root)
+    page = await async_client.get(reverse("admin:streaming_auditsession_change", args=[session.session_id]))
+    assert "alpha: provider_unavailable × 2" in page.content.decode()
 
 
 def test_the_documentation_names_every_reason_and_every_stage() -> None:

@@ -8,9 +8,12 @@ import pytest
 from channels.db import database_sync_to_async
 
 from streaming import registry, rollout
-from streaming.flags import RolloutFlag
+from streaming.flags import RolloutFlag, Stage
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, Message
+from streaming.providers.base import ProviderRequest
+from streaming.providers.scripted import ScriptedProvider
+from streaming.tools.base import specs
 from tests.streaming.test_chat_api import Client as HttpClient
 from tests.streaming.test_chat_api import new_key
 from tests.streaming.test_consumers import connected
@@ -96,3 +99,25 @@ async def test_a_tester_of_the_flag_is_known_by_header_on_both(http: HttpClient)
             await socket.send(type="start", prompt="hello")
             session = (await socket.until("done"))["session_id"]
         assert (await AuditSession.objects.aget(pk=str(session))).streaming is on
+
+
+async def test_tools_are_offered_only_to_who_asks_for_them(http: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ProviderRequest] = []
+    monkeypatch.setattr(ScriptedProvider, "validate", lambda self, request: asked.append(request))
+    every = {spec.name for spec in specs()}
+    assert every
+    bodies: list[tuple[Json, set[str]]] = [({}, set()), ({"tools": False}, set()), ({"tools": True}, every)]
+    for body, offered in bodies:
+        asked.clear()
+        _, said = await http.chat(prompt="hello", policy="basic", **body)
+        await http.events(str(said["events_url"]))
+        assert asked
+        assert all({tool.name for tool in request.tools} == offered for request in asked)
+
+
+async def test_a_rollout_to_requests_with_tools_streams_those_alone(http: HttpClient) -> None:
+    await database_sync_to_async(RolloutFlag.objects.create)(name=rollout.FLAG, everyone=True, stage=Stage.TOOLS)
+    for tools in (True, False):
+        _, said = await http.chat(prompt="hello", policy="basic", tools=tools)
+        row = await AuditSession.objects.aget(pk=str(said["session_id"]))
+        assert (row.streaming, row.fallback) == (tools, "" if tools else "request_type")
