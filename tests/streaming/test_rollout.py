@@ -16,7 +16,7 @@ from django.db import DatabaseError
 from streaming import registry, rollout
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import Conf
-from streaming.core.events import ProviderChosen, ProviderEvent, Stopped, TextDelta
+from streaming.core.events import ProviderChosen, ProviderEvent, Stopped, TextDelta, ToolCallDelta
 from streaming.flags import RolloutFlag, Stage, place
 from streaming.frames import StartFrame
 from streaming.log import MemoryLog
@@ -230,14 +230,21 @@ class Answered:
     message: Message
 
 
-async def ask(use_streaming: bool | None = None, conversation_id: str = "", visitor: Visitor | None = None) -> Answered:
-    provider, log = Both(script=["The number is ", "536-22-", "8145."]), MemoryLog()
+async def ask(
+    use_streaming: bool | None = None,
+    conversation_id: str = "",
+    visitor: Visitor | None = None,
+    provider: Both | None = None,
+) -> Answered:
+    provider, log = provider or Both(script=["The number is ", "536-22-", "8145."]), MemoryLog()
 
     async def queue(_: str) -> None:
         pass
 
     own = Own(provider=provider, policy=policy_of(without="harm"), queue_checks=queue)
-    frame = StartFrame(type="start", prompt="hello", use_streaming=use_streaming, conversation_id=conversation_id)
+    frame = StartFrame(
+        type="start", prompt="hello", use_streaming=use_streaming, conversation_id=conversation_id, tools=True
+    )
     started = await start_chat(frame, Asked(visitor or Visitor(session_key="s"), "", own=own), log, QUICK)
     async with log.attend(started.session_id) as wake, asyncio.timeout(20):
         while not any(e["type"] == "state" and e.get("outcome") for e in await log.read(started.session_id, 0)):
@@ -320,6 +327,26 @@ async def test_switched_off_the_next_request_of_a_running_answer_does_not_stream
     await RolloutFlag.objects.aupdate(everyone=True)  # an answer that fell to the standard path stays there
     assert await chosen_by(upstreams) == ProviderChosen("", False, "flag_off")
     assert provider.paths == ["stream", "standard", "standard"]
+
+
+@dataclass
+class SwitchedOff(Both):
+    """Calls a tool; while it does, an admin switches streaming off."""
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.paths.append("stream")
+        yield TextDelta("Let me see. ")
+        await RolloutFlag.objects.aupdate(everyone=False)
+        yield ToolCallDelta(0, "call_1", "calculator", '{"expression": "6 * 7"}')
+        yield Stopped("tool_calls")
+
+
+async def test_switched_off_while_a_tool_is_called_its_result_goes_back_on_the_standard_path() -> None:
+    await set_flag(everyone=True)
+    answered = await ask(provider=SwitchedOff(script=["It is 42."]))
+    assert answered.paths == ["stream", "standard"]
+    assert answered.message.content == "Let me see. It is 42."
+    assert (answered.row.streaming, answered.row.fallback) == (False, "flag_off")
 
 
 async def test_a_flag_that_cannot_be_read_breaks_no_running_answer(monkeypatch: pytest.MonkeyPatch) -> None:
