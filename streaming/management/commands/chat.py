@@ -24,6 +24,7 @@ from rich.console import Console
 from guardrails.bootstrap import prepare_database
 from guardrails.policy import Policy, compile_policy
 from streaming.chat import StartRefused
+from streaming.log_redis import close_shared_log
 from streaming.providers.base import Provider, UnknownProvider, get_provider
 from streaming.terminal.screen import Screen
 from streaming.terminal.talk import Quit, Talk, Wishes
@@ -116,20 +117,27 @@ def converse(talk: Talk, asked: Iterator[str], *, one: bool) -> Iterator[str]:
     if talk.wishes.policy is not None:
         talk.view.say(UNGUARDED)
     with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        for prompt in asked:
-            # Between answers Ctrl-C is Python's own again: it ends the wait for the next prompt.
-            loop.add_signal_handler(signal.SIGINT, talk.interrupt)
-            try:
-                yield runner.run(talk.ask(prompt))
-            except StartRefused as error:
-                if one or error.field not in FIXABLE:
-                    raise
-                talk.view.say(str(error))
-            except Quit:
-                return
-            finally:
-                loop.remove_signal_handler(signal.SIGINT)
+        try:
+            yield from _answers(runner, talk, asked, one=one)
+        finally:
+            runner.run(close_shared_log())  # the breakers' state is shared where there is a store
+
+
+def _answers(runner: asyncio.Runner, talk: Talk, asked: Iterator[str], *, one: bool) -> Iterator[str]:
+    loop = runner.get_loop()
+    for prompt in asked:
+        # Between answers Ctrl-C is Python's own again: it ends the wait for the next prompt.
+        loop.add_signal_handler(signal.SIGINT, talk.interrupt)
+        try:
+            yield runner.run(talk.ask(prompt))
+        except StartRefused as error:
+            if one or error.field not in FIXABLE:
+                raise
+            talk.view.say(str(error))
+        except Quit:
+            return
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 def prompts(given: str | None) -> Iterator[str]:
