@@ -35,7 +35,7 @@ MAX_ARGUMENT_CHARS = 256_000
 MAX_DEPTH = 32
 MAX_RESULT_CHARS = 100_000
 PROGRESS_EVERY_S = 0.05
-STOP_S = 0.05
+STOP_S = 0.02
 """Seconds that a tool gets to clean up when it is stopped; one that takes longer is left to itself."""
 
 
@@ -95,8 +95,10 @@ class ToolCalls:
         self._open.clear()
         taken = {call.id for call in self.made}
         for call in calls:
-            if not call.id or call.id in taken:
-                call.id = f"call_{len(self.made) + 1}"
+            number = len(self.made)
+            while not call.id or call.id in taken:
+                number += 1
+                call.id = f"call_{number}"
             taken.add(call.id)
             self.made.append(call)
         return calls

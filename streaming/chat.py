@@ -34,7 +34,7 @@ from streaming.providers.base import (
     UnknownScenario,
     get_provider,
 )
-from streaming.providers.scripted import OWN_TEXT, SCENARIOS
+from streaming.providers.scripted import ALL_SCENARIOS, OWN_TEXT
 from streaming.providers.scripted_tools import TOOL_SCENARIOS
 from streaming.pump import Pump, Surroundings
 from streaming.registry import spawn
@@ -170,7 +170,7 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
         if not frame.text.strip():
             raise StartRefused("empty_text", "Paste a text to guard first.", "text")
         prompt = prompt if prompt.strip() else OWN_TEXT_PROMPT
-    elif not prompt.strip() and (scenario := (SCENARIOS | TOOL_SCENARIOS).get(frame.scenario)):
+    elif not prompt.strip() and (scenario := ALL_SCENARIOS.get(frame.scenario)):
         prompt = scenario.prompt
     if not prompt.strip():
         raise StartRefused("empty_prompt", "The prompt is empty.", "prompt")

@@ -23,6 +23,7 @@ from streaming.presentation import (
     MessageView,
     PromptView,
     StatusView,
+    ToolView,
     dom_id,
     hold_note,
     outcome_words,
@@ -199,15 +200,20 @@ def _blocked(event: Event, context: FragmentContext) -> str:
     )
 
 
+def _tool(event: Event) -> ToolView:
+    return ToolView(
+        _text(event, "session_id"),
+        _text(event, "id"),
+        _text(event, "name"),
+        _text(event, "arguments"),
+        _text(event, "result"),
+        _text(event, "error"),
+    )
+
+
 def _tool_call(event: Event, context: FragmentContext) -> str:
     return render_to_string(
-        "streaming/events.html#tool_call",
-        {
-            "id": dom_id("t", _text(event, "id")),
-            "name": _text(event, "name"),
-            "arguments": _text(event, "arguments"),
-            "session": dom_id("s", _text(event, "session_id")),
-        },
+        "streaming/events.html#tool_call", {"tool": _tool(event), "session": dom_id("s", _text(event, "session_id"))}
     )
 
 
@@ -216,7 +222,7 @@ def _tool_progress(event: Event, context: FragmentContext) -> str:
     return render_to_string(
         "streaming/events.html#tool_progress",
         {
-            "id": dom_id("t", _text(event, "id")),
+            "id": _tool(event).dom,
             "message": _text(event, "message"),
             "percent": round(100 * min(max(progress, 0.0), 1.0)),
         },
@@ -224,13 +230,9 @@ def _tool_progress(event: Event, context: FragmentContext) -> str:
 
 
 def _tool_result(event: Event, context: FragmentContext) -> str:
+    tool = _tool(event)
     return render_to_string(
-        "streaming/events.html#tool_result",
-        {
-            "id": dom_id("t", _text(event, "id")),
-            "result": _text(event, "result"),
-            "error": _text(event, "error"),
-        },
+        "streaming/events.html#tool_result", {"id": tool.dom, "result": tool.result, "error": tool.error}
     )
 
 

@@ -23,10 +23,12 @@ from streaming.presentation import (
     MessageView,
     PromptView,
     StatusView,
+    ToolView,
     pieces,
     policy_words,
     usage_words,
 )
+from streaming.providers.reading import objects
 from streaming.selectors import conversation_messages
 from streaming.sessions import Visitor, conversation_of
 from streaming.timeline import TimelineView
@@ -180,7 +182,13 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),
         thinking=str(metadata.get("thinking") or ""),
+        tools=[_tool(session_id, made) for made in objects(metadata.get("tools"))],
     )
+
+
+def _tool(session_id: str, made: Mapping[str, object]) -> ToolView:
+    words = (str(made.get(key) or "") for key in ("id", "name", "arguments", "result", "error"))
+    return ToolView(session_id, *words)
 
 
 def _policy(session: AuditSession | None) -> str:

@@ -239,6 +239,23 @@ class BlockView:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolView:
+    """A tool call as a card."""
+
+    session_id: str
+    id: str
+    name: str
+    arguments: str
+    result: str = ""
+    error: str = ""
+
+    @property
+    def dom(self) -> str:
+        """Id of the card; a call's id is one of a kind within its session only."""
+        return dom_id("t", f"{self.session_id}-{self.id}")
+
+
+@dataclass(frozen=True, slots=True)
 class MessageView:
     """An answer as the page shows it, new, ended or stored."""
 
@@ -256,6 +273,7 @@ class MessageView:
     error: str = ""
     usage: str = ""
     thinking: str = ""
+    tools: Sequence[ToolView] = ()
     is_answer: bool = True
 
     @property

@@ -16,7 +16,7 @@ from guardrails import selectors as policies
 from streaming import page
 from streaming.conf import conf, demo_mode
 from streaming.providers import base as providers
-from streaming.providers.scripted import SCENARIOS
+from streaming.providers.scripted import ALL_SCENARIOS
 
 
 @require_safe
@@ -55,7 +55,7 @@ def demo(request: HttpRequest) -> HttpResponse:
         "timeline": shown.timeline,
         "missing": bool(asked_for) and stored is None,
         "providers": list(providers.available().values()),
-        "scenarios": [{"name": name, "label": s.label, "prompt": s.prompt} for name, s in SCENARIOS.items()],
+        "scenarios": [{"name": name, "label": s.label, "prompt": s.prompt} for name, s in ALL_SCENARIOS.items()],
         "limits": conf(),
     }
     template = "streaming/demo.html#chosen_policy" if _is_fragment(request) else "streaming/demo.html"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, ToolCallDelta, Usage
 from streaming.providers import base
 from streaming.providers.scripted_judge import judge
-from streaming.providers.scripted_tools import TOOL_SCENARIOS, script
+from streaming.providers.scripted_tools import TOOL_SCENARIOS, ToolScenario, script
 
 DEFAULT_RATE = 50.0
 """Chunks per second, about what hosted models send."""
@@ -104,6 +104,9 @@ SCENARIOS: dict[str, Scenario] = {
 }
 """Ready-made scenarios by name. ``own_text`` is not here: its answer is the visitor's own text."""
 
+ALL_SCENARIOS: Mapping[str, Scenario | ToolScenario] = {**SCENARIOS, **TOOL_SCENARIOS}
+"""Those with tools as well."""
+
 SLOW = "slow"
 SLOW_START_S = 2.0
 SLOW_TIMES = 6
@@ -136,7 +139,7 @@ class ScriptedProvider(base.Provider):
     @property
     def scenarios(self) -> Mapping[str, str]:
         """Name -> label."""
-        told = {name: scenario.label for name, scenario in (SCENARIOS | TOOL_SCENARIOS).items()}
+        told = {name: scenario.label for name, scenario in ALL_SCENARIOS.items()}
         return told | {OWN_TEXT: "Guard my own text"}
 
     async def stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
