@@ -26,7 +26,7 @@ from streaming import metrics, sessions
 from streaming.agent import MAX_ROUNDS, Agent, Call, Said
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
-from streaming.checks import Checked, run_check, status_after
+from streaming.checks import run_check, status_after
 from streaming.conf import Conf
 from streaming.core.buffer import coalesce
 from streaming.core.events import (
@@ -35,6 +35,7 @@ from streaming.core.events import (
     ProviderNotice,
     ServerEvent,
 )
+from streaming.inbox import Arrived, CallsEnded, Item, Judged, ProviderEnded, RoundEnded, Stop, Tick
 from streaming.log import LogUnavailable, SessionLog
 from streaming.providers.base import ProviderError, ProviderRequest
 from streaming.sessions import State
@@ -61,43 +62,6 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    event: ProviderEvent
-
-
-@dataclass(frozen=True, slots=True)
-class _ProviderEnded:
-    error: ProviderError | None = None
-
-
-class _RoundEnded:
-    """The model has said what it has to say for now; tools may follow, and another round."""
-
-
-class _CallsEnded:
-    """All tool calls of a round have ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    question: Question
-    guardrail: Guardrail
-    checked: Checked
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    outcome: Outcome
-
-
-class _Tick:
-    """Time has passed: a hold may be due, or it is time to write through."""
-
-
-_Item = _Arrived | _RoundEnded | _CallsEnded | Said | _ProviderEnded | _Judged | _Stop | _Tick
-
-
 @dataclass(slots=True)
 class _Marks:
     """When things last happened, on the pump's clock, in seconds."""
@@ -116,7 +80,7 @@ class Pump:
         self._around = around
         self._marks = _Marks(around.clock())
         self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms)
-        self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._unread = Unread()
         self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock)
@@ -181,30 +145,30 @@ class Pump:
 
     async def _turn(self) -> Result:
         """Take what has arrived, tell the readers, until the answer is over."""
-        ended: _ProviderEnded | None = None
+        ended: ProviderEnded | None = None
         while True:
             batch = [await self._inbox.get()]
             while not self._inbox.empty():
                 batch.append(self._inbox.get_nowait())
             for item in batch:
-                if isinstance(item, _Stop):
+                if isinstance(item, Stop):
                     return Result(item.outcome)
             events: list[ServerEvent] = []
             for item in batch:
-                if isinstance(item, _Arrived):
+                if isinstance(item, Arrived):
                     self._owed += 1
                     self._unread.taken(item.event)
                     events += self._timed(item.event)
-                elif isinstance(item, _RoundEnded):
+                elif isinstance(item, RoundEnded):
                     self._round_ended()
-                elif isinstance(item, _CallsEnded):
+                elif isinstance(item, CallsEnded):
                     self._calls_ended()
                 elif isinstance(item, Said):
                     events += self._answer.said(item)
-                elif isinstance(item, _Judged):
+                elif isinstance(item, Judged):
                     events.append(self._status(item))
                     events += self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
-                elif isinstance(item, _ProviderEnded):
+                elif isinstance(item, ProviderEnded):
                     ended = item
                     if item.error is None:
                         events += self._answer.finish()
@@ -234,7 +198,7 @@ class Pump:
             return
         offered = {spec.name for spec in self._request.tools}
         tools = {name: tool for name, tool in all_tools().items() if name in offered}
-        self._agent.start(self._calls, tools, lambda: self._inbox.put_nowait(_CallsEnded()))
+        self._agent.start(self._calls, tools, lambda: self._inbox.put_nowait(CallsEnded()))
 
     def _calls_ended(self) -> None:
         """Hand the results back, if anybody waits for them."""
@@ -243,7 +207,7 @@ class Pump:
             self._next.put_nowait(None)
         elif self._agent.rounds >= MAX_ROUNDS:
             words = f"The model asked for tools {MAX_ROUNDS} times in a row; the answer ends here."
-            self._inbox.put_nowait(_Arrived(ProviderNotice("too_many_rounds", words)))
+            self._inbox.put_nowait(Arrived(ProviderNotice("too_many_rounds", words)))
             self._next.put_nowait(None)
         else:
             messages = (*self._request.messages, *self._answer.next_messages(mine))
@@ -278,18 +242,18 @@ class Pump:
 
     def _judged_all(self, task: asyncio.Task[None]) -> None:
         self._asking.discard(task)
-        self._inbox.put_nowait(_Tick())
+        self._inbox.put_nowait(Tick())
 
     async def _judge(self, question: Question, guardrail: Guardrail) -> None:
         turns = self._turns() if guardrail.impl.wants_conversation else ()
         request = CheckRequest(question.check.text, question.applies_to, turns, guardrail.time_limit_s)
         checked = await run_check(guardrail, request, self._around.clock)
-        self._inbox.put_nowait(_Judged(question, guardrail, checked))
+        self._inbox.put_nowait(Judged(question, guardrail, checked))
 
     def _turns(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text) for message in self._run.request.messages)
 
-    def _status(self, item: _Judged) -> GuardrailStatus:
+    def _status(self, item: Judged) -> GuardrailStatus:
         return status_after(item.guardrail, item.checked)
 
     def _holds(self) -> list[ServerEvent]:
@@ -300,7 +264,7 @@ class Pump:
 
     def _hold_due(self) -> None:
         self._hold_timer = None
-        self._inbox.put_nowait(_Tick())
+        self._inbox.put_nowait(Tick())
 
     # -- helpers that run beside the loop -----------------------------------------------------------------------
 
@@ -313,25 +277,25 @@ class Pump:
                     async for event in events:
                         await self._slots.acquire()
                         await self._unread.put(event)
-                        self._inbox.put_nowait(_Arrived(event))
-                self._inbox.put_nowait(_RoundEnded())
+                        self._inbox.put_nowait(Arrived(event))
+                self._inbox.put_nowait(RoundEnded())
                 request = await self._next.get()
         except ProviderError as error:
-            self._inbox.put_nowait(_ProviderEnded(error))
+            self._inbox.put_nowait(ProviderEnded(error))
         except Exception:
             logger.exception("provider_failed", provider=self._run.provider.name)
-            self._inbox.put_nowait(_ProviderEnded(ProviderError("the provider's adapter failed")))
+            self._inbox.put_nowait(ProviderEnded(ProviderError("the provider's adapter failed")))
         else:
-            self._inbox.put_nowait(_ProviderEnded())
+            self._inbox.put_nowait(ProviderEnded())
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._around.settings.write_through_s)
-            self._inbox.put_nowait(_Tick())
+            self._inbox.put_nowait(Tick())
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        self._inbox.put_nowait(_Stop(Outcome.INTERRUPTED))
+        self._inbox.put_nowait(Stop(Outcome.INTERRUPTED))
 
     async def _periodic(self) -> None:
         """Write through, and see whether anybody still reads and nobody wants it stopped."""
@@ -340,7 +304,7 @@ class Pump:
             return
         self._marks.wrote = now
         if self._lost_the_session():
-            self._inbox.put_nowait(_Stop(Outcome.ERROR))
+            self._inbox.put_nowait(Stop(Outcome.ERROR))
         elif self._writing is None or self._writing.done():
             chars_in, released, _, _ = self._answer.counts()
             self._writing = asyncio.create_task(
@@ -354,13 +318,13 @@ class Pump:
             )
         session_id = self._run.started.session_id
         if await self._around.log.interrupted(session_id):
-            self._inbox.put_nowait(_Stop(Outcome.INTERRUPTED))
+            self._inbox.put_nowait(Stop(Outcome.INTERRUPTED))
         if await self._around.log.attended(session_id):
             self._marks.unattended_since = None
         elif self._marks.unattended_since is None:
             self._marks.unattended_since = now
         elif now - self._marks.unattended_since >= settings.abandon_s:
-            self._inbox.put_nowait(_Stop(Outcome.ABANDONED))
+            self._inbox.put_nowait(Stop(Outcome.ABANDONED))
 
     def _lost_the_session(self) -> bool:
         """Has another process ended this session meanwhile (it was taken for dead)?"""

@@ -256,6 +256,15 @@ async def test_every_call_has_an_id_of_its_own_although_the_model_repeats_them(t
     assert [e["id"] for e in await case.of("tool_result")] == ids
 
 
+def test_a_made_up_id_is_never_one_that_the_model_uses() -> None:
+    calls = agent.ToolCalls()
+    for index, id_ in enumerate(("call_2", "", "call_2", "call_3")):
+        calls.take(ToolCallDelta(index, id_, "echo"))
+    ids = [call.id for call in calls.round()]
+    assert ids[0] == "call_2"
+    assert len(set(ids)) == 4
+
+
 async def test_without_tools_on_offer_nothing_runs_and_no_round_follows(tools: Tools) -> None:
     case = await trial([*asks(("echo", {"text": "x"}))], policy=PLAIN)
     await case.pump.run()
@@ -361,27 +370,28 @@ async def test_an_interrupt_takes_effect_within_a_tenth_of_a_second(
     tools.add("hangs", hangs)
     tools.add("stubborn", stubborn)
     log: SessionLog = MemoryLog() if kind == "memory" else redis_log
-    never = asyncio.Event()
     scripts: dict[str, list[Step]] = {
-        "token": ["some text", never],
+        "token": ["some text", asyncio.Event()],
         "tool": ["some text", *asks(("hangs", {}))],
         "stubborn tool": ["some text", *asks(("stubborn", {}))],
-        "held sentence": [f"some text {SSN[:8]}", never],
+        "held sentence": [f"some text {SSN[:8]}", asyncio.Event()],
     }
-    case = await answer([scripts[waiting]], tools, log=log)  # type: ignore[arg-type]
-    task = asyncio.create_task(case.pump.run())
-    await case.until("tool_call" if "tool" in waiting else "message_stream")
-    started = time.monotonic()
-    await log.interrupt(case.session_id)
-    await case.until("done")
-    took = time.monotonic() - started
-    await task
-    (done,) = await case.of("done")
-    assert done["outcome"] == "interrupted"
-    assert str(done["final"]).split()[0] == "some"  # what was held is dropped (ADR 0103)
-    assert SSN[:3] not in str(done["final"])
-    assert case.provider.closed
-    assert took < 0.25, f"{took * 1000:.0f} ms"  # the bar is 100 ms on an idle machine; this one shares its cores
+    took: list[float] = []
+    while len(took) < 5 and min(took, default=1) >= 0.1:  # cores are shared: the best of five counts
+        case = await answer([scripts[waiting]], tools, log=log)  # type: ignore[arg-type]
+        task = asyncio.create_task(case.pump.run())
+        await case.until("tool_call" if "tool" in waiting else "message_stream")
+        started = time.monotonic()
+        await log.interrupt(case.session_id)
+        await case.until("done")
+        took.append(time.monotonic() - started)
+        await task
+        (done,) = await case.of("done")
+        assert done["outcome"] == "interrupted"
+        assert str(done["final"]).split()[0] == "some"  # what was held is dropped (ADR 0103)
+        assert SSN[:3] not in str(done["final"])
+        assert case.provider.closed
+    assert min(took) < 0.1, f"{[round(each * 1000) for each in took]} ms"
 
 
 # -- callbacks and scenarios ----------------------------------------------------------------------------------------
