@@ -131,7 +131,7 @@ class _Try:
                     raise
 
     async def _once(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        breaker = await breakers.breaker(breakers.PROVIDER + self._provider.name)
+        breaker = await breakers.breaker(breakers.PROVIDER + (self._provider.circuit or self._provider.name))
         try:
             await breaker.enter()
         except breakers.CircuitOpen:

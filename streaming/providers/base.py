@@ -183,6 +183,8 @@ class Provider(ABC):
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     scripted: ClassVar[bool] = False
+    circuit: str = ""
+    """Whose failures count together with this one's; empty: those of every provider of this name."""
 
     _registry: ClassVar[dict[str, type[Provider]]] = {}
 

@@ -17,7 +17,9 @@ import pytest
 from django.core.management import CommandError, ManagementUtility, call_command
 from rich.console import Console
 
+from streaming.management.commands.chat import provider_at
 from streaming.models import AuditSession, DeferredCheck, Finding
+from streaming.providers.base import get_provider
 from streaming.terminal.screen import Screen
 from streaming.terminal.telling import safe
 
@@ -180,6 +182,15 @@ def test_unknown_option_is_wrong_use() -> None:
     with pytest.raises(SystemExit) as left:
         ManagementUtility(["manage.py", "chat", "--nope"]).execute()
     assert left.value.code == 2
+
+
+def test_failures_of_an_address_that_is_tried_out_do_not_count_against_the_one_that_servers_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:2")
+    circuits = {getattr(provider_at("openai", f"http://127.0.0.1:{port}"), "circuit", "") for port in (1, 2)}
+    assert len(circuits | {get_provider("openai").circuit, get_provider("openai").name}) == 4
+    assert not any("127.0.0.1" in circuit for circuit in circuits), "an address may hold a password"
 
 
 def alone(data_dir: Path, *args: str, rate: str = "5000") -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ directory that is made on first use. Exit status: 0, 1 (an answer was blocked or
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import signal
@@ -186,6 +187,8 @@ def provider_at(name: str, base_url: str) -> Provider | None:
         _usage(str(error))
     if found.scripted:
         _usage(f"--base-url: {name} asks no endpoint")
+    # An address that somebody tries out must not open the breaker of the one that servers ask.
+    found.circuit = f"{name}@{hashlib.sha256(base_url.encode()).hexdigest()[:16]}"
     return found
 
 
