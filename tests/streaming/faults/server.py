@@ -67,7 +67,8 @@ async def faulty(adapter: str, fault: str) -> AsyncIterator[Faulty]:
         there.tasks.add(task)
         there.open += 1
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            # A cancelled handler would be logged with its traceback, and a thousand of those look like a leak.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next(
                     int(line.split(b":")[1])
