@@ -77,7 +77,7 @@ def _target(event: Event, kind: str) -> str:
     if kind in ("finding", "state", "done", "timing"):
         return dom_id("s", _text(event, "session_id"))
     if kind in ("tool_progress", "tool_result"):
-        return dom_id("t", _text(event, "id"))
+        return _tool(event).dom
     if kind in ("message_stream", "hold", "redaction", "blocked", "message_update"):
         return dom_id("m", _text(event, "message_id"))
     return ""

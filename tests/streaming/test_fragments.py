@@ -211,3 +211,17 @@ def test_numbers_stand_with_their_units() -> None:
         "–", "20 µs", "3.1 ms", "250 ms", "1.5 s", "12 s"]  # fmt: skip
     assert hold_note(9, "secrets", "aws_access_key_id").endswith("may be a secret (aws access key id)")
     assert hold_note(1, "pii", "ssn_dashed").startswith("holding 1 character: may be a social security number")
+
+
+def test_every_event_of_a_tool_goes_to_the_card_of_its_session() -> None:
+    envelope = {"seq": 1, "session_id": "s1", "ms": 1, "id": "call_1"}
+    card = render({**envelope, "type": "tool_call", "name": "f", "arguments": "{}"}, context=CONTEXT)
+    assert 'id="t-s1-call_1"' in card
+    for event in (
+        {"type": "tool_progress", "message": "half", "progress": 0.5},
+        {"type": "tool_result", "result": "fine"},
+        {"type": "tool_result", "error": "no"},
+    ):
+        html = render({**envelope, **event}, context=CONTEXT)
+        assert 'data-target="t-s1-call_1"' in html
+        assert 'id="t-s1-call_1-progress"' in html
