@@ -51,7 +51,9 @@ def _near_misses(chance: random.Random) -> str:
         if not _finds(line + "\n"):
             out.append(line + "\n")
             size += len(out[-1])
-    return "".join(out)[: SIZE - 1] + "\n"
+    text = "".join(out)
+    assert not _finds(text), "the near-misses hold a hit"
+    return text
 
 
 @functools.cache
