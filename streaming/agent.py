@@ -130,7 +130,11 @@ async def make_call(
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
     checked = await check_text(
-        policy, call.arguments, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor, channel="tool_arguments"
+        policy,
+        _unescaped(call.arguments),
+        applies_to=AppliesTo.TOOL_ARGUMENTS,
+        monitor=monitor,
+        channel="tool_arguments",
     )
     call.run = checked.visible
     shown = (ToolCall(call.id, call.name, checked.visible),) if checked.blocked is None else ()
@@ -223,7 +227,22 @@ def _as_text(task: asyncio.Future[object], name: str) -> str:
         raise ToolError(f"the tool failed ({type(error).__name__})") from None
     if len(text) > MAX_RESULT_CHARS:
         raise ToolError(f"the result has {len(text):,} characters; at most {MAX_RESULT_CHARS:,} are taken")
-    return text
+    return _storable(text)
+
+
+def _storable(text: str) -> str:
+    """Without what no store takes: NUL and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _unescaped(arguments: str) -> str:
+    """The arguments with plain characters: escaped digits would pass the guardrails and reach the tool."""
+    if "\\u" not in arguments or len(arguments) > MAX_ARGUMENT_CHARS:
+        return arguments
+    try:
+        return _storable(json.dumps(json.loads(arguments), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _parsed(arguments: str) -> dict[str, object]:

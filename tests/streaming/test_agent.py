@@ -294,6 +294,22 @@ async def test_the_tool_gets_what_the_guardrails_left_and_nobody_sees_the_rest(t
     assert [e["channel"] for e in await case.of("finding")] == ["tool_arguments"]
 
 
+async def test_a_value_written_in_escapes_does_not_reach_the_tool(tools: Tools) -> None:
+    escaped = "".join(f"\\u{ord(char):04x}" for char in SSN)
+    case = await answer([asks(("echo", f'{{"text": "{escaped}"}}')), ["end"]], tools, GATED)
+    await case.pump.run()
+    assert "[SSN]" in str((await case.of("tool_call"))[0]["arguments"])
+    assert tools.saw == ["[SSN]"]
+    assert SSN not in str(await case.of("tool_result"))
+
+
+async def test_half_a_surrogate_and_nul_do_not_end_the_answer(tools: Tools) -> None:
+    case = await answer([asks(("echo", '{"text": "a\\ud800b\\u0000c"}')), ["end"]], tools)
+    await case.pump.run()
+    assert [e["result"] for e in await case.of("tool_result")] == ["echo of a?b\ufffdc"]
+    assert (await case.of("done"))[0]["outcome"] == "allowed"
+
+
 async def test_a_result_is_redacted_for_reader_and_model_alike(tools: Tools) -> None:
     async def leaks(text: str, context: Context) -> object:
         await context.progress(0.5, f"reading {SSN}")
