@@ -4,8 +4,8 @@ Exists because asking a provider that is down costs every reader its time limit.
 one breaker however many processes there are: its state stands in the store. While the store is away every process
 counts for itself, which is told once and fails no answer.
 
-The breaker itself is ``purgatory``'s: closed, after ``THRESHOLD`` failures in a row open for ``OPEN_S`` seconds, then
-half open; the next try closes it or opens it again.
+The breaker itself is ``purgatory``'s: closed, after ``THRESHOLD`` failed answers in a row open for ``OPEN_S`` seconds,
+then half open; the next answer closes it or opens it again.
 
     CircuitOpen     not asked now
 """

@@ -67,29 +67,34 @@ class Upstreams:
 
     async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events; raises the first provider's ``ProviderError`` when nobody answers."""
-        errors: dict[str, ProviderError] = {}
-        last = ""
-        for streaming in (True, False) if self.streaming else (False,):
-            for provider in self.providers:
-                if isinstance(errors.get(provider.name), ProviderAuthError | CircuitBroken):
-                    continue  # asking without streaming changes nothing about these
-                if last:
-                    yield ProviderNotice("provider_fallback", _moving_on(errors[last], provider, streaming=streaming))
-                yield ProviderChosen(provider.name, streaming, errors[last].code if last else "")
-                tried = _Try(provider, streaming)
-                # A model's name means something to the provider that was asked for, and nothing to the others.
-                asked = request if provider is self.providers[0] else replace(request, model="")
-                try:
-                    async with aclosing(tried.events(asked)) as events:
-                        async for event in events:
-                            yield event
-                    return
-                except ProviderError as error:
-                    if tried.begun:
-                        raise
-                    errors.setdefault(provider.name, error)
-                    errors[last := provider.name] = error
-        raise next(iter(errors.values()))
+        trials: dict[str, _Trial] = {}
+        last: ProviderError | None = None
+        try:
+            for streaming in (True, False) if self.streaming else (False,):
+                for provider in self.providers:
+                    trial = trials.setdefault(provider.name, _Trial(provider))
+                    if isinstance(trial.error, ProviderAuthError | CircuitBroken):
+                        continue  # asking without streaming changes nothing about these
+                    if last is not None:
+                        yield ProviderNotice("provider_fallback", _moving_on(last, provider, streaming=streaming))
+                    yield ProviderChosen(provider.name, streaming, last.code if last is not None else "")
+                    # A model's name means something to the provider that was asked for, and nothing to the others.
+                    asked = request if provider is self.providers[0] else replace(request, model="")
+                    try:
+                        async with aclosing(trial.events(asked, streaming=streaming)) as events:
+                            async for event in events:
+                                yield event
+                        return
+                    except ProviderError as error:
+                        if trial.begun:
+                            raise
+                        last = trial.error = error
+                        trial.first = trial.first or error
+        finally:
+            for trial in trials.values():
+                await trial.settle()
+        first = next(trial.first for trial in trials.values() if trial.first is not None)
+        raise first
 
 
 def _moving_on(error: ProviderError, provider: Provider, *, streaming: bool) -> str:
@@ -98,16 +103,23 @@ def _moving_on(error: ProviderError, provider: Provider, *, streaming: bool) -> 
     return f"{said[:1].upper()}{said[1:]}. Asking {provider.label or provider.name}{path}."
 
 
-class _Try:
-    """One provider on one path, up to ``TRIES`` times. ``begun``: a first token has come."""
+class _Trial:
+    """One provider within one answer, on either path. ``begun``: a first token has come.
 
-    def __init__(self, provider: Provider, streaming: bool) -> None:
+    Its breaker counts answers and not tries: one reader's bad luck must not open it for everybody.
+    """
+
+    def __init__(self, provider: Provider) -> None:
         self._provider = provider
-        self._call = provider.stream if streaming else provider.standard
+        self._breaker: breakers.Breaker | None = None
         self.begun = False
+        self.error: ProviderError | None = None
+        self.first: ProviderError | None = None
 
-    async def events(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """Raises ``ProviderError``."""
+    async def events(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
+        """Up to ``TRIES`` times. Raises ``ProviderError``."""
+        await self._enter()
+        call = self._provider.stream if streaming else self._provider.standard
         attempts = stamina.retry_context(
             on=self._again,
             attempts=TRIES,
@@ -119,8 +131,10 @@ class _Try:
         async for attempt in attempts:
             with attempt:
                 try:
-                    async with aclosing(self._once(request)) as events:
+                    async with aclosing(call(request)) as events:
                         async for event in events:
+                            if isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
+                                await self._answered()
                             yield event
                 except ProviderError as error:
                     wait = self._again(error)
@@ -129,28 +143,32 @@ class _Try:
                         words = f"{error}; trying again ({attempt.num + 1} of {TRIES})"
                         yield ProviderNotice(error.code, words, attempt=attempt.num, delay_s=wait_s)
                     raise
+        await self._answered()  # an answer of nothing is an answer
 
-    async def _once(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    async def settle(self) -> None:
+        """The answer is over, or nobody wants it any more: what failed until then has failed."""
+        breaker, self._breaker = self._breaker, None
+        if breaker is None or self.error is None:
+            return
+        # One that refuses a request is well: it is the request that is not.
+        await (breaker.succeeded() if isinstance(self.error, ProviderRefused) else breaker.failed(self.error))
+
+    async def _enter(self) -> None:
+        if self._breaker is not None:
+            return
         breaker = await breakers.breaker(breakers.PROVIDER + (self._provider.circuit or self._provider.name))
         try:
             await breaker.enter()
         except breakers.CircuitOpen:
             name = self._provider.label or self._provider.name
             raise CircuitBroken(f"{name} has failed again and again and is left alone for a while") from None
-        try:
-            async with aclosing(self._call(request)) as events:
-                async for event in events:
-                    if not self.begun and isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
-                        self.begun = True
-                        await breaker.succeeded()
-                    yield event
-        except ProviderError as error:
-            if not self.begun:
-                # One that refuses a request is well: it is the request that is not.
-                await (breaker.succeeded() if isinstance(error, ProviderRefused) else breaker.failed(error))
-            raise
-        if not self.begun:
-            await breaker.succeeded()  # an answer of nothing is an answer
+        self._breaker = breaker
+
+    async def _answered(self) -> None:
+        self.begun = True
+        if (breaker := self._breaker) is not None:
+            self._breaker = None
+            await breaker.succeeded()
 
     def _again(self, error: Exception) -> bool | float:
         """Whether another try may help, and after how many seconds if the provider says so."""
