@@ -132,13 +132,26 @@ async def check_text(
 ) -> CheckedText:
     """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands."""
     gate = Gate(policy, applies_to, channel, monitor=monitor)
-    out = CheckedText()
+    out = await settled(gate, [*gate.feed(text), *gate.finish()], conversation=conversation, clock=clock)
+    out.findings.sort(key=lambda finding: (finding.start, finding.end))
+    out.action = strongest(out.findings)
+    return out
+
+
+async def settled(
+    gate: Gate, effects: list[gates.Effect], *, conversation: tuple[Turn, ...] = (), clock: Clock = time.monotonic
+) -> CheckedText:
+    """What these effects come to once every guardrail that the gate asks for has answered, all at the same time.
+
+    Findings stand in the order in which they became certain; the counters are the gate's own, since its beginning.
+    """
+    policy, out = gate.policy, CheckedText()
     parts: list[str] = []
-    waiting = _collect([*gate.feed(text), *gate.finish()], out, parts)
+    waiting = _collect(effects, out, parts)
     while waiting:
         jobs = [(check, policy.guardrail(name)) for check in waiting for name in check.guardrails]
         results = await asyncio.gather(
-            *(run_check(guardrail, _request(check, guardrail, applies_to, conversation), clock)
+            *(run_check(guardrail, _request(check, guardrail, gate.applies_to, conversation), clock)
               for check, guardrail in jobs)
         )  # fmt: skip
         waiting = []
@@ -155,7 +168,6 @@ async def check_text(
             waiting += _collect(effects, out, parts)
     out.visible = "".join(parts)
     out.counters = gate.counters
-    out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out
 

@@ -28,6 +28,8 @@ class Conf:
     write_through_s: float = 2.0
     stale_s: float = 30.0
     monitoring_limit_s: float = 600.0
+    stream_expiry_s: float = 300.0
+    tombstone_s: float = 300.0
     check_lease_s: float = 60.0
     check_attempts: int = 3
     check_again_s: float = 2.0

@@ -93,6 +93,7 @@ class AuditSession(models.Model):
     class Origin(models.TextChoices):
         CHAT = "chat"
         CHECK = "check"
+        STREAM = "stream"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     origin = models.CharField(max_length=16, choices=Origin.choices, default=Origin.CHAT)
@@ -210,6 +211,21 @@ class DeferredCheck(models.Model):
 
     def __str__(self) -> str:
         return f"{self.guardrail} {self.state}"
+
+
+class GuardedStream(models.Model):
+    """The state of a stream that its client owns, as last written through, encrypted; wiped when the stream is over.
+
+    ``rev`` counts what was ever committed, so that a slow process cannot put an older state over a newer one.
+    """
+
+    session = models.OneToOneField(AuditSession, primary_key=True, on_delete=models.CASCADE, related_name="guarded")
+    rev = models.PositiveIntegerField(default=0)
+    seq = models.PositiveIntegerField(default=0)
+    sealed_state = models.BinaryField(null=True, editable=False)
+
+    def __str__(self) -> str:
+        return f"{self.session_id} {self.seq}"
 
 
 class AuditHead(models.Model):

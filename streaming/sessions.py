@@ -8,7 +8,8 @@ count is the answer.
     from        step                    to
     ACTIVE      answered, checks left   MONITORING
     ACTIVE      answered                COMPLETE
-    ACTIVE      pump lost               COMPLETE (outcome "error")
+    ACTIVE      pump or state lost      COMPLETE (outcome "error")
+    ACTIVE      its client is silent    COMPLETE (outcome "expired")
     MONITORING  last check ended        COMPLETE
     MONITORING  time limit passed       COMPLETE (open checks "expired")
 """
@@ -262,7 +263,9 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         changes: dict[str, object] = {"model": ending.model} if ending.model else {}
         answer = Message.objects.filter(sessions_answered__pk=session_id)
         answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **changes)
-        models.Finding.objects.bulk_create(finding_row(session_id, hit) for hit in ending.findings)
+        # Some may have been written through before: a finding is stored once, by its number.
+        rows = [finding_row(session_id, hit) for hit in ending.findings]
+        models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
         DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
         if target is State.COMPLETE:
             audit.sealed(session_id=session_id)
@@ -325,8 +328,8 @@ def complete_if_done(session_id: str) -> bool:
         return True
 
 
-def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
-    """ACTIVE -> COMPLETE, outcome "error", for a session whose pump gave no sign of life since ``stale_before``.
+def end_lost(*, session_id: str, stale_before: datetime, error: str, code: str = "pump_lost") -> bool:
+    """ACTIVE -> COMPLETE, outcome "error", for a session that gave no sign of life since ``stale_before``.
 
     What was written through stays as the message's content. True for exactly one caller.
     """
@@ -338,7 +341,7 @@ def end_lost(*, session_id: str, stale_before: datetime, error: str) -> bool:
             State.ACTIVE,
             State.COMPLETE,
             outcome=Outcome.ERROR.value,
-            error_code="pump_lost",
+            error_code=code,
             error=error,
             answered_at=now,
             ended_at=now,
@@ -353,6 +356,19 @@ def _move(session_id: str, source: State, target: State, **changes: object) -> b
     if target not in TRANSITIONS[source]:
         raise ValueError(f"a session cannot go from {source} to {target}")
     return AuditSession.objects.filter(pk=session_id, state=source).update(state=target, **changes) == 1
+
+
+def named_conversation(*, visitor: Visitor, key: str, policy: str, now: datetime) -> Conversation:
+    """The client's conversation of that name, begun if there is none; without a name, a new one."""
+    found = Conversation.objects.filter(client=visitor.client, external_id=key).first() if key else None
+    return found or Conversation.objects.create(
+        user_id=visitor.user_id,
+        session_key=visitor.session_key,
+        client=visitor.client,
+        external_id=key,
+        policy=policy,
+        created=now,
+    )
 
 
 def record_check(
@@ -371,22 +387,10 @@ def record_check(
     """
     now = timezone.now()
     with transaction.atomic():
-        conversation = None
-        if conversation_key:
-            conversation = Conversation.objects.filter(client=visitor.client, external_id=conversation_key).first()
-        if conversation is None:
-            conversation = Conversation.objects.create(
-                user_id=visitor.user_id,
-                session_key=visitor.session_key,
-                client=visitor.client,
-                external_id=conversation_key,
-                policy=policy["name"],
-                created=now,
-            )
         session = AuditSession.objects.create(
             pk=UUID(session_id) if session_id else uuid4(),
             origin=AuditSession.Origin.CHECK,
-            conversation=conversation,
+            conversation=named_conversation(visitor=visitor, key=conversation_key, policy=policy["name"], now=now),
             monitor=monitor,
             policy_name=policy["name"],
             policy_version=policy["version"],

@@ -20,7 +20,10 @@ from streaming import sessions
 from streaming.conf import conf
 from streaming.core.events import Done, ErrorEvent, GuardrailStatus, MessageUpdate, ServerEvent, StateChange
 from streaming.deferred import tell
-from streaming.log import SessionLog
+from streaming.guarded.rows import silent
+from streaming.guarded.service import Streams
+from streaming.log import LogUnavailable, SessionLog
+from streaming.log_redis import RedisLog
 from streaming.models import AuditSession, DeferredCheck
 
 LOST = "The process that streamed this answer is gone; what had been shown is kept."
@@ -58,6 +61,14 @@ async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) 
         if await database_sync_to_async(sessions.complete_if_done)(session_id):
             done.completed.append(session_id)
             await _announce(log, session_id, [], answer=False)
+    if isinstance(log, RedisLog):
+        streams = Streams(log, conf())
+        for session_id in await database_sync_to_async(silent)(now - timedelta(seconds=conf().stream_expiry_s), 500):
+            try:
+                if await streams.expire(session_id):
+                    done.expired.append(session_id)
+            except LogUnavailable:
+                break  # whether they are silent is known to the store alone
     done.requeued = await database_sync_to_async(requeue)(now=now)
     for check_id in done.requeued:
         queue(check_id)

@@ -26,6 +26,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     409: "conflict",
+    410: "state_lost",
     413: "too_large",
     422: "invalid",
     429: "too_many_calls",
@@ -37,20 +38,32 @@ class ApiError(Exception):
     """A refusal with its HTTP status. ``code`` empty: the status's own."""
 
     def __init__(
-        self, status: int, message: str, *, code: str = "", field: str = "", headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str = "",
+        field: str = "",
+        headers: Mapping[str, str] | None = None,
+        expected_seq: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code or CODES.get(status, "error")
         self.field = field
         self.headers = headers or {}
+        self.expected_seq = expected_seq
 
 
-def error_response(status: int, message: str, *, code: str = "", field: str = "") -> JsonResponse:
-    """The one shape."""
-    error = {"code": code or CODES.get(status, "error"), "message": message}
+def error_response(
+    status: int, message: str, *, code: str = "", field: str = "", expected_seq: int | None = None
+) -> JsonResponse:
+    """The one shape; ``expected_seq`` where a stream's calls are out of order."""
+    error: dict[str, str | int] = {"code": code or CODES.get(status, "error"), "message": message}
     if field:
         error["field"] = field
+    if expected_seq is not None:
+        error["expected_seq"] = expected_seq
     response = JsonResponse({"error": error}, status=status)
     if status == HTTPStatus.UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"
@@ -62,7 +75,9 @@ def install(api: NinjaAPI) -> None:
 
     @api.exception_handler(ApiError)
     def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
-        response = error_response(error.status, str(error), code=error.code, field=error.field)
+        response = error_response(
+            error.status, str(error), code=error.code, field=error.field, expected_seq=error.expected_seq
+        )
         for name, value in error.headers.items():
             response[name] = value
         return response

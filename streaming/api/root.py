@@ -11,7 +11,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 
-from streaming.api import chat, check
+from streaming.api import chat, check, stream
 from streaming.api.errors import error_response, install
 
 api = NinjaAPI(
@@ -25,6 +25,7 @@ api = NinjaAPI(
 install(api)
 api.add_router("", check.router)
 api.add_router("", chat.router)
+api.add_router("", stream.router)
 
 
 @require_safe

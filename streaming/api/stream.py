@@ -1,0 +1,215 @@
+"""``/v1/stream/start|update|finish|status``: guarded streaming for clients that own their stream.
+
+Exists for plugins and back ends that have the model's answer already and want it guarded while it flows. Protects the
+form of the contract; its rules stand in ``streaming.guarded``: an answer is sent only after the new state is stored,
+and what is refused changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+from channels.db import database_sync_to_async
+from django.http import HttpRequest, HttpResponse
+from ninja import Router, Schema, Status
+from pydantic import AliasChoices, ConfigDict, Field
+
+from guardrails.findings import AppliesTo, FindingDict
+from guardrails.selectors import PolicyUnavailable
+from streaming import stream_tokens
+from streaming.access import Access
+from streaming.api.auth import Key
+from streaming.api.chat import RENEWED, EventsAuth
+from streaming.api.check import Context, Short, Text
+from streaming.api.errors import ApiError
+from streaming.chat import StartRefused, load_policy
+from streaming.conf import conf
+from streaming.core.events import PolicyRef
+from streaming.guarded.hints import Hints
+from streaming.guarded.rows import about
+from streaming.guarded.service import (
+    Beginning,
+    NoSuchStream,
+    OutOfTurn,
+    StateLost,
+    Streams,
+    TooLong,
+    digest_of,
+)
+from streaming.limits import Spends
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+
+router = Router(tags=["stream"])
+MAX_KEY_CHARS = 200
+
+
+class Client(Schema):
+    """What the client says about itself. ``rules_version``: version or digest of the rules that it runs by itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Short = ""
+    version: Short = ""
+    rules_version: Short = ""
+
+
+class StartIn(Schema):
+    """The first call of a stream; a delta in it has seq 1."""
+
+    policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
+    kind: Literal["prompt", "response"] = "response"
+    delta: Text | None = None
+    context: Context = Context()
+    client: Client = Client()
+    channels: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
+
+
+class UpdateIn(Schema):
+    """The next delta: only what is new."""
+
+    session_id: Short
+    seq: int = Field(ge=1, strict=True)
+    delta: Text
+    channel: Literal["text"] = "text"
+
+
+class FinishIn(Schema):
+    """The end of the text; a delta in it has the next seq."""
+
+    session_id: Short
+    seq: int | None = Field(default=None, ge=1, strict=True)
+    delta: Text | None = None
+
+
+class Released(Schema):
+    """``released`` is only the text that is newly safe to show."""
+
+    session_id: str
+    state: Literal["ACTIVE", "MONITORING", "COMPLETE"]
+    seq: int
+    released: str
+    released_chars: int
+    action: Literal["allow", "warn", "redact", "block"]
+    findings: list[FindingDict]
+
+
+class UpdateOut(Released):
+    """What an update leads to."""
+
+    held_chars: int
+    hints: Hints
+
+
+class StartOut(UpdateOut):
+    """What a start leads to. The token opens this session's events for five minutes."""
+
+    policy: PolicyRef
+    expires_at: str
+    stream_token: str
+
+
+class FinishOut(Released):
+    """What is left when the text is over; ``state`` MONITORING while deferred checks run."""
+
+    summary: dict[str, object]
+
+
+class StatusOut(Schema):
+    """What is known of a stream."""
+
+    session_id: str
+    state: str
+    outcome: str
+    policy: PolicyRef
+    counts: dict[str, int]
+    guardrails: dict[str, dict[str, float]]
+    deferred: list[dict[str, str]]
+    held_chars: int
+    expected_seq: int
+
+
+@router.post("/stream/start", auth=Key("stream", Spends.START), response={201: StartOut}, summary="Begin a stream")
+async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) -> Status[dict[str, object]]:
+    """Begin a stream under a policy; the same ``Idempotency-Key`` with the same body begins it once."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    key = request.headers.get("Idempotency-Key", "")
+    if len(key) > MAX_KEY_CHARS:
+        raise ApiError(422, f"“Idempotency-Key” has at most {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
+    try:
+        policy = await load_policy(payload.policy or access.policy)
+    except StartRefused as error:
+        raise ApiError(422, str(error), code=error.code, field="policy") from None
+    asked = Beginning(
+        visitor=access.visitor,
+        policy=policy,
+        kind=AppliesTo(payload.kind),
+        delta=payload.delta,
+        conversation_key=payload.context.conversation_id,
+        correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
+        repeat_key=key,
+        rules_version=payload.client.rules_version,
+        body_digest=digest_of("start", payload.model_dump(mode="json")),
+    )
+    async with _refusals():
+        said = await Streams(shared_log(), conf()).start(asked)
+    token = stream_tokens.issue(str(said["session_id"]))
+    response[RENEWED] = token
+    return Status(201, {**said, "stream_token": token})
+
+
+@router.post("/stream/update", auth=Key("stream", Spends.UPDATE), response=UpdateOut, summary="Send the next delta")
+async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse) -> dict[str, object]:
+    """Apply a delta; the same seq with the same body returns the stored answer."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    async with _refusals():
+        streams = Streams(shared_log(), conf())
+        said = await streams.update(access.visitor, payload.session_id, payload.seq, payload.delta)
+    response[RENEWED] = stream_tokens.issue(payload.session_id)
+    return said
+
+
+@router.post("/stream/finish", auth=Key("stream"), response=FinishOut, summary="End the stream")
+async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse) -> dict[str, object]:
+    """Release what can be released, and hand the deferred checks to the workers."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    async with _refusals():
+        streams = Streams(shared_log(), conf())
+        said = await streams.finish(access.visitor, payload.session_id, payload.seq, payload.delta)
+    response[RENEWED] = stream_tokens.issue(payload.session_id)
+    return said
+
+
+@router.get("/stream/status", auth=EventsAuth("stream"), response=StatusOut, summary="What is known of a stream")
+async def status(request: HttpRequest, response: HttpResponse, session_id: str = "") -> dict[str, object]:
+    """State, counts, guardrails and deferred checks; asking keeps an open stream from expiring."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    session_id = session_id or access.visitor.only_session
+    if not session_id:
+        raise ApiError(422, "“session_id” is missing.", field="session_id")
+    async with _refusals():
+        record = await Streams(shared_log(), conf()).status(access.visitor, session_id)
+        said: dict[str, object] = await database_sync_to_async(about)(session_id=session_id, record=record)
+    response[RENEWED] = stream_tokens.issue(session_id)
+    return said
+
+
+@asynccontextmanager
+async def _refusals() -> AsyncIterator[None]:
+    """The service's refusals as answers."""
+    try:
+        yield
+    except NoSuchStream:
+        raise ApiError(404, "There is no such stream.", field="session_id") from None
+    except OutOfTurn as error:
+        raise ApiError(409, str(error), code=error.code, expected_seq=error.expected_seq) from None
+    except StateLost:
+        raise ApiError(410, "The state of this stream is lost; begin a new one.") from None
+    except TooLong as error:
+        raise ApiError(422, str(error), field="delta") from None
+    except PolicyUnavailable as error:
+        raise ApiError(503, str(error), code="policy_unavailable") from None
+    except LogUnavailable:
+        raise ApiError(503, "The store of streams cannot be reached now.", code="log_unavailable") from None

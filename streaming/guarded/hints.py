@@ -1,0 +1,37 @@
+"""How much a client may collect before it calls.
+
+Exists because a call a chunk is what this API is there to avoid. Protects the rule that waiting for hints never costs
+a reader more than the policy itself does: no text waits over a second, but where nothing may be shown before the end.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 only this one
+
+from guardrails.findings import AppliesTo
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy
+
+
+class Hints(TypedDict):
+    """At most so many characters, or after so many milliseconds, whichever comes first."""
+
+    max_delta_chars: int
+    flush_ms: int
+
+
+USUAL = Hints(max_delta_chars=1_000, flush_ms=1_000)
+COVERED = Hints(max_delta_chars=4_000, flush_ms=5_000)
+"""The client shows text by its own copy of the rules; the server only has to learn of it."""
+AT_THE_END = Hints(max_delta_chars=8_000, flush_ms=5_000)
+"""A guardrail judges the whole text, and nothing is shown before."""
+
+
+def hints(policy: Policy, applies_to: AppliesTo, *, covered: bool) -> Hints:
+    """What this policy allows. ``covered``: the client runs the policy's own IMMEDIATE rules."""
+    deciding = [g for g in policy.running(applies_to) if g.decides]
+    if any(g.checkpoint is Checkpoint.DEFERRED for g in deciding):
+        return AT_THE_END
+    if covered and all(g.checkpoint is Checkpoint.IMMEDIATE for g in deciding):
+        return COVERED
+    return USUAL
