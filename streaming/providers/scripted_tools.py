@@ -41,7 +41,7 @@ TOOL_SCENARIOS = {
     ),
     "tool_error": ToolScenario(
         "Tools that fail",
-        "What is seven divided by nothing?",
+        "What is 7 divided by 0?",
         (
             ("I try. ", "calculator", {"expression": "7 / 0"}),
             ("And I ask somebody else. ", "oracle", {"question": "7 / 0"}),
