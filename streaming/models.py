@@ -134,6 +134,7 @@ class AuditSession(models.Model):
 
     class Meta:
         ordering = ["-started_at"]
+        permissions = [("reveal_text", "Can look at the texts of a session, which is recorded")]
         indexes = [
             models.Index(fields=["state", "heartbeat_at"]),
             models.Index(fields=["conversation", "started_at"]),
@@ -168,6 +169,35 @@ class Finding(models.Model):
 
     def __str__(self) -> str:
         return f"{self.guardrail}/{self.rule} {self.start}-{self.end}"
+
+
+class Review(models.Model):
+    """What somebody said of a finding. Each is a row of its own, numbered by ``version``; the newest one counts.
+
+    ``by`` is a name and no reference: who is gone has still said it. Text and salt of ``note`` are purged with the
+    session's texts, since a note may quote them.
+    """
+
+    class Label(models.TextChoices):
+        TRUE_POSITIVE = "true_positive", "True positive"
+        FALSE_POSITIVE = "false_positive", "False positive"
+        UNCLEAR = "unclear", "Unclear"
+
+    finding = models.ForeignKey(Finding, on_delete=models.CASCADE, related_name="reviews")
+    version = models.PositiveIntegerField()
+    label = models.CharField(max_length=16, choices=Label.choices)
+    note = SealedTextField(blank=True)
+    salt = models.CharField(max_length=32, default=new_salt, editable=False)
+    by = models.CharField(max_length=150)
+    at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["finding", "version"]
+        default_permissions = ("add", "view")
+        constraints = [models.UniqueConstraint(fields=["finding", "version"], name="review_once_per_version")]
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.by}"
 
 
 class DeferredCheck(models.Model):
