@@ -1,168 +1,266 @@
 """Circuit breakers: what fails again and again is left alone for a while.
 
-Exists because asking a provider that is down costs every reader its time limit. Protects the rule that a breaker is
-one breaker however many processes there are: its state stands in the store. While the store is away every process
-counts for itself, which is told once and fails no answer.
+Exists because asking a provider that is down costs every reader its time limit. Protects two rules. A breaker is one
+breaker however many processes there are: its state stands in the store, every step is one script there, and the time
+is the store's; so no failure is lost between two processes, and of all who come to a half-open breaker one is let
+through. And nothing is left alone for ever: a probe whose process dies loses its place after ``PROBE_S``. While the
+store is away every process counts for itself, which is told once and fails no answer.
 
-The breaker itself is ``purgatory``'s: closed, after ``THRESHOLD`` failed answers in a row open for ``OPEN_S`` seconds,
-then half open; the next answer closes it or opens it again.
+Closed, after ``THRESHOLD`` failures open for ``OPEN_S`` seconds, then half open for one probe, which closes it or
+opens it again. Own scripts and no library: docs/adr/0202 says why.
 
     CircuitOpen     not asked now
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from typing import cast
-from weakref import WeakKeyDictionary
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal, cast
+from uuid import uuid4
 
 import structlog
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import Context, OpenedState
-from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
-from purgatory.service._async.repository import AsyncAbstractRepository, AsyncInMemoryRepository
-from purgatory.service._async.unit_of_work import AsyncAbstractUnitOfWork
 
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 
 logger = structlog.get_logger(__name__)
 
-THRESHOLD = 5
-OPEN_S = 30.0
-KEPT_S = 3_600
+THRESHOLD: Final = 5
+OPEN_S: Final = 30.0
+PROBE_S: Final = 60.0
+"""Seconds that a probe is waited for; after that the next one is let through."""
+KEPT_S: Final = 3_600
 """Seconds that the store remembers a breaker nobody asks about."""
 
-PROVIDER = "provider:"
+PROVIDER: Final = "provider:"
 """Names of providers' breakers begin so."""
 
-_STATES = {"closed": "closed", "opened": "open", "half-opened": "half_open"}
-_GET = "return redis.call('GET', KEYS[1])"
-_SET = "return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])"
+State = Literal["closed", "open", "half_open"]
+
+# KEYS[1] is a hash: state, failures (their times, oldest first), opened_at, probe (who), probe_until. Times in ms.
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local state = redis.call('HGET', KEYS[1], 'state') or 'closed'
+local function keep(...)
+  redis.call('HSET', KEYS[1], ...)
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+local function close()
+  redis.call('DEL', KEYS[1])
+  keep('state', 'closed')
+end
+local function open()
+  redis.call('DEL', KEYS[1])
+  keep('state', 'open', 'opened_at', string.format('%d', now))
+end
+local function number(name) return tonumber(redis.call('HGET', KEYS[1], name) or 0) end
+"""
+_ENTER = f"""{_NOW}
+local me, open_ms, probe_ms = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if state == 'closed' then
+  keep('state', 'closed')
+  return 1
+end
+if state == 'open' and now < number('opened_at') + open_ms then return 0 end
+if state == 'half_open' and now < number('probe_until') then return 0 end
+keep('state', 'half_open', 'probe', me, 'probe_until', string.format('%d', now + probe_ms))
+return 1
+"""
+_SUCCEEDED = f"""{_NOW}
+local me, within_ms = ARGV[2], tonumber(ARGV[3])
+if state == 'half_open' and redis.call('HGET', KEYS[1], 'probe') == me then
+  close()
+  return 1
+end
+if state == 'closed' and within_ms == 0 then redis.call('HDEL', KEYS[1], 'failures') end
+return 0
+"""
+_FAILED = f"""{_NOW}
+local me, within_ms, threshold = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if state == 'half_open' and redis.call('HGET', KEYS[1], 'probe') == me then
+  open()
+  return 1
+end
+if state ~= 'closed' then return 0 end
+local count, times = 1, {{}}
+for at in string.gmatch(redis.call('HGET', KEYS[1], 'failures') or '', '%d+') do
+  if within_ms == 0 or tonumber(at) > now - within_ms then
+    count = count + 1
+    times[#times + 1] = at
+  end
+end
+if count >= threshold then
+  open()
+  return 1
+end
+times[#times + 1] = string.format('%d', now)
+keep('state', 'closed', 'failures', table.concat(times, ','))
+return 0
+"""
+_GIVEN_UP = f"""{_NOW}
+if state == 'half_open' and redis.call('HGET', KEYS[1], 'probe') == ARGV[2] then keep('probe_until', '0') end
+return 0
+"""
+_STATE = "return redis.call('HGET', KEYS[1], 'state')"
 
 
 class CircuitOpen(Exception):
-    """The breaker is open: nobody is asked."""
+    """The breaker is open, or half open and already tried by somebody: nobody is asked."""
 
 
 class Breaker:
-    """One try under a breaker: ``enter``, then ``succeeded`` or ``failed``; neither when it was given up by us."""
+    """One try under a breaker: ``enter``, then ``succeeded`` or ``failed``, or ``given_up`` when we ended it.
 
-    def __init__(self, inner: AsyncCircuitBreaker) -> None:
-        self._inner = inner
+    ``within_s``: failures older than that do not count, and answers between them take none away. Without it failures
+    in a row count, however far apart.
+    """
+
+    def __init__(self, name: str, *, within_s: float | None = None) -> None:
+        self._name, self._within_s, self._me = name, within_s, uuid4().hex
 
     async def enter(self) -> None:
         """Raises ``CircuitOpen``."""
-        try:
-            await self._inner.__aenter__()
-        except OpenedState:
-            raise CircuitOpen from None
+        let_in = await _reach(_ENTER, self._name, self._me, _ms(OPEN_S), _ms(PROBE_S))
+        if let_in is None:
+            let_in = _memory.enter(self._name, self._me)
+        if not let_in:
+            raise CircuitOpen
 
     async def succeeded(self) -> None:
         """The other side answered."""
-        await self._inner.__aexit__(None, None, None)
+        closes = await _reach(_SUCCEEDED, self._name, self._me, _ms(self._within_s))
+        if closes is None:
+            closes = _memory.succeeded(self._name, self._me, self._within_s)
+        if closes:
+            logger.info("breaker_closed", breaker=self._name)
 
     async def failed(self, error: Exception) -> None:
         """It did not."""
-        await self._inner.__aexit__(type(error), error, None)
+        opens = await _reach(_FAILED, self._name, self._me, _ms(self._within_s), THRESHOLD)
+        if opens is None:
+            opens = _memory.failed(self._name, self._me, self._within_s)
+        if opens:
+            logger.warning("breaker_opened", breaker=self._name, error=type(error).__name__)
+
+    async def given_up(self) -> None:
+        """We ended it and know nothing about the other side: the next one may try."""
+        if await _reach(_GIVEN_UP, self._name, self._me) is None:
+            _memory.given_up(self._name, self._me)
 
 
-async def breaker(name: str) -> Breaker:
-    """The breaker of that name."""
-    return Breaker(await _factory().get_breaker(name))
+async def breaker(name: str, *, within_s: float | None = None) -> Breaker:
+    """One try under the breaker of that name."""
+    return Breaker(name, within_s=within_s)
 
 
 async def states(names: list[str]) -> dict[str, str]:
     """``closed``, ``open`` or ``half_open`` of breakers that anybody has asked about."""
-    repository = _factory().uow.contexts
-    found = {name: await repository.get(name) for name in names}
-    return {name: _STATES[context.state] for name, context in found.items() if context is not None}
+    found: dict[str, str] = {}
+    for name in names:
+        stored = await _reach(_STATE, name)
+        state = _memory.state(name) if stored is None else cast("bytes", stored).decode()
+        if state:
+            found[name] = state
+    return found
 
 
-def forget() -> None:
-    """Start anew (tests)."""
-    _factories.clear()
+def forget(clock: Callable[[], float] = time.monotonic) -> None:
+    """Start anew (tests). ``clock``: seconds, for breakers in memory."""
+    global _memory, _away
+    _memory, _away = MemoryBreakers(clock), False
 
 
-class _SharedRepository(AsyncAbstractRepository):
-    """Breakers in the store that the session log is in, and in memory for as long as that is away."""
-
-    def __init__(self) -> None:
-        self.messages = []
-        self._memory = AsyncInMemoryRepository()
-        self._away = False
-
-    async def get(self, name: str) -> Context | None:
-        """The breaker as the store has it."""
-        found = await self._reach(_GET, name)
-        if found is None:
-            return await self._memory.get(name)
-        return Context(**json.loads(cast("bytes", found))) if found else None
-
-    async def register(self, context: Context) -> None:
-        """A new breaker."""
-        await self._memory.register(context)
-        await self._store(context)
-
-    async def update_state(self, name: str, state: str, opened_at: float | None) -> None:
-        """It opened, half opened or closed."""
-        await self._change(name, state=state, opened_at=opened_at, failure_count=0)
-
-    async def inc_failures(self, name: str, failure_count: int) -> None:
-        """One more failure."""
-        await self._change(name, failure_count=failure_count)
-
-    async def reset_failure(self, name: str) -> None:
-        """An answer."""
-        await self._change(name, failure_count=0)
-
-    async def _change(self, name: str, **values: object) -> None:
-        found = await self._reach(_GET, name)
-        if not found:
-            return
-        await self._reach(_SET, name, json.dumps({**json.loads(cast("bytes", found)), **values}), KEPT_S)
-
-    async def _store(self, context: Context) -> None:
-        value = {
-            "name": context.name,
-            "threshold": context.threshold,
-            "ttl": context.ttl,
-            "state": context.state,
-            "failure_count": context.failure_count or 0,
-            "opened_at": context.opened_at,
-        }
-        await self._reach(_SET, context.name, json.dumps(value), KEPT_S)
-
-    async def _reach(self, script: str, name: str, *args: str | float) -> object | None:
-        """The store's answer, ``b""`` for nothing; None while it is away."""
-        try:
-            found = await shared_log().evaluate(script, [f"sg:breaker:{{{name}}}"], args)
-        except LogUnavailable:
-            if not self._away:
-                logger.warning("breakers_not_shared")
-            self._away = True
-            return None
-        self._away = False
-        return b"" if found is None else found
+@dataclass(slots=True)
+class _Remembered:
+    state: State = "closed"
+    failures: list[float] = field(default_factory=list)
+    opened_at: float = 0.0
+    probe: str = ""
+    probe_until: float = 0.0
 
 
-class _UnitOfWork(AsyncAbstractUnitOfWork):
-    def __init__(self) -> None:
-        self.contexts = _SharedRepository()
+class MemoryBreakers:
+    """The same rules for one process, for as long as the store is away. ``clock`` gives seconds.
 
-    async def commit(self) -> None:
-        """Every change is written at once."""
+    Each method says what the script of its name says: whether one is let through, whether this closes or opens it.
+    """
 
-    async def rollback(self) -> None:
-        """There is nothing to take back."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, _Remembered] = {}
+        self._lock = threading.Lock()  # event loops of several threads share it
+
+    def state(self, name: str) -> State | None:
+        """None: nobody has asked."""
+        with self._lock:
+            return self._known[name].state if name in self._known else None
+
+    def enter(self, name: str, me: str) -> bool:
+        """Whether this one is let through."""
+        with self._lock:
+            known, now = self._known.setdefault(name, _Remembered()), self._clock()
+            if known.state == "closed":
+                return True
+            if now < (known.opened_at + OPEN_S if known.state == "open" else known.probe_until):
+                return False
+            known.state, known.probe, known.probe_until = "half_open", me, now + PROBE_S
+            return True
+
+    def succeeded(self, name: str, me: str, within_s: float | None = None) -> bool:
+        """Whether that closes it."""
+        with self._lock:
+            known = self._known.get(name, _Remembered())
+            if known.state == "half_open" and known.probe == me:
+                self._known[name] = _Remembered()
+                return True
+            if known.state == "closed" and within_s is None:
+                known.failures.clear()
+            return False
+
+    def failed(self, name: str, me: str, within_s: float | None = None) -> bool:
+        """Whether that opens it."""
+        with self._lock:
+            known, now = self._known.setdefault(name, _Remembered()), self._clock()
+            if known.state == "closed":
+                counted = [at for at in known.failures if within_s is None or at > now - within_s]
+                known.failures = [*counted, now]
+                if len(known.failures) < THRESHOLD:
+                    return False
+            elif known.state == "open" or known.probe != me:
+                return False
+            self._known[name] = _Remembered("open", opened_at=now)
+            return True
+
+    def given_up(self, name: str, me: str) -> None:
+        """Its place is free."""
+        with self._lock:
+            known = self._known.get(name, _Remembered())
+            if known.state == "half_open" and known.probe == me:
+                known.probe_until = self._clock()
 
 
-_factories: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncCircuitBreakerFactory] = WeakKeyDictionary()
+_memory = MemoryBreakers()
+_away = False
 
 
-def _factory() -> AsyncCircuitBreakerFactory:
-    loop = asyncio.get_running_loop()
-    if loop not in _factories:
-        _factories[loop] = AsyncCircuitBreakerFactory(THRESHOLD, OPEN_S, uow=_UnitOfWork())
-    return _factories[loop]
+def _ms(seconds: float | None) -> int:
+    """Milliseconds, 0 for no limit."""
+    return 0 if seconds is None else int(seconds * 1_000)
+
+
+async def _reach(script: str, name: str, *args: str | float) -> object | None:
+    """The store's answer, ``b""`` for nothing; None while it is away."""
+    global _away
+    try:
+        found = await shared_log().evaluate(script, [f"sg:breaker:state:{{{name}}}"], [KEPT_S, *args])
+    except LogUnavailable:
+        if not _away:
+            logger.warning("breakers_not_shared")
+        _away = True
+        return None
+    _away = False
+    return b"" if found is None else found

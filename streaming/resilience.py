@@ -148,10 +148,14 @@ class _Trial:
     async def settle(self) -> None:
         """The answer is over, or nobody wants it any more: what failed until then has failed."""
         breaker, self._breaker = self._breaker, None
-        if breaker is None or self.error is None:
+        if breaker is None:
             return
-        # One that refuses a request is well: it is the request that is not.
-        await (breaker.succeeded() if isinstance(self.error, ProviderRefused) else breaker.failed(self.error))
+        if self.error is None:
+            await breaker.given_up()
+        elif isinstance(self.error, ProviderRefused):
+            await breaker.succeeded()  # it is well: it is the request that is not
+        else:
+            await breaker.failed(self.error)
 
     async def _enter(self) -> None:
         if self._breaker is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import pytest
 import stamina
-from purgatory.domain import model as purgatory_model
 
 from streaming import breakers
 from streaming.breakers import OPEN_S, THRESHOLD
@@ -210,9 +208,12 @@ async def _drain(stream: AsyncGenerator[ProviderEvent, None]) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [time.time()]
-    monkeypatch.setattr(purgatory_model.time, "time", lambda: now[0])
+async def clock(settings: object) -> list[float]:
+    """Breakers in memory by this clock; test_breakers.py shows that those in the store follow the same rules."""
+    await close_shared_log()
+    settings.REDIS_URL = ""  # type: ignore[attr-defined]
+    now = [1_000.0]
+    breakers.forget(lambda: now[0])
     return now
 
 
@@ -245,7 +246,7 @@ async def test_a_breaker_opens_half_opens_and_closes(clock: list[float]) -> None
     assert await breakers.states(["provider:first"]) == {"provider:first": "closed"}
 
 
-async def test_another_process_finds_the_breaker_as_it_is(clock: list[float]) -> None:
+async def test_another_process_finds_the_breaker_as_it_is() -> None:
     await fail_until_open(Named(scripts=[[DOWN]]))
     breakers.forget()  # as if this were another process
     provider = Named(scripts=[["fine"]])
@@ -255,10 +256,29 @@ async def test_another_process_finds_the_breaker_as_it_is(clock: list[float]) ->
     assert provider.calls == []
 
 
-async def test_a_provider_that_refuses_is_well(clock: list[float]) -> None:
+async def test_a_provider_that_refuses_is_well() -> None:
     provider = Named(scripts=[[ProviderRefused("no")]], whole=[ProviderRefused("no")])
     for _ in range(THRESHOLD + 1):
         await heard(provider)
+    assert await breakers.states(["provider:first"]) == {"provider:first": "closed"}
+
+
+async def test_a_probe_that_its_reader_gives_up_leaves_the_place_to_the_next(clock: list[float]) -> None:
+    never = asyncio.Event()
+    await fail_until_open(Named(scripts=[[DOWN]]))
+    clock[0] += OPEN_S
+    held = Named(scripts=[[never]])
+    task = asyncio.create_task(_drain(Upstreams((held,)).ask(ASK)))
+    while not held.asked:  # noqa: ASYNC110 - it runs in another task
+        await asyncio.sleep(0.001)
+    _, error = await heard(Named(scripts=[["fine"]]))
+    assert error is not None
+    assert error.code == "circuit_open", "one probe at a time"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    events, error = await heard(Named(scripts=[["fine"]]))
+    assert (error, events[-1]) == (None, TextDelta("fine"))
     assert await breakers.states(["provider:first"]) == {"provider:first": "closed"}
 
 
