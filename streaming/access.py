@@ -9,7 +9,7 @@ for a stranger, and that a key opens only what its scopes name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 from channels.db import database_sync_to_async
@@ -37,7 +37,8 @@ class Refused(Exception):
 class Access:
     """Who it is, the policy that runs when a call names none, and what the key allows.
 
-    ``origins``: browser origins other than our own that may use it.
+    ``origins``: browser origins other than our own that may use it. ``by_key_at``: of a stream token, when a key last
+    stood behind it.
     """
 
     visitor: Visitor
@@ -45,6 +46,11 @@ class Access:
     origins: tuple[str, ...] = ()
     calls_per_minute: int = CALLS_PER_MINUTE
     updates_per_second: int = UPDATES_PER_SECOND
+    by_key_at: int | None = None
+
+    def stream_token(self, session_id: str) -> str:
+        """A fresh token for this session."""
+        return stream_tokens.issue(session_id, self.by_key_at)
 
     def check_origin(self, origin: str, own: str) -> bool:
         """Whether the browser says that a page of another origin calls (True), one that may. Raises ``Refused``.
@@ -103,11 +109,11 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
 
 async def access_by_token(token: str) -> Access:
     """The access to one session that a stream token gives, as far as its key still stands. Raises ``Refused``."""
-    session_id = stream_tokens.session_of(token)
-    key = await database_sync_to_async(key_of_session)(session_id) if session_id else None
-    if key is None or session_id is None:
+    said = stream_tokens.opened(token)
+    key = await database_sync_to_async(key_of_session)(said.session_id) if said else None
+    if key is None or said is None:
         raise Refused("unauthenticated", "The stream token is not valid or has expired.")
-    return _access_of(key, Visitor(only_session=session_id))
+    return replace(_access_of(key, Visitor(only_session=said.session_id)), by_key_at=said.by_key_at)
 
 
 def headers_of(scope: Mapping[str, object]) -> list[tuple[str, str]]:

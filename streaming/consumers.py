@@ -23,6 +23,7 @@ from streaming.core.events import ErrorEvent
 from streaming.core.wire import to_json
 from streaming.fragments import FragmentContext, render
 from streaming.frames import AckFrame, FrameError, InterruptFrame, ResumeFrame, StartFrame, parse_frame
+from streaming.limits import Spends, take
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
@@ -93,13 +94,17 @@ class SessionSocket(AsyncWebsocketConsumer):
             frame = parse_frame(text_data, self.settings)
             match frame:
                 case StartFrame():
-                    await self.start(frame, access)
+                    await self.start(frame, await self.still())
                 case InterruptFrame():
                     await self.interrupt(frame.session_id or self.active, access)
                 case ResumeFrame():
-                    await self.resume(frame, access)
+                    await self.resume(frame, await self.still())
                 case AckFrame():
                     self.acknowledge(frame.session_id or self.last_read, frame.seq)
+        except Refused as error:
+            self.access = None
+            await self.say(ErrorEvent(error.code, str(error), recoverable=False))
+            await self.close(code=REFUSED)
         except FrameError as error:
             await self.say(ErrorEvent(error.code, str(error), recoverable=True, field=error.field or None))
         except LogUnavailable as error:
@@ -110,12 +115,17 @@ class SessionSocket(AsyncWebsocketConsumer):
             logger.exception("frame_failed")
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True))
 
+    async def still(self) -> Access:
+        """The access as it is now: a socket outlives neither its key nor its token. Raises ``Refused``."""
+        return await visitor_of(self.scope, keys=self.takes_keys)
+
     async def start(self, frame: StartFrame, access: Access) -> None:
         """Begin a session and read along."""
         if access.visitor.only_session:
             raise StartRefused("forbidden", "A stream token reads one session; beginning one needs an API key.")
         if self.active:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
+        await self.count(access)
         marks = Marks(headers_of(self.scope), query_of(self.scope))
         asked = Asked(access.visitor, frame.policy or access.policy, marks=marks)
         # Busy from now on: two frames sent back to back must not begin two answers.
@@ -127,6 +137,14 @@ class SessionSocket(AsyncWebsocketConsumer):
             raise
         self.active = started.session_id
         self.read(started.session_id, 0, started.conversation_id)
+
+    async def count(self, access: Access) -> None:
+        """What an API key begins here counts like a call that begins something. Raises ``StartRefused``."""
+        client, limit = access.visitor.client, access.calls_per_minute
+        allowance = await take(client, Spends.START, limit) if client else None
+        if allowance is not None and allowance.exceeded:
+            wait = f"The API key allows {limit} such calls per minute; try again in {allowance.retry_after} s."
+            raise StartRefused("too_many_calls", wait)
 
     async def interrupt(self, session_id: str, access: Access) -> None:
         """Ask for the session's end; nothing happens when there is none."""

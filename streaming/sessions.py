@@ -192,12 +192,19 @@ def conversation_of(visitor: Visitor, conversation_id: str) -> Conversation:
     return found
 
 
+def is_session_id(said: str) -> bool:
+    """Whether this is written as our ids are. Keys of stores are made of it, so a session has one spelling only."""
+    try:
+        return str(UUID(said)) == said
+    except ValueError:
+        return False
+
+
 def session_of(visitor: Visitor, session_id: str) -> AuditSession:
     """The visitor's session. Raises ``AuditSession.DoesNotExist``, also when it is somebody else's."""
-    try:
-        found = AuditSession.objects.select_related("conversation").get(pk=UUID(session_id))
-    except ValueError:
-        raise AuditSession.DoesNotExist from None
+    if not is_session_id(session_id):
+        raise AuditSession.DoesNotExist
+    found = AuditSession.objects.select_related("conversation").get(pk=session_id)
     if visitor.only_session:
         owned = str(found.pk) == visitor.only_session
     else:

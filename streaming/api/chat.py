@@ -14,7 +14,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import reverse
 from ninja import Router, Schema, Status
 
-from streaming import stream_tokens
 from streaming.access import Access, Refused, access_by_token
 from streaming.api.auth import Key, check_origin
 from streaming.api.errors import ApiError
@@ -89,7 +88,7 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     out = ChatOut(
         session_id=started.session_id,
         conversation_id=started.conversation_id,
-        stream_token=stream_tokens.issue(started.session_id),
+        stream_token=access.stream_token(started.session_id),
         events_url=f"{reverse('v1:events')}?session_id={started.session_id}",
     )
     return Status(201, out)
@@ -117,7 +116,7 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
     response = StreamingHttpResponse(frames, content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"
-    response[RENEWED] = stream_tokens.issue(str(session.pk))
+    response[RENEWED] = access.stream_token(str(session.pk))
     return response
 
 

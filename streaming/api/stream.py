@@ -18,7 +18,6 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.selectors import PolicyUnavailable
-from streaming import stream_tokens
 from streaming.access import Access
 from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, EventsAuth
@@ -155,7 +154,7 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     )
     async with _refusals():
         said = await Streams(shared_log(), conf()).start(asked)
-    token = stream_tokens.issue(str(said["session_id"]))
+    token = access.stream_token(str(said["session_id"]))
     response[RENEWED] = token
     return Status(201, {**said, "stream_token": token})
 
@@ -167,7 +166,7 @@ async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse
     async with _refusals():
         streams = Streams(shared_log(), conf())
         said = await streams.update(access.visitor, payload.session_id, payload.seq, payload.delta)
-    response[RENEWED] = stream_tokens.issue(payload.session_id)
+    response[RENEWED] = access.stream_token(payload.session_id)
     return said
 
 
@@ -178,7 +177,7 @@ async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse
     async with _refusals():
         streams = Streams(shared_log(), conf())
         said = await streams.finish(access.visitor, payload.session_id, payload.seq, payload.delta)
-    response[RENEWED] = stream_tokens.issue(payload.session_id)
+    response[RENEWED] = access.stream_token(payload.session_id)
     return said
 
 
@@ -192,7 +191,7 @@ async def status(request: HttpRequest, response: HttpResponse, session_id: str =
     async with _refusals():
         record = await Streams(shared_log(), conf()).status(access.visitor, session_id)
         said: dict[str, object] = await database_sync_to_async(about)(session_id=session_id, record=record)
-    response[RENEWED] = stream_tokens.issue(session_id)
+    response[RENEWED] = access.stream_token(session_id)
     return said
 
 

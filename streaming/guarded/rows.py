@@ -186,10 +186,7 @@ def lose(*, session_id: str) -> None:
 
 def kept(session_id: str) -> Kept | None:
     """What the database has of a stream; None when there is no such stream."""
-    try:
-        row = GuardedStream.objects.select_related("session").filter(pk=UUID(session_id)).first()
-    except ValueError:
-        return None
+    row = GuardedStream.objects.select_related("session").filter(pk=UUID(session_id)).first()
     if row is None:
         return None
     session = row.session

@@ -37,7 +37,7 @@ from streaming.guarded.store import Store, Swapped
 from streaming.guarded.telling import tell_end, tell_start, tell_update
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
-from streaming.sessions import Visitor
+from streaming.sessions import Visitor, is_session_id
 
 logger = structlog.get_logger(__name__)
 State = AuditSession.State
@@ -298,6 +298,8 @@ class Streams:
         return record.start_answer
 
     async def _load(self, visitor: Visitor, session_id: str) -> Record:
+        if not is_session_id(session_id):
+            raise NoSuchStream
         found = await self._store.read(session_id)
         blob = found.blob if found else None
         if blob is None:

@@ -1,0 +1,348 @@
+"""Who may call what: every route of the project has a row here, or the first test fails.
+
+The routes come from the URL configuration, the API and the socket routing, not from a list that somebody has to keep.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+from channels.db import database_sync_to_async
+from channels.testing import WebsocketCommunicator
+from django.test import AsyncClient
+from django.urls import URLPattern, URLResolver, get_resolver
+from ninja.operation import PathView
+
+from guardrails.models import ApiKey, Scope
+from guardrails.services import create_api_key, revoke_api_key
+from project.asgi import application
+from streaming import registry, stream_tokens, tasks
+from streaming.api.auth import Key
+from streaming.log_redis import close_shared_log
+from streaming.models import AuditSession, GuardedStream
+from streaming.routing import websocket_urlpatterns
+from tests.conftest import Cast
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+PUBLIC, LOGIN = "public", "login"
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a route needs: a scope's name, ``PUBLIC`` or ``LOGIN``.
+
+    ``{id}`` in path or body is the session's id. ``own``: the answer to the owner. ``token``: ``?token=`` opens it.
+    """
+
+    needs: str
+    body: Json | None = None
+    query: str = ""
+    own: int = 200
+    token: bool = False
+
+    @property
+    def of_a_session(self) -> bool:
+        """The call reads or continues a session."""
+        return "{id}" in json.dumps(self.body) + self.query
+
+
+TABLE = {
+    "GET /health": Row(PUBLIC),
+    "GET /ready": Row(PUBLIC),
+    "GET /metrics": Row(PUBLIC),
+    "GET /v1/docs": Row(PUBLIC),
+    "GET /v1/openapi.json": Row(PUBLIC),
+    "GET /v1/": Row(PUBLIC, own=404),
+    "GET ^v1/": Row(PUBLIC, own=404),
+    "POST /v1/check": Row("check", {"text": "Hello", "kind": "prompt"}),
+    "POST /v1/chat": Row("stream", {"prompt": "Hello"}, own=201),
+    "GET /v1/stream/events": Row("stream", query="?session_id={id}", token=True),
+    "POST /v1/stream/start": Row("stream", {"delta": "Hello"}, own=201),
+    "POST /v1/stream/update": Row("stream", {"session_id": "{id}", "seq": 2, "delta": " there"}),
+    "POST /v1/stream/finish": Row("stream", {"session_id": "{id}"}),
+    "GET /v1/stream/status": Row("stream", query="?session_id={id}", token=True),
+    "GET /": Row(LOGIN),
+    "GET /admin/": Row(LOGIN),
+    "WS /ws/chat/": Row(LOGIN),
+    "WS /ws/stream/": Row("stream"),
+}
+KEYED = {name: row for name, row in TABLE.items() if row.needs in set(Scope) and not name.startswith("WS")}
+OF_A_SESSION = {name: row for name, row in KEYED.items() if row.of_a_session}
+
+
+def http_routes(resolver: URLResolver, before: str = "/") -> Iterator[tuple[str, list[object]]]:
+    """Every route of the URL configuration with what its call asks for; the admin, which has its own tests, as one."""
+    for pattern in resolver.url_patterns:
+        part = str(pattern.pattern)
+        path = part if part.startswith("^") else before + part
+        if isinstance(pattern, URLPattern):
+            view = inspect.getclosurevars(pattern.callback).nonlocals.get("self") if _closes(pattern.callback) else None
+            if isinstance(view, PathView):
+                for operation in view.operations:
+                    yield from ((f"{method} {path}", list(operation.auth_callbacks)) for method in operation.methods)
+            else:
+                yield f"GET {path}", []
+        elif pattern.app_name == "admin":
+            yield f"GET {path}", []
+        else:
+            yield from http_routes(pattern, path)
+
+
+def _closes(callback: object) -> bool:
+    return inspect.isfunction(callback) and bool(callback.__closure__)
+
+
+@pytest.fixture(autouse=True)
+async def strict(settings: object, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    async def queue(session_id: str) -> None:
+        return None
+
+    monkeypatch.setattr(tasks, "queue_session", queue)
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "2000")
+    settings.SLUICEGATE_DEMO = False  # type: ignore[attr-defined]
+    yield
+    await registry.shutdown()
+    await close_shared_log()
+
+
+@database_sync_to_async
+def new_key(name: str, *scopes: str) -> str:
+    return create_api_key(name=name, scopes=scopes or list(Scope), calls_per_minute=1_000)[1]
+
+
+@database_sync_to_async
+def revoke(name: str) -> None:
+    revoke_api_key(key=ApiKey.objects.get(name=name))
+
+
+async def call(route: str, session_id: str = "", *, key: str = "", token: str = "") -> tuple[int, Json]:
+    """Status and error of a call as its row describes it."""
+    row, (method, path) = TABLE[route], route.split(" ")
+    url = path.replace("^v1/", "/v1/nothing") + row.query.replace("{id}", session_id)
+    if token:
+        url += f"{'&' if '?' in url else '?'}token={token}"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    client = AsyncClient()
+    if method == "GET":
+        response = await client.get(url, headers=headers)
+    else:
+        body = json.dumps(row.body).replace("{id}", session_id)
+        response = await client.post(url, body, content_type="application/json", headers=headers)
+    if response.streaming:
+        response.close()
+    elif response.status_code >= 400:
+        return response.status_code, json.loads(response.content)["error"]
+    return response.status_code, {}
+
+
+async def begin(key: str) -> tuple[str, str]:
+    """A stream of this key, with its token."""
+    headers = {"Authorization": f"Bearer {key}"}
+    response = await AsyncClient().post(
+        "/v1/stream/start", '{"delta": "My number is 536-"}', content_type="application/json", headers=headers
+    )
+    said = json.loads(response.content)
+    return said["session_id"], said["stream_token"]
+
+
+async def state_of_everything() -> object:
+    """What no refused call may change."""
+    return [
+        [row async for row in AuditSession.objects.order_by("pk").values_list("pk", "state", "chars_in", "timing")],
+        [row async for row in GuardedStream.objects.order_by("pk").values_list("rev", "seq")],
+    ]
+
+
+async def socket(query: str = "", path: str = "/ws/stream/", *, key: str = "") -> WebsocketCommunicator:
+    headers = [(b"host", b"localhost"), (b"origin", b"http://localhost")]
+    if key:
+        headers.append((b"authorization", f"Bearer {key}".encode()))
+    made = WebsocketCommunicator(application, path + query, headers=headers)  # type: ignore[arg-type]
+    assert (await made.connect())[0]
+    return made
+
+
+async def refusal(made: WebsocketCommunicator) -> object:
+    """The code of the error that a socket says before it closes."""
+    said = json.loads(await made.receive_from(timeout=10))
+    assert (await made.receive_output(timeout=10))["type"] == "websocket.close"
+    return said["code"]
+
+
+def test_it_works() -> None:
+    """No route without a row, no row without a route, and each call asks for the very scope of its row."""
+    asked = dict(http_routes(get_resolver()))
+    sockets = {f"WS /{pattern.pattern}" for pattern in websocket_urlpatterns}
+    assert {*asked, *sockets} == set(TABLE), "give the new route a row: who may call it?"
+    for route, callbacks in asked.items():
+        wanted = [TABLE[route].needs] if route in KEYED else []
+        assert [one.scope for one in callbacks if isinstance(one, Key)] == wanted, route
+        assert len(callbacks) == len(wanted), f"{route} can be opened by something else than a key"
+
+
+@pytest.mark.parametrize("route", KEYED)
+async def test_no_call_without_a_key_that_stands_and_has_the_scope(route: str) -> None:
+    needed = KEYED[route].needs
+    session_id, _ = await begin(await new_key("owner"))
+    revoked = await new_key("revoked")
+    await revoke("revoked")
+    narrow = await new_key("narrow", *(scope for scope in Scope if scope != needed))
+    before = await state_of_everything()
+    wrong = revoked[:-1] + ("A" if revoked[-1] != "A" else "B")
+    for key, status, code in (
+        ("", 401, "unauthenticated"),
+        ("sg_nonsense", 401, "unauthenticated"),
+        (wrong, 401, "unauthenticated"),
+        (revoked, 401, "unauthenticated"),
+        (narrow, 403, "forbidden"),
+    ):
+        got, error = await call(route, session_id, key=key)
+        assert (got, error.get("code")) == (status, code), f"{route} with {key[:11] or 'no key'}"
+    assert await state_of_everything() == before
+
+
+@pytest.mark.parametrize("route", KEYED)
+async def test_the_one_scope_is_enough(route: str) -> None:
+    owner = await new_key("owner", "stream")
+    session_id, _ = await begin(owner)
+    key = owner if KEYED[route].of_a_session else await new_key("one scope", KEYED[route].needs)
+    assert (await call(route, session_id, key=key))[0] == KEYED[route].own
+
+
+@pytest.mark.parametrize("route", OF_A_SESSION)
+async def test_another_keys_session_does_not_exist(route: str) -> None:
+    session_id, _ = await begin(await new_key("owner"))
+    other = await new_key("other")
+    before = await state_of_everything()
+    for asked in (session_id, session_id.upper(), "urn:uuid:" + session_id, "nonsense"):
+        assert (await call(route, asked, key=other))[0] == 404
+    assert await state_of_everything() == before
+
+
+@pytest.mark.parametrize("route", OF_A_SESSION)
+async def test_a_session_has_one_name(route: str) -> None:
+    """Another spelling of the id must not lead to a second state of the same stream."""
+    key = await new_key("owner")
+    session_id, _ = await begin(key)
+    for asked in (session_id.upper(), "{" + session_id + "}", session_id.replace("-", "")):
+        assert (await call(route, asked, key=key))[0] == 404
+    assert (await call(route, session_id, key=key))[0] == 200
+
+
+@pytest.mark.parametrize("route", KEYED)
+async def test_a_stolen_token_reads_one_session_and_nothing_else(route: str) -> None:
+    key = await new_key("owner")
+    _, token = await begin(key)
+    other_id, _ = await begin(key)
+    before = await state_of_everything()
+    assert (await call(route, other_id, token=token))[0] == (404 if KEYED[route].token else 401)
+    assert (await call(route, other_id, key=token))[0] == 401, "a token is no key"
+    assert await state_of_everything() == before
+
+
+@pytest.mark.parametrize("route", OF_A_SESSION)
+async def test_a_stolen_token_is_good_for_minutes_and_not_longer_than_its_key(
+    route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, token = await begin(await new_key("owner"))
+    opens = 200 if KEYED[route].token else 401
+    assert (await call(route, session_id, token=token))[0] == opens
+    assert (await call(route, session_id, token=token[:-1]))[0] == 401
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + stream_tokens.LIFETIME_S + 1)
+        assert (await call(route, session_id, token=token))[0] == 401
+    await revoke("owner")
+    assert (await call(route, session_id, token=token))[0] == 401
+
+
+async def test_a_thief_cannot_renew_a_token_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    began = now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    url = f"/v1/stream/status?session_id={session_id}"
+    while True:
+        response = await AsyncClient().get(f"{url}&token={token}")
+        if response.status_code != 200:
+            break
+        token = response.headers["X-Stream-Token"]
+        assert now - began <= stream_tokens.RENEWABLE_S
+        now += stream_tokens.LIFETIME_S - 1
+    assert response.status_code == 401
+    assert now - began > stream_tokens.LIFETIME_S, "it had been renewed"
+    mine = await AsyncClient().get(url, headers={"Authorization": f"Bearer {key}"})
+    assert (await AsyncClient().get(f"{url}&token={mine.headers['X-Stream-Token']}")).status_code == 200
+
+
+async def test_the_stream_socket_is_as_strict_as_the_calls() -> None:
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    other_id, _ = await begin(key)
+    revoked = await new_key("revoked")
+    await revoke("revoked")
+    refused = {"unauthenticated": ["", revoked, "sg_nonsense"], "forbidden": [await new_key("narrow", "check")]}
+    for code, keys in refused.items():
+        for plaintext in keys:
+            assert await refusal(await socket(key=plaintext)) == code
+    assert await refusal(await socket("?token=nonsense")) == "unauthenticated"
+    other = await new_key("other")
+    for made, asked, wanted in (
+        (await socket(key=key), session_id, "state"),
+        (await socket(key=other), session_id, "error"),
+        (await socket(f"?token={token}"), session_id, "state"),
+        (await socket(f"?token={token}"), other_id, "error"),
+    ):
+        await made.send_to(json.dumps({"type": "resume", "session_id": asked}))
+        said = json.loads(await made.receive_from(timeout=10))
+        assert said["type"] == wanted, said
+        await made.send_to(json.dumps({"type": "interrupt", "session_id": other_id}))
+        await made.disconnect()
+    thief = await socket(f"?token={token}")
+    await thief.send_to('{"type": "start", "prompt": "Hello"}')
+    assert json.loads(await thief.receive_from(timeout=10))["code"] == "forbidden"
+    await thief.disconnect()
+
+
+@pytest.mark.parametrize("by", ["key", "token"])
+async def test_a_socket_that_stays_open_outlives_neither_its_key_nor_its_token(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    made = await (socket(key=key) if by == "key" else socket(f"?token={token}"))
+    if by == "key":
+        await revoke("owner")
+    else:
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + stream_tokens.LIFETIME_S + 1)
+    await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
+    assert await refusal(made) == "unauthenticated"
+    await made.disconnect()
+
+
+@pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == LOGIN and "GET" in name])
+async def test_pages_need_a_login(route: str, cast: Cast) -> None:
+    client = AsyncClient()
+    response = await client.get(route.split(" ")[1])
+    assert (response.status_code, "login" in response.headers["Location"]) == (302, True)
+    await client.aforce_login(cast.reviewer)
+    assert (await client.get(route.split(" ")[1])).status_code == 200
+
+
+async def test_the_pages_socket_takes_no_key_and_needs_a_login() -> None:
+    made = await socket(path="/ws/chat/", key=await new_key("owner"))
+    assert "sign in" in await made.receive_from(timeout=10)
+    assert (await made.receive_output(timeout=10))["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == PUBLIC])
+async def test_what_is_public_is_meant_to_be(route: str) -> None:
+    response = await AsyncClient().get(route.split(" ")[1].replace("^v1/", "/v1/nothing"))
+    assert response.status_code == TABLE[route].own
