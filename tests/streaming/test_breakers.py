@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -234,9 +236,21 @@ async def test_in_memory_it_opens_half_opens_and_closes(without_store: list[floa
 
 def steps() -> st.SearchStrategy[list[tuple[str, int]]]:
     """What three callers do, and how time passes: in tens of seconds, so that the store's own time changes nothing."""
-    acts = st.sampled_from(["enter", "failed", "failed", "failed", "succeeded", "given_up"])
-    did = st.tuples(acts, st.integers(0, 2))
-    return st.lists(st.one_of(did, did, did, st.tuples(st.just("wait"), st.integers(1, 7))), max_size=40)
+    caller = st.integers(0, 2)
+    probing = st.sampled_from(["enter", "enter", "failed", "succeeded", "given_up"])
+    half_open = [("break", 0), ("wait", 3), ("enter", 0)]
+    any_of_them = st.lists(
+        st.one_of(
+            st.tuples(probing, caller),
+            st.tuples(probing, caller),
+            st.tuples(st.just("failed"), caller),
+            st.tuples(st.just("break"), caller),
+            st.tuples(st.just("wait"), st.sampled_from([1, 2, 3, 6])),
+        ),
+        min_size=5,
+        max_size=40,
+    )
+    return st.builds(operator.add, st.sampled_from([[], half_open]), any_of_them)
 
 
 @pytest.mark.parametrize("within_s", [None, 30.0], ids=["in_a_row", "within_30_s"])
@@ -248,7 +262,7 @@ async def test_store_and_memory_follow_the_same_rules(store: redis.Redis, within
         now = [0.0]
         memory = breakers.MemoryBreakers(lambda: now[0])
         shared = [breakers.Breaker(NAME, within_s=within_s) for _ in range(3)]
-        for act, number in script:
+        for act, number in chain.from_iterable([("failed", n)] * 5 if a == "break" else [(a, n)] for a, n in script):
             me = str(number)
             if act == "wait":
                 passes(store, number * 10.0)
@@ -272,7 +286,7 @@ async def test_store_and_memory_follow_the_same_rules(store: redis.Redis, within
             assert (await state() or "closed") == (memory.state(NAME) or "closed")
 
     @given(steps())
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     def trial(script: list[tuple[str, int]]) -> None:
         asyncio.run_coroutine_threadsafe(run(script), loop).result(LIMIT_S)
 
