@@ -37,6 +37,10 @@ class Policy(models.Model):
     active_version = models.ForeignKey(
         "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+"
     )
+    shadow_version = models.ForeignKey(
+        "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
+        help_text="Runs in MONITOR beside the active version.",
+    )  # fmt: skip
 
     class Meta:
         ordering = ["name"]
@@ -91,6 +95,7 @@ class PolicyVersion(models.Model):
         permissions = [
             ("sign_policyversion", "Can sign a version"),
             ("activate_policyversion", "Can put a signed version to work, and roll back to an older one"),
+            ("shadow_policyversion", "Can run a signed version as shadow beside the active one, and end that"),
         ]
         constraints = [models.UniqueConstraint(fields=["policy", "number"], name="version_number_once_per_policy")]
 
@@ -130,6 +135,24 @@ class Activation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.version} ({self.serial})"
+
+
+class ShadowChange(models.Model):
+    """What ran as shadow since when, and who said so. ``version`` empty: from then on, none."""
+
+    policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="shadow_changes")
+    version = models.ForeignKey(PolicyVersion, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    changed_at = models.DateTimeField(default=timezone.now)
+    changed_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    note = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["-changed_at", "-id"]
+        default_permissions = ["view"]
+        indexes = [models.Index(fields=["policy", "-changed_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.policy.name}: {f'v{self.version.number}' if self.version else 'none'}"
 
 
 class Scope(models.TextChoices):

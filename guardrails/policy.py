@@ -111,6 +111,7 @@ class Policy:
     guardrails: tuple[Guardrail, ...]
     _plans: dict[tuple[AppliesTo, bool], Plan] = field(default_factory=dict, repr=False, compare=False)
     _scanners: dict[tuple[tuple[int, ...], bool], Scanner] = field(default_factory=dict, repr=False, compare=False)
+    _parts: dict[Checkpoint, Policy] = field(default_factory=dict, repr=False, compare=False)
 
     def guardrail(self, name: str) -> Guardrail:
         """A guardrail by name. Raises ``KeyError``."""
@@ -130,6 +131,15 @@ class Policy:
     def deferred(self, applies_to: AppliesTo) -> tuple[Guardrail, ...]:
         """Guardrails that run in a worker when the answer has ended."""
         return tuple(g for g in self.running(applies_to) if g.checkpoint is Checkpoint.DEFERRED)
+
+    def only(self, checkpoint: Checkpoint) -> Policy:
+        """The same version with its guardrails of one checkpoint alone; built once."""
+        known = self._parts.get(checkpoint)
+        if known is None:
+            chosen = tuple(g for g in self.guardrails if g.checkpoint is checkpoint)
+            # The scanners are shared: they are found by the rules that stand in them.
+            known = self._parts[checkpoint] = replace(self, guardrails=chosen, _plans={}, _parts={})
+        return known
 
     def bound(self, applies_to: AppliesTo) -> PolicyBound:
         """What a session under this policy can hold at most."""

@@ -7,6 +7,7 @@ this process ran last goes on, loudly; where there is none, the policy is unavai
 from __future__ import annotations
 
 import hmac
+import time
 from dataclasses import dataclass
 
 import structlog
@@ -21,22 +22,31 @@ from guardrails.tokens import key_hash, key_prefix
 __all__ = [
     "PolicyInfo",
     "PolicyUnavailable",
+    "Running",
+    "ShadowPolicy",
     "active_policy",
     "api_key_for",
     "forget",
     "origin_is_known",
     "policy_by_digest",
     "policy_choices",
+    "running_policy",
     "version_state",
 ]
 
 logger = structlog.get_logger(__name__)
 _last_good: dict[str, Policy] = {}
+_sick: dict[int, tuple[tuple[str, str], float, str]] = {}
+SICK_S = 30.0
+"""For so long a shadow that did not load is not tried again: a failing compilation must not cost every session."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInfo:
-    """A policy with an active version. ``signed``: its signature is good; ``error`` says why it is not healthy."""
+    """A policy with an active version. ``signed``: its signature is good; ``error`` says why it is not healthy.
+
+    ``shadow``: the number of the version that runs beside it, 0 if none does; ``shadow_error`` says why it cannot.
+    """
 
     name: str
     description: str
@@ -45,12 +55,67 @@ class PolicyInfo:
     signed: bool
     healthy: bool
     error: str = ""
+    shadow: int = 0
+    shadow_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPolicy:
+    """The version that is to run beside the active one. ``policy`` None: it does not load; ``reason`` says why."""
+
+    version: int
+    digest: str
+    policy: Policy | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a session that begins now runs under."""
+
+    policy: Policy
+    shadow: ShadowPolicy | None = None
 
 
 def active_policy(name: str) -> Policy:
     """The verified, compiled active version of a policy. One query when it is kept. Raises ``PolicyUnavailable``."""
+    return _good_or_last(name, _policy_row(name))
+
+
+def running_policy(name: str) -> Running:
+    """The active version, and its shadow if it has one: one query as well. Raises ``PolicyUnavailable``.
+
+    A shadow that does not load is no reason to refuse anything; it is told loudly and stands in every session's record.
+    """
+    row = _policy_row(name)
+    policy = _good_or_last(name, row)
+    version = row.shadow_version if row is not None else None
+    return Running(policy, None if version is None else _shadow(version))
+
+
+def _shadow(version: PolicyVersion) -> ShadowPolicy:
+    row = (version.digest, version.signature)
+    known = _sick.get(version.pk)
+    if known is not None and known[0] == row and time.monotonic() < known[1]:
+        return ShadowPolicy(version.number, version.digest, None, known[2])
     try:
-        version = _active(name)
+        found = ShadowPolicy(version.number, version.digest, load(version))
+    except PolicyUnavailable as error:
+        why = str(error)
+        logger.error("shadow_unhealthy", policy=version.policy.name, version=version.number, reason=error.reason)
+    except Exception as error:  # whatever it is, no session may end by it
+        why = f"{version} does not load ({type(error).__name__})"
+        logger.exception("shadow_unhealthy", policy=version.policy.name, version=version.number)
+    else:
+        _sick.pop(version.pk, None)
+        return found
+    _sick[version.pk] = (row, time.monotonic() + SICK_S, why)
+    return ShadowPolicy(version.number, version.digest, None, why)
+
+
+def _good_or_last(name: str, row: models.Policy | None) -> Policy:
+    try:
+        version = _active(name, row)
         policy = load(version)
     except PolicyUnavailable as error:
         good = _last_good.get(name)
@@ -65,6 +130,7 @@ def active_policy(name: str) -> Policy:
 def forget() -> None:
     """Drop the last good versions (tests: as after a restart)."""
     _last_good.clear()
+    _sick.clear()
 
 
 def policy_by_digest(digest: str) -> Policy:
@@ -79,14 +145,10 @@ def policy_by_digest(digest: str) -> Policy:
 
 def policy_choices() -> list[PolicyInfo]:
     """Policies with an active version, by name, each with its state as of now."""
-    versions = [
-        policy.active_version
-        for policy in models.Policy.objects.filter(active_version__isnull=False).select_related(
-            "active_version__policy"
-        )
-        if policy.active_version is not None
-    ]
-    return [_info(version) for version in versions]
+    rows = models.Policy.objects.filter(active_version__isnull=False).select_related(
+        "active_version__policy", "shadow_version__policy"
+    )
+    return [_info(row.active_version, row.shadow_version) for row in rows if row.active_version is not None]
 
 
 def version_state(version: PolicyVersion) -> tuple[bool, str]:
@@ -114,8 +176,12 @@ def origin_is_known(origin: str) -> bool:
     return bool(origin) and any(origin in origins for origins in named)
 
 
-def _active(name: str) -> PolicyVersion:
-    policy = models.Policy.objects.filter(name=name).select_related("active_version__policy").first()
+def _policy_row(name: str) -> models.Policy | None:
+    rows = models.Policy.objects.filter(name=name)
+    return rows.select_related("active_version__policy", "shadow_version__policy").first()
+
+
+def _active(name: str, policy: models.Policy | None) -> PolicyVersion:
     if policy is None:
         raise PolicyUnavailable("unknown", f"there is no policy “{name}”")
     if policy.active_version is None:
@@ -123,11 +189,15 @@ def _active(name: str) -> PolicyVersion:
     return policy.active_version
 
 
-def _info(version: PolicyVersion) -> PolicyInfo:
+def _info(version: PolicyVersion, shadow: PolicyVersion | None) -> PolicyInfo:
     signed, error = True, ""
     try:
         load(version)
     except PolicyUnavailable as trouble:
         signed, error = trouble.reason == "broken", str(trouble)
     name, description = version.policy.name, version.policy.description
-    return PolicyInfo(name, description, version.number, version.digest, signed, not error, error)
+    number, shadow_error = 0, ""
+    if shadow is not None:
+        tried = _shadow(shadow)
+        number, shadow_error = tried.version, tried.reason
+    return PolicyInfo(name, description, version.number, version.digest, signed, not error, error, number, shadow_error)

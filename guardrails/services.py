@@ -1,4 +1,4 @@
-"""The verbs: draft, publish, sign, activate; API keys. One transaction each, called by admin, commands and API alike.
+"""The verbs: draft, publish, sign, activate, shadow; API keys. One transaction each; admin, commands and API call them.
 
 Protects the order of a version's life: what is published compiles and passes its own examples, what is signed is what
 was published, what is activated verifies. Who may do it is asked by the caller; who did it is recorded here.
@@ -22,7 +22,16 @@ from guardrails import tokens
 from guardrails.keys import signing_key
 from guardrails.lint import lint_document
 from guardrails.loading import load
-from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, Activation, ApiKey, Policy, PolicyVersion, Scope
+from guardrails.models import (
+    CALLS_PER_MINUTE,
+    UPDATES_PER_SECOND,
+    Activation,
+    ApiKey,
+    Policy,
+    PolicyVersion,
+    Scope,
+    ShadowChange,
+)
 from guardrails.origins import origin
 from guardrails.policy import normalise
 from guardrails.signing import Purpose, canonical_bytes, digest_of
@@ -101,7 +110,7 @@ def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Polic
 def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Activation:
     """Put a signed version to work; an older one than the active is a roll-back. Raises ``PolicyUnavailable``.
 
-    Sessions that run keep the version that they began with.
+    Sessions that run keep the version that they began with. A version that was the policy's shadow is so no more.
     """
     policy = Policy.objects.select_for_update().get(pk=version.policy_id)
     load(version)
@@ -112,8 +121,44 @@ def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> A
     policy.active_version = version
     policy.description = str(version.document["description"])
     policy.save(update_fields=["active_version", "description"])
+    if policy.shadow_version_id == version.pk:
+        _change_shadow(policy, None, by, note="It was activated.")
     logger.info("version_activated", policy=policy.name, version=version.number, serial=activation.serial)
     return activation
+
+
+@transaction.atomic
+def set_shadow(*, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "") -> ShadowChange | None:
+    """Run a signed version in MONITOR beside the active one; None when it does so already.
+
+    It takes the place of the shadow before it. Raises ``Refused``, ``PolicyUnavailable``.
+    """
+    policy = Policy.objects.select_for_update().get(pk=version.policy_id)
+    if policy.active_version_id is None:
+        raise Refused(f"{policy} has no active version that {version} could run beside")
+    if policy.active_version_id == version.pk:
+        raise Refused(f"{version} is the active version; a shadow is another one")
+    load(version)
+    if policy.shadow_version_id == version.pk:
+        return None
+    return _change_shadow(policy, version, by, note)
+
+
+@transaction.atomic
+def clear_shadow(*, policy: Policy, by: AbstractBaseUser | None = None, note: str = "") -> ShadowChange | None:
+    """End a policy's shadow; None when it has none. Answers that are under way keep theirs to their end."""
+    policy = Policy.objects.select_for_update().get(pk=policy.pk)
+    return None if policy.shadow_version_id is None else _change_shadow(policy, None, by, note)
+
+
+def _change_shadow(
+    policy: Policy, version: PolicyVersion | None, by: AbstractBaseUser | None, note: str
+) -> ShadowChange:
+    policy.shadow_version = version
+    policy.save(update_fields=["shadow_version"])
+    change = ShadowChange.objects.create(policy=policy, version=version, changed_by_id=_id(by), note=note[:200])
+    logger.info("shadow_changed", policy=policy.name, version=version.number if version else None)
+    return change
 
 
 def install(*, document: Mapping[str, object], by: AbstractBaseUser | None = None) -> tuple[PolicyVersion, bool]:

@@ -116,8 +116,10 @@ async def _policies() -> Part:
     sick = [f"{info.name}: {info.error}" for info in infos if not info.healthy]
     if not infos:
         return Part(state="down", detail="no policy is active")
-    if sick:
-        return Part(state="down" if len(sick) == len(infos) else "degraded", detail="; ".join(sick))
+    shadows = [f"{info.name}: shadow {info.shadow}: {info.shadow_error}" for info in infos if info.shadow_error]
+    if sick or shadows:
+        state: Literal["degraded", "down"] = "down" if len(sick) == len(infos) else "degraded"
+        return Part(state=state, detail="; ".join([*sick, *shadows]))
     return Part(state="ok", detail=f"{len(infos)} active")
 
 
