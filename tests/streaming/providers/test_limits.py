@@ -12,6 +12,7 @@ from email.utils import format_datetime
 
 import httpx
 import pytest
+from django.core.checks import run_checks
 
 from streaming.core.events import TextDelta
 from streaming.providers.base import (
@@ -30,7 +31,7 @@ from streaming.providers.base import (
 from streaming.providers.failures import refusal, url_problem
 from streaming.providers.openai import OpenAIProvider
 from streaming.providers.waits import Waits
-from streaming.system_checks import check_providers
+from streaming.system_checks import check_fallbacks, check_providers
 from tests.streaming.local_server import HEAD, serve
 
 ASK = ProviderRequest((ChatMessage("user", "hello"),))
@@ -269,6 +270,44 @@ def test_ill_formed_settings_hurt_only_their_provider_and_are_a_system_check(mon
     monkeypatch.delenv("SLUICEGATE_OPENAI_TOKEN_S")
     monkeypatch.delenv("OLLAMA_HOST")
     assert check_providers(None) == []
+
+
+class Fallbacks:
+    SLUICEGATE_FALLBACKS: list[str]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [([], []), (["anthropic", "scripted"], []), (["ollama"], []), (["olama"], ["E022"]), (["anthropic", ""], ["E022"]),
+     (["openai"], []), (["ollama", "anthropic", "ollama"], ["E023"]), (["nobody", "nobody"], ["E022", "E023"])],
+    ids=lambda value: "-".join(value) or "none",
+)  # fmt: skip
+def test_fallbacks_are_offered_and_named_once(
+    named: list[str], expected: list[str], settings: Fallbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODEL", "m")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_MODEL", "m")
+    monkeypatch.setenv("SLUICEGATE_OPENAI_TOKEN_S", "soon")  # set up, and wrongly: that is E020
+    settings.SLUICEGATE_FALLBACKS = named
+    messages = run_checks()
+    found = [message for message in messages if message.id in {"sluicegate.E022", "sluicegate.E023"}]
+    assert [message.id for message in found] == [f"sluicegate.{one}" for one in expected]
+    assert all(message.hint for message in found)
+    for message in found:
+        assert any(repr(name) in message.msg for name in named)
+
+
+def test_a_provider_that_stands_alone_is_not_its_own_fallback(
+    settings: Fallbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODEL", "m")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    settings.SLUICEGATE_FALLBACKS = ["ollama"]
+    assert [message.id for message in check_fallbacks(None)] == ["sluicegate.E023"]
+    settings.SLUICEGATE_FALLBACKS = ["scripted"]
+    assert check_fallbacks(None) == []
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1e9", "nan", "inf", "1 s"])
