@@ -18,6 +18,7 @@ from django.db import models
 from django.utils import timezone
 
 from streaming.flags import RolloutFlag as RolloutFlag
+from streaming.shadow.record import COMPARISON_WORDS
 from streaming.texts import SealedJSONField, SealedTextField
 
 
@@ -83,7 +84,11 @@ class Message(models.Model):
 
 
 class AuditSession(models.Model):
-    """One guarded stream (or one-shot check) with what happened in it. Characters are code points."""
+    """One guarded stream (or one-shot check) with what happened in it. Characters are code points.
+
+    The ``shadow`` columns tell of the version that ran beside the active one (``streaming.shadow.record``); everything
+    else, the findings included, is the active version's.
+    """
 
     class State(models.TextChoices):
         ACTIVE = "ACTIVE"
@@ -131,6 +136,10 @@ class AuditSession(models.Model):
     timing = models.JSONField(default=dict, blank=True)
     error_code = models.CharField(max_length=64, blank=True)
     error = models.TextField(blank=True)
+    shadow_version = models.PositiveIntegerField(default=0, help_text="Of the version that ran beside; 0: none did.")
+    shadow_comparison = models.CharField(max_length=16, blank=True, choices=COMPARISON_WORDS)
+    shadow_would_have = models.CharField(max_length=16, blank=True, help_text="What it would have done as the active.")
+    shadow = models.JSONField(default=dict, blank=True)
 
     class Meta:
         ordering = ["-started_at"]
@@ -138,6 +147,11 @@ class AuditSession(models.Model):
         indexes = [
             models.Index(fields=["state", "heartbeat_at"]),
             models.Index(fields=["conversation", "started_at"]),
+            models.Index(
+                fields=["policy_name", "shadow_version", "started_at"],
+                condition=models.Q(shadow_version__gt=0),
+                name="session_by_shadow",
+            ),
         ]
 
     def __str__(self) -> str:

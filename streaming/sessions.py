@@ -32,6 +32,7 @@ from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message
 from streaming.sealed import seal
+from streaming.shadow.record import ShadowRecord
 
 State = AuditSession.State
 FALLBACK_CHARS = 200
@@ -63,7 +64,8 @@ class NewSession:
     """What a session begins with. ``prompt`` is the visible prompt, after its guardrails.
 
     ``conversation_id`` continues a conversation; ``fresh_id`` is the id of the one that begins, when it has to be
-    known before. ``streaming`` and ``fallback``: what was decided; the end says what it came to.
+    known before. ``streaming`` and ``fallback``: what was decided; the end says what it came to. ``shadow``: the number
+    of the version that runs beside, 0 for none.
     """
 
     visitor: Visitor
@@ -79,6 +81,7 @@ class NewSession:
     fresh_id: str = ""
     streaming: bool = True
     fallback: str = ""
+    shadow: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Ending:
     error: str = ""
     streaming: bool = False
     fallback: str = ""
+    shadow: ShadowRecord | None = None
 
 
 def start_session(new: NewSession) -> Started:
@@ -172,6 +176,7 @@ def start_session(new: NewSession) -> Started:
             model=new.model,
             streaming=new.streaming,
             fallback=new.fallback,
+            shadow_version=new.shadow,
             client=new.visitor.client,
             correlation_id=new.correlation_id,
             started_at=now,
@@ -264,6 +269,7 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
             streaming=ending.streaming,
             fallback=ending.fallback[:FALLBACK_CHARS],
             **({"model": ending.model} if ending.model else {}),
+            **_shadow_columns(ending.shadow),
         )
         if not moved:
             return None
@@ -277,6 +283,17 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         if target is State.COMPLETE:
             audit.sealed(session_id=session_id)
     return target
+
+
+def _shadow_columns(record: ShadowRecord | None) -> dict[str, object]:
+    if record is None:
+        return {}
+    return {
+        "shadow_version": record.version,
+        "shadow_comparison": record.comparison.value,
+        "shadow_would_have": record.would_have,
+        "shadow": record.details(),
+    }
 
 
 def finding_row(session_id: str, hit: FoundHit) -> models.Finding:

@@ -16,6 +16,8 @@ SESSION_FIELDS = (
     "provider", "model", "streaming", "fallback", "client", "correlation_id", "started_at", "answered_at", "ended_at",
     "chars_in", "released", "withheld", "exposed", "timing", "error_code", "error",
 )  # fmt: skip
+SHADOW_FIELDS = ("shadow_version", "shadow_comparison", "shadow_would_have", "shadow")
+"""Left out where they are empty: a session without a shadow is committed to as it always was."""
 FINDING_FIELDS = (
     "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",
     "exposed",
@@ -29,7 +31,9 @@ def stamp(moment: datetime) -> str:
 
 def session_digest(session: AuditSession) -> str:
     """Of the columns above, and the row's id."""
-    return digest({"id": str(session.pk)} | {name: _plain(getattr(session, name)) for name in SESSION_FIELDS})
+    shadow = {name: value for name in SHADOW_FIELDS if (value := getattr(session, name))}
+    row = {"id": str(session.pk)} | {name: _plain(getattr(session, name)) for name in SESSION_FIELDS}
+    return digest(row | shadow)
 
 
 def finding_digest(finding: Finding) -> str:

@@ -1,0 +1,1 @@
+"""A second version of a policy beside the active one: run, recorded, compared."""

@@ -1,0 +1,163 @@
+"""What a shadow came to in one session, and how that compares with what the active version did.
+
+Exists apart from the running so that the arithmetic can be read alone. Protects two rules: "clean" is said only of a
+shadow that has seen everything it would have decided on; and what a shadow found is kept apart from the session's own
+findings, with its version's number on each, so that nobody takes one for the other. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from guardrails.findings import HIDING, Finding, Mode
+from guardrails.policy import Policy
+
+MAX_FINDINGS = 200
+"""Findings of a shadow that are kept of one session; the others are counted."""
+
+
+class Comparison(StrEnum):
+    """Both versions over one session. To act is to block or to redact; a warning is none.
+
+    ``UNKNOWN``: the shadow did not act, but it did not look at everything either.
+    """
+
+    BOTH_CLEAN = "both_clean"
+    BOTH_ACTED = "both_acted"
+    ONLY_ACTIVE = "only_active"
+    ONLY_SHADOW = "only_shadow"
+    UNKNOWN = "unknown"
+
+
+COMPARISON_WORDS = {
+    "both_clean": "Both clean",
+    "both_acted": "Both acted",
+    "only_active": "Only the active version acted",
+    "only_shadow": "Only the shadow would have acted",
+    "unknown": "The shadow did not look at everything",
+}
+"""How a screen says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowRecord:
+    """One session's shadow. ``would_have``: what the version would have done as the active one, at its worst.
+
+    ``unanswered`` counts texts that no verdict came for in time, ``failures`` failed checks by guardrail; ``not_run``
+    names guardrails that a shadow is never asked for here. ``ms``: what it cost the stream's own thread.
+    """
+
+    version: int
+    digest: str
+    comparison: Comparison
+    would_have: str = ""
+    findings: tuple[Finding, ...] = ()
+    error: str = ""
+    unanswered: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    not_run: tuple[str, ...] = ()
+    ms: float = 0.0
+
+    def details(self) -> dict[str, object]:
+        """What is stored beside the columns, JSON-ready."""
+        kept = [{**finding.as_dict(), "version": self.version} for finding in self.findings[:MAX_FINDINGS]]
+        return {
+            "digest": self.digest,
+            "findings": kept,
+            "more": len(self.findings) - len(kept),
+            "error": self.error,
+            "unanswered": self.unanswered,
+            "failures": dict(self.failures),
+            "not_run": list(self.not_run),
+            "ms": round(self.ms, 3),
+        }
+
+
+def recorded(
+    *,
+    version: int,
+    digest: str,
+    policy: Policy | None,
+    active_acted: bool,
+    findings: Sequence[Finding] = (),
+    error: str = "",
+    unanswered: int = 0,
+    failures: Mapping[str, int] | None = None,
+    not_run: Sequence[str] = (),
+    ms: float = 0.0,
+) -> ShadowRecord:
+    """The record of a shadow that has ended. ``findings`` are numbered here, in the order given.
+
+    ``policy`` None: the version did not load, for ``error``.
+    """
+    mine = tuple(
+        replace(finding, n=n, would_have=finding.would_have if _decides(policy, finding) else None)
+        for n, finding in enumerate(findings, start=1)
+    )
+    said = {finding.would_have for finding in mine}
+    would_have = "blocked" if "blocked" in said else "redacted" if "redacted" in said else ""
+    missed = any(policy is not None and policy.guardrail(name).decides for name in not_run)
+    whole = not (error or unanswered or failures or missed)
+    return ShadowRecord(
+        version=version,
+        digest=digest,
+        comparison=compared(active=active_acted, shadow=bool(would_have), whole=whole),
+        would_have=would_have,
+        findings=mine,
+        error=error,
+        unanswered=unanswered,
+        failures=dict(failures or {}),
+        not_run=tuple(not_run),
+        ms=ms,
+    )
+
+
+def _decides(policy: Policy | None, finding: Finding) -> bool:
+    """A guardrail that stands in MONITOR would have recorded as the active one, and no more."""
+    return policy is not None and policy.guardrail(finding.guardrail).mode is Mode.BLOCK
+
+
+def compared(*, active: bool, shadow: bool, whole: bool) -> Comparison:
+    """``whole``: the shadow has looked at everything."""
+    if shadow:
+        return Comparison.BOTH_ACTED if active else Comparison.ONLY_SHADOW
+    if not whole:
+        return Comparison.UNKNOWN
+    return Comparison.ONLY_ACTIVE if active else Comparison.BOTH_CLEAN
+
+
+def acted(policy: Policy, findings: Iterable[Finding], *, monitor: bool) -> bool:
+    """Has the active version hidden anything? In a session wholly in MONITOR: would it have?"""
+    return any(
+        finding.action in HIDING
+        and (finding.mode is Mode.BLOCK or (monitor and policy.guardrail(finding.guardrail).mode is Mode.BLOCK))
+        for finding in findings
+    )
+
+
+def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], released: int) -> list[Finding]:
+    """A shadow's findings in one text, each with how many of its characters the active version showed.
+
+    ``active`` are the active version's findings in that text, ``released`` the characters that it showed.
+    """
+    shown = list(_shown(active, released))
+    return [
+        replace(finding, exposed=sum(max(0, min(end, finding.end) - max(start, finding.start)) for start, end in shown))
+        for finding in findings
+    ]
+
+
+def _shown(active: Iterable[Finding], released: int) -> Iterator[tuple[int, int]]:
+    """The stretches of the original text that were shown: all that is not hidden, until ``released`` is used up."""
+    hidden = sorted((f.start, f.end) for f in active if f.mode is Mode.BLOCK and f.action in HIDING)
+    at, left = 0, released
+    for start, end in hidden:
+        if start > at and left:
+            taken = min(left, start - at)
+            yield at, at + taken
+            left -= taken
+        at = max(at, end)
+    if left:
+        yield at, at + left
