@@ -16,7 +16,7 @@ from ninja import Router, Schema, Status
 
 from streaming.access import Access, Refused, access_by_token
 from streaming.api.auth import Key, check_origin
-from streaming.api.errors import ApiError
+from streaming.api.errors import ApiError, refusals
 from streaming.chat import Asked, start_chat
 from streaming.conf import conf
 from streaming.frames import FrameError, StartFrame, parse_frame
@@ -30,6 +30,13 @@ from streaming.sse import event_stream
 
 router = Router(tags=["chat"])
 RENEWED = "X-Stream-Token"
+TOKEN_PARAMETER = {
+    "in": "query", "name": "token", "schema": {"type": "string"}, "description": "A stream token in the key's place.",
+}  # fmt: skip
+LAST_EVENT_PARAMETER = {
+    "in": "header", "name": "Last-Event-ID", "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
+    "description": "The seq of the last event that was read.",
+}  # fmt: skip
 
 
 class ChatIn(StartFrame):
@@ -63,7 +70,12 @@ class EventsAuth(Key):
         return access
 
 
-@router.post("/chat", auth=Key("stream", Spends.START), response={201: ChatOut}, summary="Begin a guarded answer")
+@router.post(
+    "/chat",
+    auth=Key("stream", Spends.START),
+    response={201: ChatOut, **refusals(429)},
+    summary="Begin a guarded answer",
+)
 async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     """The prompt is checked and stored, the answer streams into the session's events."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
@@ -94,7 +106,17 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     return Status(201, out)
 
 
-@router.get("/stream/events", auth=EventsAuth("stream"), url_name="events", summary="A session's events (SSE)")
+@router.get(
+    "/stream/events",
+    auth=EventsAuth("stream"),
+    url_name="events",
+    response={204: None, **refusals(404)},
+    openapi_extra={
+        "parameters": [TOKEN_PARAMETER, LAST_EVENT_PARAMETER],
+        "responses": {200: {"description": "OK", "content": {"text/event-stream": {}}}},
+    },
+    summary="A session's events (SSE)",
+)
 async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | StreamingHttpResponse:
     """All events above ``Last-Event-ID`` until the session is COMPLETE; 204 when the reader has them all."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja

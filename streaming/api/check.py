@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
 from streaming import sessions, tasks
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.auth import Key
-from streaming.api.errors import ApiError
+from streaming.api.errors import ApiError, refusals
 from streaming.bookends import policy_ref
 from streaming.chat import StartRefused, load_policy
 from streaming.checks import CheckedText, check_text
@@ -44,17 +44,39 @@ Text = Annotated[str, AfterValidator(_usable)]
 Short = Annotated[Text, Field(max_length=200)]
 
 
-class Context(Schema):
-    """What the client says about the call; ``conversation_id`` makes calls with the same one a conversation."""
+class Given(BaseModel):
+    """What a client sends. Not ninja's ``Schema``: that takes any value for an object with optional fields alone."""
+
+
+class Open(Given):
+    """Fields that we do not know are kept as they are; what stands in them is usable text all the same."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _usable_throughout(self) -> Self:
+        # A list, no recursion: how deep it is nested is up to the client.
+        left: list[object] = [self.model_extra or {}]
+        while left:
+            match left.pop():
+                case str(text):
+                    _usable(text)
+                case dict(fields):
+                    left += [*fields, *fields.values()]
+                case list(items):
+                    left += items
+        return self
+
+
+class Context(Open):
+    """What the client says about the call; ``conversation_id`` makes calls with the same one a conversation."""
 
     conversation_id: Short = ""
     userId: Short = ""
     sessionId: Short = ""
 
 
-class CheckIn(Schema):
+class CheckIn(Given):
     """The text and how to look at it."""
 
     text: Text
@@ -87,7 +109,9 @@ class CheckOut(Schema):
     metadata: CheckMetadata
 
 
-@router.post("/check", response=CheckOut, auth=Key("check", Spends.START), summary="Check one text")
+@router.post(
+    "/check", response={200: CheckOut, **refusals(429)}, auth=Key("check", Spends.START), summary="Check one text"
+)
 async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) -> CheckOut:
     """Check a prompt or a response as a whole.
 

@@ -59,7 +59,7 @@ class EdgeMiddleware:
             return await self.get_response(request)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return await _preflight(request)
-        response = _unpack(request) or await self.get_response(request)
+        response = _unpack(request) or _in_shape(await self.get_response(request))
         _say_origin(request, response)
         allowance = request.META.get(ALLOWANCE)
         if isinstance(allowance, Allowance):
@@ -80,6 +80,16 @@ async def _preflight(request: HttpRequest) -> HttpResponseBase:
     response["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
     patch_vary_headers(response, ["Origin"])
     return response
+
+
+def _in_shape(response: HttpResponseBase) -> HttpResponseBase:
+    """Refusals that the framework words itself (a wrong method, an unknown host) look like ours."""
+    if response.status_code < 400 or response.headers.get("Content-Type", "").startswith("application/json"):
+        return response
+    ours = error_response(response.status_code, f"{response.reason_phrase}.")
+    if "Allow" in response.headers:
+        ours["Allow"] = response.headers["Allow"]
+    return ours
 
 
 def _say_origin(request: HttpRequest, response: HttpResponseBase) -> None:

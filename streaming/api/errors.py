@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import NotRequired
 
 import structlog
 from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from ninja import NinjaAPI
+from ninja import NinjaAPI, Schema
 from ninja.errors import HttpError, ValidationError
+from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 only this one
 
 from streaming.frames import place_of
 
@@ -28,10 +30,35 @@ CODES = {
     409: "conflict",
     410: "state_lost",
     413: "too_large",
+    415: "unknown_encoding",
     422: "invalid",
     429: "too_many_calls",
     503: "unavailable",
 }
+
+
+class Refusal(TypedDict):
+    """Why a call was refused. ``field``: what is wrong; ``expected_seq``: what a stream takes next."""
+
+    code: str
+    message: str
+    field: NotRequired[str]
+    expected_seq: NotRequired[int]
+
+
+class ErrorOut(Schema):
+    """The one shape of every refusal."""
+
+    error: Refusal
+
+
+ANY_CALL = frozenset({400, 401, 403, 413, 415, 422, 503})
+"""How every call with a key may be refused."""
+
+
+def refusals(*more: int) -> dict[int, type[ErrorOut]]:
+    """For the document: the refusals of a call, those of every call included."""
+    return dict.fromkeys(sorted(ANY_CALL | {*more}), ErrorOut)
 
 
 class ApiError(Exception):

@@ -14,15 +14,15 @@ from typing import Annotated, Literal
 from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema, Status
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.selectors import PolicyUnavailable
 from streaming.access import Access
 from streaming.api.auth import Key
-from streaming.api.chat import RENEWED, EventsAuth
-from streaming.api.check import Context, Short, Text
-from streaming.api.errors import ApiError
+from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
+from streaming.api.check import Context, Given, Open, Short, Text
+from streaming.api.errors import ApiError, refusals
 from streaming.chat import StartRefused, load_policy
 from streaming.conf import conf
 from streaming.core.events import PolicyRef
@@ -43,19 +43,21 @@ from streaming.log_redis import shared_log
 
 router = Router(tags=["stream"])
 MAX_KEY_CHARS = 200
+REPEAT_PARAMETER = {
+    "in": "header", "name": "Idempotency-Key", "schema": {"type": "string", "maxLength": MAX_KEY_CHARS},
+    "description": "The same key with the same body begins one stream.",
+}  # fmt: skip
 
 
-class Client(Schema):
+class Client(Open):
     """What the client says about itself. ``rules_version``: version or digest of the rules that it runs by itself."""
-
-    model_config = ConfigDict(extra="allow")
 
     name: Short = ""
     version: Short = ""
     rules_version: Short = ""
 
 
-class StartIn(Schema):
+class StartIn(Given):
     """The first call of a stream; a delta in it has seq 1."""
 
     policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
@@ -66,7 +68,7 @@ class StartIn(Schema):
     channels: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
 
 
-class UpdateIn(Schema):
+class UpdateIn(Given):
     """The next delta: only what is new."""
 
     session_id: Short
@@ -75,7 +77,7 @@ class UpdateIn(Schema):
     channel: Literal["text"] = "text"
 
 
-class FinishIn(Schema):
+class FinishIn(Given):
     """The end of the text; a delta in it has the next seq."""
 
     session_id: Short
@@ -130,7 +132,13 @@ class StatusOut(Schema):
     expected_seq: int
 
 
-@router.post("/stream/start", auth=Key("stream", Spends.START), response={201: StartOut}, summary="Begin a stream")
+@router.post(
+    "/stream/start",
+    auth=Key("stream", Spends.START),
+    response={201: StartOut, **refusals(409, 410, 429)},
+    openapi_extra={"parameters": [REPEAT_PARAMETER]},
+    summary="Begin a stream",
+)
 async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) -> Status[dict[str, object]]:
     """Begin a stream under a policy; the same ``Idempotency-Key`` with the same body begins it once."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
@@ -159,7 +167,12 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     return Status(201, {**said, "stream_token": token})
 
 
-@router.post("/stream/update", auth=Key("stream", Spends.UPDATE), response=UpdateOut, summary="Send the next delta")
+@router.post(
+    "/stream/update",
+    auth=Key("stream", Spends.UPDATE),
+    response={200: UpdateOut, **refusals(404, 409, 410, 429)},
+    summary="Send the next delta",
+)
 async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse) -> dict[str, object]:
     """Apply a delta; the same seq with the same body returns the stored answer."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
@@ -170,7 +183,12 @@ async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse
     return said
 
 
-@router.post("/stream/finish", auth=Key("stream"), response=FinishOut, summary="End the stream")
+@router.post(
+    "/stream/finish",
+    auth=Key("stream"),
+    response={200: FinishOut, **refusals(404, 409, 410)},
+    summary="End the stream",
+)
 async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse) -> dict[str, object]:
     """Release what can be released, and hand the deferred checks to the workers."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
@@ -181,7 +199,13 @@ async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse
     return said
 
 
-@router.get("/stream/status", auth=EventsAuth("stream"), response=StatusOut, summary="What is known of a stream")
+@router.get(
+    "/stream/status",
+    auth=EventsAuth("stream"),
+    response={200: StatusOut, **refusals(404, 410)},
+    openapi_extra={"parameters": [TOKEN_PARAMETER]},
+    summary="What is known of a stream",
+)
 async def status(request: HttpRequest, response: HttpResponse, session_id: str = "") -> dict[str, object]:
     """State, counts, guardrails and deferred checks; asking keeps an open stream from expiring."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja

@@ -108,7 +108,7 @@ async def test_calls_with_one_conversation_id_are_one_conversation(call: Caller)
     ("body", "status", "code", "field"),
     [
         (b"{", 400, "not_parseable", None),
-        (b'"text"', 422, "invalid", "text"),
+        (b'"text"', 422, "invalid", None),
         ({"kind": "prompt"}, 422, "invalid", "text"),
         ({"text": "x", "kind": "song"}, 422, "invalid", "kind"),
         ({"text": "x\u0000y", "kind": "prompt"}, 422, "invalid", "text"),
