@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.policy import Policy
-from streaming.checks import CheckedText, check_text
+from streaming.checks import CheckedText, Look, check_text, looked_at
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
 from streaming.core.gate import gate_text
 from streaming.tools.base import Context, Tool, ToolError
@@ -127,15 +127,13 @@ async def make_call(
     *,
     monitor: bool,
     clock: Callable[[], float] = time.monotonic,
+    look: Look | None = None,
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
-    checked = await check_text(
-        policy,
-        _unescaped(call.arguments),
-        applies_to=AppliesTo.TOOL_ARGUMENTS,
-        monitor=monitor,
-        channel="tool_arguments",
-    )
+    arguments, kind = _unescaped(call.arguments), AppliesTo.TOOL_ARGUMENTS
+    checked = await check_text(policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments")
+    if look is not None:
+        look(looked_at(checked, arguments, kind, "tool_arguments"))
     call.run = checked.visible
     shown = (ToolCall(call.id, call.name, checked.visible),) if checked.blocked is None else ()
     tell(_said(call, checked, shown, over=checked.blocked is not None or call.ran_by_provider))
@@ -146,7 +144,10 @@ async def make_call(
         result, failed = await ran.result(offered), False
     except ToolError as error:
         result, failed = str(error), True
-    checked = await check_text(policy, result, applies_to=AppliesTo.TOOL_RESULT, monitor=monitor, channel="tool_result")
+    kind = AppliesTo.TOOL_RESULT
+    checked = await check_text(policy, result, applies_to=kind, monitor=monitor, channel="tool_result")
+    if look is not None:
+        look(looked_at(checked, result, kind, "tool_result"))
     call.result, call.failed = checked.visible, failed
     event = ToolResult(call.id, error=call.result) if failed else ToolResult(call.id, result=call.result)
     tell(_said(call, checked, (event,) if checked.blocked is None else (), over=True))
@@ -279,11 +280,14 @@ def _deeper_than(value: object, most: int) -> bool:
 class Agent:
     """The calls of a round, under way. ``tell`` is handed everything that they say; ``ended`` once all have ended."""
 
-    def __init__(self, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float], look: Look | None = None
+    ) -> None:
         self._policy = policy
         self._tell = tell
         self._monitor = monitor
         self._clock = clock
+        self._look = look
         self.tasks: set[asyncio.Task[None]] = set()
         self.rounds = 0
 
@@ -299,7 +303,9 @@ class Agent:
                 ended()
 
         for call in calls:
-            work = make_call(call, offered, self._policy, self._tell, monitor=self._monitor, clock=self._clock)
+            work = make_call(
+                call, offered, self._policy, self._tell, monitor=self._monitor, clock=self._clock, look=self._look
+            )
             task = asyncio.get_running_loop().create_task(work)
             self.tasks.add(task)
         for task in tuple(self.tasks):

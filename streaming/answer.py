@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
 from streaming.agent import Call, Said, ToolCalls
+from streaming.checks import Look, Looked
 from streaming.core import gate as gates
 from streaming.core.events import (
     Blocked,
@@ -60,6 +61,7 @@ class Lane:
     told_at: int = -HOLD_EVERY_MS
     streamed: bool = False
     settled: int = 0
+    found: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,20 @@ class Timeline:
 class Answer:
     """The gates of one answer. ``take``, ``verdict`` and ``finish`` return events; ``questions`` are to be asked."""
 
-    def __init__(self, policy: Policy, message_id: str, *, monitor: bool, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        message_id: str,
+        *,
+        monitor: bool,
+        now_ms: Callable[[], int],
+        look: Look | None = None,
+    ) -> None:
         self.policy = policy
         self.message_id = message_id
         self.monitor = monitor
         self._now = now_ms
+        self._look = look
         self._lanes: dict[Key, Lane] = {}
         self.tools = ToolCalls()
         self.findings: list[Finding] = []
@@ -236,6 +247,16 @@ class Answer:
         lane.parts[:] = ["".join(lane.parts)]
         return lane.parts[0]
 
+    def stopped_at(self, key: Key) -> int | None:
+        """Where the match ends that stopped this channel, in its original text; None where none did."""
+        lane = self._lanes.get(key)
+        return None if lane is None or lane.gate.block is None else lane.gate.block.end
+
+    def shown(self, key: Key) -> tuple[list[Finding], int]:
+        """A channel's findings, and how many of its characters were shown."""
+        lane = self._lanes.get(key)
+        return ([], 0) if lane is None else (lane.found, lane.gate.counters.released)
+
     def counts(self) -> tuple[int, int, int, int]:
         """Characters in, released, withheld (what is held at the end included) and exposed, over all channels."""
         counters = [lane.gate.counters for lane in self._lanes.values()]
@@ -306,6 +327,7 @@ class Answer:
                 lane.redactions.append((effect[2], effect[1]))
                 out.append(Redaction(self.message_id, lane.channel, effect[2], effect[1]))
             elif effect[0] == gates.FOUND:
+                lane.found.append(effect[1])
                 out.append(self._found(effect[1]))
             elif effect[0] == gates.CHECK:
                 self.questions.append(Question((lane.channel, lane.choice), effect[1], lane.gate.applies_to))
@@ -336,6 +358,9 @@ class Answer:
         events = self._events(lane, [*gate.feed(result or error), *gate.finish()])
         out = [event for event in events if not isinstance(event, MessageStream | Redaction)]
         shown = "".join(lane.parts)
+        if self._look is not None:
+            text, released = result or error, gate.counters.released
+            self._look(Looked(text, gate.applies_to, lane.channel, tuple(lane.found), released))
         out.append(self._counted(ToolResult(id_, error=shown) if error else ToolResult(id_, result=shown)))
         return out
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from guardrails.findings import AppliesTo, Outcome
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
+from guardrails.selectors import ShadowPolicy
 from streaming.answer import Answer, block_reason
-from streaming.checks import CheckedText, immediate_state
+from streaming.checks import CheckedText, Looked, immediate_state
 from streaming.core.events import (
     Blocked,
     Done,
@@ -38,7 +39,8 @@ from streaming.sessions import DeferredText, Ending, Started, State
 class Run:
     """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it.
 
-    ``fallback``: why it was decided not to stream, before anybody was asked.
+    ``fallback``: why it was decided not to stream, before anybody was asked. ``shadow``: the version that runs beside;
+    ``looked``: the texts that the prompt's guardrails have looked at.
     """
 
     started: Started
@@ -49,6 +51,8 @@ class Run:
     upstreams: Asks
     request: ProviderRequest
     fallback: str = ""
+    shadow: ShadowPolicy | None = None
+    looked: tuple[Looked, ...] = ()
 
     @property
     def provider(self) -> Provider:

@@ -17,7 +17,7 @@ from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
 from guardrails.policy import Policy
-from guardrails.selectors import PolicyUnavailable, active_policy
+from guardrails.selectors import PolicyUnavailable, Running, running_policy
 from streaming import prompting, rollout, selectors, sessions, tasks
 from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.conf import Conf, conf
@@ -85,7 +85,8 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     settings = settings or conf()
     own = asked.own
     prompt = "" if frame.messages is not None else _prompt(frame, settings)
-    policy = own.policy or await load_policy(frame.policy or asked.default_policy)
+    running = Running(own.policy) if own.policy else await load_running(frame.policy or asked.default_policy)
+    policy = running.policy
     provider, request = _provider(frame, own)
     prompted = await _prompted(frame, asked, policy, prompt, settings)
     request = replace(request, messages=prompted.messages)
@@ -102,6 +103,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         monitor=asked.monitor,
         correlation_id=asked.correlation_id,
         fresh_id=fresh_id,
+        shadow=running.shadow.version if running.shadow else 0,
     )
     subject = Subject(
         frame.conversation_id or fresh_id, asked.visitor.user_id, frame.use_streaming, asked.marks, own.flagged
@@ -116,6 +118,8 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         upstreams=RolledOut(_upstreams(provider, own), decision, subject, settings),
         request=request,
         fallback=decision.fallback,
+        shadow=running.shadow,
+        looked=prompted.looked,
     )
     alive = _always if own.queue_checks else workers_alive
     around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
@@ -184,13 +188,18 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
     return prompt
 
 
-async def load_policy(name: str) -> Policy:
-    """The active policy of that name. Raises ``StartRefused``."""
+async def load_running(name: str) -> Running:
+    """The active version of that policy, and its shadow. Raises ``StartRefused``."""
     try:
-        policy: Policy = await database_sync_to_async(active_policy)(name)
+        running: Running = await database_sync_to_async(running_policy)(name)
     except PolicyUnavailable as error:
         raise StartRefused("policy_unavailable", str(error), "policy") from None
-    return policy
+    return running
+
+
+async def load_policy(name: str) -> Policy:
+    """The active version alone. Raises ``StartRefused``."""
+    return (await load_running(name)).policy
 
 
 async def _history(visitor: Visitor, conversation_id: str, settings: Conf) -> tuple[ChatMessage, ...]:

@@ -120,6 +120,30 @@ class CheckedText:
     failed: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A whole text that guardrails have looked at: what they found in it, and how many characters they released."""
+
+    text: str
+    applies_to: AppliesTo
+    channel: str
+    findings: tuple[Finding, ...] = ()
+    released: int = 0
+    conversation: tuple[Turn, ...] = ()
+
+
+Look = Callable[[Looked], object]
+"""Whoever wants to know of such texts."""
+
+
+def looked_at(
+    checked: CheckedText, text: str, applies_to: AppliesTo, channel: str, conversation: tuple[Turn, ...] = ()
+) -> Looked:
+    """The text with what came of it."""
+    found, released = tuple(checked.findings), checked.counters.released
+    return Looked(text, applies_to, channel, found, released, conversation)
+
+
 async def check_text(
     policy: Policy,
     text: str,

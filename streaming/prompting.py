@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from guardrails.findings import AppliesTo
 from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
-from streaming.checks import CheckedText, check_text, immediate_statuses
+from streaming.checks import CheckedText, Looked, check_text, immediate_statuses, looked_at
 from streaming.core.gate import strongest
 from streaming.messages import BadMessages, MessageIn, is_json_object, prompt_at
 from streaming.providers.base import ChatMessage, ToolCallMade
@@ -24,12 +24,13 @@ from streaming.providers.base import ChatMessage, ToolCallMade
 class Prompted:
     """``raw`` is for guardrails only; ``checked`` is what they made of the prompt, with all that they found.
 
-    ``messages``: what a provider is shown, the prompt included.
+    ``messages``: what a provider is shown, the prompt included. ``looked``: every text that was looked at.
     """
 
     raw: str
     checked: CheckedText
     messages: tuple[ChatMessage, ...]
+    looked: tuple[Looked, ...] = ()
 
 
 async def with_history(policy: Policy, prompt: str, history: tuple[ChatMessage, ...], *, monitor: bool) -> Prompted:
@@ -39,7 +40,8 @@ async def with_history(policy: Policy, prompt: str, history: tuple[ChatMessage, 
         policy, prompt, applies_to=AppliesTo.PROMPT, monitor=monitor, channel="prompt", conversation=turns
     )
     checked.statuses += immediate_statuses(policy, AppliesTo.PROMPT, checked.findings)
-    return Prompted(prompt, checked, (*history, ChatMessage("user", checked.visible)))
+    looked = looked_at(checked, prompt, AppliesTo.PROMPT, "prompt", turns)
+    return Prompted(prompt, checked, (*history, ChatMessage("user", checked.visible)), (looked,))
 
 
 async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bool) -> Prompted:
@@ -51,6 +53,7 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
     asked = prompt_at(given)
     turns = tuple(Turn(message.role, message.content) for message in given)
     jobs: list[tuple[int, str, Coroutine[None, None, CheckedText]]] = []
+    texts: list[tuple[str, AppliesTo, str, tuple[Turn, ...]]] = []
 
     def check(number: int, name: str, text: str, applies_to: AppliesTo) -> None:
         channel = "prompt" if number == asked else f"messages[{number}]"
@@ -58,6 +61,7 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
             policy, text, applies_to=applies_to, monitor=monitor, channel=channel, conversation=turns[:number]
         )
         jobs.append((number, name, job))
+        texts.append((text, applies_to, channel, turns[:number]))
 
     for number, message in enumerate(given):
         if message.content:
@@ -74,7 +78,8 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
     messages = tuple(_message(number, message, visible) for number, message in enumerate(given))
     if whole.blocked is None:
         _check_arguments(messages)
-    return Prompted(given[asked].content, whole, messages)
+    looked = tuple(looked_at(checked, *about) for checked, about in zip(done, texts, strict=True))
+    return Prompted(given[asked].content, whole, messages, looked)
 
 
 def _together(prompt: CheckedText, all_of_it: Sequence[CheckedText]) -> CheckedText:

@@ -39,6 +39,8 @@ from streaming.inbox import Arrived, CallsEnded, Item, Judged, ProviderEnded, Ro
 from streaming.log import LogUnavailable, SessionLog
 from streaming.providers.base import ProviderError, ProviderRequest
 from streaming.sessions import State
+from streaming.shadow.record import acted
+from streaming.shadow.running import Shadow
 from streaming.tools.base import all_tools
 from streaming.unread import Unread
 
@@ -79,11 +81,13 @@ class Pump:
         self._run = run
         self._around = around
         self._marks = _Marks(around.clock())
-        self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms)
+        self._shadow = self._shadowed()
+        look = self._shadow.look if self._shadow is not None else None
+        self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms, look=look)
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._unread = Unread()
-        self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock)
+        self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock, look=look)
         self._request = run.request
         self._calls: list[Call] = []
         self._next: asyncio.Queue[ProviderRequest | None] = asyncio.Queue()
@@ -92,6 +96,12 @@ class Pump:
         self._seq = 0
         self._hold_timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[bool] | None = None
+
+    def _shadowed(self) -> Shadow | None:
+        if (which := self._run.shadow) is None:
+            return None
+        session_id = self._run.started.session_id
+        return Shadow(which, session_id=session_id, conversation=self._turns(), clock=self._around.clock)
 
     async def run(self) -> None:
         """From the first event to the last."""
@@ -129,6 +139,9 @@ class Pump:
 
     async def _stream(self, stop: asyncio.Event) -> Result:
         await self._append(opening(self._run, self._answer))
+        if self._shadow is not None:
+            for looked in self._run.looked:
+                self._shadow.look(looked)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
         helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick(), self._watch(stop))]
@@ -154,8 +167,11 @@ class Pump:
                 if isinstance(item, Stop):
                     return Result(item.outcome)
             events: list[ServerEvent] = []
+            taken: list[ProviderEvent] = []
             for item in batch:
                 if isinstance(item, Arrived):
+                    if self._answer.blocked is None:
+                        taken.append(item.event)
                     self._owed += 1
                     self._unread.taken(item.event)
                     events += self._timed(item.event)
@@ -183,6 +199,9 @@ class Pump:
                 self._pay_slots()
             events += self._holds()
             await self._append(events)
+            if self._shadow is not None:  # after the readers
+                for event in taken:
+                    self._shadow.take(event, self._answer)
             if blocked:
                 return Result()
             if ended is not None and ended.error is not None:
@@ -341,6 +360,9 @@ class Pump:
         stored = ending(self._run, self._answer, result, self._seq)
         feeds_ms = self._marks.feeds_ms
         metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=self._ms(), feeds_ms=feeds_ms)
+        if self._shadow is not None:
+            did = acted(self._run.policy, self._answer.findings, monitor=self._run.monitor)
+            stored = replace(stored, shadow=await self._shadow.record(self._answer, acted=did))
         try:
             state = await database_sync_to_async(sessions.finish_streaming)(
                 session_id=self._run.started.session_id, ending=stored

@@ -10,9 +10,10 @@ from channels.db import database_sync_to_async
 
 from guardrails.findings import AppliesTo
 from guardrails.policy import Policy, compile_policy
+from guardrails.selectors import ShadowPolicy
 from streaming import sessions
 from streaming.bookends import Run, policy_ref, prompt_metadata
-from streaming.checks import check_text
+from streaming.checks import check_text, looked_at
 from streaming.conf import Conf
 from streaming.core.events import ProviderEvent, TextDelta
 from streaming.log import MemoryLog
@@ -135,11 +136,13 @@ async def trial(
     clock: Time | None = None,
     history: tuple[ChatMessage, ...] = (),
     workers: bool = True,
+    shadow: ShadowPolicy | None = None,
+    monitor: bool = False,
 ) -> Trial:
     """A session whose rows exist and whose pump has not begun."""
     policy = policy or policy_of()
     provider, log, queued = Controlled(script), log or MemoryLog(), []
-    checked = await check_text(policy, prompt, applies_to=AppliesTo.PROMPT, channel="prompt")
+    checked = await check_text(policy, prompt, applies_to=AppliesTo.PROMPT, channel="prompt", monitor=monitor)
     new = NewSession(
         visitor=Visitor(session_key="browser"),
         prompt=checked.visible,
@@ -148,6 +151,8 @@ async def trial(
         model="controlled-1",
         prompt_metadata=prompt_metadata(checked),
         blocked=checked.blocked is not None,
+        monitor=monitor,
+        shadow=shadow.version if shadow else 0,
     )
     started = await database_sync_to_async(sessions.start_session)(new)
     request = replace(ProviderRequest(()), messages=(*history, ChatMessage("user", checked.visible)))
@@ -159,5 +164,7 @@ async def trial(
         return workers
 
     around = Surroundings(log, settings, queue, alive, *([clock] if clock else []))
-    pump = Pump(Run(started, policy, False, prompt, checked, Upstreams((provider,)), request), around)
+    looked = (looked_at(checked, prompt, AppliesTo.PROMPT, "prompt"),)
+    run = Run(started, policy, monitor, prompt, checked, Upstreams((provider,)), request, shadow=shadow, looked=looked)
+    pump = Pump(run, around)
     return Trial(provider, log, started.session_id, started.answer_id, started.conversation_id, pump, queued)

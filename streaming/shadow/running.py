@@ -1,0 +1,234 @@
+"""The shadow of one session: a second version's guardrails in MONITOR on the text that the active version looks at.
+
+Exists apart from the answer so that there is no way from here to a reader: it is told what arrived, makes no event, and
+is read once, at the end. Protects three rules. The active version's text and events are the same with and without it.
+Whatever fails in here (a version that does not load, a gate, a guardrail) ends the shadow and nothing else, is logged,
+and stands in the session's record. And what it may cost is bounded: its gates look at each character once, few of its
+checks run at a time in a process, few sentences may wait, and the end waits for it ``GRACE_S`` at most.
+
+IMMEDIATE and BATCHED guardrails run; DEFERRED ones do not (each would be a second call to somebody else's model for
+every answer), and the record names them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import structlog
+
+from guardrails.findings import AppliesTo, Finding
+from guardrails.kinds.base import CheckRequest, Turn
+from guardrails.policy import Policy
+from guardrails.selectors import ShadowPolicy
+from streaming.answer import Answer
+from streaming.checks import Looked, check_text, run_check
+from streaming.core import gate as gates
+from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
+from streaming.core.gate import Gate, SentenceCheck
+from streaming.shadow.record import ShadowRecord, recorded, with_exposure
+
+logger = structlog.get_logger(__name__)
+
+GRACE_S = 1.0
+"""How long the end of a session waits for verdicts that a shadow still lacks. All text is out by then."""
+MAX_WAITING = 20
+"""Texts of one session that may wait for verdicts; further ones are counted as unanswered."""
+AT_ONCE = 2
+"""Checks of shadows under way in one event loop, over all sessions."""
+
+Key = tuple[str, int]
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One channel of one choice."""
+
+    gate: Gate
+    found: list[Finding] = field(default_factory=list)
+
+
+class Shadow:
+    """``take`` and ``look`` while the session goes on, ``record`` once at its end. None of them ever raises."""
+
+    def __init__(
+        self,
+        which: ShadowPolicy,
+        *,
+        session_id: str,
+        conversation: Sequence[Turn] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._which = which
+        self._policy: Policy | None = which.policy
+        self._session_id = session_id
+        self._turns = tuple(conversation)
+        self._clock = clock
+        self._lanes: dict[Key, _Lane] = {}
+        self._found: list[Finding] = []
+        self._kinds: set[AppliesTo] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: Counter[str] = Counter()
+        self._unanswered = 0
+        self._error = which.reason
+        self._spent_s = 0.0
+
+    # -- what arrives -------------------------------------------------------------------------------------------
+
+    def take(self, event: ProviderEvent, active: Answer) -> None:
+        """A provider event that the active version has taken."""
+        with self._alone():
+            match event:
+                case TextDelta(text, choice):
+                    self._feed(("text", choice), AppliesTo.RESPONSE, text, active)
+                case ThinkingDelta(text, choice) if text:
+                    self._feed(("thinking", choice), AppliesTo.THINKING, text, active)
+
+    def look(self, looked: Looked) -> None:
+        """A whole text that the active version has looked at."""
+        with self._alone():
+            if self._policy is not None and looked.text:
+                self._kinds.add(looked.applies_to)
+                self._start(self._whole(looked, self._policy))
+
+    def _feed(self, key: Key, applies_to: AppliesTo, text: str, active: Answer) -> None:
+        if self._policy is None:
+            return
+        lane = self._lanes.get(key)
+        if lane is None:
+            self._kinds.add(applies_to)
+            lane = self._lanes[key] = _Lane(Gate(self._policy, applies_to, key[0], monitor=True))
+        if (end := active.stopped_at(key)) is not None:
+            # What came in the same piece behind the match is nobody's: it must not matter how the text was cut.
+            text = text[: max(0, end - lane.gate.counters.chars_in)]
+        self._effects(lane, lane.gate.feed(text))
+
+    def _effects(self, lane: _Lane, effects: list[gates.Effect]) -> None:
+        for effect in effects:
+            if effect[0] == gates.FOUND:
+                lane.found.append(effect[1])
+            elif effect[0] == gates.CHECK and self._policy is not None:
+                self._start(self._judge(lane, effect[1], self._policy))
+
+    # -- what takes time ----------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        if len(self._tasks) >= MAX_WAITING:
+            work.close()
+            self._unanswered += 1
+            return
+        task = asyncio.get_running_loop().create_task(self._apart(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _apart(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            async with _slot():
+                await work
+        except Exception as error:
+            self._failed(error)
+        finally:
+            work.close()  # one that was cancelled while it waited for its turn
+
+    async def _judge(self, lane: _Lane, check: SentenceCheck, policy: Policy) -> None:
+        for name in check.guardrails:
+            guardrail = policy.guardrail(name)
+            turns = self._turns if guardrail.impl.wants_conversation else ()
+            request = CheckRequest(check.text, lane.gate.applies_to, turns, guardrail.time_limit_s)
+            checked = await run_check(guardrail, request, self._clock)
+            if checked.verdict.error is not None:
+                self._failures[name] += 1
+            with self._alone():
+                self._effects(lane, lane.gate.verdict(check.id, name, checked.verdict))
+
+    async def _whole(self, looked: Looked, policy: Policy) -> None:
+        result = await check_text(
+            policy,
+            looked.text,
+            applies_to=looked.applies_to,
+            monitor=True,
+            channel=looked.channel,
+            conversation=looked.conversation,
+            clock=self._clock,
+        )
+        self._failures.update(result.failed)
+        self._found += with_exposure(result.findings, looked.findings, looked.released)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    async def record(self, active: Answer | None, *, acted: bool, grace_s: float | None = None) -> ShadowRecord:
+        """What it came to. ``acted``: whether the active version did; ``active``: its answer, if there was one.
+
+        ``grace_s``: how long it may wait instead of ``GRACE_S``.
+        """
+        with self._alone():
+            for lane in self._lanes.values():
+                self._effects(lane, lane.gate.finish())
+        late: set[asyncio.Task[None]] = set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=GRACE_S if grace_s is None else grace_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        self._unanswered += len(late)
+        findings = list(self._found)
+        with self._alone():
+            for key, lane in self._lanes.items():
+                findings += _compared_lane(key, lane, active)
+        policy = self._which.policy
+        deferred = () if policy is None else (g.name for kind in AppliesTo if kind in self._kinds
+                                              for g in policy.deferred(kind))  # fmt: skip
+        return recorded(
+            version=self._which.version,
+            digest=self._which.digest,
+            policy=policy,
+            active_acted=acted,
+            findings=findings,
+            error=self._error,
+            unanswered=self._unanswered,
+            failures=self._failures,
+            not_run=tuple(dict.fromkeys(deferred)),
+            ms=self._spent_s * 1000,
+        )
+
+    # -- keeping it to itself -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nothing that goes wrong in here gets out; the time is counted."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._spent_s += time.perf_counter() - started
+
+    def _failed(self, error: Exception) -> None:
+        """The shadow is over; what it found before stands."""
+        if not self._error:
+            logger.error("shadow_failed", session=self._session_id, version=self._which.version, exc_info=error)
+            self._error = f"the shadow failed ({type(error).__name__})"
+        self._policy = None
+
+
+def _compared_lane(key: Key, lane: _Lane, active: Answer | None) -> list[Finding]:
+    """The lane's findings up to where the active version stopped the text."""
+    if active is None:
+        return lane.found
+    end = active.stopped_at(key)
+    found = [finding for finding in lane.found if end is None or finding.start < end]
+    return with_exposure(found, *active.shown(key))
+
+
+def _slot() -> asyncio.Semaphore:
+    loop = asyncio.get_running_loop()
+    if loop not in _slots:
+        _slots[loop] = asyncio.Semaphore(AT_ONCE)
+    return _slots[loop]
