@@ -197,11 +197,6 @@ async def load_running(name: str) -> Running:
     return running
 
 
-async def load_policy(name: str) -> Policy:
-    """The active version alone. Raises ``StartRefused``."""
-    return (await load_running(name)).policy
-
-
 async def _history(visitor: Visitor, conversation_id: str, settings: Conf) -> tuple[ChatMessage, ...]:
     if not conversation_id:
         return ()

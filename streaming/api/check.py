@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from typing import Annotated, Literal, Self
+from uuid import uuid4
 
 from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
@@ -23,15 +24,19 @@ from streaming.answer import block_reason
 from streaming.api.auth import Key
 from streaming.api.errors import ApiError, refusals
 from streaming.bookends import policy_ref
-from streaming.chat import StartRefused, load_policy
-from streaming.checks import CheckedText, check_text
+from streaming.chat import StartRefused, load_running
+from streaming.checks import CheckedText, check_text, looked_at
 from streaming.conf import conf
 from streaming.core.text import unusable
 from streaming.limits import Spends
 from streaming.models import Message
 from streaming.sessions import DeferredText, Ending
+from streaming.shadow.record import acted
+from streaming.shadow.running import Shadow
 
 router = Router(tags=["check"])
+SHADOW_GRACE_S = 0.25
+"""How much longer a call may take for sentence checks of a shadow; what is not answered by then is counted."""
 
 
 def _usable(text: str) -> str:
@@ -122,9 +127,10 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     if len(payload.text) > conf().max_own_text_chars:
         raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
     try:
-        policy = await load_policy(payload.policy or access.policy)
+        running = await load_running(payload.policy or access.policy)
     except StartRefused as error:
         raise ApiError(422, str(error), code=error.code, field=error.field) from None
+    policy = running.policy
     applies_to, monitor = AppliesTo(payload.kind), payload.mode == "monitor"
     channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
     result = await check_text(policy, payload.text, applies_to=applies_to, monitor=monitor, channel=channel)
@@ -134,10 +140,17 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         for guardrail in policy.deferred(applies_to)
         if payload.text and (monitor or not guardrail.decides)
     ]
-    session_id = await database_sync_to_async(sessions.record_check)(
+    session_id, beside = str(uuid4()), None
+    if running.shadow is not None:
+        shadow = Shadow(running.shadow, session_id=session_id)
+        shadow.look(looked_at(result, payload.text, applies_to, channel))
+        did = acted(policy, result.findings, monitor=monitor)
+        beside = await shadow.record(None, acted=did, grace_s=SHADOW_GRACE_S)
+    await database_sync_to_async(sessions.record_check)(
+        session_id=session_id,
         visitor=access.visitor,
         policy=policy_ref(policy),
-        ending=_ending(result, deferred),
+        ending=replace(_ending(result, deferred), shadow=beside),
         monitor=monitor,
         conversation_key=payload.context.conversation_id or payload.context.sessionId,
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),

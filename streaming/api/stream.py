@@ -23,7 +23,7 @@ from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
 from streaming.api.check import Context, Given, Open, Short, Text
 from streaming.api.errors import ApiError, refusals
-from streaming.chat import StartRefused, load_policy
+from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.core.events import PolicyRef
 from streaming.guarded.hints import Hints
@@ -146,12 +146,13 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     if len(key) > MAX_KEY_CHARS:
         raise ApiError(422, f"“Idempotency-Key” has at most {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
     try:
-        policy = await load_policy(payload.policy or access.policy)
+        running = await load_running(payload.policy or access.policy)
     except StartRefused as error:
         raise ApiError(422, str(error), code=error.code, field="policy") from None
     asked = Beginning(
         visitor=access.visitor,
-        policy=policy,
+        policy=running.policy,
+        shadow=running.shadow,
         kind=AppliesTo(payload.kind),
         delta=payload.delta,
         conversation_key=payload.context.conversation_id,

@@ -39,6 +39,17 @@ class Totals(TypedDict):
     last_ms: float
 
 
+class ShadowState(TypedDict):
+    """The version that runs beside: what its gate knows and has found so far. ``ms``: what it has cost."""
+
+    version: int
+    digest: str
+    gate: GateState | None
+    findings: list[FindingDict]
+    error: str
+    ms: float
+
+
 Answer = dict[str, object]
 
 
@@ -80,6 +91,7 @@ class Record:
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
     ended: str = ""
     deferred: list[str] = field(default_factory=list)
+    shadow: ShadowState | None = None
 
     @property
     def expected_seq(self) -> int:

@@ -21,6 +21,7 @@ from streaming.audit import services as audit
 from streaming.guarded.record import Record, finding_of
 from streaming.models import AuditSession, GuardedStream, Message
 from streaming.sessions import DeferredText, Ending, State, Visitor, finding_row
+from streaming.shadow.record import ShadowRecord
 
 LOST = "state_lost"
 _STATUS = {
@@ -64,6 +65,7 @@ def begin(*, record: Record, visitor: Visitor, conversation_key: str, correlatio
                 policy_version=record.version,
                 policy_digest=record.policy_digest,
                 streaming=True,
+                shadow_version=record.shadow["version"] if record.shadow else 0,
                 client=record.client,
                 correlation_id=correlation_id,
                 started_at=now,
@@ -99,7 +101,7 @@ def _keep_what_is_shown(record: Record) -> None:
     models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
 
 
-def end(*, record: Record) -> State | None:
+def end(*, record: Record, shadow: ShadowRecord | None = None) -> State | None:
     """The stream is over: store all of it, move on, wipe the state. None when that has been done before."""
     outcome = Outcome(record.ended)
     status = _STATUS.get(outcome, Message.Status.COMPLETE)
@@ -117,6 +119,7 @@ def end(*, record: Record) -> State | None:
         exposed=exposed,
         timing=summary(record),
         streaming=True,
+        shadow=shadow,
     )
     with transaction.atomic():
         state = sessions.finish_streaming(session_id=record.session_id, ending=ending)

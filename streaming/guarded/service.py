@@ -24,13 +24,13 @@ from channels.db import database_sync_to_async
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
-from guardrails.selectors import policy_by_digest
+from guardrails.selectors import ShadowPolicy, policy_by_digest
 from streaming import tasks
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
 from streaming.core.gate import Gate
 from streaming.core.snapshot import StateError
-from streaming.guarded import rows
+from streaming.guarded import rows, shadow
 from streaming.guarded.hints import hints
 from streaming.guarded.record import Answer, Record, RecordBroken, Totals, action_of, unsealed
 from streaming.guarded.store import Store, Swapped
@@ -77,6 +77,7 @@ class Beginning:
     repeat_key: str = ""
     rules_version: str = ""
     body_digest: str = ""
+    shadow: ShadowPolicy | None = None
 
 
 def digest_of(*parts: object) -> str:
@@ -116,12 +117,14 @@ class Streams:
             covered=bool(asked.rules_version) and asked.rules_version in (policy.digest, str(policy.version)),
             rev=1,
             calls=1,
+            shadow=shadow.begun(asked.shadow),
         )
         gate = Gate(policy, asked.kind, _channel(record))
         text = CheckedText()
         if asked.delta is not None:
             record.seq, record.chunks = 1, 1
             text = await self._fed(gate, record, asked.delta, ())
+            await shadow.fed(record, gate, asked.delta)
         self._settle(gate, record, text, policy)
         record.start_answer = record.answer = {
             "session_id": session_id,
@@ -163,6 +166,7 @@ class Streams:
         gate = self._gate(record, policy)
         record.chunks += 1
         text = await self._fed(gate, record, delta, await self._turns(record, policy))
+        await shadow.fed(record, gate, delta)
         self._settle(gate, record, text, policy)
         record.seq = seq
         new = record.findings[before:]
@@ -201,6 +205,7 @@ class Streams:
             record.seq += 1
             record.chunks += 1
         text = await self._fed(gate, record, delta or "", await self._turns(record, policy), last=True)
+        await shadow.fed(record, gate, delta or "")
         self._settle(gate, record, text, policy)
         record.ended = record.outcome().value
         record.gate, record.held = None, 0
@@ -270,10 +275,11 @@ class Streams:
     async def _conclude(self, record: Record, new: list[FindingDict] | None = None, text: CheckedText | None = None
     ) -> None:  # fmt: skip
         """What follows from an end that the store has: record, readers, workers, and the tombstone in its place."""
-        state = await database_sync_to_async(rows.end)(record=record)
+        beside = await shadow.ended(record)
+        state = await database_sync_to_async(rows.end)(record=record, shadow=beside)
         if state is None:
             return
-        tombstone = replace(record, rev=record.rev + 1, gate=None, visible="", raw="", redactions=[])
+        tombstone = replace(record, rev=record.rev + 1, gate=None, visible="", raw="", redactions=[], shadow=None)
         await self._store.swap(
             record.session_id, record.rev, tombstone.rev, tombstone.seal(), ttl_s=self._settings.tombstone_s, kept=True
         )

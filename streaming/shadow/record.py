@@ -115,7 +115,7 @@ def recorded(
 
 
 def _decides(policy: Policy | None, finding: Finding) -> bool:
-    """A guardrail that stands in MONITOR would have recorded as the active one, and no more."""
+    """Outside MONITOR, would this have been more than a record? Not of a guardrail that itself stands in MONITOR."""
     return policy is not None and policy.guardrail(finding.guardrail).mode is Mode.BLOCK
 
 
@@ -128,13 +128,12 @@ def compared(*, active: bool, shadow: bool, whole: bool) -> Comparison:
     return Comparison.ONLY_ACTIVE if active else Comparison.BOTH_CLEAN
 
 
-def acted(policy: Policy, findings: Iterable[Finding], *, monitor: bool) -> bool:
+def acted(policy: Policy | None, findings: Iterable[Finding], *, monitor: bool) -> bool:
     """Has the active version hidden anything? In a session wholly in MONITOR: would it have?"""
-    return any(
-        finding.action in HIDING
-        and (finding.mode is Mode.BLOCK or (monitor and policy.guardrail(finding.guardrail).mode is Mode.BLOCK))
-        for finding in findings
-    )
+    hits = [finding for finding in findings if finding.action in HIDING]
+    if monitor:
+        return any(_decides(policy, finding) for finding in hits)
+    return any(finding.mode is Mode.BLOCK for finding in hits)
 
 
 def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], released: int) -> list[Finding]:

@@ -1,0 +1,106 @@
+"""The shadow of a stream that its client owns: a gate in MONITOR whose state goes with the stream's own.
+
+Exists apart from ``streaming.shadow.running`` because nothing here lives from one call to the next. Protects the same
+rules: the answer is the active version's alone, and what fails in here ends the shadow, loudly, and nothing else. Only
+IMMEDIATE guardrails run: a call that waited for a shadow's sentence checks would keep text from its reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from channels.db import database_sync_to_async
+
+from guardrails.findings import Action, AppliesTo, Mode
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy
+from guardrails.selectors import ShadowPolicy, policy_by_digest
+from streaming.core import gate as gates
+from streaming.core.gate import Gate
+from streaming.guarded.record import Record, ShadowState, finding_of
+from streaming.shadow.record import ShadowRecord, acted, recorded, with_exposure
+
+logger = structlog.get_logger(__name__)
+
+
+def begun(which: ShadowPolicy | None) -> ShadowState | None:
+    """The state of a shadow that has seen nothing yet."""
+    if which is None:
+        return None
+    return {"version": which.version, "digest": which.digest, "gate": None, "findings": [], "error": which.reason,
+            "ms": 0.0}  # fmt: skip
+
+
+async def fed(record: Record, active: Gate, delta: str) -> None:
+    """Let the shadow see a delta that the active version has taken. Never raises."""
+    if (state := record.shadow) is None or state["error"]:
+        return
+    with _alone(record, state):
+        policy = await _immediate(state)
+        gate = _gate(record, state, policy)
+        if active.block is not None:
+            # What came in the same delta behind the match is nobody's: it must not matter how the text was cut.
+            delta = delta[: max(0, active.block.end - gate.counters.chars_in)]
+        _take(state, gate.feed(delta))
+        state["gate"] = gate.state()
+
+
+async def ended(record: Record) -> ShadowRecord | None:
+    """What the shadow came to, for the session's record. Never raises; a repeated call says the same."""
+    if (state := record.shadow) is None:
+        return None
+    policy: Policy | None = None
+    with _alone(record, state):
+        whole: Policy = await database_sync_to_async(policy_by_digest)(state["digest"])
+        if not state["error"] and record.chunks:
+            gate = _gate(record, state, whole.only(Checkpoint.IMMEDIATE))
+            _take(state, gate.finish())
+            state["gate"] = gate.state()
+        policy = whole
+    active = record.hits()
+    stopped = [hit.end for hit in active if hit.mode is Mode.BLOCK and hit.action is Action.BLOCK]
+    found = [hit for hit in map(finding_of, state["findings"]) if not stopped or hit.start < min(stopped)]
+    kind = AppliesTo(record.kind)
+    later = () if policy is None else (g.name for g in policy.running(kind) if g.checkpoint is not Checkpoint.IMMEDIATE)
+    return recorded(
+        version=state["version"],
+        digest=state["digest"],
+        policy=policy,
+        active_acted=acted(policy, active, monitor=False),
+        findings=with_exposure(found, active, record.counts[1]) if policy is not None else (),
+        error=state["error"],
+        not_run=tuple(later),
+        ms=state["ms"],
+    )
+
+
+async def _immediate(state: ShadowState) -> Policy:
+    policy: Policy = await database_sync_to_async(policy_by_digest)(state["digest"])
+    return policy.only(Checkpoint.IMMEDIATE)
+
+
+def _gate(record: Record, state: ShadowState, policy: Policy) -> Gate:
+    if state["gate"] is not None:
+        return Gate.restore(policy, state["gate"])
+    kind = AppliesTo(record.kind)
+    return Gate(policy, kind, "prompt" if kind is AppliesTo.PROMPT else "text", monitor=True)
+
+
+def _take(state: ShadowState, effects: list[gates.Effect]) -> None:
+    state["findings"] += [effect[1].as_dict() for effect in effects if effect[0] == gates.FOUND]
+
+
+@contextmanager
+def _alone(record: Record, state: ShadowState) -> Iterator[None]:
+    """Nothing that goes wrong in here gets out; the time is counted."""
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        logger.exception("shadow_failed", session=record.session_id, version=state["version"])
+        state["error"] = state["error"] or f"the shadow failed ({type(error).__name__})"
+    finally:
+        state["ms"] = round(state["ms"] + (time.perf_counter() - started) * 1000, 3)
