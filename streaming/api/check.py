@@ -35,6 +35,8 @@ from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
 
 router = Router(tags=["check"])
+MAX_DEPTH = 20
+"""Of what a client says beside the fields that we know."""
 SHADOW_GRACE_S = 0.25
 """How much longer a call may take for sentence checks of a shadow; what is not answered by then is counted."""
 
@@ -61,15 +63,18 @@ class Open(Given):
     @model_validator(mode="after")
     def _usable_throughout(self) -> Self:
         # A list, no recursion: how deep it is nested is up to the client.
-        left: list[object] = [self.model_extra or {}]
+        left: list[tuple[object, int]] = [(self.model_extra or {}, 0)]
         while left:
-            match left.pop():
+            value, depth = left.pop()
+            if depth > MAX_DEPTH:
+                raise ValueError(f"is nested over {MAX_DEPTH} deep")
+            match value:
                 case str(text):
                     _usable(text)
                 case dict(fields):
-                    left += [*fields, *fields.values()]
+                    left += [(part, depth + 1) for pair in fields.items() for part in pair]
                 case list(items):
-                    left += items
+                    left += [(part, depth + 1) for part in items]
         return self
 
 

@@ -236,6 +236,14 @@ def test_fields_that_we_only_pass_over_are_text_too(caller: Caller, path: str, f
         assert try_one(caller, path, body, "", "application/json") == 422
 
 
+@pytest.mark.parametrize(("depth", "status"), [(19, 201), (25, 422), (400, 422), (900, 422)])
+def test_fields_that_we_only_pass_over_are_not_nested_for_ever(caller: Caller, depth: int, status: int) -> None:
+    """They are written down again for the digest of the call, and writing has less room than reading."""
+    for field in ("context", "client"):
+        body = b'{"%s": {"mine": %s}}' % (field.encode(), nested(depth, "list"))
+        assert try_one(caller, "/v1/stream/start", body, "", "application/json") == status
+
+
 @pytest.mark.parametrize("path", RIGHT)
 def test_a_bomb_is_refused_however_it_is_wrapped(caller: Caller, path: str) -> None:
     inside = gzip.compress(json.dumps({**RIGHT[path], "more": "0" * 40_000_000}).encode(), 9, mtime=0)
