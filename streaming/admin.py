@@ -12,11 +12,15 @@ from typing import ClassVar
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from unfold.admin import ModelAdmin, TabularInline
 
 from streaming import tasks
 from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
+from streaming.admin_shadow import ShadowAdmin as ShadowAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
+from streaming.shadow.report import why
 
 
 class ReadOnly:
@@ -69,10 +73,12 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
     list_display = ("id", "origin", "state", "outcome", "would_have", "policy_name", "policy_version", "provider",
                     "streaming", "fallback", "started_at", "released", "withheld")  # fmt: skip
-    list_filter = ("state", "outcome", "would_have", "origin", "policy_name", "provider", "streaming", "fallback")
+    list_filter = ("state", "outcome", "would_have", "shadow_comparison", "origin", "policy_name", "shadow_version",
+                   "provider", "streaming", "fallback")  # fmt: skip
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
-    readonly_fields = ("provider_notices",)
+    exclude = ("shadow",)
+    readonly_fields = ("provider_notices", "shadow_found")
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
 
     @admin.display(description="Retries and other notices")
@@ -80,6 +86,24 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
         """What went wrong with providers on the way to the answer."""
         told = session.answer.metadata.get("notices", []) if session.answer else []
         return ", ".join(f"{provider}: {code} × {times}" for provider, code, times in told) or "none"
+
+    @admin.display(description="What the shadow found")
+    def shadow_found(self, session: AuditSession) -> str:
+        """The findings of the version that ran beside; none of them is the active version's."""
+        if not session.shadow_version:
+            return "no shadow ran"
+        if not session.shadow:
+            return "nothing is known of it"
+        lines = [
+            f"version {hit['version']}: {hit['guardrail']}/{hit['rule']}, "
+            f"{hit['channel']} {hit['start']}-{hit['end']}, "
+            f"{'would have ' + hit['would_have'] if hit['would_have'] else 'would only have recorded'}, "
+            f"{hit['exposed']} characters shown"
+            for hit in session.shadow["findings"]
+        ]
+        lines += [f"and {more} more"] if (more := session.shadow["more"]) else []
+        lines += [words] if (words := why(session.shadow)) else []
+        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines)) or "nothing"
 
 
 @admin.register(Finding)

@@ -17,6 +17,7 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+from guardrails.models import Policy
 from streaming.flags import RolloutFlag as RolloutFlag
 from streaming.shadow.record import COMPARISON_WORDS
 from streaming.texts import SealedJSONField, SealedTextField
@@ -156,6 +157,15 @@ class AuditSession(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id} {self.state} {self.outcome}".strip()
+
+
+class ShadowedPolicy(Policy):
+    """A policy as the screen of shadows shows it; the table is the policies' own."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = "shadow"
 
 
 class Finding(models.Model):

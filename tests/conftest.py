@@ -122,7 +122,7 @@ def cast(db: None) -> Cast:
     return Cast(
         author=user("author", *see, "guardrails.add_policy", "guardrails.change_policy", "guardrails.publish_policy"),
         signer=user("signer", *see, "guardrails.sign_policyversion"),
-        operator=user("operator", *see, "guardrails.activate_policyversion"),
+        operator=user("operator", *see, "guardrails.activate_policyversion", "guardrails.shadow_policyversion"),
         reviewer=user("reviewer", *see),
         outsider=user("outsider"),
     )

@@ -16,7 +16,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from guardrails import services
@@ -26,6 +26,8 @@ from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
 from guardrails.models import Activation, Policy, PolicyVersion
 from guardrails.selectors import version_state
+
+SHADOW_PAGE = "admin:streaming_shadowedpolicy_change"
 
 
 def _user(request: HttpRequest) -> User:
@@ -38,8 +40,8 @@ class PolicyAdmin(ModelAdmin[Policy]):
 
     form = PolicyForm
     fields = ["draft"]
-    list_display = ["name", "description", "active_version", "state", "has_draft"]
-    list_select_related = ["active_version__policy"]
+    list_display = ["name", "description", "active_version", "state", "shadow", "has_draft"]
+    list_select_related = ["active_version__policy", "shadow_version__policy"]
     search_fields = ["name", "description"]
     actions = ["publish"]
 
@@ -93,6 +95,15 @@ class PolicyAdmin(ModelAdmin[Policy]):
         """Of the active version, verified now."""
         return "no active version" if policy.active_version is None else version_words(policy.active_version)
 
+    @admin.display(description="Shadow")
+    def shadow(self, policy: Policy) -> str:
+        """What runs beside the active version, with the way to what it differs in."""
+        if policy.shadow_version is None:
+            return "none"
+        trouble = version_state(policy.shadow_version)[1]
+        words = f"version {policy.shadow_version.number}" + (f", unusable: {trouble}" if trouble else "")
+        return format_html('<a href="{}">{}</a>', reverse(SHADOW_PAGE, args=[policy.pk]), words)
+
     @admin.display(boolean=True, description="Draft")
     def has_draft(self, policy: Policy) -> bool:
         """Whether something waits for being published."""
@@ -108,7 +119,7 @@ class PolicyAdmin(ModelAdmin[Policy]):
 class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     """Versions as they were published; signing and activating are all that can be done with them."""
 
-    list_display = ["__str__", "state", "active", "published_at", "published_by", "signed_at", "signed_by"]
+    list_display = ["__str__", "state", "active", "shadow", "published_at", "published_by", "signed_at", "signed_by"]
     list_filter = ["policy"]
     list_select_related = ["policy__active_version", "published_by", "signed_by"]
     fields = readonly_fields = (
@@ -116,6 +127,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "number",
         "state",
         "active",
+        "shadow",
         "digest",
         "published_at",
         "published_by",
@@ -125,7 +137,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "text",
         "signature",
     )
-    actions = ["sign", "activate"]
+    actions = ["sign", "activate", "run_as_shadow", "end_shadow"]
 
     def has_sign_permission(self, request: HttpRequest) -> bool:
         """For the action below."""
@@ -134,6 +146,10 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     def has_activate_permission(self, request: HttpRequest) -> bool:
         """For the action below."""
         return request.user.has_perm("guardrails.activate_policyversion")
+
+    def has_shadow_permission(self, request: HttpRequest) -> bool:
+        """For the actions below."""
+        return request.user.has_perm("guardrails.shadow_policyversion")
 
     @admin.display(description="State")
     def state(self, version: PolicyVersion) -> str:
@@ -144,6 +160,11 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     def active(self, version: PolicyVersion) -> bool:
         """Whether sessions that start now run under it."""
         return version.policy.active_version_id == version.pk
+
+    @admin.display(boolean=True, description="Shadow")
+    def shadow(self, version: PolicyVersion) -> bool:
+        """Whether it runs in MONITOR beside the active one."""
+        return version.policy.shadow_version_id == version.pk
 
     @admin.display(description="Document")
     def text(self, version: PolicyVersion) -> str:
@@ -161,6 +182,28 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         each(
             request, rows, lambda version: f"{services.activate(version=version, by=_user(request)).version} activated"
         )
+
+    @admin.action(description="Run as shadow beside the active version", permissions=["shadow"])
+    def run_as_shadow(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
+        """Let versions run in MONITOR; a policy has one shadow at a time."""
+
+        def begin(version: PolicyVersion) -> str:
+            change = services.set_shadow(version=version, by=_user(request))
+            return f"{version} runs as shadow" if change else f"{version} is the shadow already"
+
+        each(request, rows, begin)
+
+    @admin.action(description="End as shadow", permissions=["shadow"])
+    def end_shadow(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
+        """End the shadows among the chosen versions."""
+
+        def end(version: PolicyVersion) -> str:
+            if version.policy.shadow_version_id != version.pk:
+                raise services.Refused("it is not the shadow")
+            services.clear_shadow(policy=version.policy, by=_user(request))
+            return f"{version} is not the shadow any more"
+
+        each(request, rows, end)
 
 
 @admin.register(Activation)
