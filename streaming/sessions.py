@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from guardrails.findings import Finding as FoundHit
@@ -31,6 +32,7 @@ from streaming import models
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message
+from streaming.salvage import Salvaged
 from streaming.sealed import seal
 from streaming.shadow.record import ShadowRecord
 
@@ -352,10 +354,17 @@ def complete_if_done(session_id: str) -> bool:
         return True
 
 
-def end_lost(*, session_id: str, stale_before: datetime, error: str, code: str = "pump_lost") -> bool:
+def end_lost(
+    *,
+    session_id: str,
+    stale_before: datetime,
+    error: str,
+    code: str = "pump_lost",
+    salvaged: Salvaged | None = None,
+) -> bool:
     """ACTIVE -> COMPLETE, outcome "error", for a session that gave no sign of life since ``stale_before``.
 
-    What was written through stays as the message's content. True for exactly one caller.
+    What was written through stays as the message's content, unless the log told more. True for exactly one caller.
     """
     now = timezone.now()
     with transaction.atomic():
@@ -371,9 +380,27 @@ def end_lost(*, session_id: str, stale_before: datetime, error: str, code: str =
             ended_at=now,
         ):
             return False
-        Message.objects.filter(sessions_answered__pk=session_id).update(status=Message.Status.ERROR)
+        answer = Message.objects.filter(sessions_answered__pk=session_id)
+        answer.update(status=Message.Status.ERROR)
+        if salvaged is not None:
+            _put_back(session, salvaged, answer)
         audit.sealed(session_id=session_id)
     return True
+
+
+def _put_back(session: AuditSession, salvaged: Salvaged, answer: QuerySet[Message]) -> None:
+    rows = [finding_row(str(session.pk), hit) for hit in salvaged.findings]
+    models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
+    released = max(session.released, salvaged.released)
+    AuditSession.objects.filter(pk=session.pk).update(
+        would_have=worst_would_have(salvaged.findings),
+        released=released,
+        chars_in=max(session.chars_in, released),
+        last_seq=max(session.last_seq, salvaged.last_seq),
+    )
+    if salvaged.content is not None:
+        metadata = {"status": Message.Status.ERROR.value, "redactions": [list(pair) for pair in salvaged.redactions]}
+        answer.update(content=salvaged.content, metadata=metadata)
 
 
 def _move(session_id: str, source: State, target: State, **changes: object) -> bool:

@@ -25,6 +25,7 @@ from streaming.guarded.service import Streams
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession, DeferredCheck
+from streaming.salvage import salvage
 
 LOST = "The process that streamed this answer is gone; what had been shown is kept."
 _State = AuditSession.State
@@ -44,9 +45,12 @@ class Swept:
 async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) -> Swept:
     """One round of repair at the time ``now``; ``queue`` hands a check to the workers."""
     done = Swept()
-    for session_id in await database_sync_to_async(_stale_sessions)(now):
+    for session_id, message_id in await database_sync_to_async(_stale_sessions)(now):
         ended = await database_sync_to_async(sessions.end_lost)(
-            session_id=session_id, stale_before=now - timedelta(seconds=conf().stale_s), error=LOST
+            session_id=session_id,
+            stale_before=now - timedelta(seconds=conf().stale_s),
+            error=LOST,
+            salvaged=await salvage(log, session_id, message_id),
         )
         if ended:
             done.lost.append(session_id)
@@ -75,10 +79,11 @@ async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) 
     return done
 
 
-def _stale_sessions(now: datetime) -> list[str]:
+def _stale_sessions(now: datetime) -> list[tuple[str, str]]:
+    """Sessions without a sign of life, each with its answer's id."""
     stale = now - timedelta(seconds=conf().stale_s)
     rows = AuditSession.objects.filter(state=_State.ACTIVE, origin=AuditSession.Origin.CHAT, heartbeat_at__lt=stale)
-    return [str(pk) for pk in rows.values_list("pk", flat=True)]
+    return [(str(pk), str(answer_id)) for pk, answer_id in rows.values_list("pk", "answer_id")]
 
 
 def _overdue_sessions(now: datetime) -> list[str]:

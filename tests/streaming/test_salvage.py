@@ -1,0 +1,123 @@
+"""A pump that died: its session's record says what its readers have seen, out of the log that it left."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from channels.db import database_sync_to_async
+from django.utils import timezone
+
+from guardrails.findings import Action, Finding, Mode
+from streaming import sessions
+from streaming.audit.verify import log_faults
+from streaming.conf import conf
+from streaming.core.events import FindingEvent, MessageStream, Redaction, ServerEvent
+from streaming.log import LogUnavailable, MemoryLog
+from streaming.models import AuditSession, Message
+from streaming.models import Finding as Row
+from streaming.sessions import NewSession, Started, Visitor
+from streaming.sweep import sweep
+
+pytestmark = pytest.mark.django_db(transaction=True)
+HIT = Finding("pii", "pii", "ssn", "pii", 14, 25, Mode.BLOCK, Action.REDACT, n=1, would_have=None)
+
+
+async def begun() -> Started:
+    """A session whose pump has written through once and will not again."""
+    new = NewSession(
+        visitor=Visitor(session_key="b"), prompt="p", provider="scripted", model="m",
+        policy={"name": "trial", "version": 3, "digest": "sha256:trial"},
+    )  # fmt: skip
+    started: Started = await database_sync_to_async(sessions.start_session)(new)
+    kept = await database_sync_to_async(sessions.keep_partial)(
+        session_id=started.session_id, content="The number", released=10, chars_in=12, last_seq=1
+    )
+    assert kept
+    return started
+
+
+def told(started: Started) -> list[ServerEvent]:
+    of = started.answer_id
+    return [
+        MessageStream(of, "text", 0, "The number is "),
+        MessageStream(of, "thinking", 0, "I think."),
+        FindingEvent(HIT),
+        Redaction(of, "text", 14, "[SSN]"),
+        MessageStream(started.prompt_id, "text", 0, "not of the answer"),
+        MessageStream(of, "text", 0, ", I say."),
+        MessageStream(of, "text", 0, "", is_final=True),
+    ]
+
+
+async def swept(log: MemoryLog) -> tuple[AuditSession, Message, list[Row]]:
+    """What the database has when the sweep has been there, twice."""
+    later = timezone.now() + timedelta(seconds=conf().stale_s + 1)
+    assert len((await sweep(later, log, lambda _: None)).lost) == 1
+    assert (await sweep(later, log, lambda _: None)).lost == []
+    session = await AuditSession.objects.select_related("answer").aget()
+    assert isinstance(session.answer, Message)
+    assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "error", "pump_lost")
+    assert session.answer.status == "error"
+    assert await database_sync_to_async(lambda: list(log_faults()))() == []
+    return session, session.answer, [row async for row in Row.objects.order_by("n")]
+
+
+async def test_it_works() -> None:
+    started, log = await begun(), MemoryLog()
+    await log.append(started.session_id, [event.payload() for event in told(started)], ms=5)
+    session, answer, findings = await swept(log)
+    assert answer.content == "The number is [SSN], I say."
+    assert answer.metadata["redactions"] == [[14, "[SSN]"]]
+    assert [(row.n, row.rule, row.start, row.end) for row in findings] == [(1, "ssn", 14, 25)]
+    assert (session.released, session.last_seq) == (22, 7)
+    assert session.chars_in >= session.released
+    last = (await log.read(started.session_id, 7))[-2]
+    assert (last["type"], last["final"]) == ("done", answer.content), "readers are told what is on record"
+
+
+async def test_a_finding_that_was_stored_before_is_there_once() -> None:
+    started, log = await begun(), MemoryLog()
+    await database_sync_to_async(sessions.finding_row(started.session_id, HIT).save)()
+    await log.append(started.session_id, [event.payload() for event in told(started)], ms=5)
+    assert len((await swept(log))[2]) == 1
+
+
+async def test_a_log_without_its_beginning_tells_findings_and_no_text() -> None:
+    started, log = await begun(), MemoryLog(max_events=6)
+    await log.append(started.session_id, [event.payload() for event in told(started)], ms=5)
+    session, answer, findings = await swept(log)
+    assert answer.content == "The number", "what had been written through"
+    assert [row.n for row in findings] == [1]
+    assert session.last_seq == 7
+
+
+async def test_text_that_may_belong_to_another_choice_is_not_made_up() -> None:
+    started, log = await begun(), MemoryLog()
+    other = MessageStream(started.answer_id, "text", 1, "Another an")
+    await log.append(started.session_id, [event.payload() for event in (other, *told(started))], ms=5)
+    _, answer, findings = await swept(log)
+    assert answer.content == "The number"
+    assert [row.n for row in findings] == [1]
+
+
+async def test_a_finding_in_an_unknown_form_does_not_stop_the_repair() -> None:
+    started, log = await begun(), MemoryLog()
+    events = [event.payload() for event in told(started)]
+    await log.append(started.session_id, [{**events[2], "mode": "SOME", "n": 2}, {"type": "finding"}, *events], ms=5)
+    _, answer, findings = await swept(log)
+    assert answer.content == "The number is [SSN], I say."
+    assert [row.n for row in findings] == [1]
+
+
+async def test_without_a_log_what_was_written_through_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    await begun()
+
+    async def away(*_: object, **__: object) -> None:
+        raise LogUnavailable
+
+    log = MemoryLog()
+    monkeypatch.setattr(log, "read", away)
+    monkeypatch.setattr(log, "append", away)
+    _, answer, findings = await swept(log)
+    assert (answer.content, findings) == ("The number", [])
