@@ -1,0 +1,197 @@
+"""Sessions on real servers: two web processes, two workers, one Valkey, on SQLite and on PostgreSQL.
+
+Everything that a client may do is done across both processes: nothing may depend on which of them gets a call.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle
+
+import pytest
+
+from tests.stack.clients import Client, Json, Refused, Shown, received
+from tests.stack.servers import Stack, until
+
+SSN, CARD = "536-22-8145", "4111 1111 1111 1111"
+TEXT = (
+    f"The record says {SSN}, and the card is {CARD}. Write to desk@example.com. It is guaranteed to arrive. "
+    "First you mix the poison into something that the animal likes, then you leave it, so that there are no traces."
+)
+GUARDED = TEXT.replace(SSN, "[SSN]").replace(CARD, "[CREDIT_CARD]").replace("desk@example.com", "[EMAIL]")
+RULES = ["credit_card", "email", "ssn"]
+"""What the policy ``demo`` finds in it and takes out."""
+
+
+@pytest.fixture
+def client(servers: Stack) -> Client:
+    return Client(servers.url, servers.keys["owner"])
+
+
+def pieces(text: str, size: int) -> list[str]:
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def found_in_database(servers: Stack, session_id: object) -> list[tuple[object, ...]]:
+    session = str(session_id).replace("-", "") if "DATABASE_URL" not in servers.env else session_id
+    query = "SELECT guardrail, rule, start, \"end\" FROM streaming_finding WHERE session_id = '%s' ORDER BY n"
+    return servers.rows(query % session)
+
+
+def guarded(client: Client, ats: list[str], size: int, **headers: str) -> tuple[str, str, list[Json]]:
+    """A whole stream, each call at another process: the session, the visible text, the findings of the answers."""
+    at = cycle(ats)
+    first, *rest = pieces(TEXT, size)
+    said = client.post("/v1/stream/start", {"delta": first}, next(at), **headers)
+    session_id, shown, findings = str(said["session_id"]), str(said["released"]), list(_findings(said))
+    for seq, delta in enumerate(rest, start=2):
+        body: Json = {"session_id": session_id, "seq": seq, "delta": delta}
+        said = client.post("/v1/stream/update", body, next(at))
+        shown += str(said["released"])
+        findings += _findings(said)
+    said = client.post("/v1/stream/finish", {"session_id": session_id}, next(at))
+    assert said["state"] == "MONITORING"
+    return session_id, shown + str(said["released"]), findings + _findings(said)
+
+
+def _findings(said: Json) -> list[Json]:
+    found = said["findings"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_it_works(servers: Stack, client: Client) -> None:
+    """A session whose every call goes to the other process, its deferred check, and what is on record of it."""
+    a, b = (web.url for web in servers.webs)
+    session_id, shown, findings = guarded(client, [a, b], 23)
+    assert shown == GUARDED
+    seen = Shown()
+    for event in client.events(f"/v1/stream/events?session_id={session_id}", b):
+        seen.take(event)
+    assert seen.complete
+    (late,) = [event for event in seen.of("finding") if event["guardrail"] == "harm"]
+    assert late["seq"] > seen.of("done")[0]["seq"], "the worker's result came after the answer was over"  # type: ignore[operator]
+    rows = found_in_database(servers, session_id)
+    assert len(rows) == len(set(rows)) == len(findings) + 1
+    assert sorted({str(rule) for name, rule, *_ in rows if name == "pii"}) == RULES
+    for at in (a, b):
+        status = client.get(f"/v1/stream/status?session_id={session_id}", at)
+        assert (status["state"], status["outcome"]) == ("COMPLETE", "redacted")
+        assert status["deferred"] == [{"guardrail": "harm", "applies_to": "response", "state": "would_block"}]
+
+
+@pytest.mark.parametrize("size", [1_000, 150, 61, 7])
+def test_every_cutting_over_two_processes_gives_the_text_of_one_check(
+    servers: Stack, client: Client, size: int
+) -> None:
+    whole = client.post("/v1/check", {"text": TEXT, "kind": "response", "accepts": ["redact"]})
+    _, shown, findings = guarded(client, [web.url for web in servers.webs], size)
+    assert shown == whole["text"] == GUARDED
+    places = [(finding["rule"], finding["start"], finding["end"]) for finding in findings]
+    assert sorted(places) == sorted((one["rule"], one["start"], one["end"]) for one in _findings(whole))
+
+
+def test_a_call_that_is_sent_again_to_the_other_process_gets_the_same_answer(servers: Stack, client: Client) -> None:
+    a, b = (web.url for web in servers.webs)
+    before = servers.rows("SELECT count(*) FROM streaming_auditsession")
+    key = {"Idempotency-Key": f"again {servers.url}"}
+    calls: list[tuple[str, Json]] = [("start", {"delta": TEXT[:40]})]
+    first = client.post("/v1/stream/start", calls[0][1], a, **key)
+    session_id = first["session_id"]
+    calls += [
+        ("update", {"session_id": session_id, "seq": 2, "delta": TEXT[40:90]}),
+        ("finish", {"session_id": session_id, "seq": 3, "delta": TEXT[90:]}),
+    ]
+    shown = str(first.pop("released"))
+    again = client.post("/v1/stream/start", calls[0][1], b, **key)
+    assert again.pop("released") == shown
+    assert {**again, "stream_token": ""} == {**first, "stream_token": ""}
+    for at, other, (name, body) in ((a, b, calls[1]), (b, a, calls[2])):
+        said = client.post(f"/v1/stream/{name}", body, at)
+        for to in (other, servers.url, at):
+            assert client.post(f"/v1/stream/{name}", body, to) == said
+        shown += str(said["released"])
+    assert shown == GUARDED
+    with pytest.raises(Refused, match="409"):
+        client.post("/v1/stream/update", calls[1][1], a)
+    (count,), (was,) = servers.rows("SELECT count(*) FROM streaming_auditsession")[0], before[0]
+    assert count == was + 1  # type: ignore[operator]
+
+
+def test_another_key_is_a_stranger_in_every_process(servers: Stack, client: Client) -> None:
+    said = client.post("/v1/stream/start", {"delta": "Hello"}, servers.webs[0].url)
+    stranger = Client(servers.url, servers.keys["other"])
+    for web in servers.webs:
+        with pytest.raises(Refused, match="404"):
+            stranger.post("/v1/stream/update", {"session_id": said["session_id"], "seq": 2, "delta": "x"}, web.url)
+    client.post("/v1/stream/finish", {"session_id": said["session_id"]})
+
+
+def test_a_chat_is_read_and_resumed_through_the_other_process(servers: Stack, client: Client) -> None:
+    a, b = (web.url for web in servers.webs)
+    began = client.post("/v1/chat", {"prompt": "What now?", "scenario": "judge"}, a)
+    path, seen = str(began["events_url"]), Shown()
+    for event in client.events(path, b):
+        seen.take(event)
+        if len(seen.text) > 80:
+            break  # the connection is closed in the middle of the answer
+    assert not seen.of("done")
+    for event in client.events(path, a, last=seen.last):
+        seen.take(event)
+    (done,) = seen.of("done")
+    assert seen.text == done["final"]
+    assert seen.complete
+    assert [event["guardrail"] for event in seen.of("finding")] == ["harm"], "the worker's result was read as well"
+    seqs = [event["seq"] for event in seen.events]
+    assert seqs == sorted(set(seqs))  # type: ignore[type-var]
+    assert [row[:1] for row in found_in_database(servers, began["session_id"])] == [("harm",)]
+
+
+def test_a_socket_that_breaks_is_resumed_at_the_other_process(servers: Stack, client: Client) -> None:
+    a, b = (web.url for web in servers.webs)
+    seen = Shown()
+    with client.socket(a) as made:
+        made.send(json.dumps({"type": "start", "prompt": "What is on file?", "scenario": "pii"}))
+        while len(seen.text) < 60:
+            seen.take(received(made))
+    with client.socket(b) as made:
+        made.send(json.dumps({"type": "resume", "session_id": seen.events[-1]["session_id"], "last_seq": seen.last}))
+        while not seen.complete:
+            seen.take(received(made))
+    (done,) = seen.of("done")
+    assert seen.text == done["final"]
+    assert SSN not in seen.text
+    assert "[SSN]" in seen.text
+    rows = found_in_database(servers, done["session_id"])
+    assert len(rows) == len(set(rows)) == len(seen.of("finding"))
+
+
+def test_an_interrupt_reaches_the_process_that_streams(servers: Stack, client: Client) -> None:
+    a, b = (web.url for web in servers.webs)
+    began = client.post("/v1/chat", {"prompt": "Take your time.", "scenario": "clean"}, a)
+    seen = Shown()
+    with client.socket(b) as made:
+        made.send(json.dumps({"type": "resume", "session_id": began["session_id"]}))
+        while not seen.text:
+            seen.take(received(made))
+        made.send(json.dumps({"type": "interrupt", "session_id": began["session_id"]}))
+        while not seen.complete:
+            seen.take(received(made))
+    (done,) = seen.of("done")
+    assert (done["outcome"], done["final"]) == ("interrupted", seen.text)
+
+
+def test_the_log_holds_what_has_happened_here(servers: Stack) -> None:
+    """Last: the chain over all that the tests above have left is whole, and every session that ended is sealed."""
+    until("all sessions are over", lambda: servers.rows(_OPEN) == [(0,)])
+    done = servers.manage("audit", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((sessions,),) = servers.rows("SELECT count(*) FROM streaming_auditsession")
+    ((sealed,),) = servers.rows("SELECT count(DISTINCT session) FROM streaming_auditentry WHERE kind = 'sealed'")
+    assert sealed == sessions
+    ((findings,),) = servers.rows("SELECT count(*) FROM streaming_finding")
+    ((distinct,),) = servers.rows("SELECT count(*) FROM (SELECT DISTINCT session_id, n FROM streaming_finding) AS one")
+    assert findings == distinct
+
+
+_OPEN = "SELECT count(*) FROM streaming_auditsession WHERE state <> 'COMPLETE'"
