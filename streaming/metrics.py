@@ -21,6 +21,7 @@ from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.bookends import Result, Run, chosen
 from streaming.providers.base import ProviderTimeout, available
+from streaming.shadow.record import ShadowRecord
 
 logger = structlog.get_logger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -84,6 +85,12 @@ NOTICES = Counter(
 )
 TOOLS = Counter(
     "sluicegate_tool_calls", "Tool calls that ended, by result: ok or error.", (*_WHO, "result"), registry=REGISTRY
+)
+SHADOWS = Counter(
+    "sluicegate_shadow_sessions",
+    "Sessions that a shadow has run in, by how it compares with the active version.",
+    ("policy", "comparison"),
+    registry=REGISTRY,
 )
 FIRST_TOKEN = Histogram(
     "sluicegate_time_to_first_token_seconds",
@@ -181,6 +188,12 @@ def _answered(
     COMPLETION.labels(*how).observe(took_ms / 1000)
     _observe(GAP.labels(*how), [after - before for before, after in pairwise(arrivals)])
     _observe(FEED.labels(*how), [ms / 1000 for ms in feeds_ms])
+
+
+def shadowed(policy: str, record: ShadowRecord | None) -> None:
+    """A session has ended, with a shadow or without."""
+    if record is not None:
+        SHADOWS.labels(policy, record.comparison.value).inc()
 
 
 def _observe(histogram: Histogram, values: Sequence[float]) -> None:

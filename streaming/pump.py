@@ -363,6 +363,7 @@ class Pump:
         if self._shadow is not None:
             did = acted(self._run.policy, self._answer.findings, monitor=self._run.monitor)
             stored = replace(stored, shadow=await self._shadow.record(self._answer, acted=did))
+            metrics.shadowed(self._run.policy.name, stored.shadow)
         try:
             state = await database_sync_to_async(sessions.finish_streaming)(
                 session_id=self._run.started.session_id, ending=stored

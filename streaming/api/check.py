@@ -18,7 +18,7 @@ from ninja import Router, Schema
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
-from streaming import sessions, tasks
+from streaming import metrics, sessions, tasks
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.auth import Key
@@ -151,6 +151,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         shadow.look(looked_at(result, payload.text, applies_to, channel))
         did = acted(policy, result.findings, monitor=monitor)
         beside = await shadow.record(None, acted=did, grace_s=SHADOW_GRACE_S)
+        metrics.shadowed(policy.name, beside)
     await database_sync_to_async(sessions.record_check)(
         session_id=session_id,
         visitor=access.visitor,

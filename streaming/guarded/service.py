@@ -25,7 +25,7 @@ from guardrails.findings import AppliesTo, FindingDict
 from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy, policy_by_digest
-from streaming import tasks
+from streaming import metrics, tasks
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
 from streaming.core.gate import Gate
@@ -279,6 +279,7 @@ class Streams:
         state = await database_sync_to_async(rows.end)(record=record, shadow=beside)
         if state is None:
             return
+        metrics.shadowed(record.policy, beside)
         tombstone = replace(record, rev=record.rev + 1, gate=None, visible="", raw="", redactions=[], shadow=None)
         await self._store.swap(
             record.session_id, record.rev, tombstone.rev, tombstone.seal(), ttl_s=self._settings.tombstone_s, kept=True

@@ -53,7 +53,7 @@ class Report:
     """``counts`` has every ``Comparison``; ``without`` sessions have none (under way, or lost).
 
     ``looked`` is the number of sessions behind ``guardrails`` and ``mean_ms``. ``error``: why the version does not run
-    now. ``ended_at`` None: it is the shadow now.
+    now. ``ended_at`` None: it is the shadow now. ``actives``: the versions that were active in these sessions.
     """
 
     policy: str
@@ -69,6 +69,7 @@ class Report:
     counts: dict[str, int]
     looked: int
     mean_ms: float | None
+    actives: list[int] = field(default_factory=list)
     guardrails: list[GuardrailLine] = field(default_factory=list)
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
@@ -107,6 +108,7 @@ def report(policy: Policy) -> Report | None:
         counts={name.value: counted.get(name.value, 0) for name in Comparison},
         looked=len(window),
         mean_ms=round(sum(costs) / len(costs), 3) if costs else None,
+        actives=sorted(set(sessions.order_by().values_list("policy_version", flat=True).distinct())),
         guardrails=lines,
         examples={name.value: _examples(sessions, name) for name in TOLD},
     )

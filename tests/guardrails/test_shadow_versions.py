@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from pytest_django import DjangoAssertNumQueries
 
@@ -55,6 +56,14 @@ def test_it_works(cast: Cast) -> None:
     assert ended.version is None
     assert selectors.running_policy("support").shadow is None
     assert [change.version for change in ShadowChange.objects.all()] == [None, shadow]
+
+
+def test_list_of_versions_marks_the_shadow(capsys: pytest.CaptureFixture[str]) -> None:
+    active_and_shadow()
+    call_command("rules", "list")
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].endswith("signed, shadow")
+    assert said[2].endswith("signed, active")
 
 
 def test_shadow_costs_no_query_of_its_own(django_assert_num_queries: DjangoAssertNumQueries) -> None:

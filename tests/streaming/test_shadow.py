@@ -19,6 +19,7 @@ from guardrails.selectors import ShadowPolicy
 from streaming.audit.verify import log_faults
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.gate import Gate, gate_text
+from streaming.metrics import REGISTRY
 from streaming.models import AuditSession
 from streaming.models import Finding as FindingRow
 from streaming.shadow import running
@@ -138,6 +139,19 @@ async def test_it_works() -> None:
     ]
     assert await own_findings(case) == [("pii", 4, 7)]
     assert row.shadow["ms"] > 0
+
+
+async def test_sessions_are_counted_by_comparison() -> None:
+    def counted() -> list[float]:
+        labels = [{"policy": "trial", "comparison": name} for name in ("only_shadow", "both_clean")]
+        return [REGISTRY.get_sample_value("sluicegate_shadow_sessions_total", each) or 0.0 for each in labels]
+
+    before = counted()
+    beside = shadow(words("new", "block", "heron"))
+    for text in ("a heron", "a fox", "heron"):
+        await run(await trial([text], policy=policy(words("w", "redact", "den")), shadow=beside))
+    await run(await trial(["a heron"], policy=policy(words("w", "redact", "den"))))
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1]
 
 
 async def test_no_shadow_leaves_no_trace() -> None:

@@ -150,6 +150,12 @@ def test_figures_of_guardrails_name_how_many_sessions_they_cover(
     assert (line.active_hits, line.shadow_hits) == (2, 2)
 
 
+def test_sessions_of_several_active_versions_are_not_passed_off_as_one(shadow: PolicyVersion) -> None:
+    session()
+    AuditSession.objects.filter(pk=session()).update(policy_version=3)
+    assert found().actives == [1, 3]
+
+
 def test_guardrail_that_a_shadow_is_not_asked_for_is_no_guardrail_that_found_nothing(shadow: PolicyVersion) -> None:
     session("more", not_run=["more"])
     (line,) = found().guardrails

@@ -133,6 +133,7 @@ class Command(BaseCommand):
             for version in policy.versions.all():
                 marks = ["signed" if version.signature else "unsigned"]
                 marks += ["active"] if policy.active_version_id == version.pk else []
+                marks += ["shadow"] if policy.shadow_version_id == version.pk else []
                 self.stdout.write(f"  {version.number}  {version.digest}  {', '.join(marks)}")
 
     def do_export(self, *, policy: str, version: int | None, **_: object) -> None:

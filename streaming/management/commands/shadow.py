@@ -70,7 +70,8 @@ class Command(BaseCommand):
         )
         if found.error and not found.ended_at:
             self.stderr.write(f"the shadow does not run: {found.error}")
-        self.stdout.write(f"  {found.sessions:,} sessions")
+        several = f" under versions {', '.join(map(str, found.actives))}" if len(found.actives) > 1 else ""
+        self.stdout.write(f"  {found.sessions:,} sessions{several}")
         for _, words, number in found.lines:
             self.stdout.write(f"  {number:>9,}  {words}")
         if found.without:
