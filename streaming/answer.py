@@ -216,7 +216,7 @@ class Answer:
     @property
     def unanswered(self) -> int:
         """Texts that wait for verdicts."""
-        return max((lane.gate.unanswered for lane in self._lanes.values()), default=0)
+        return sum(lane.gate.unanswered for lane in self._lanes.values())
 
     @property
     def waiting(self) -> bool:

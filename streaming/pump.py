@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -47,7 +48,7 @@ from streaming.unread import Unread
 logger = structlog.get_logger(__name__)
 
 MAX_UNANSWERED = 10
-"""Sentences that may wait for verdicts; then the provider waits."""
+"""Sentences that may wait for verdicts; then what the provider says waits, and with it the provider."""
 
 READ_AHEAD = 64
 """Provider events that may lie in the inbox; then the provider waits."""
@@ -85,6 +86,7 @@ class Pump:
         look = self._shadow.look if self._shadow is not None else None
         self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms, look=look)
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
+        self._parked: deque[Item] = deque()
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._unread = Unread()
         self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock, look=look)
@@ -168,7 +170,7 @@ class Pump:
                     return Result(item.outcome)
             events: list[ServerEvent] = []
             taken: list[ProviderEvent] = []
-            for item in batch:
+            for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
                     if self._answer.blocked is None:
                         taken.append(item.event)
@@ -208,6 +210,25 @@ class Pump:
                 return Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
             if ended is not None and not self._asking and self._inbox.empty():
                 return Result()
+
+    def _in_turn(self, batch: list[Item]) -> Iterator[Item]:
+        """The batch in its order; what the provider said waits while ``MAX_UNANSWERED`` texts wait for verdicts."""
+        for item in batch:
+            if isinstance(item, Arrived | RoundEnded | ProviderEnded):
+                self._parked.append(item)
+                yield from self._fitting()
+            else:
+                yield item
+        yield from self._fitting()
+
+    def _fitting(self) -> Iterator[Item]:
+        while self._parked and (self._answer.unanswered < MAX_UNANSWERED or self._failed()):
+            yield self._parked.popleft()
+
+    def _failed(self) -> bool:
+        """After a failure nothing is waited for: what came before it is told first."""
+        last = self._parked[-1]
+        return isinstance(last, ProviderEnded) and last.error is not None
 
     def _round_ended(self) -> None:
         """Run what the model asked for; without calls the answer is over."""

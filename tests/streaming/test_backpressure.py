@@ -1,0 +1,141 @@
+"""A provider that is faster than its guardrails or the log: it waits, at its own socket, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from guardrails.findings import Verdict
+from guardrails.kinds.base import CheckRequest, Services
+from guardrails.policy import Policy
+from streaming.core.events import ProviderEvent, TextDelta
+from streaming.log import MemoryLog, Payload
+from streaming.models import AuditSession
+from streaming.providers.base import Provider, ProviderRequest, StreamCutOff
+from streaming.pump import MAX_UNANSWERED, READ_AHEAD
+from streaming.resilience import Upstreams
+from tests.streaming.pumping import Controlled, Trial, policy_of, trial
+from tests.streaming.test_pump import Sentences, batched
+
+pytestmark = pytest.mark.django_db(transaction=True)
+PLAIN = policy_of(without="harm")
+WAIT_S = 60.0
+SENTENCES = 300
+
+
+@dataclass
+class Fast(Controlled):
+    """Says its script as fast as it is taken, and counts."""
+
+    given: int = 0
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        async for event in super().stream(request):
+            self.given += 1
+            yield event
+
+
+class Counting(Sentences):
+    """Answers no check before it may, and knows how many wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = self.most = 0
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        try:
+            return await super().check(request, services)
+        finally:
+            self.waiting -= 1
+
+
+class Stuck(MemoryLog):
+    """Takes nothing before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        if any(payload["type"] == "message_stream" for payload in payloads):
+            self.asked.set()
+            await self.go.wait()
+        return await super().append(session_id, payloads, ms=ms, floor=floor)
+
+
+async def standstill(figure: Callable[[], object]) -> None:
+    """Wait until a figure is the same over many turns of the loop."""
+    before, same = figure(), 0
+    async with asyncio.timeout(WAIT_S):
+        while same < 100:
+            await asyncio.sleep(0.001)
+            now = figure()
+            before, same = now, same + 1 if now == before else 0
+
+
+async def of(provider: Provider, policy: Policy = PLAIN, log: MemoryLog | None = None) -> Trial:
+    """A session with this provider."""
+    case = await trial([], policy=policy, log=log)
+    case.pump._run = replace(case.pump._run, upstreams=Upstreams((provider,)))
+    return case
+
+
+def sentences(count: int) -> list[str]:
+    return [f"Sentence number {n} is here. " for n in range(count)]
+
+
+async def test_it_works_ten_sentences_wait_for_their_checks_and_the_provider_for_them() -> None:
+    kind, provider = Counting(), Fast(sentences(SENTENCES))
+    case = await of(provider, batched(kind, limit_s=WAIT_S))
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(kind.asked.wait(), WAIT_S)
+    await standstill(lambda: (provider.given, kind.waiting))
+    assert kind.waiting == MAX_UNANSWERED
+    assert provider.given <= MAX_UNANSWERED + READ_AHEAD + 1
+    kind.go.set()
+    await asyncio.wait_for(task, WAIT_S)
+    assert kind.most == MAX_UNANSWERED
+    assert await case.shown() == "".join(sentences(SENTENCES))
+
+
+async def test_sentences_of_all_choices_together_are_ten() -> None:
+    kind = Counting()
+    provider = Fast([TextDelta(text, choice) for text in sentences(20) for choice in range(3)])
+    case = await of(provider, batched(kind, limit_s=WAIT_S))
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(kind.asked.wait(), WAIT_S)
+    await standstill(lambda: (provider.given, kind.waiting))
+    kind.go.set()
+    await asyncio.wait_for(task, WAIT_S)
+    assert kind.most == MAX_UNANSWERED
+    chunks = [event for event in await case.of("message_stream") if event["channel"] == "text"]
+    for choice in range(3):
+        said = "".join(str(event["chunk"]) for event in chunks if event["choice"] == choice)
+        assert said == "".join(sentences(20))
+
+
+async def test_a_failure_is_told_at_once_and_what_came_before_it_is_counted() -> None:
+    kind, said = Counting(), sentences(40)
+    case = await of(Fast([*said, StreamCutOff("cut")]), batched(kind, limit_s=WAIT_S))
+    await asyncio.wait_for(case.pump.run(), WAIT_S)
+    (done,) = await case.of("done")
+    assert done["outcome"] == "error"
+    row = await AuditSession.objects.aget(pk=case.session_id)
+    assert (row.outcome, row.chars_in) == ("error", len("".join(said)))
+
+
+async def test_an_interrupt_does_not_wait_for_checks() -> None:
+    kind = Counting()
+    case = await of(Fast(sentences(SENTENCES)), batched(kind, limit_s=WAIT_S))
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(kind.asked.wait(), WAIT_S)
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(task, WAIT_S)
+    assert [event["outcome"] for event in await case.of("done")] == ["interrupted"]
+    assert not kind.go.is_set()
