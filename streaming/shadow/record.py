@@ -137,14 +137,14 @@ def acted(policy: Policy | None, findings: Iterable[Finding], *, monitor: bool) 
 
 
 def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], released: int) -> list[Finding]:
-    """A shadow's findings in one text, each with how many of its characters the active version showed.
+    """A shadow's findings in one text, in text order, each with how many of its characters the active version showed.
 
     ``active`` are the active version's findings in that text, ``released`` the characters that it showed.
     """
     shown = list(_shown(active, released))
     return [
         replace(finding, exposed=sum(max(0, min(end, finding.end) - max(start, finding.start)) for start, end in shown))
-        for finding in findings
+        for finding in sorted(findings, key=lambda finding: (finding.start, finding.end))
     ]
 
 

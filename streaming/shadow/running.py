@@ -27,7 +27,7 @@ from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy
 from streaming.answer import Answer
-from streaming.checks import Looked, check_text, run_check
+from streaming.checks import Looked, run_check
 from streaming.core import gate as gates
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.core.gate import Gate, SentenceCheck
@@ -37,10 +37,12 @@ logger = structlog.get_logger(__name__)
 
 GRACE_S = 1.0
 """How long the end of a session waits for verdicts that a shadow still lacks. All text is out by then."""
-MAX_WAITING = 20
+MAX_WAITING = 200
 """Texts of one session that may wait for verdicts; further ones are counted as unanswered."""
 AT_ONCE = 2
 """Checks of shadows under way in one event loop, over all sessions."""
+SLICE = 4_096
+"""Characters of a whole text that are looked at in one go; then others have their turn."""
 
 Key = tuple[str, int]
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -48,9 +50,11 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 
 @dataclass(slots=True)
 class _Lane:
-    """One channel of one choice."""
+    """One channel of one choice, or (``looked``) one whole text."""
 
     gate: Gate
+    turns: tuple[Turn, ...]
+    looked: Looked | None = None
     found: list[Finding] = field(default_factory=list)
 
 
@@ -71,7 +75,7 @@ class Shadow:
         self._turns = tuple(conversation)
         self._clock = clock
         self._lanes: dict[Key, _Lane] = {}
-        self._found: list[Finding] = []
+        self._wholes: list[_Lane] = []
         self._kinds: set[AppliesTo] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: Counter[str] = Counter()
@@ -95,7 +99,10 @@ class Shadow:
         with self._alone():
             if self._policy is not None and looked.text:
                 self._kinds.add(looked.applies_to)
-                self._start(self._whole(looked, self._policy))
+                gate = Gate(self._policy, looked.applies_to, looked.channel, monitor=True)
+                lane = _Lane(gate, looked.conversation, looked)
+                self._wholes.append(lane)
+                self._start(self._whole(lane, looked.text))
 
     def _feed(self, key: Key, applies_to: AppliesTo, text: str, active: Answer) -> None:
         if self._policy is None:
@@ -103,7 +110,7 @@ class Shadow:
         lane = self._lanes.get(key)
         if lane is None:
             self._kinds.add(applies_to)
-            lane = self._lanes[key] = _Lane(Gate(self._policy, applies_to, key[0], monitor=True))
+            lane = self._lanes[key] = _Lane(Gate(self._policy, applies_to, key[0], monitor=True), self._turns)
         if (end := active.stopped_at(key)) is not None:
             # What came in the same piece behind the match is nobody's: it must not matter how the text was cut.
             text = text[: max(0, end - lane.gate.counters.chars_in)]
@@ -129,8 +136,7 @@ class Shadow:
 
     async def _apart(self, work: Coroutine[None, None, None]) -> None:
         try:
-            async with _slot():
-                await work
+            await work
         except Exception as error:
             self._failed(error)
         finally:
@@ -139,26 +145,22 @@ class Shadow:
     async def _judge(self, lane: _Lane, check: SentenceCheck, policy: Policy) -> None:
         for name in check.guardrails:
             guardrail = policy.guardrail(name)
-            turns = self._turns if guardrail.impl.wants_conversation else ()
+            turns = lane.turns if guardrail.impl.wants_conversation else ()
             request = CheckRequest(check.text, lane.gate.applies_to, turns, guardrail.time_limit_s)
-            checked = await run_check(guardrail, request, self._clock)
+            async with _slot():
+                checked = await run_check(guardrail, request, self._clock)
             if checked.verdict.error is not None:
                 self._failures[name] += 1
             with self._alone():
                 self._effects(lane, lane.gate.verdict(check.id, name, checked.verdict))
 
-    async def _whole(self, looked: Looked, policy: Policy) -> None:
-        result = await check_text(
-            policy,
-            looked.text,
-            applies_to=looked.applies_to,
-            monitor=True,
-            channel=looked.channel,
-            conversation=looked.conversation,
-            clock=self._clock,
-        )
-        self._failures.update(result.failed)
-        self._found += with_exposure(result.findings, looked.findings, looked.released)
+    async def _whole(self, lane: _Lane, text: str) -> None:
+        for at in range(0, len(text), SLICE):
+            with self._alone():
+                self._effects(lane, lane.gate.feed(text[at : at + SLICE]))
+            await asyncio.sleep(0)
+        with self._alone():
+            self._effects(lane, lane.gate.finish())
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -170,15 +172,12 @@ class Shadow:
         with self._alone():
             for lane in self._lanes.values():
                 self._effects(lane, lane.gate.finish())
-        late: set[asyncio.Task[None]] = set()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=GRACE_S if grace_s is None else grace_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        self._unanswered += len(late)
-        findings = list(self._found)
+        await self._waited(GRACE_S if grace_s is None else grace_s)
+        findings: list[Finding] = []
         with self._alone():
+            for lane in self._wholes:
+                if lane.looked is not None:
+                    findings += with_exposure(lane.found, lane.looked.findings, lane.looked.released)
             for key, lane in self._lanes.items():
                 findings += _compared_lane(key, lane, active)
         policy = self._which.policy
@@ -196,6 +195,17 @@ class Shadow:
             not_run=tuple(dict.fromkeys(deferred)),
             ms=self._spent_s * 1000,
         )
+
+    async def _waited(self, grace_s: float) -> None:
+        """Let the open checks end; those that have not when the time is over are cancelled and counted."""
+        until = time.monotonic() + grace_s
+        while self._tasks and (left := until - time.monotonic()) > 0:  # looking at a text may lead to more of them
+            await asyncio.wait(self._tasks, timeout=left)
+        late = tuple(self._tasks)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        self._unanswered += len(late)
 
     # -- keeping it to itself -----------------------------------------------------------------------------------
 

@@ -282,8 +282,30 @@ async def test_verdict_that_never_comes_holds_no_character_and_ends_with_the_ses
     assert kind.under_way == 0
 
 
+async def test_verdict_that_never_comes_does_not_cost_what_was_found_in_the_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "GRACE_S", 0.05)
+    kind = Sentences("fox")
+    beside = with_sentences(policy(words("new", "block", "zebra"), version=4), kind)
+    beside = replace(
+        beside,
+        guardrails=tuple(replace(g, applies_to=frozenset({AppliesTo.PROMPT})) for g in beside.guardrails),
+    )
+    case = await trial(
+        ["ok"], prompt="A zebra. " * 2_000, policy=policy(words("w", "redact", "heron")),
+        shadow=ShadowPolicy(4, "d4", beside),
+    )  # fmt: skip
+    row = await run(case)
+    assert (row.shadow_comparison, row.shadow_would_have) == ("only_shadow", "blocked")
+    assert len(row.shadow["findings"]) + row.shadow["more"] == 2_000
+    assert row.shadow["unanswered"] >= 2_000 - len(kind.asked)
+    assert kind.under_way == 0
+
+
 async def test_flood_of_sentences_asks_few_at_a_time_and_lets_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "GRACE_S", 30.0)
+    monkeypatch.setattr(running, "MAX_WAITING", 20)
     kind, more = Sentences("fox"), asyncio.Event()
     beside = with_sentences(policy(words("new", "warn", "zebra"), version=4), kind)
     script: list[str | asyncio.Event] = ["So it is here. " * 50, more, "The end."]
