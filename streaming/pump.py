@@ -169,13 +169,14 @@ class Pump:
                 if isinstance(item, Stop):
                     return Result(item.outcome)
             events: list[ServerEvent] = []
+            read: list[ProviderEvent] = []
             taken: list[ProviderEvent] = []
             for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
                     if self._answer.blocked is None:
                         taken.append(item.event)
                     self._owed += 1
-                    self._unread.taken(item.event)
+                    read.append(item.event)
                     events += self._timed(item.event)
                 elif isinstance(item, RoundEnded):
                     self._round_ended()
@@ -201,6 +202,7 @@ class Pump:
                 self._pay_slots()
             events += self._holds()
             await self._append(events)
+            self._unread.taken(read)  # until now it was on our hands
             if self._shadow is not None:  # after the readers
                 for event in taken:
                     self._shadow.take(event, self._answer)

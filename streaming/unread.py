@@ -1,12 +1,13 @@
-"""How much of what the provider sent nobody has looked at yet.
+"""How much of what the provider sent is still on our hands: not looked at, or not yet taken by the session log.
 
-Exists because a provider can be faster than the guardrails. Protects the memory of the process: with ``MAX_UNREAD``
-characters in the pump's inbox the provider's socket is not read any further.
+Exists because a provider can be faster than the guardrails and the log. Protects the memory of the process: with
+``MAX_UNREAD`` characters between provider and log the provider's socket is not read any further.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 
@@ -15,7 +16,7 @@ MAX_UNREAD = 1_000_000
 
 
 class Unread:
-    """How much of what the provider sent lies in the inbox; with ``MAX_UNREAD`` characters there the provider waits."""
+    """How much of what the provider sent is on its way to the log; with ``MAX_UNREAD`` characters the provider waits."""
 
     def __init__(self) -> None:
         self._chars = 0
@@ -29,9 +30,9 @@ class Unread:
         if self._chars >= MAX_UNREAD:
             self._room.clear()
 
-    def taken(self, event: ProviderEvent) -> None:
-        """The loop has taken the event."""
-        self._chars -= size(event)
+    def taken(self, events: Iterable[ProviderEvent]) -> None:
+        """The loop has taken the events, and the log what came of them."""
+        self._chars -= sum(map(size, events))
         if self._chars < MAX_UNREAD:
             self._room.set()
 

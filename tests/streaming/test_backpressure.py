@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,10 @@ from streaming.core.events import ProviderEvent, TextDelta
 from streaming.log import MemoryLog, Payload
 from streaming.models import AuditSession
 from streaming.providers.base import Provider, ProviderRequest, StreamCutOff
+from streaming.providers.openai import OpenAIProvider
 from streaming.pump import MAX_UNANSWERED, READ_AHEAD
 from streaming.resilience import Upstreams
+from streaming.unread import MAX_UNREAD
 from tests.streaming.pumping import Controlled, Trial, policy_of, trial
 from tests.streaming.test_pump import Sentences, batched
 
@@ -139,3 +142,58 @@ async def test_an_interrupt_does_not_wait_for_checks() -> None:
     await asyncio.wait_for(task, WAIT_S)
     assert [event["outcome"] for event in await case.of("done")] == ["interrupted"]
     assert not kind.go.is_set()
+
+
+async def test_a_megabyte_that_the_log_has_not_taken_stops_the_provider() -> None:
+    log, size = Stuck(), 100_000
+    provider = Fast(["words, " * (size // 7)] * 40)
+    case = await of(provider, log=log)
+    task = asyncio.create_task(case.pump.run())
+    try:
+        await asyncio.wait_for(log.asked.wait(), WAIT_S)
+        await standstill(lambda: provider.given)
+        # The one that used up the room, and the one that found none.
+        assert provider.given * size <= MAX_UNREAD + 2 * size
+    finally:
+        log.go.set()
+        await asyncio.wait_for(task, WAIT_S)
+    assert provider.given == 40
+    assert await case.shown() == "words, " * (size // 7) * 40
+
+
+async def test_then_the_providers_socket_waits() -> None:
+    """Forty megabytes are on offer; the kernel's own buffers and ours are all that is taken of them."""
+    offered, written = 40_000_000, 0
+    choice = {"index": 0, "delta": {"content": "words, " * 9_000}, "finish_reason": None}
+    line = b"data: " + json.dumps({"model": "m-1", "choices": [choice]}).encode() + b"\n\n"
+    gone = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        try:
+            while written < offered:
+                writer.write(line)
+                await writer.drain()
+                written += len(line)
+        except OSError:
+            gone.set()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    log = Stuck()
+    case = await of(OpenAIProvider(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"), log=log)
+    task = asyncio.create_task(case.pump.run())
+    try:
+        await asyncio.wait_for(log.asked.wait(), WAIT_S)
+        await standstill(lambda: written)
+        assert written < offered / 2, f"{written:,} bytes"
+        await case.log.interrupt(case.session_id)
+    finally:
+        log.go.set()
+        await asyncio.wait_for(task, WAIT_S)
+        await asyncio.wait_for(gone.wait(), WAIT_S)
+        server.close()
+        await server.wait_closed()
