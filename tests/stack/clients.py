@@ -94,8 +94,8 @@ class Shown:
 
     @property
     def last(self) -> object:
-        """The seq of the last event."""
-        return self.events[-1]["seq"]
+        """The seq of the last event; empty before the first."""
+        return self.events[-1]["seq"] if self.events else ""
 
     def of(self, kind: str) -> list[Json]:
         """The events of one type."""

@@ -73,16 +73,18 @@ class Web:
     own: socket.socket
     process: subprocess.Popen[bytes]
     log: Path
+    port: int
 
     @property
     def url(self) -> str:
         """Leads to this process and to no other."""
-        return f"http://127.0.0.1:{self.own.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """SIGKILL, and it is gone when this returns."""
+        """SIGKILL, and it is gone when this returns; whoever it had not answered is cut off."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
+        self.own.close()  # ours is the last hold on it, and who waits in its queue would wait for ever
 
     @property
     def alive(self) -> bool:
@@ -136,7 +138,7 @@ class Stack:
         argv = [sys.executable, "-m", "daphne", "-v", "1", "--access-log", os.devnull, "--fd", str(fds[0])]
         argv += ["-e", f"fd:fileno={fds[1]}", "project.asgi:application"]
         log = self.folder / f"{name}.log"
-        self.webs.append(Web(name, own, tied(argv, self.env, log, pass_fds=fds), log))
+        self.webs.append(Web(name, own, tied(argv, self.env, log, pass_fds=fds), log, own.getsockname()[1]))
 
     def start_worker(self, *, beat: bool) -> None:
         """One more worker; not ready yet."""

@@ -168,7 +168,8 @@ def test_a_socket_that_breaks_is_resumed_at_the_other_process(servers: Stack, cl
 
 def test_an_interrupt_reaches_the_process_that_streams(servers: Stack, client: Client) -> None:
     a, b = (web.url for web in servers.webs)
-    began = client.post("/v1/chat", {"prompt": "Take your time.", "scenario": "clean"}, a)
+    endless = {"prompt": "Go on.", "scenario": "own_text", "text": "word " * 10_000}
+    began = client.post("/v1/chat", endless, a)
     seen = Shown()
     with client.socket(b) as made:
         made.send(json.dumps({"type": "resume", "session_id": began["session_id"]}))
