@@ -17,6 +17,7 @@ from streaming import breakers, health, metrics
 from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
 from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
 from streaming.providers.base import ProviderTimeout, ProviderUnavailable
+from streaming.shadow.record import recorded
 from tests.streaming.pumping import Controlled, Time, Trial, trial
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -218,6 +219,7 @@ async def test_a_store_that_does_not_answer_takes_no_figure_away(monkeypatch: py
 async def test_the_documentation_and_the_registry_agree() -> None:
     await run(ProviderChosen("alpha", False, "request_type"), ProviderNotice("retry", "again"), ModelNamed("m-1"), "hi")
     await run("one", ProviderToolResult("a", "4"), "two", ProviderTimeout("late"))
+    metrics.shadowed("trial", recorded(version=2, digest="d2", policy=None, active_acted=False, error="away"))
     row = re.compile(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\| (\w+) \| ([^|]+) \|$", re.M)
     documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in
                   row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
