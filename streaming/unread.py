@@ -16,7 +16,7 @@ MAX_UNREAD = 1_000_000
 
 
 class Unread:
-    """How much of what the provider sent is on its way to the log; with ``MAX_UNREAD`` characters the provider waits."""
+    """How much of what the provider sent is on its way to the log; at ``MAX_UNREAD`` characters the provider waits."""
 
     def __init__(self) -> None:
         self._chars = 0
