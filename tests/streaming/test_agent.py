@@ -15,16 +15,16 @@ from pydantic import BaseModel, Field
 from guardrails.policy import Policy
 from streaming import agent
 from streaming.agent import MAX_RESULT_CHARS, MAX_ROUNDS
-from streaming.callbacks import StreamCallbacks, start_stream
-from streaming.core.events import ProviderEvent, Stopped, ThinkingDelta, ToolCallDelta
+from streaming.callbacks import StreamCallbacks, _read, start_stream
+from streaming.core.events import ProviderEvent, ProviderNotice, Stopped, ThinkingDelta, ToolCallDelta
 from streaming.log import MemoryLog, SessionLog
 from streaming.log_redis import RedisLog, close_shared_log, shared_log
 from streaming.models import Message
-from streaming.providers.base import ChatMessage
+from streaming.providers.base import ChatMessage, StreamCutOff
 from streaming.sessions import Visitor
 from streaming.tools import base
 from streaming.tools.base import Context, Tool, ToolError
-from tests.streaming.pumping import QUICK, SSN, Trial, policy_of, trial
+from tests.streaming.pumping import QUICK, SSN, Controlled, Trial, policy_of, trial
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Step = str | ProviderEvent | Exception | asyncio.Event
@@ -163,6 +163,31 @@ async def test_a_call_that_can_not_run_is_a_result_and_the_answer_goes_on(
     told = case.provider.asked[1].messages[-1]
     assert (told.failed, told.text) == (True, result["error"])
     assert json.loads(case.provider.asked[1].messages[-2].tool_calls[0].arguments) is not None
+
+
+@pytest.mark.parametrize("said", [3, 9, 13, 14], ids=["begun", "half", "but its last piece", "whole"])
+async def test_a_call_whose_arguments_were_cut_off_never_runs(tools: Tools, said: int) -> None:
+    """Also where what has come would be JSON: only the end of the round says that it is complete."""
+    pieces = [ToolCallDelta(0, "id0", "echo"), *(ToolCallDelta(0, arguments=char) for char in '{"text": "x"}')]
+    case = await answer([["Wait. ", *pieces[:said], StreamCutOff("cut")], ["never"]], tools)
+    await case.pump.run()
+    assert tools.saw == []
+    assert await case.of("tool_call") == []
+    assert len(case.provider.asked) == 1
+    (done,) = await case.of("done")
+    assert (done["outcome"], done["final"]) == ("error", "Wait. ")
+
+
+async def test_what_a_call_is_written_in_is_never_text(tools: Tools) -> None:
+    """Neither on its way to the page nor in what is stored of the answer."""
+    given = json.dumps({"text": "zebra"})
+    case = await answer([["Let me see. ", *asks(("echo", given))], ["It says so."]], tools)
+    await case.pump.run()
+    texts = [event for event in await case.events() if event["type"] in ("message_stream", "message_update", "done")]
+    stored = await Message.objects.aget(pk=case.answer_id)
+    for markup in ("zebra", "id0", "echo", "tool", "{"):
+        assert markup not in stored.content
+        assert not any(markup in str(event.get(name, "")) for event in texts for name in ("chunk", "content", "final"))
 
 
 async def raises(text: str, context: Context) -> object:
@@ -437,6 +462,12 @@ class Heard(StreamCallbacks):
     def on_state_change(self, old: str, new: str) -> None:
         self.calls.append(("state", old, new))
 
+    def on_thinking(self, text: str) -> None:
+        self.calls.append(("thinking", text))
+
+    async def on_error(self, error: str, recoverable: bool) -> None:
+        self.calls.append(("problem", error, recoverable))
+
 
 @pytest.mark.usefixtures("demo_policy")
 async def test_callbacks_hear_what_a_reader_sees(monkeypatch: pytest.MonkeyPatch, settings: object) -> None:
@@ -458,6 +489,48 @@ async def test_callbacks_hear_what_a_reader_sees(monkeypatch: pytest.MonkeyPatch
         ("state", "", "ACTIVE"),
         ("state", "ACTIVE", "COMPLETE"),
     ]
+
+
+async def test_callbacks_hear_thinking_failures_of_tools_and_of_the_provider(tools: Tools) -> None:
+    tools.add("bad", says_no)
+    script: list[Step] = [ThinkingDelta("Hm. "), "One moment. ", *asks(("bad", {"text": "x"}))]
+    case = await answer([script, ["So ", ProviderNotice("malformed_line", "lost a line"), StreamCutOff("cut")]], tools)
+    await case.pump.run()
+    heard = Heard()
+    assert await _read(case.session_id, heard, case.log, QUICK) == "error"
+    assert heard.text == "One moment. So "
+    assert ("thinking", "Hm. ") in heard.calls
+    assert ("use", "bad", {"text": "x"}) in heard.calls
+    assert ("error", "bad", "the shop is closed") in heard.calls
+    assert [call for call in heard.calls if call[0] == "problem"] == [
+        ("problem", "lost a line", True), ("problem", "cut", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("demo_policy")
+@pytest.mark.parametrize("waiting", ["token", "tool"])
+async def test_a_python_program_interrupts_at_once(tools: Tools, waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools.add("hangs", hangs)
+    script: list[Step] = asks(("hangs", {})) if waiting == "tool" else ["some text", asyncio.Event()]
+    provider = Controlled(script)
+    monkeypatch.setattr("streaming.chat.get_provider", lambda name: provider)
+    monkeypatch.setattr("streaming.chat.specs", lambda: (tools.made["hangs"].spec,))
+    began = asyncio.Event()
+
+    class Waiting(StreamCallbacks):
+        def on_text(self, text: str) -> None:
+            began.set()
+
+        def on_tool_use(self, name: str, input: object) -> None:
+            began.set()
+
+    start = {"prompt": "hello", "tools": waiting == "tool"}
+    handle = await start_stream(start, Waiting(), visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK)
+    async with asyncio.timeout(10):
+        await began.wait()
+        await handle.interrupt()
+        assert await handle.wait() == "interrupted"
+    assert provider.closed
 
 
 def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,8 +555,7 @@ async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
         "tool_search": "documentation says",
         "tool_error": "no tool named",
     }
-    for number in range(100):
-        scenario = list(endings)[number % 3]
+    for scenario in list(endings) * 100:
         heard = Heard()
         handle = await start_stream(
             {"scenario": scenario}, heard, visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK
