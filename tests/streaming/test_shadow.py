@@ -16,6 +16,8 @@ from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Guardrail, Policy, compile_policy
 from guardrails.selectors import ShadowPolicy
+from streaming.audit.chain import digest
+from streaming.audit.rows import SESSION_FIELDS, session_digest, stamp
 from streaming.audit.verify import log_faults
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.gate import Gate, gate_text
@@ -429,6 +431,13 @@ async def test_stored_shadow_cannot_be_altered_unseen() -> None:
         assert len(await faults()) == 1
         await database_sync_to_async(rows.update)(**back)
         assert await faults() == []
+
+
+def test_session_sealed_before_there_were_shadows_still_verifies() -> None:
+    row = AuditSession(policy_name="p")
+    plain = {name: getattr(row, name) for name in SESSION_FIELDS}
+    plain["started_at"] = stamp(row.started_at)
+    assert session_digest(row) == digest({"id": str(row.pk), **plain})
 
 
 def test_exposure_is_what_a_gate_with_both_versions_says() -> None:
