@@ -91,6 +91,37 @@ def calls_of(events: Iterable[ProviderEvent]) -> dict[int, tuple[str, str]]:
     return out
 
 
+def plainly(adapter: str, data: bytes) -> tuple[str, list[tuple[str, object]]]:
+    """Thinking and tool calls as a reading of a few lines has them: whole lines, no cuts, nothing shared with ours."""
+    thought, calls = "", {}
+    for line in data.decode().split("\n"):
+        text = line.removeprefix("data:").strip()
+        if not text.startswith("{"):
+            continue
+        said = json.loads(text)
+        if adapter == "anthropic":
+            block, delta = said.get("content_block") or {}, said.get("delta") or {}
+            if "tool_use" in block.get("type", ""):
+                calls[said["index"]] = [block["name"], ""]
+            thought += delta.get("thinking", "") + block.get("thinking", "")
+            if "partial_json" in delta:
+                calls[said["index"]][1] += delta["partial_json"]
+        elif adapter == "openai":
+            for choice in said.get("choices") or []:
+                delta = choice.get("delta") or {}
+                thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
+                for call in delta.get("tool_calls") or []:
+                    made = calls.setdefault(call["index"], ["", ""])
+                    made[0] = made[0] or call["function"].get("name") or ""
+                    made[1] += call["function"].get("arguments") or ""
+        else:
+            message = said.get("message") or said
+            thought += message.get("thinking") or ""
+            for call in message.get("tool_calls") or []:
+                calls[len(calls)] = [call["function"]["name"], json.dumps(call["function"]["arguments"])]
+    return thought, [(name, json.loads(arguments or "{}")) for name, arguments in calls.values()]
+
+
 @pytest.mark.skipif(not RECORDED, reason="the recorded streams are not here")
 @pytest.mark.parametrize("most", [1, 3, 700], ids=["bytes", "crumbs", "pieces"])
 @pytest.mark.parametrize("entry", RECORDED, ids=lambda entry: str(entry["file"]))
@@ -105,9 +136,9 @@ async def test_it_works(entry: dict[str, object], most: int) -> None:
     assert any(isinstance(e, ThinkingDelta) and e.text for e in events) == entry["has_thinking"]
     calls = calls_of(events)
     assert bool(calls) == entry["has_tools"]
-    for name, arguments in calls.values():
-        assert name
-        assert isinstance(json.loads(arguments or "{}"), dict)
+    thought, called = plainly(adapter, data)
+    assert "".join(e.text for e in events if isinstance(e, ThinkingDelta)) == thought
+    assert [(name, json.loads(arguments or "{}")) for name, arguments in calls.values()] == called
     if error is None:
         assert any(isinstance(e, Stopped) for e in events)
         assert any(isinstance(e, ModelNamed) for e in events)
