@@ -9,7 +9,7 @@ import django
 
 
 def main() -> dict[str, str]:
-    """A key for each policy's tests, and one of somebody else."""
+    """The tests' own key, one of somebody else, and one that may call three times a minute."""
     django.setup()
     from guardrails.bootstrap import prepare_database
     from guardrails.models import Scope
@@ -18,10 +18,11 @@ def main() -> dict[str, str]:
 
     prepare_database()
     ensure_flag(everyone=True)
-    limits = {"calls_per_minute": 100_000, "updates_per_second": 10_000}
-    return {
-        name: create_api_key(name=name, scopes=list(Scope), policy="demo", **limits)[1] for name in ("owner", "other")
-    }
+    made = {}
+    for name, calls in (("owner", 100_000), ("other", 100_000), ("slow", 3)):
+        limits = {"calls_per_minute": calls, "updates_per_second": 10_000}
+        made[name] = create_api_key(name=name, scopes=list(Scope), policy="demo", **limits)[1]
+    return made
 
 
 if __name__ == "__main__":

@@ -127,6 +127,19 @@ def test_another_key_is_a_stranger_in_every_process(servers: Stack, client: Clie
     client.post("/v1/stream/finish", {"session_id": said["session_id"]})
 
 
+def test_a_limit_is_one_limit_for_all_processes(servers: Stack) -> None:
+    slow, answers = Client(servers.url, servers.keys["slow"]), []
+    for at in [web.url for web in servers.webs] * 3:
+        try:
+            said = slow.post("/v1/stream/start", {}, at)
+        except Refused as error:
+            answers.append(error.status)
+        else:
+            answers.append(201)
+            slow.post("/v1/stream/finish", {"session_id": said["session_id"]})
+    assert answers == [201, 201, 201, 429, 429, 429]
+
+
 def test_a_chat_is_read_and_resumed_through_the_other_process(servers: Stack, client: Client) -> None:
     a, b = (web.url for web in servers.webs)
     began = client.post("/v1/chat", {"prompt": "What now?", "scenario": "judge"}, a)

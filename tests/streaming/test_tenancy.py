@@ -24,7 +24,7 @@ from project.asgi import application
 from streaming import registry, stream_tokens, tasks
 from streaming.api.auth import Key
 from streaming.log_redis import close_shared_log
-from streaming.models import AuditSession, GuardedStream
+from streaming.models import AuditSession, Conversation, GuardedStream
 from streaming.routing import websocket_urlpatterns
 from tests.conftest import Cast
 
@@ -336,10 +336,33 @@ async def test_pages_need_a_login(route: str, cast: Cast) -> None:
     assert (await client.get(route.split(" ")[1])).status_code == 200
 
 
-async def test_the_pages_socket_takes_no_key_and_needs_a_login() -> None:
-    made = await socket(path="/ws/chat/", key=await new_key("owner"))
-    assert "sign in" in await made.receive_from(timeout=10)
-    assert (await made.receive_output(timeout=10))["type"] == "websocket.close"
+async def test_the_pages_socket_takes_neither_key_nor_token_and_needs_a_login() -> None:
+    key = await new_key("owner")
+    _, token = await begin(key)
+    for made in (await socket(path="/ws/chat/", key=key), await socket(f"?token={token}", path="/ws/chat/")):
+        assert "sign in" in await made.receive_from(timeout=10)
+        assert (await made.receive_output(timeout=10))["type"] == "websocket.close"
+
+
+async def test_a_conversation_is_one_within_a_key_only() -> None:
+    """The name that a client gives it belongs to the client's key; the id of another key's opens nothing."""
+    keys = [await new_key("one"), await new_key("two")]
+    for key in (*keys, keys[0]):
+        for path, body in (
+            ("/v1/stream/start", {"context": {"conversation_id": "mine"}}),
+            ("/v1/check", {"text": "Hello", "kind": "prompt", "context": {"conversation_id": "mine"}}),
+        ):
+            headers = {"Authorization": f"Bearer {key}"}
+            said = await AsyncClient().post(path, json.dumps(body), content_type="application/json", headers=headers)
+            assert said.status_code < 300
+    rows = Conversation.objects.filter(external_id="mine").order_by("client").values_list("client", flat=True)
+    assert sorted([client async for client in rows]) == sorted(key[:11] for key in keys)
+    theirs = await Conversation.objects.aget(client=keys[0][:11])
+    body = json.dumps({"prompt": "Go on", "conversation_id": str(theirs.pk)})
+    for key, status in zip(keys, (201, 422), strict=True):
+        headers = {"Authorization": f"Bearer {key}"}
+        said = await AsyncClient().post("/v1/chat", body, content_type="application/json", headers=headers)
+        assert said.status_code == status
 
 
 @pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == PUBLIC])
