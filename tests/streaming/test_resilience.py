@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import stamina
@@ -35,10 +35,11 @@ from streaming.providers.base import (
     ProviderTimeout,
     ProviderUnavailable,
     StreamCutOff,
+    TimeLimits,
     get_provider,
 )
 from streaming.resilience import TRIES, Upstreams
-from tests.streaming.pumping import Controlled
+from tests.streaming.pumping import Controlled, policy_of, trial
 
 ASK = ProviderRequest((ChatMessage("user", "hello"),), model="big-1")
 DOWN = ProviderUnavailable("it is down")
@@ -196,6 +197,28 @@ async def test_a_reader_who_goes_away_closes_the_provider_in_every_phase() -> No
         with pytest.raises(asyncio.CancelledError):
             await task
         assert provider.closed
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_every_try_and_every_change_is_a_recoverable_error_event_that_a_reader_gets() -> None:
+    first = Named(scripts=[[DOWN]])
+    second = Named(name="second", scripts=[["fine"]])
+    case = await trial([], policy=policy_of(without="harm"))
+    case.pump._run = replace(case.pump._run, upstreams=Upstreams((first, second)))
+    await case.pump.run()
+    told = await case.of("error")
+    assert [(event["code"], event["recoverable"]) for event in told] == [
+        ("provider_unavailable", True), ("provider_unavailable", True), ("provider_fallback", True)
+    ]  # fmt: skip
+    assert [
+        f"({number} of {TRIES})" in str(event["message"]) for number, event in zip((2, 3), told[:2], strict=True)
+    ] == [True] * 2
+    assert await case.shown() == "fine"
+    assert [event["outcome"] for event in await case.of("done")] == ["allowed"]
+
+
+def test_the_limits_are_half_a_minute_three_minutes_and_a_quarter_of_an_hour() -> None:
+    assert TimeLimits() == TimeLimits(connect_s=30, token_s=180, total_s=900)
 
 
 async def _drain(stream: AsyncGenerator[ProviderEvent, None]) -> None:
