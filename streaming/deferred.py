@@ -24,6 +24,7 @@ from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
 from streaming import models, sessions
+from streaming.audit import services as audit
 from streaming.checks import Checked, run_check, state_after
 from streaming.conf import conf
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
@@ -184,10 +185,13 @@ def take_lease(*, check_id: int) -> Lease | Busy | None:
 def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked, judged_chars: int) -> Recorded | None:
     """Store a verdict, wipe the text, and complete the session if this was its last open check, in one transaction.
 
-    None when the lease is not held any more: then somebody else's result stands and nothing is changed.
+    None when the lease is not held any more: then somebody else's result stands and nothing is changed, but for a hit
+    of a check that has expired meanwhile (``_late_hit``).
     """
     verdict = checked.verdict
     state = CheckState(_check_state(guardrail, checked))
+    result = {"hit": verdict.hit, "score": verdict.score, "category": verdict.category,
+              "reason": verdict.reason, "took_ms": round(checked.took_ms, 3)}  # fmt: skip
     with transaction.atomic():
         session = AuditSession.objects.select_for_update().get(pk=lease.session_id)
         stored = DeferredCheck.objects.filter(
@@ -197,10 +201,11 @@ def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked
             finished_at=timezone.now(),
             sealed_text=None,
             error=verdict.error or "",
-            result={"hit": verdict.hit, "score": verdict.score, "category": verdict.category,
-                    "reason": verdict.reason, "took_ms": round(checked.took_ms, 3)},
-        )  # fmt: skip
+            result=result,
+        )
         if not stored:
+            if guardrail is not None and verdict.error is None and verdict.hit:
+                _late_hit(session, lease, _finding(session, lease, guardrail, verdict, judged_chars), result)
             return None
         finding = None
         if guardrail is not None and verdict.error is None and verdict.hit:
@@ -211,6 +216,21 @@ def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked
         status = _panel_status(lease, checked.took_ms)
         completed = sessions.complete_if_done(lease.session_id)
     return Recorded(finding, status, completed, session.outcome)
+
+
+def _late_hit(session: AuditSession, lease: Lease, finding: Finding, result: dict[str, object]) -> None:
+    """The session did not wait for this hit, and its record is sealed; the finding is told by an entry of its own.
+
+    The check stays "expired": that is what its readers saw.
+    """
+    expired = DeferredCheck.objects.filter(
+        pk=lease.check_id, state=CheckState.EXPIRED, attempts=lease.attempt, result__isnull=True
+    )
+    if expired.update(result=result):
+        row = sessions.finding_row(lease.session_id, finding)
+        row.save(force_insert=True)
+        audit.late_finding(finding=row)
+        logger.warning("late_finding", session=str(session.pk), guardrail=lease.guardrail)
 
 
 def _check_state(guardrail: Guardrail | None, checked: Checked) -> str:

@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from streaming.audit.services import append
-from streaming.models import AuditEntry, AuditSession, Message
+from streaming.audit.verify import NOTE
+from streaming.models import AuditEntry, AuditSession, Message, Review
 
 DEFAULT = "*"
 KEPT_METADATA = ("provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status")
@@ -46,14 +47,15 @@ def due(now: datetime, retention: Mapping[str, int]) -> list[str]:
         when |= Q(policy_name=name, ended_at__lt=now - timedelta(days=days))
     if DEFAULT in retention:
         when |= ~Q(policy_name__in=named) & Q(ended_at__lt=now - timedelta(days=retention[DEFAULT]))
+    notes = Review.objects.filter(finding__session=OuterRef("pk")).exclude(salt="")
     rows = AuditSession.objects.filter(when, state=AuditSession.State.COMPLETE).exclude(
-        (Q(prompt=None) | Q(prompt__salt="")) & (Q(answer=None) | Q(answer__salt=""))
+        (Q(prompt=None) | Q(prompt__salt="")) & (Q(answer=None) | Q(answer__salt="")) & ~Exists(notes)
     )
     return [str(pk) for pk in rows.order_by("ended_at").values_list("pk", flat=True)]
 
 
 def purge(*, session_id: str) -> bool:
-    """Remove a session's texts. False when there was nothing left to remove."""
+    """Remove a session's texts, and reviewers' notes on it. False when there was nothing left to remove."""
     with transaction.atomic():
         messages = Message.objects.select_for_update().filter(
             Q(sessions_answered__pk=session_id) | Q(pk__in=AuditSession.objects.filter(pk=session_id).values("prompt"))
@@ -64,6 +66,8 @@ def purge(*, session_id: str) -> bool:
             message.metadata = {key: message.metadata[key] for key in KEPT_METADATA if key in message.metadata}
             message.save(update_fields=["content", "salt", "metadata"])
             removed.append(message.role)
+        if Review.objects.filter(finding__session__pk=session_id).exclude(salt="").update(note="", salt=""):
+            removed.append(NOTE)
         if not removed:
             return False
         append(kind=AuditEntry.Kind.PURGE, session_id=session_id, body={"texts": sorted(removed)})

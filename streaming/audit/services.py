@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from streaming.audit.chain import GENESIS, Entry, commitment, next_entry
 from streaming.audit.rows import finding_digest, session_digest, stamp
-from streaming.models import AuditEntry, AuditHead, AuditSession, Message
+from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED
 
 
@@ -78,8 +78,14 @@ def sealed(*, session_id: str) -> Entry:
     return append(kind=AuditEntry.Kind.SEALED, session_id=str(session.pk), body=body)
 
 
+def late_finding(*, finding: Finding) -> Entry:
+    """A finding that was made after its session had been sealed."""
+    body = {"n": finding.n, "guardrail": finding.guardrail, "row": finding_digest(finding)}
+    return append(kind=AuditEntry.Kind.FINDING, session_id=str(finding.session_id), body=body)
+
+
 def rotate_texts() -> int:
-    """Encrypt every stored text anew with the first key; returns how many messages. Safe to be cut off and run again.
+    """Encrypt every stored text anew with the first key; returns how many. Safe to be cut off and run again.
 
     Raises ``Unreadable`` at a text that cannot be opened with the keys that are set; it is left as it is.
     """
@@ -90,5 +96,11 @@ def rotate_texts() -> int:
         with transaction.atomic():
             locked = Message.objects.select_for_update().get(pk=message.pk)
             locked.save(update_fields=["content", "metadata"])
+        done += 1
+    for review in Review.objects.exclude(note="").order_by("pk").iterator(chunk_size=500):
+        if review.note == CANNOT_BE_OPENED:
+            raise Unreadable(f"the note of review {review.pk} cannot be opened with the keys that are set")
+        with transaction.atomic():
+            Review.objects.select_for_update().get(pk=review.pk).save(update_fields=["note"])
         done += 1
     return done

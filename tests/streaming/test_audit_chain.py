@@ -88,6 +88,43 @@ def test_an_altered_entry_is_pointed_at(log: list[str], column: str, value: str)
 
 
 @pytest.mark.usefixtures("unlocked")
+@pytest.mark.parametrize("seq", [1, 2, 5, 6])
+@pytest.mark.parametrize("column", ["kind", "session", "at", "body", "before", "hash"])
+def test_one_flipped_byte_is_pointed_at(log: list[str], column: str, seq: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {column} FROM streaming_auditentry WHERE seq = %s", [seq])
+        stored = cursor.fetchone()[0]
+    letter = stored.index("x") if column == "body" and "x" in stored else len(stored) // 2
+    flipped = chr(ord(stored[letter]) ^ 1)
+    alter(
+        f"UPDATE streaming_auditentry SET {column} = %s WHERE seq = %s",
+        stored[:letter] + flipped + stored[letter + 1 :],
+        seq,
+    )
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command("audit", "verify", "--json", stdout=out)
+    assert json.loads(out.getvalue().splitlines()[0])["seq"] == seq
+
+
+@pytest.mark.usefixtures("unlocked")
+@pytest.mark.parametrize("body", ["{}", '{"findings": 1, "row": [], "texts": "x"}'])
+def test_a_sealed_entry_of_no_form_is_pointed_at(log: list[str], body: str) -> None:
+    alter("UPDATE streaming_auditentry SET body = %s WHERE seq = 4", body)
+    assert {(4, "altered"), (4, "session_altered"), (4, "findings_altered")} <= set(codes())
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL stores no text that is not JSON")
+@pytest.mark.usefixtures("unlocked")
+@pytest.mark.parametrize("body", ['{"findings', "", "17"])
+def test_a_body_that_is_no_json_any_more_is_pointed_at(log: list[str], body: str) -> None:
+    alter("PRAGMA ignore_check_constraints = ON")
+    alter("UPDATE streaming_auditentry SET body = %s WHERE seq = 4", body)
+    alter("PRAGMA ignore_check_constraints = OFF")
+    assert (4, "altered") in codes()
+
+
+@pytest.mark.usefixtures("unlocked")
 def test_an_entry_made_to_fit_itself_breaks_the_one_behind_it(log: list[str]) -> None:
     third = list(stored_entries())[2]
     forged = next_entry(
@@ -176,6 +213,11 @@ def test_an_altered_row_is_pointed_at(log: list[str], sql: str, code: str) -> No
 def test_a_finding_that_was_added_later_is_pointed_at(log: list[str]) -> None:
     sessions.finding_row(log[0], replace(HIT, n=2)).save()
     assert codes() == [(2, "findings_altered")]
+
+
+def test_a_text_that_is_gone_with_its_row_is_pointed_at(log: list[str]) -> None:
+    Message.objects.filter(sessions_answered__pk=log[2]).delete()
+    assert codes() == [(6, "text_missing")]
 
 
 def test_a_session_that_is_gone_is_pointed_at(log: list[str]) -> None:

@@ -11,6 +11,7 @@ from django.utils import timezone
 from guardrails.findings import Outcome, Verdict
 from guardrails.policy import Policy
 from streaming import deferred, sessions, sweep
+from streaming.audit.verify import log_faults, stored_entries
 from streaming.checks import Checked
 from streaming.conf import conf
 from streaming.log import LogUnavailable, MemoryLog
@@ -118,6 +119,44 @@ async def test_a_worker_that_was_taken_for_dead_comes_back_too_late() -> None:
     assert (await check(pk)).state == "would_block"
     assert await database_sync_to_async(Finding.objects.count)() == 1
     assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_a_hit_that_comes_after_its_check_expired_is_on_record_once_and_the_log_stays_whole() -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    slow = await database_sync_to_async(deferred.take_lease)(check_id=pk)
+    assert isinstance(slow, deferred.Lease)
+    later = timezone.now() + timedelta(seconds=conf().monitoring_limit_s + 1)
+    assert (await sweep.sweep(later, log, lambda _: None)).expired == [started.session_id]
+    before, hit = await row(started.session_id), Checked(Verdict(True, score=0.9, category="violence"), 1.0)
+    for _ in range(2):
+        late = await database_sync_to_async(deferred.record_result)(
+            lease=slow, guardrail=policy_of().guardrail("harm"), checked=hit, judged_chars=len(HARMFUL)
+        )
+        assert late is None
+    found = await database_sync_to_async(Finding.objects.get)(session_id=started.session_id)
+    assert (found.guardrail, found.n, found.would_have) == ("harm", 1, "blocked")
+    stored = await check(pk)
+    assert (stored.state, stored.result["hit"]) == ("expired", True)
+    assert (await row(started.session_id)).would_have == before.would_have == "", "what is sealed is not changed"
+    entries = await database_sync_to_async(lambda: [e.kind for e in stored_entries()])()
+    assert entries == ["opened", "sealed", "finding"]
+    assert await database_sync_to_async(lambda: list(log_faults()))() == []
+    await Finding.objects.filter(pk=found.pk).aupdate(would_have="")
+    assert [f.code for f in await database_sync_to_async(lambda: list(log_faults()))()] == ["findings_altered"]
+
+
+@pytest.mark.parametrize("verdict", [Verdict(False), Verdict(False, error="away")])
+async def test_what_is_no_hit_changes_nothing_after_its_check_expired(verdict: Verdict) -> None:
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    slow = await database_sync_to_async(deferred.take_lease)(check_id=pk)
+    later = timezone.now() + timedelta(seconds=conf().monitoring_limit_s + 1)
+    await sweep.sweep(later, log, lambda _: None)
+    await database_sync_to_async(deferred.record_result)(
+        lease=slow, guardrail=policy_of().guardrail("harm"), checked=Checked(verdict, 1.0), judged_chars=1
+    )
+    stored = await check(pk)
+    assert (stored.state, stored.result) == ("expired", None)
+    assert await database_sync_to_async(Finding.objects.filter(session_id=started.session_id).exists)() is False
 
 
 async def test_session_completes_only_with_its_last_check_and_only_once() -> None:

@@ -73,7 +73,7 @@ def test_a_key_can_be_rotated(settings: Settings) -> None:
     assert Message.objects.get().content == TEXT
     out = StringIO()
     call_command("audit", "rotate", stdout=out)
-    assert out.getvalue() == "1 messages encrypted anew\n"
+    assert out.getvalue() == "1 texts encrypted anew\n"
     settings.SLUICEGATE_TEXT_KEYS = [NEW]
     assert Message.objects.get().content == TEXT
     assert Message.objects.get().metadata == {"said": TEXT}

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import transaction
 from django.utils import timezone
 
 from guardrails.keys import signing_key, trusted_keys
@@ -18,7 +17,7 @@ from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused,
 from streaming.audit.chain import Entry, Fault, faults
 from streaming.audit.retention import configured, due, purge
 from streaming.audit.services import Unreadable, rotate_texts
-from streaming.audit.verify import Heads, log_faults, read_heads, signed_head, stored_entries
+from streaming.audit.verify import Heads, log_faults, one_moment, read_heads, signed_head, stored_entries
 from streaming.models import AuditEntry
 
 SHOWN = 50
@@ -81,11 +80,11 @@ class Command(BaseCommand):
 
     def do_rotate(self, **_: object) -> None:
         done = rotate_texts()
-        self.stdout.write(f"{done:,} messages encrypted anew")
+        self.stdout.write(f"{done:,} texts encrypted anew")
 
     def in_database(self, heads: Heads | None) -> tuple[list[Fault], int]:
         """The first faults, of one moment: sessions go on ending while the log is read."""
-        with transaction.atomic():
+        with one_moment():
             return list(islice(log_faults(heads), SHOWN)), AuditEntry.objects.count()
 
     def tell(self, fault: Fault, *, as_json: bool) -> None:
