@@ -1,13 +1,13 @@
 """The admin's view of what was streamed: read-only records, and a second chance for deferred checks.
 
 Protects the rule that audit records are not edited: sessions and findings can be looked at by those with the view
-permission and changed by nobody here; the one verb is handing a failed check to the workers again while its session
-still waits for it.
+permission and changed by nobody here; texts are masked (``admin_people`` shows them to who says why), and the one verb
+is handing a failed check to the workers again while its session still waits for it.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
@@ -18,6 +18,7 @@ from unfold.admin import ModelAdmin, TabularInline
 
 from streaming import tasks
 from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
+from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
 from streaming.admin_shadow import ShadowAdmin as ShadowAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 from streaming.shadow.report import why
@@ -56,7 +57,18 @@ class FindingInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold ca
         "action",
         "would_have",
         "exposed",
+        "verdict",
     )
+    readonly_fields = ("verdict",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Finding]:
+        """With their reviews."""
+        return cast("QuerySet[Finding]", super().get_queryset(request).prefetch_related("reviews"))
+
+    @admin.display(description="Verdict")
+    def verdict(self, finding: Finding) -> str:
+        """What the newest review says, linked to the finding."""
+        return verdict_link(finding)
 
 
 class CheckInline(ReadOnly, TabularInline):  # type: ignore[misc]
@@ -68,7 +80,7 @@ class CheckInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 
 @admin.register(AuditSession)
-class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+class AuditSessionAdmin(ReadOnly, RevealPage):
     """One row per guarded stream."""
 
     list_display = ("id", "origin", "state", "outcome", "would_have", "policy_name", "policy_version", "provider",
@@ -78,8 +90,18 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
     exclude = ("shadow",)
-    readonly_fields = ("provider_notices", "shadow_found")
+    readonly_fields = ("prompt_text", "answer_text", "provider_notices", "shadow_found")
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
+
+    @admin.display(description="Prompt text")
+    def prompt_text(self, session: AuditSession) -> str:
+        """Its length."""
+        return masked(session.prompt)
+
+    @admin.display(description="Answer text")
+    def answer_text(self, session: AuditSession) -> str:
+        """Its length."""
+        return masked(session.answer)
 
     @admin.display(description="Retries and other notices")
     def provider_notices(self, session: AuditSession) -> str:
@@ -107,13 +129,25 @@ class AuditSessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 
 @admin.register(Finding)
-class FindingAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+class FindingAdmin(ReadOnly, ReviewPage):
     """One row per hit; never the text that was hit."""
 
     list_display = ("session", "n", "guardrail", "rule", "category", "channel", "mode", "action", "would_have",
-                    "exposed", "created")  # fmt: skip
-    list_filter = ("guardrail", "kind", "action", "mode", "would_have")
+                    "exposed", "created", "verdict")  # fmt: skip
+    list_filter = ("guardrail", "kind", "action", "mode", "would_have", JudgedFilter)
     search_fields = ("session__id", "rule")
+    list_select_related = ("session",)
+    list_display_links = ("session", "n")
+    readonly_fields = ("verdict",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Finding]:
+        """With their reviews."""
+        return cast("QuerySet[Finding]", super().get_queryset(request).prefetch_related("reviews"))
+
+    @admin.display(description="Verdict")
+    def verdict(self, finding: Finding) -> str:
+        """What the newest review says."""
+        return verdict_of(finding)
 
 
 @admin.register(DeferredCheck)
@@ -137,16 +171,22 @@ class DeferredCheckAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 
 class MessageInline(ReadOnly, TabularInline):  # type: ignore[misc]
-    """A conversation's messages, as they were visible."""
+    """A conversation's messages; their texts are shown by the page of a session."""
 
     model = Message
     extra = 0
-    fields = ("created", "role", "status", "content", "provider", "model")
+    fields = ("created", "role", "status", "text", "provider", "model")
+    readonly_fields = ("text",)
+
+    @admin.display(description="Text")
+    def text(self, message: Message) -> str:
+        """Its length."""
+        return masked(message)
 
 
 @admin.register(Conversation)
 class ConversationAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    """Conversations with their visible messages."""
+    """Conversations with their messages, masked."""
 
     list_display = ("id", "user", "client", "policy", "created")
     search_fields = ("id", "external_id")
