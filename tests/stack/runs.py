@@ -1,0 +1,170 @@
+"""Runs of several processes that tests judge and benchmarks measure: killed workers, writers side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import redis
+
+from project.demo.valkey import choose_port, embedded
+from tests.stack.servers import ROOT, Stack, listening, stop, tied, until
+
+LIMIT_S = 900.0
+_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
+OPEN = "('waiting', 'checking')"
+
+
+class Result(TypedDict):
+    """What has become of the checks; see ``tests.stack.work``."""
+
+    states: dict[str, int]
+    wrong: int
+    made_again: int
+    texts_kept: int
+    all: int
+    complete: int
+    sealed: int
+    twice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's result, how many seconds the workers took, and what ``audit verify`` said."""
+
+    result: Result
+    seconds: float
+    verified: str
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of an installation on SQLite in ``folder``, of which this process's own variables say nothing."""
+    env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    settings = {"DJANGO_SETTINGS_MODULE": "tests.stack.settings_checks", "PYTHONPATH": str(ROOT)}
+    return env | settings | {"PYTHONUNBUFFERED": "1", "SLUICEGATE_DATA_DIR": str(folder)}
+
+
+def begin(env: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
+    """``tests.stack.work`` in a process of its own."""
+    command = [sys.executable, "-m", "tests.stack.work", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def end(process: subprocess.Popen[str]) -> object:
+    """What it printed. Raises ``AssertionError`` when it failed."""
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err[-4000:]
+    return json.loads(out)
+
+
+@contextlib.contextmanager
+def workers(folder: Path) -> Iterator[Stack]:
+    """Valkey and an empty database; the caller starts workers."""
+    env = environment(folder)
+    with contextlib.ExitStack() as all_of_it:
+        service, env["REDIS_URL"] = embedded(folder, choose_port(folder), os.environ)
+        all_of_it.callback(stop, tied(list(service.argv), os.environ, folder / "valkey.log"))
+        made = Stack(folder, env, all_of_it.enter_context(contextlib.closing(listening())))
+        with made.store() as store:
+            until("Valkey answers", lambda: _answers(store))
+        end(begin(env, "prepare"))
+        try:
+            yield made
+        finally:
+            for worker in made.workers:
+                worker.terminate()
+            for worker in made.workers:
+                stop(worker)
+
+
+def _answers(store: redis.Redis) -> bool:
+    try:
+        return bool(store.ping())
+    except redis.RedisError:
+        return False
+
+
+def kill_workers_midway(folder: Path, number: int) -> Run:
+    """``number`` checks, two workers; each of the two is killed while it is making a check, one after the other."""
+    with workers(folder) as servers:
+        queued = end(begin(servers.env, "fill", number))
+        assert queued == number
+        began = time.monotonic()
+        for beat in (True, False):
+            servers.start_worker(beat=beat)
+        for victim in (0, 1):
+            _kill_midway(servers, victim, number * (victim + 1) // 3)
+        until("all checks are over", lambda: _done(servers) == number, LIMIT_S)
+        until("all sessions are complete", lambda: _complete(servers) == number, LIMIT_S)
+        seconds = time.monotonic() - began
+        result = cast("Result", end(begin(servers.env, "result")))
+        verified = servers.manage("audit", "verify")
+        return Run(result, seconds, verified.stdout + verified.stderr if verified.returncode else "")
+
+
+def _kill_midway(servers: Stack, victim: int, done: int) -> None:
+    until(f"{done} checks are over", lambda: _done(servers) >= done, LIMIT_S)
+    alive = [worker for worker in servers.workers if worker.poll() is None]
+    until("both are making a check", lambda: _kill_one(servers, victim, alive), LIMIT_S)
+    servers.start_worker(beat=victim == 0)
+
+
+def _done(servers: Stack) -> int:
+    return _count(servers, f"SELECT count(*) FROM streaming_deferredcheck WHERE state NOT IN {OPEN}")
+
+
+def _complete(servers: Stack) -> int:
+    return _count(servers, "SELECT count(*) FROM streaming_auditsession WHERE state = 'COMPLETE'")
+
+
+def _count(servers: Stack, query: str) -> int:
+    ((number,),) = servers.rows(query)
+    return int(str(number))
+
+
+def _kill_one(servers: Stack, victim: int, alive: list[subprocess.Popen[bytes]]) -> bool:
+    """Stand all still; when as many checks are under way as there are workers, each has one, and the victim dies."""
+    everybody = {worker.pid: [worker.pid, *below(worker.pid)] for worker in alive}
+    _signal(everybody, signal.SIGSTOP)
+    try:
+        held = "SELECT count(*) FROM streaming_deferredcheck WHERE state = 'checking'"
+        hit = _count(servers, held) >= len(alive)
+        if hit:
+            dying = servers.workers[victim]
+            _signal({dying.pid: everybody[dying.pid]}, signal.SIGKILL)
+            dying.wait(30)
+    finally:
+        _signal(everybody, signal.SIGCONT)
+    return hit
+
+
+def _signal(trees: dict[int, list[int]], number: signal.Signals) -> None:
+    for pids in trees.values():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def below(pid: int) -> list[int]:
+    """Process ids of everything that ``pid`` has started."""
+    found, todo = [], [pid]
+    while todo:
+        for task in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(one) for one in task.read_text().split()]
+                found += children
+                todo += children
+    return found
