@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from tests.stack.servers import ROOT, Stack, listening, stop, tied, until
 
 LIMIT_S = 900.0
 _INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
+Attempt = tuple[int, int]
+"""A check by its key, and which attempt at it."""
 OPEN = "('waiting', 'checking')"
 
 
@@ -98,15 +101,18 @@ def _answers(store: redis.Redis) -> bool:
 
 
 def kill_workers_midway(folder: Path, number: int) -> Run:
-    """``number`` checks, two workers; each of the two is killed while it is making a check, one after the other."""
+    """``number`` checks, two workers; each is killed while it is making a check; two new ones make the rest."""
     with workers(folder) as servers:
         queued = end(begin(servers.env, "fill", number))
         assert queued == number
         began = time.monotonic()
         for beat in (True, False):
             servers.start_worker(beat=beat)
+        held: set[Attempt] = set()
         for victim in (0, 1):
-            _kill_midway(servers, victim, number * (victim + 1) // 3)
+            held |= _kill_midway(servers, victim, number * (victim + 1) // 3, held)
+        for beat in (True, False):
+            servers.start_worker(beat=beat)
         until("all checks are over", lambda: _done(servers) == number, LIMIT_S)
         until("all sessions are complete", lambda: _complete(servers) == number, LIMIT_S)
         seconds = time.monotonic() - began
@@ -115,11 +121,9 @@ def kill_workers_midway(folder: Path, number: int) -> Run:
         return Run(result, seconds, verified.stdout + verified.stderr if verified.returncode else "")
 
 
-def _kill_midway(servers: Stack, victim: int, done: int) -> None:
+def _kill_midway(servers: Stack, victim: int, done: int, held: set[Attempt]) -> set[Attempt]:
     until(f"{done} checks are over", lambda: _done(servers) >= done, LIMIT_S)
-    alive = [worker for worker in servers.workers if worker.poll() is None]
-    until("both are making a check", lambda: _kill_one(servers, victim, alive), LIMIT_S)
-    servers.start_worker(beat=victim == 0)
+    return until("every worker is making a check", lambda: _kill_one(servers, victim, held), LIMIT_S)
 
 
 def _done(servers: Stack) -> int:
@@ -135,20 +139,35 @@ def _count(servers: Stack, query: str) -> int:
     return int(str(number))
 
 
-def _kill_one(servers: Stack, victim: int, alive: list[subprocess.Popen[bytes]]) -> bool:
-    """Stand all still; when as many checks are under way as there are workers, each has one, and the victim dies."""
-    everybody = {worker.pid: [worker.pid, *below(worker.pid)] for worker in alive}
-    _signal(everybody, signal.SIGSTOP)
+def _kill_one(servers: Stack, victim: int, held: set[Attempt]) -> set[Attempt] | None:
+    """Stand all still; when as many checks are under way as there are workers, each has one, and the victim dies.
+
+    ``held``: attempts that were under way at an earlier death and may still look so.
+    """
+    alive = [worker for worker in servers.workers if worker.poll() is None]
+    trees = {worker.pid: [worker.pid, *below(worker.pid)] for worker in alive}
+    _signal(trees, signal.SIGSTOP)
     try:
-        held = "SELECT count(*) FROM streaming_deferredcheck WHERE state = 'checking'"
-        hit = _count(servers, held) >= len(alive)
-        if hit:
-            dying = servers.workers[victim]
-            _signal({dying.pid: everybody[dying.pid]}, signal.SIGKILL)
-            dying.wait(30)
+        under_way = _under_way(servers.folder)
+        if len(under_way - held) < len(alive):
+            return None
+        dying = servers.workers[victim]
+        _signal({dying.pid: trees[dying.pid]}, signal.SIGKILL)
+        dying.wait(30)
+        return under_way
     finally:
-        _signal(everybody, signal.SIGCONT)
-    return hit
+        _signal(trees, signal.SIGCONT)
+
+
+def _under_way(folder: Path) -> set[Attempt]:
+    """Checks that are being made; none when one of those who stand still has the whole file locked."""
+    path = f"file:{folder / 'sluicegate.sqlite3'}?mode=ro"
+    query = "SELECT id, attempts FROM streaming_deferredcheck WHERE state = 'checking'"
+    try:
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=0.1)) as file:
+            return set(file.execute(query))
+    except sqlite3.OperationalError:
+        return set()
 
 
 def _signal(trees: dict[int, list[int]], number: signal.Signals) -> None:
