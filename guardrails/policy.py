@@ -6,6 +6,7 @@ decide stand in a scanner of their own, because only they may hold text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +28,11 @@ SENTENCE_CHARS = 600
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
-    """A guardrail as it runs. ``rules`` is empty unless it is an IMMEDIATE pattern guardrail."""
+    """A guardrail as it runs. ``rules`` is empty unless it is an IMMEDIATE pattern guardrail.
+
+    ``circuit`` names its breaker: policy, guardrail and a digest of kind and parameters, so that versions which ask the
+    same side in the same way share one, and no other does.
+    """
 
     name: str
     kind: str
@@ -41,6 +46,7 @@ class Guardrail:
     client: bool
     rules: tuple[CompiledRule, ...]
     limits: tuple[Limit, ...]
+    circuit: str = ""
 
     @property
     def decides(self) -> bool:
@@ -234,7 +240,7 @@ def compile_policy(document: Mapping[str, object], *, version: int = 0, digest: 
         description=parsed.description,
         version=version,
         digest=digest,
-        guardrails=tuple(_compile(entry, f"guardrails[{i}]") for i, entry in enumerate(parsed.guardrails)),
+        guardrails=tuple(_compile(entry, f"guardrails[{i}]", parsed.name) for i, entry in enumerate(parsed.guardrails)),
     )
 
 
@@ -243,7 +249,7 @@ def validated(document: Mapping[str, object]) -> PolicyDocument:
     return parse_document(document)
 
 
-def _compile(entry: GuardrailDocument, path: str) -> Guardrail:
+def _compile(entry: GuardrailDocument, path: str, policy: str) -> Guardrail:
     compiled: list[CompiledRule] = []
     try:
         rules = list(entry.kind.rules())
@@ -273,4 +279,10 @@ def _compile(entry: GuardrailDocument, path: str) -> Guardrail:
         client=entry.client,
         rules=tuple(compiled),
         limits=tuple(entry.kind.limits()),
+        circuit=_circuit(entry, policy),
     )
+
+
+def _circuit(entry: GuardrailDocument, policy: str) -> str:
+    written = f"{entry.kind.name} {entry.kind.config.model_dump_json()}"
+    return f"{policy}/{entry.name}/{hashlib.sha256(written.encode()).hexdigest()[:12]}"

@@ -37,6 +37,8 @@ KEPT_S: Final = 3_600
 
 PROVIDER: Final = "provider:"
 """Names of providers' breakers begin so."""
+GUARDRAIL: Final = "guardrail:"
+"""Names of guardrails' breakers begin so."""
 
 State = Literal["closed", "open", "half_open"]
 

@@ -2,7 +2,8 @@
 
 Exists because BATCHED and DEFERRED guardrails may be slow, wrong or away. Protects the rule that a failing guardrail
 is visible and handled by its ``on_error``: every failure becomes a ``Verdict`` with ``error`` set, in words that carry
-neither the judged text nor a key.
+neither the judged text nor a key. A guardrail that leaves the process and fails again and again is not asked for a
+while; that is a failure like any other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from guardrails.kinds.ai_judge import UnparseableVerdict
 from guardrails.kinds.base import CheckFailed, CheckRequest, Services, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
-from streaming import outbound
+from streaming import breakers, outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
@@ -29,13 +30,16 @@ from streaming.verdicts import book
 logger = structlog.get_logger(__name__)
 Clock = Callable[[], float]
 
+FAILURES_WITHIN_S = 30.0
+"""Seconds within which failures of a guardrail add up to open its breaker."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A verdict with how long it took, in milliseconds, and the guardrail's 95th percentile so far.
 
     ``slow``: the guardrail is slower than the class that it declares. ``remembered``: nobody was asked again.
-    ``permanent``: asking again would fail again.
+    ``permanent``: asking again would fail again. ``circuit_open``: nobody was asked, the breaker is open.
     """
 
     verdict: Verdict
@@ -45,6 +49,7 @@ class Checked:
     slow: bool = False
     remembered: bool = False
     permanent: bool = False
+    circuit_open: bool = False
 
 
 async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
@@ -60,21 +65,44 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     if (verdict := kept.remembered(request, clock)) is not None:
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, slow=kept.slower_than_declared, remembered=True)
     started = clock()
-    timed_out = permanent = False
+    timed_out = permanent = asking = False
+    tried = None
+    if guardrail.impl.performance.network:
+        tried = await breakers.breaker(breakers.GUARDRAIL + guardrail.circuit, within_s=FAILURES_WITHIN_S)
+    failure: Exception | None = None
     try:
         async with asyncio.timeout(guardrail.time_limit_s), kept.slot():
+            if tried is not None:
+                await tried.enter()
+            asking = True
             started = clock()  # what is measured is the guardrail, not the queue before it
             verdict = await _verdict(guardrail, request)
-    except TimeoutError:
-        timed_out = True
+    except breakers.CircuitOpen:
+        verdict = Verdict(hit=False, error="not asked: the circuit is open after repeated failures")
+        return Checked(verdict, 0.0, p95_ms=kept.p95_ms, permanent=True, circuit_open=True)
+    except asyncio.CancelledError:
+        if tried is not None:
+            await tried.given_up()
+        raise
+    except TimeoutError as error:
+        timed_out, failure = True, error
         verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
     except (ProviderError, UnknownProvider, UnparseableVerdict, CheckFailed) as error:
         permanent = isinstance(error, UnknownProvider) or bool(getattr(error, "permanent", False))
+        # A text that makes a judge ramble, or a key that is wrong, says nothing about whether the other side is there.
+        failure = None if permanent or isinstance(error, UnparseableVerdict) else error
         verdict = Verdict(hit=False, error=str(error))
     except Exception as error:  # a kind's own bug must not take the stream down
         permanent = True
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
         verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
+    if tried is not None:
+        if failure is None and not (permanent or timed_out):
+            await tried.succeeded()
+        elif failure is not None and asking:
+            await tried.failed(failure)
+        else:
+            await tried.given_up()  # it never came to asking, or what failed is ours
     took_ms = (clock() - started) * 1000
     kept.times.append(took_ms)
     kept.remember(request, verdict, clock)
@@ -88,8 +116,10 @@ async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
 
 
 def state_after(guardrail: Guardrail, checked: Checked) -> str:
-    """What a verdict amounts to: passed, hit, would_block, error or timeout."""
+    """What a verdict amounts to: passed, hit, would_block, error, timeout or circuit_open."""
     verdict = checked.verdict
+    if checked.circuit_open:
+        return "circuit_open"
     if verdict.error is not None:
         return "timeout" if checked.timed_out else "error"
     if not verdict.hit:

@@ -234,7 +234,9 @@ def _late_hit(session: AuditSession, lease: Lease, finding: Finding, result: dic
 
 
 def _check_state(guardrail: Guardrail | None, checked: Checked) -> str:
-    return CheckState.ERROR.value if guardrail is None else state_after(guardrail, checked)
+    if guardrail is None or checked.circuit_open:  # the row's error says which
+        return CheckState.ERROR.value
+    return state_after(guardrail, checked)
 
 
 def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict: Verdict, judged_chars: int) -> Finding:
