@@ -21,7 +21,7 @@ from guardrails.signing import Purpose, SignatureRefused, SigningKey, new_key_pe
 from streaming import sessions, tasks
 from streaming.audit.chain import GENESIS, Entry, faults, next_entry
 from streaming.audit.services import append
-from streaming.audit.verify import log_faults, read_head, signed_head, stored_entries
+from streaming.audit.verify import log_faults, one_moment, read_head, signed_head, stored_entries
 from streaming.models import AuditEntry, AuditHead, AuditSession, Message
 from streaming.sessions import Ending, NewSession, Visitor
 
@@ -259,6 +259,28 @@ def run(*arguments: str) -> str:
     out = StringIO()
     call_command("audit", *arguments, stdout=out)
     return out.getvalue()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_verifies_sees_one_moment_and_keeps_nobody_from_writing() -> None:
+    session()
+
+    def write() -> None:
+        try:
+            session()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with one_moment():
+            assert len(list(stored_entries())) == 2
+            pool.submit(write).result(60)
+            assert len(list(stored_entries())) == 2
+            assert codes() == []
+        assert len(list(stored_entries())) == 4
+        with transaction.atomic():  # and whoever writes afterwards takes the lock at once, as always
+            session()
+    assert codes() == []
 
 
 def test_the_command_verifies_exports_and_takes_heads(log: list[str], tmp_path: Path) -> None:
