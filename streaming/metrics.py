@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import structlog
+from channels.db import database_sync_to_async
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
+from guardrails.selectors import PolicyUnavailable, active_policy, policy_choices
 from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.bookends import Result, Run, chosen
@@ -128,6 +130,12 @@ BREAKERS = Gauge(
     ("provider", "state"),
     registry=REGISTRY,
 )
+GUARDRAIL_BREAKERS = Gauge(
+    "sluicegate_guardrail_breaker_state",
+    "1 for the state that the breaker of an active policy's guardrail is in.",
+    ("policy", "guardrail", "state"),
+    registry=REGISTRY,
+)
 ProcessCollector(registry=REGISTRY)
 
 _model = Bounded(MAX_MODELS)
@@ -142,11 +150,35 @@ async def provider_breakers() -> dict[str, str]:
     return {name: found.get(breakers.PROVIDER + name, "closed") for name in names}
 
 
+def _circuits() -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    for info in policy_choices():
+        try:
+            policy = active_policy(info.name)
+        except PolicyUnavailable:  # readiness says so in its own part
+            continue
+        for guardrail in policy.guardrails:
+            if guardrail.impl.performance.network:
+                found[info.name, guardrail.name] = breakers.GUARDRAIL + guardrail.circuit
+    return found
+
+
+async def guardrail_breakers() -> dict[tuple[str, str], str]:
+    """State by (policy, guardrail) of active policies' guardrails that leave the process; unasked ones are closed."""
+    names = await database_sync_to_async(_circuits)()
+    found = await breakers.states(list(names.values()))
+    return {who: found.get(name, "closed") for who, name in names.items()}
+
+
 async def read_breakers() -> None:
     """Ask for what is not counted here: all processes share the breakers."""
     for provider, state in (await provider_breakers()).items():
         for each in BREAKER_STATES:
             BREAKERS.labels(provider, each).set(each == state)
+    GUARDRAIL_BREAKERS.clear()  # a guardrail that is active no more has no state
+    for (policy, guardrail), state in (await guardrail_breakers()).items():
+        for each in BREAKER_STATES:
+            GUARDRAIL_BREAKERS.labels(policy, guardrail, each).set(each == state)
 
 
 def answered(

@@ -13,6 +13,8 @@ from django.test import AsyncClient
 from prometheus_client import Metric
 
 from guardrails.findings import Outcome
+from guardrails.policy import compile_policy
+from guardrails.selectors import PolicyInfo
 from streaming import breakers, health, metrics
 from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
 from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
@@ -205,6 +207,21 @@ async def test_an_open_breaker_shows_on_the_page_and_in_readiness() -> None:
     assert part == {"state": "degraded", "detail": "breakers are not closed: scripted: open"}
 
 
+async def test_an_open_guardrails_breaker_shows_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = {"name": "harm", "kind": "ai_judge", "config": {"provider": "scripted", "rubric": "x"}}
+    policy = compile_policy({"policy": "trial", "guardrails": [judge]})
+    info = PolicyInfo("trial", "", 1, "d", signed=True, healthy=True)
+    monkeypatch.setattr(metrics, "policy_choices", lambda: [info])
+    monkeypatch.setattr(metrics, "active_policy", lambda _name: policy)
+    assert await metrics.guardrail_breakers() == {("trial", "harm"): "closed"}
+    breaker = await breakers.breaker(breakers.GUARDRAIL + policy.guardrail("harm").circuit)
+    for _ in range(breakers.THRESHOLD):
+        await breaker.enter()
+        await breaker.failed(ProviderUnavailable("gone"))
+    text = (await AsyncClient().get("/metrics")).content.decode()
+    assert 'sluicegate_guardrail_breaker_state{guardrail="harm",policy="trial",state="open"} 1.0' in text
+
+
 async def test_a_store_that_does_not_answer_takes_no_figure_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never() -> None:
         await asyncio.Event().wait()
@@ -224,6 +241,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in
                   row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
     await metrics.read_breakers()
+    metrics.GUARDRAIL_BREAKERS.labels("trial", "harm", "closed").set(1)
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
