@@ -3,7 +3,8 @@
 Its inner loop is ``state = state[char]``: a state is a dict whose ``__missing__`` computes an edge the first time it
 is taken, so cost does not grow with the number of rules. Shared by every session of the process.
 
-What a state knows besides its threads: ``age``, how many (folded) characters ago the oldest live thread started (no
+A state is a set of strands (``strands.py``), one for each rule that a match may be under way of. What it knows
+besides: ``age``, how many (folded) characters ago the oldest live thread started (no
 character before that can become part of a match any more); ``seen``, the rules that have accepted since the caller
 last looked; ``skew``, that offsets of folded and original text have parted. ``seen`` and ``skew`` are sticky, so the
 caller asks once per chunk and not once per character. Threads that have matched already, whatever comes (a swallowing
@@ -16,116 +17,74 @@ no more edges than there are parts.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from guardrails.patterns.charset import SENTINEL
 from guardrails.patterns.folding import MAX_RUN, table
-from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Program, Source
+from guardrails.patterns.nfa import END, START, Program, Source
+from guardrails.patterns.strands import Strand, Strands
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
-_LONG_REPEAT = 4  # turns; shorter repeats are kept exact
 _WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
-_STATE_COST, _THREAD_COST, _EDGE_COST, _MOVE_COST = 640, 120, 60, 400  # bytes, measured on CPython 3.11
-_EXACT = 8  # characters by which a thread may be older than its shortest way here before its age is rounded
-_NO_LIMIT = 1 << 30
+_STATE_COST, _MEMBER_COST, _EDGE_COST = 960, 50, 70  # bytes, measured on CPython 3.11
 
-Threads = tuple[tuple[int, int], ...]
-"""Resting positions with their age, sorted by position."""
-
-First = tuple[dict[int, int], tuple[int, ...], int]
-"""What starts with a character: resting positions with their age, rules that accept at once, turns of long repeats."""
-
-Rests = tuple[tuple[int, int], ...]
-"""Where a thread rests after a step, and the most its age may be there (0: it holds nothing any more)."""
-
-
-class Move:
-    """One step from a resting position, worked out once: the hot part of making a state."""
-
-    __slots__ = ("accepts", "asserts", "crowds", "last", "least", "mask", "most", "rests", "rounds")
-
-    def __init__(self, scanner: Scanner, position: int) -> None:
-        program = scanner.program
-        instr = program.at(position)
-        self.asserts = instr.op == ASSERT
-        self.last = instr.op == REP and position - instr.base == instr.high - 1
-        self.rounds = position == instr.base  # ages are rounded where a thread leaves an instruction's first turn
-        self.mask = 0
-        self.least = self.most = 0
-        self.rests: Rests = ()
-        self.accepts: tuple[int, ...] = ()
-        self.crowds = 0
-        if not self.asserts:
-            self.mask = 1 << instr.set_
-            target = program.consume(position)
-            self.least, self.most = program.depths(target)
-            there, self.accepts = program.arrive(target)
-            self.rests = tuple(map(scanner.rest, there))
-            self.crowds = sum(map(scanner.is_long, (position for position, _ in self.rests)))
+Set = frozenset[Strand]
 
 
 class State(dict["str | int", "State"]):
     """One state; maps a character (or, as an int, an edge key) to the next state."""
 
-    __slots__ = ("age", "live", "prev", "run", "scanner", "seen", "skew", "threads")
+    __slots__ = ("age", "contexts", "live", "plain", "prev", "run", "scanner", "seen", "skew", "strands")
 
     def __init__(
         self,
         scanner: Scanner,
-        threads: Threads,
+        strands: Set,
         prev: int,
         run: int,
         seen: tuple[int, ...],
         skew: bool,
     ) -> None:
-        super().__init__()
         self.scanner = scanner
-        self.threads = threads
+        self.strands = strands
         self.prev = prev
+        self.contexts = scanner.strands.behind(prev)
         self.run = run
         self.seen = seen
         self.skew = skew
-        self.age = max([age for _, age in threads]) if threads else 0  # of the oldest thread that holds
+        age = 0
+        for strand in strands:
+            if strand.age > age:
+                age = strand.age
+        self.age = age  # of the oldest thread that holds
         self.live = bool(seen) or skew  # the caller must look
+        self.plain: State | None = None  # the same without marks, once somebody has asked for it
 
     def __missing__(self, char: str) -> State:
         scanner = self.scanner
         code = ord(char)
         key = (scanner.pages.get(code >> 10) or scanner.page(code >> 10))[code & 1023]
+        cost = 0
         following = self.get(key)  # another thread may drop all edges at any moment
         if following is None:
-            following = scanner.step(self, key)
-            self[key] = following
-            scanner.spend(_EDGE_COST)
+            following = self[key] = scanner.step(self, key)
+            cost = _EDGE_COST
         if code < 128 or len(self) < _WIDE_EDGES:
             self[char] = following
-            scanner.spend(_EDGE_COST)
+            cost += _EDGE_COST
+        if cost:
+            scanner.spend(cost)
         return following
 
     @property
     def rule(self) -> int:
-        """Index of the oldest thread's rule, or -1 if nothing is held."""
-        for position, age in self.threads:
-            if age == self.age > 0:
-                return self.scanner.program.rule_of(position)
-        return -1
+        """Index of the oldest thread's rule (the first of several), or -1 if nothing is held."""
+        return min((strand.rule for strand in self.strands if strand.age == self.age > 0), default=-1)
 
     def __hash__(self) -> int:  # type: ignore[override]  # identity: states are interned
         return id(self)
-
-
-def _rounded(age: int, move: Move) -> int:
-    """An age to remember: never below the true one, at most a quarter above, and few different ones.
-
-    Each age is a state of its own, and what counts for the states is how much longer the way here was than the
-    shortest one.
-    """
-    excess = age - move.least
-    step = 1 << (excess.bit_length() - 3)
-    return min(move.least + -(-excess // step) * step, move.most)
 
 
 class Scanner:
@@ -142,18 +101,14 @@ class Scanner:
         self.pages: dict[int, array[int]] = {}
         self._many: dict[tuple[int, ...], int] = {}
         self._many_parts: list[tuple[int, ...]] = []
-        self._states: dict[tuple[Threads, int, int, tuple[int, ...], bool], State] = {}
-        self._firsts: dict[tuple[int, int], First] = {}
-        self._moves: dict[int, Move] = {}
-        self._resolved: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
-        self._initial: dict[tuple[int, ...], dict[int, list[int]]] = {}
-        self._leading: set[int] = set()
-        self._canonical: dict[tuple[str, int], int] = {}
+        self._by_prev: dict[int, dict[Set, State]] = {}  # those without marks, which nearly all are
+        self._marked: dict[tuple[Set, int, int, tuple[int, ...], bool], State] = {}
         self._lock = threading.Lock()
-        self._care = self._context_bits()
-        self._find_initial()
+        self.strands = Strands(self.program, self.spend)
+        self._after = [mask & self.strands.care for mask in self.program.alphabet.masks]
+        self._plain = [self._by_prev.setdefault(prev, {}) for prev in self._after]
         self._sentinel_part = self.program.alphabet.part(SENTINEL)
-        self.start = self._state((), START, 0, (), skew=False)
+        self.start = self._state(frozenset(), START & self.strands.care, 0, (), skew=False)
 
     # -- one edge -----------------------------------------------------------------------------------------------
 
@@ -181,157 +136,92 @@ class Scanner:
 
     def step(self, state: State, key: int) -> State:
         """The state after one more character of the original text."""
+        if key < 0 or state.live:
+            return self._marked_step(state, key)
+        context = state.contexts.get(key)
+        if context is None:
+            context = self.strands.context(state.prev, key)
+        bits, news, begun = context.bits, context.news, context.begun
+        reached = begun.copy()
+        for strand in state.strands:
+            seen = bits & strand.waits
+            if seen:
+                rule = strand.rule  # as in Strand.follow, without the call
+                following = strand[~context[rule] if strand.asks or rule in begun else seen]
+                if following is not None:
+                    reached[rule] = following
+                    if following.fires:
+                        news = True
+        if news:
+            return self._marked_step(state, key)
+        strands = frozenset(reached.values())
+        known = self._plain[key].get(strands)
+        if known is None:
+            known = self._plain[key].setdefault(strands, self._new(strands, self._after[key], 0, (), skew=False))
+        return known
+
+    def _marked_step(self, state: State, key: int) -> State:
+        """The same for what is rare: rules that accept, characters that fold to none or to several."""
         fired: list[int] = []
-        threads, prev, run, skew = state.threads, state.prev, 0, state.skew
+        strands, prev, run, skew = state.strands, state.prev, 0, state.skew
+        parts: Sequence[int] = ()
         if key >= 0:
-            threads, prev = self._advance(threads, prev, key, fired)
+            parts = (key,)
         elif key == -1:
             skew = True
             run = min(state.run + 1, MAX_RUN + 1)
             if state.run == MAX_RUN:
-                threads, prev = self._advance(threads, prev, self._sentinel_part, fired)
+                parts = (self._sentinel_part,)
         else:
             skew = True
-            for part in self._many_parts[-2 - key]:
-                threads, prev = self._advance(threads, prev, part, fired)
+            parts = self._many_parts[-2 - key]
+        for part in parts:
+            context = self.strands.context(prev, part)
+            strands = frozenset(self.strands.advance(strands, context, fired))
+            prev = self._after[part]
         seen = tuple(sorted({*state.seen, *fired})) if fired else state.seen
-        return self._state(threads, prev, run, seen, skew=skew)
-
-    def _advance(self, threads: Threads, prev: int, part: int, fired: list[int]) -> tuple[Threads, int]:
-        alphabet, moves = self.program.alphabet, self._moves
-        bits, after = alphabet.bits[part], alphabet.masks[part]
-        first, accepts, crowd = self._firsts.get((prev, part)) or self._first(prev, part)
-        reached = dict(first)
-        fired.extend(accepts)
-        last = False
-        todo: Iterable[tuple[int, int]] = threads
-        while todo:
-            waiting: list[tuple[int, int]] = []
-            for position, age in todo:
-                move = moves.get(position) or self._move(position)
-                if bits & move.mask:
-                    last = last or move.last
-                    crowd += move.crowds
-                    if move.accepts:
-                        fired.extend(move.accepts)
-                    age += 1
-                    if move.rounds and age - move.least > _EXACT:
-                        age = _rounded(age, move)
-                    for other, most in move.rests:
-                        since = age if age < most else most
-                        if since >= reached.get(other, -1):
-                            reached[other] = since
-                elif move.asserts:
-                    found, accepted = self._resolve(position, prev, part)
-                    fired.extend(accepted)
-                    waiting.extend((other, age) for other in found)
-            todo = waiting
-        if last:
-            self._keep_between(threads, bits, reached)
-        if crowd > 2:
-            self._merge_turns(reached)
-        return tuple(sorted(reached.items())), after & self._care
-
-    def _move(self, position: int) -> Move:
-        known = self._moves[position] = Move(self, position)
-        self.spend(_MOVE_COST)
-        return known
-
-    def _resolve(self, position: int, prev: int, part: int) -> tuple[list[int], list[int]]:
-        """A waiting assertion, now that the character behind it is known."""
-        key = (position, prev, part)
-        known = self._resolved.get(key)
-        if known is None:
-            known = self.program.resolve((position,), prev, self.program.alphabet.masks[part])
-            self._resolved[key] = known
-            self.spend(_MOVE_COST)
-        return known
-
-    def rest(self, position: int) -> tuple[int, int]:
-        """Where a thread that gets to ``position`` rests, and the most its age may be there."""
-        if self.program.is_sure(position):
-            return position, 0
-        instr = self.program.at(position)
-        if instr.base in self._leading and position - instr.base >= instr.low:
-            # every character of the run started a thread of its own, so one position stands for all turns
-            return instr.base + instr.low, instr.high - 1
-        return position, _NO_LIMIT
-
-    def is_long(self, position: int) -> bool:
-        """Is this a turn of a repeat whose turns are kept as an interval?"""
-        instr = self.program.at(position)
-        return instr.op == REP and instr.high - instr.low >= _LONG_REPEAT
-
-    def _keep_between(self, threads: Threads, bits: int, reached: dict[int, int]) -> None:
-        """Where the oldest of two merged turns has just ended, the next older one (not kept) is the oldest now."""
-        program = self.program
-        for (low, _), (high, _) in itertools.pairwise(threads):
-            instr = program.at(high)
-            if instr.op != REP or high - instr.base != instr.high - 1 or low < instr.base or high - low < 2:
-                continue
-            if bits >> instr.set_ & 1:
-                position, most = self.rest(high)
-                reached[position] = max(reached.get(position, -1), min(program.depths(high)[1], most))
-
-    def _merge_turns(self, reached: dict[int, int]) -> None:
-        """Of many turns of one long repeat keep the youngest and the oldest, and take all between for alive.
-
-        Which turns are alive can be any subset, and every subset would be a state of its own. The interval is what
-        matters: no accept is missed, nothing is held beyond the rule's bound, and the youngest still ends exactly.
-        """
-        turns: dict[int, list[int]] = {}
-        for position in reached:
-            instr = self.program.at(position)
-            if instr.op == REP and instr.high - instr.low >= _LONG_REPEAT:
-                turns.setdefault(instr.base, []).append(position)
-        for positions in turns.values():
-            if len(positions) > 2:
-                youngest, oldest = min(positions), max(positions)
-                for position in positions:
-                    if position not in (youngest, oldest):
-                        del reached[position]
-
-    def _first(self, prev: int, part: int) -> First:
-        """Threads that start with this very character, rules of one character that accept by it, long turns."""
-        program, alphabet = self.program, self.program.alphabet
-        rest: dict[int, int] = {}
-        accepts: set[int] = set()
-        for conditions, by_set in self._initial.items():
-            if all(program.holds(program.at(c), prev, alphabet.masks[part]) for c in conditions):
-                for set_ in alphabet.sets[part]:
-                    for position in by_set.get(set_, ()):
-                        there, accepted = program.arrive(program.consume(position))
-                        for other, most in map(self.rest, there):
-                            rest[other] = max(rest.get(other, -1), min(1, most))
-                        accepts.update(accepted)
-        known = self._firsts[prev, part] = (rest, tuple(accepts), sum(map(self.is_long, rest)))
-        return known
+        return self._state(strands, prev, run, seen, skew=skew)
 
     # -- states -------------------------------------------------------------------------------------------------
 
-    def _state(self, threads: Threads, prev: int, run: int, seen: tuple[int, ...], *, skew: bool) -> State:
-        key = (threads, prev, run, seen, skew)
-        known = self._states.get(key)
+    def _state(self, strands: Set, prev: int, run: int, seen: tuple[int, ...], *, skew: bool) -> State:
+        if not (run or seen or skew):
+            plain = self._by_prev.setdefault(prev, {})
+            known = plain.get(strands)
+            if known is None:
+                known = plain.setdefault(strands, self._new(strands, prev, run, seen, skew=skew))
+            return known
+        key = (strands, prev, run, seen, skew)
+        known = self._marked.get(key)
         if known is None:
-            known = State(self, threads, prev, run, seen, skew)
-            self.spend(_STATE_COST + _THREAD_COST * len(threads))
-            known = self._states.setdefault(key, known)
+            known = self._marked.setdefault(key, self._new(strands, prev, run, seen, skew=skew))
         return known
+
+    def _new(self, strands: Set, prev: int, run: int, seen: tuple[int, ...], *, skew: bool) -> State:
+        self.spend(_STATE_COST + _MEMBER_COST * len(strands))
+        return State(self, strands, prev, run, seen, skew)
+
+    def states(self) -> list[State]:
+        """All that are known now."""
+        return [*self._marked.values(), *(state for known in self._by_prev.values() for state in known.values())]
 
     def unmark(self, state: State) -> State:
         """The same state with the sticky marks taken off."""
-        return self._state(state.threads, state.prev, state.run, (), skew=False) if state.live else state
+        if not state.live:
+            return state
+        plain = state.plain
+        if plain is None:
+            plain = state.plain = self._state(state.strands, state.prev, state.run, (), skew=False)
+        return plain
 
     def resume(self, *, before: str, run: int) -> State:
         """A state with no threads: ``before`` is the last folded character (empty at the start of the text)."""
-        alphabet = self.program.alphabet
-        prev = alphabet.masks[alphabet.part(before)] & self._care if before else START & self._care
-        return self._state((), prev, run, (), skew=False)
+        prev = self._after[self.program.alphabet.part(before)] if before else START & self.strands.care
+        return self._state(frozenset(), prev, run, (), skew=False)
 
     def accepts_at_end(self, state: State) -> list[int]:
         """Rules that accept because the text ends here."""
-        pending = [position for position, _ in state.threads if self.program.at(position).op == ASSERT]
-        return self.program.resolve(pending, state.prev, END)[1]
+        return [rule for strand in state.strands for rule in self.strands.accepts_at_end(strand, state.prev, END)]
 
     def spend(self, cost: int) -> None:
         """Account for memory; forget every state when the budget is reached."""
@@ -339,54 +229,12 @@ class Scanner:
         if self.used > self.budget:
             with self._lock:
                 if self.used > self.budget:
-                    states = list(self._states.values())
-                    self._states.clear()
-                    for state in states:
+                    known = self.states()
+                    for states in self._by_prev.values():
+                        states.clear()
+                    self._marked.clear()
+                    for state in known:
                         state.clear()
-                    self._firsts.clear()
-                    self._moves.clear()
-                    self._resolved.clear()
+                    self.strands.forget()
                     self.used = 0
                     self.flushes += 1
-
-    # -- preparation --------------------------------------------------------------------------------------------
-
-    def _context_bits(self) -> int:
-        """The context bits any assertion of the program looks at; others would only multiply states."""
-        care = 0
-        for instr in self.program.instrs:
-            if instr.op == ASSERT:
-                care |= {"boundary": 1, "not_boundary": 1, "line_start": START | 2, "text_start": START}.get(
-                    instr.kind, 0
-                )
-                care |= instr.bit if instr.kind == "not_after" else 0
-        return care
-
-    def _find_initial(self) -> None:
-        """Index the rules' first positions by the conditions before them and by the set they wait for."""
-        program = self.program
-        for entry in program.entries:
-            todo: list[tuple[tuple[int, ...], int]] = [((), entry)]
-            while todo:
-                conditions, at = todo.pop()
-                for position in program.arrive(at)[0]:
-                    instr = program.at(position)
-                    if instr.op == ASSERT:
-                        todo.append(((*conditions, position), instr.targets[0]))
-                        continue
-                    if instr.op == REP and not conditions and not instr.swallow and instr.high - 2 >= instr.low >= 1:
-                        self._leading.add(instr.base)
-                    by_set = self._initial.setdefault(self._merge(conditions), {})
-                    by_set.setdefault(instr.set_, []).append(position)
-        if self._leading:  # only where every thread that gets there starts there
-            for instr in program.instrs:
-                for target in instr.targets if instr.op in (CHAR, REP, ASSERT) else ():
-                    self._leading.difference_update(program.arrive(target)[0])
-
-    def _merge(self, conditions: tuple[int, ...]) -> tuple[int, ...]:
-        """Conditions that mean the same share one key, so that 10,000 keywords are asked for once."""
-        key = []
-        for condition in conditions:
-            instr = self.program.at(condition)
-            key.append(self._canonical.setdefault((instr.kind, instr.bit), condition))
-        return tuple(key)

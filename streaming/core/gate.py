@@ -120,7 +120,7 @@ class Gate:
         self._next_check = 1
         self._holds_sentences = any(self._decides(guardrail) for guardrail in plan.batched)
         self._always = bool(plan.batched or plan.whole)  # the fast path is for pattern rules alone
-        self._busy = self._always or not self._lanes
+        self._detained = self._busy = self._always or not self._lanes
 
     # -- text in ------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Gate:
         tail = self._tail + text
         if state.live or n > self._watermark:
             self._tail = tail
-            return self._settle()
+            return self._settle() if state.seen or n > self._watermark else self._slide()
         cut = len(tail) - state.age  # never below 0: the tail begins at the release pointer
         if cut <= 0:
             self._tail = tail
@@ -161,14 +161,16 @@ class Gate:
         if not text or (not self._lanes and self.blocked):
             self._n += len(text)
             return []
-        live = False
+        live = found = False
         age = keep = 0
         for lane in self._lanes:
             state = lane.state
             for char in text:
                 state = state[char]
             lane.state = state
-            live = live or state.live
+            if state.live:
+                live = True
+                found = found or bool(state.seen)
             if state.age > keep:
                 keep = state.age
             if lane.decides and state.age > age:
@@ -179,6 +181,8 @@ class Gate:
             return self._flow(age, keep)
         if self._folded is not None:
             self._folded = joined(self._folded, text)
+        if not (found or self._detained or self._n > self._watermark):
+            return self._slide()
         out = []
         if self._sentences is not None and not self.blocked:
             self._ask(self._sentences.feed(text), out)
@@ -197,6 +201,29 @@ class Gate:
             if self._plan.lead_width:
                 self._lead = (self._lead + tail[:cut])[-self._plan.lead_width :]
             self._tail = tail[cut:]
+        return [(RELEASE, text)] if text else []
+
+    def _slide(self) -> list[Effect]:
+        """As ``_flow``, where offsets of folded and original text have parted."""
+        n, tail = self._n, self._tail
+        if self._folded is None:
+            self._skewed = True
+            self._folded = self._fold()
+        to = keep = n
+        for lane in self._lanes:
+            lane.state = lane.lane.scanner.unmark(lane.state)
+            reached = lane.settle(self._folded if lane.lane.folds else None, n, ended=False)
+            keep = min(keep, reached)
+            if lane.decides:
+                to = min(to, reached)
+        base = n - len(tail)
+        to = max(self._r, to)
+        text = tail[self._r - base : to - base]
+        self._visible += len(text)
+        self._r = to
+        if (cut := min(to, keep) - base) > 0:
+            self._drop(cut)
+        self._busy = self._skewed
         return [(RELEASE, text)] if text else []
 
     def finish(self) -> list[Effect]:
@@ -330,7 +357,8 @@ class Gate:
         return out
 
     def _fold(self) -> Folded:
-        return fold_text(self._tail, base=self._n - len(self._tail), run=self._edges(self._edge)[2])
+        run = 0 if isinstance(self._edge, str) else self._edge[2]
+        return fold_text(self._tail, base=self._n - len(self._tail), run=run)
 
     @staticmethod
     def _edges(edge: str | tuple[str, str, int]) -> tuple[str, str, int]:
@@ -505,7 +533,7 @@ class Gate:
         if self.blocked and self._lanes and self._watchers_done():
             self._lanes.clear()
             self._tail, self._folded = "", None
-        self._busy = self._is_busy()
+        self._look_around()
 
     def _watchers_done(self) -> bool:
         """After a block: is every finding that began before it known?"""
@@ -516,12 +544,12 @@ class Gate:
             for lane in self._lanes
         )
 
-    def _is_busy(self) -> bool:
-        return bool(
+    def _look_around(self) -> None:
+        """Which path the next chunk may take: the fast one, that for parted offsets (``_slide``), or the whole way."""
+        self._detained = bool(
             self._always
             or self.blocked
             or self._ended
-            or self._skewed
             or self._pending
             or self._growing
             or self._watched
@@ -529,6 +557,7 @@ class Gate:
             or not self._lanes
             or any(lane.dirty for lane in self._lanes)
         )
+        self._busy = self._detained or self._skewed
 
     def _drop(self, count: int) -> None:
         dropped = self._tail[:count]
@@ -538,10 +567,10 @@ class Gate:
         if not self._skewed or self._folded is None:
             self._edge = dropped[-1]
             return
-        _, last, run = self._edges(self._edge)
+        run = 0 if isinstance(self._edge, str) else self._edge[2]
         folded, base = self._folded, self._n - len(self._tail)
-        if (at := folded.index(base)) > 0:
-            last = folded.text[at - 1]
+        at = folded.index(base)
+        last = folded.text[at - 1] if at else self._edges(self._edge)[1]
         ignorables = trailing_ignorables(dropped)
         run = min(run + ignorables, MAX_RUN + 1) if ignorables == count else ignorables
         self._edge = (dropped[-1], last, min(run, MAX_RUN + 1))
@@ -569,7 +598,7 @@ class Gate:
         ignorables = self._edges(self._edge)[2]
         self._skewed = skewed(self._tail) or ignorables > 0
         self._folded = self._fold() if self._skewed else None
-        self._busy = self._is_busy()
+        self._look_around()
 
     # -- asking the gate ----------------------------------------------------------------------------------------
 

@@ -130,6 +130,6 @@ def automata_shape(policy: Policy) -> str:
     """States and flushes per automaton, for the notes of a row."""
     lanes = policy.plan(AppliesTo.RESPONSE).lanes
     return ", ".join(
-        f"{len(lane.entries)} rules: {len(lane.scanner._states):,} states, {lane.scanner.flushes} flushes"
+        f"{len(lane.entries)} rules: {len(lane.scanner.states()):,} states, {lane.scanner.flushes} flushes"
         for lane in lanes
     )

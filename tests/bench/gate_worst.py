@@ -28,31 +28,42 @@ def _one_letter(_: random.Random) -> str:
 
 
 def _digits(chance: random.Random) -> str:
-    return "".join(chance.choice("0123456789 -.") for _ in range(SIZE))
+    """Digits and what stands between them in numbers, some to a line, nothing to be found."""
+    return _lines(lambda: "".join(chance.choice("0123456789 -.") for _ in range(chance.randint(5, 60))))
 
 
 def _near_misses(chance: random.Random) -> str:
     """Heads of values of every sort, each cut short or spoilt in its last part, some to a line, nothing to be found.
 
-    Two heads can make a value ("joe.bloggs@mail." and "GB"): such lines are left out, or the row would measure hits.
+    Two heads can make a value ("joe.bloggs@mail." and "GB"): such lines are left out.
     """
     whole = [
         "219-09-99x", "4111 1111 1111 111", "joe.bloggs@mail.", "(212) 555-01", "sk-aB3dE5fG7hI9jK1lM3n", "10.20.30.",
         "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "AKIAQ4XYZ7LMNOP", "DE89 3704 00", "https://x", "project blue hero",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOi", "219-", "4111-1111-", "a@b-", "sk-", "AKIA", "gh", "1.2.3", "GB", "http:",
     ]  # fmt: skip
+
+    def line() -> str:
+        out = ""
+        for _ in range(chance.randint(1, 6)):
+            value = chance.choice(whole)
+            out += value[: chance.randint(1, len(value))] + chance.choice(["", " ", "-", ".", "@", "x"])
+        return out
+
+    return _lines(line)
+
+
+def _lines(make: Callable[[], str]) -> str:
+    """Lines of that sort without a hit, or the row would measure what is found and not what is looked for."""
     out: list[str] = []
     size = 0
     while size < SIZE:
-        line = ""
-        for _ in range(chance.randint(1, 6)):
-            value = chance.choice(whole)
-            line += value[: chance.randint(1, len(value))] + chance.choice(["", " ", "-", ".", "@", "x"])
-        if not _finds(line + "\n"):
-            out.append(line + "\n")
-            size += len(out[-1])
+        line = make() + "\n"
+        if not _finds(line):
+            out.append(line)
+            size += len(line)
     text = "".join(out)
-    assert not _finds(text), "the near-misses hold a hit"
+    assert not _finds(text), "the lines make a hit together"
     return text
 
 

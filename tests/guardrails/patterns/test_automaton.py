@@ -53,7 +53,7 @@ def test_a_hundred_thousand_different_characters_make_no_hundred_thousand_edges(
     for code in range(0x80, 0x80 + 100_000):
         if not 0xD800 <= code <= 0xDFFF:
             state = scan.unmark(state[chr(code)])
-    states = list(scan._states.values())
+    states = scan.states()
     assert sum(map(len, states)) < 60 * 200
     assert scan.used < 4_000_000
 
@@ -62,7 +62,7 @@ def test_a_long_run_needs_no_state_per_subset() -> None:
     scan = scanner([r"[a-z][a-z0-9.-]{0,63}@x", r"[a-z]+-[a-z]+!"])
     chance = random.Random(5)
     trace(scan, "".join(chance.choice("ab1.-") for _ in range(20_000)))
-    assert len(scan._states) < 3_000
+    assert len(scan.states()) < 3_000
 
 
 def test_rules_that_live_on_prose_get_an_automaton_of_their_own() -> None:
