@@ -1,0 +1,38 @@
+"""The benchmarks that start processes run, on numbers too small to mean anything, and say all that they promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench import audit, monitor
+from tests.bench.registry import Row, benchmarks
+
+
+def rows(name: str) -> dict[str, Row]:
+    found = {row.name: row for row in benchmarks()[name]()}
+    for row in found.values():
+        assert (row.ok is None) == (not row.target)
+    return found
+
+
+def test_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "APPENDS", 200)
+    found = rows("audit")
+    assert set(found) == {"audit_appends", "audit_append_p50", "audit_append_p99"}
+    assert 0 < found["audit_append_p50"].measured <= found["audit_append_p99"].measured
+
+
+@pytest.mark.long
+def test_killed_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "CHECKS", 60)
+    found = rows("deferred")
+    assert found["deferred_ended"].ok
+    assert found["deferred_twice"].ok
+
+
+@pytest.mark.long
+def test_an_ai_check_in_monitor_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "ROUNDS", 1)
+    found = rows("monitor")
+    assert set(found) == {"monitor_p99", "monitor_p50"}
+    assert "without it" in found["monitor_p99"].anchor
