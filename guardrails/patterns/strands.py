@@ -331,7 +331,7 @@ class Strands:
         program = self.program
         for (low, _), (high, _) in itertools.pairwise(threads):
             instr = program.at(high)
-            if instr.op != REP or high - instr.base != instr.high - 1 or low < instr.base or high - low < 2:
+            if not self.is_long(high) or high - instr.base != instr.high - 1 or low < instr.base or high - low < 2:
                 continue
             if bits >> instr.set_ & 1:
                 position, _, most = self.rest(high)
@@ -436,10 +436,10 @@ class Strands:
                     if instr.op == ASSERT:
                         todo.append(((*conditions, position), instr.targets[0]))
                         continue
-                    if instr.op == REP and not instr.swallow:
-                        if not conditions and instr.high - 2 >= instr.low >= 1:
+                    if self.is_long(position) and not instr.swallow:
+                        if not conditions and instr.low >= 1:
                             self._leading.add(instr.base)
-                        elif conditions and instr.low <= 1 and instr.high - instr.low >= _LONG_REPEAT:
+                        elif conditions and instr.low <= 1:
                             self._openings.add(instr.base)
                     self._entries.setdefault(instr.rule, []).append((conditions, position))
                     by_set = self._initial.setdefault(self._merge(conditions), {})
