@@ -9,10 +9,10 @@ database, the session log or every policy is unusable. Without a worker the stre
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable
 from typing import Literal, TypedDict
 
+import structlog
 from channels.db import database_sync_to_async
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -25,6 +25,8 @@ from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.metrics import REGISTRY, provider_breakers, read_breakers
 from streaming.workers import count_workers
+
+logger = structlog.get_logger(__name__)
 
 PART_LIMIT_S = 3.0
 
@@ -64,11 +66,16 @@ async def ready(request: HttpRequest) -> JsonResponse:
 @require_safe
 @never_cache
 async def metrics(request: HttpRequest) -> HttpResponse:
-    """Everything in ``streaming.metrics``, in the form that the scraper asks for."""
+    """Everything in ``streaming.metrics``, in the form that the scraper asks for.
+
+    The figures counted here need neither store nor database: one that is away leaves the breakers as they were last.
+    """
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    with contextlib.suppress(TimeoutError):  # the other figures are there without the store
+    try:
         async with asyncio.timeout(PART_LIMIT_S):
             await read_breakers()
+    except Exception as error:  # an outage is when the page is needed most
+        logger.warning("breakers_not_read", error=type(error).__name__, exc_info=not isinstance(error, TimeoutError))
     body = await asyncio.to_thread(encode, REGISTRY)
     return HttpResponse(body, content_type=content_type)
 

@@ -171,12 +171,16 @@ async def guardrail_breakers() -> dict[tuple[str, str], str]:
 
 
 async def read_breakers() -> None:
-    """Ask for what is not counted here: all processes share the breakers."""
+    """Ask for what is not counted here: all processes share the breakers.
+
+    What is asked is in hand before a gauge is touched: whoever fails to answer takes no figure away.
+    """
     for provider, state in (await provider_breakers()).items():
         for each in BREAKER_STATES:
             BREAKERS.labels(provider, each).set(each == state)
+    found = await guardrail_breakers()
     GUARDRAIL_BREAKERS.clear()  # a guardrail that is active no more has no state
-    for (policy, guardrail), state in (await guardrail_breakers()).items():
+    for (policy, guardrail), state in found.items():
         for each in BREAKER_STATES:
             GUARDRAIL_BREAKERS.labels(policy, guardrail, each).set(each == state)
 

@@ -9,8 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
+from django.db.backends.utils import CursorWrapper
 from django.test import AsyncClient
 from prometheus_client import Metric
+from structlog.testing import capture_logs
 
 from guardrails.findings import Outcome
 from guardrails.policy import compile_policy
@@ -231,6 +234,30 @@ async def test_a_store_that_does_not_answer_takes_no_figure_away(monkeypatch: py
     response = await AsyncClient().get("/metrics")
     assert response.status_code == 200
     assert b"sluicegate_open_sessions" in response.content
+
+
+async def test_a_database_that_fails_costs_no_page_and_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: object, **kwargs: object) -> None:
+        raise OperationalError("the server closed the connection")
+
+    metrics.GUARDRAIL_BREAKERS.labels("trial", "harm", "open").set(1)
+    breaker = await breakers.breaker(breakers.PROVIDER + "scripted")
+    for _ in range(breakers.THRESHOLD):
+        await breaker.enter()
+        await breaker.failed(ProviderUnavailable("gone"))
+    with monkeypatch.context() as patched, capture_logs() as logged:
+        patched.setattr(CursorWrapper, "execute", away)
+        response = await AsyncClient().get("/metrics")
+    assert response.status_code == 200
+    text = response.content.decode()
+    assert "sluicegate_open_sessions" in text
+    assert 'sluicegate_breaker_state{provider="scripted",state="open"} 1.0' in text  # stands in the store
+    assert 'sluicegate_guardrail_breaker_state{guardrail="harm",policy="trial",state="open"} 1.0' in text  # the last
+    assert [(each["event"], each["error"]) for each in logged if each["event"] == "breakers_not_read"] == [
+        ("breakers_not_read", "OperationalError")
+    ]
+    assert (await AsyncClient().get("/metrics")).status_code == 200
+    assert ("trial", "harm", "open") not in metrics.GUARDRAIL_BREAKERS._metrics  # it is active no more
 
 
 async def test_the_documentation_and_the_registry_agree() -> None:
