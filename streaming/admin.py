@@ -21,7 +21,9 @@ from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
 from streaming.admin_shadow import ShadowAdmin as ShadowAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
+from streaming.presentation import count
 from streaming.shadow.report import why
+from streaming.timeline import TimelineView
 
 
 class ReadOnly:
@@ -89,8 +91,8 @@ class AuditSessionAdmin(ReadOnly, RevealPage):
                    "provider", "streaming", "fallback")  # fmt: skip
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
-    exclude = ("shadow",)
-    readonly_fields = ("prompt_text", "answer_text", "provider_notices", "shadow_found")
+    exclude = ("shadow", "timing")
+    readonly_fields = ("prompt_text", "answer_text", "pace", "provider_notices", "shadow_found")
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
 
     @admin.display(description="Prompt text")
@@ -102,6 +104,18 @@ class AuditSessionAdmin(ReadOnly, RevealPage):
     def answer_text(self, session: AuditSession) -> str:
         """Its length."""
         return masked(session.answer)
+
+    @admin.display(description="Pace")
+    def pace(self, session: AuditSession) -> str:
+        """The timeline in a line; all of its points would be a page of numbers."""
+        view = TimelineView.of(session.timing)
+        if view.empty:
+            return "not measured"
+        return (
+            f"{count(len(view.arrivals), 'arrival')}, the first after {view.first_token}; "
+            f"{count(len(view.releases), 'release')}, the first after {view.first_release}; "
+            f"{view.total} in all; at most {view.longest_hold} held"
+        )
 
     @admin.display(description="Retries and other notices")
     def provider_notices(self, session: AuditSession) -> str:

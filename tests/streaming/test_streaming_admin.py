@@ -8,7 +8,7 @@ from django.test import Client
 from django.urls import reverse
 
 from streaming import tasks
-from streaming.models import DeferredCheck
+from streaming.models import AuditSession, DeferredCheck
 from tests.conftest import Cast
 from tests.streaming.test_tasks import monitoring
 
@@ -33,6 +33,17 @@ def test_it_works(auditor: Client) -> None:
     assert detail.status_code == 200
     assert b"harm" in detail.content
     assert b"sealed" not in detail.content
+
+
+def test_timeline_is_a_line_and_not_a_page_of_numbers(auditor: Client) -> None:
+    started, _ = monitoring()
+    points = [[ms, 3] for ms in range(20, 2020, 20)]
+    timing = {"type": "timing", "arrivals": points, "releases": [[2100, 300]]}
+    AuditSession.objects.filter(pk=started.session_id).update(timing=timing)
+    page = auditor.get(reverse("admin:streaming_auditsession_change", args=[started.session_id])).content.decode()
+    assert "100 arrivals, the first after 20 ms; 1 release, the first after 2.1 s" in page
+    assert "at most 300 characters held" in page
+    assert "1980" not in page
 
 
 def test_outsider_sees_nothing_and_a_superuser_changes_nothing(client: Client, cast: Cast) -> None:
