@@ -105,10 +105,10 @@ class Scanner:
         self._marked: dict[tuple[Set, int, int, tuple[int, ...], bool], State] = {}
         self._lock = threading.Lock()
         self.strands = Strands(self.program, self.spend)
-        self._after = [mask & self.strands.care for mask in self.program.alphabet.masks]
+        self._after = [mask & self.strands.outline.care for mask in self.program.alphabet.masks]
         self._plain = [self._by_prev.setdefault(prev, {}) for prev in self._after]
         self._sentinel_part = self.program.alphabet.part(SENTINEL)
-        self.start = self._state(frozenset(), START & self.strands.care, 0, (), skew=False)
+        self.start = self._state(frozenset(), START & self.strands.outline.care, 0, (), skew=False)
 
     # -- one edge -----------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Scanner:
 
     def resume(self, *, before: str, run: int) -> State:
         """A state with no threads: ``before`` is the last folded character (empty at the start of the text)."""
-        prev = self._after[self.program.alphabet.part(before)] if before else START & self.strands.care
+        prev = self._after[self.program.alphabet.part(before)] if before else START & self.strands.outline.care
         return self._state(frozenset(), prev, run, (), skew=False)
 
     def accepts_at_end(self, state: State) -> list[int]:

@@ -15,11 +15,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-from guardrails.patterns.nfa import ASSERT, CHAR, END, REP, START, Instr, Program
+from guardrails.patterns.nfa import ASSERT, REP, Instr, Program
+from guardrails.patterns.outline import Outline, is_long
 
-_LONG_REPEAT = 4  # turns; shorter repeats are kept exact
 _EXACT = 8  # characters by which a thread may be older than its shortest way here before it is taken for the oldest
-_MANY_TURNS, _DISTINCT = 32, 2  # turns, and characters before the first of them: ``_find_gathered``
 _STRAND_COST, _THREAD_COST, _EDGE_COST, _MOVE_COST = 640, 130, 70, 500  # bytes, measured on CPython 3.11
 _NO_LIMIT = 1 << 30
 
@@ -139,7 +138,7 @@ class Strands:
 
     def __init__(self, program: Program, spend: Callable[[int], None]) -> None:
         self.program = program
-        self.care = 0
+        self.outline = Outline(program)
         self.always = 1 << len(program.sets)
         """A set of their own that every character is in."""
         self._spend = spend
@@ -151,15 +150,6 @@ class Strands:
         self._resolved: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         self._views: list[tuple[int, int, int]] = []
         self._view_of: dict[tuple[int, int, int], int] = {}
-        self._looks: list[tuple[int, int, int]] = []
-        self._initial: dict[tuple[int, ...], dict[int, list[int]]] = {}
-        self._entries: dict[int, list[tuple[tuple[int, ...], int]]] = {}
-        self._leading: set[int] = set()
-        self._openings: set[int] = set()
-        self._gathered = self._find_gathered()
-        self._canonical: dict[tuple[str, int], int] = {}
-        self._find_looks()
-        self._find_initial()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -192,7 +182,7 @@ class Strands:
 
     def view(self, rule: int, bits: int, prev: int, after: int) -> int:
         """A number for what one rule sees of a context: its own sets, and the bits that its assertions ask for."""
-        sets, before, behind = self._looks[rule]
+        sets, before, behind = self.outline.looks[rule]
         seen = (bits & sets, prev & before, after & behind)
         known = self._view_of.get(seen)
         if known is None:
@@ -205,7 +195,7 @@ class Strands:
         """What a character starts."""
         program = self.program
         rules: set[int] = set()
-        for conditions, by_set in self._initial.items():
+        for conditions, by_set in self.outline.begins.items():
             if all(program.holds(program.at(c), context.prev, context.after) for c in conditions):
                 for set_ in program.alphabet.sets[context.part]:
                     rules.update(by_set.get(set_, ()))
@@ -300,10 +290,10 @@ class Strands:
         if self.program.is_sure(position):
             return position, 0, 0
         instr = self.program.at(position)
-        if instr.base in self._leading and position - instr.base >= instr.low:
+        if instr.base in self.outline.leading and position - instr.base >= instr.low:
             # every character of the run started a thread of its own, so one position stands for all turns
             return instr.base + instr.low, 0, instr.high - 1
-        if instr.base in self._gathered and position - instr.base >= max(instr.low, 1):
+        if instr.base in self.outline.gathered and position - instr.base >= max(instr.low, 1):
             oldest = self.program.depths(instr.base + instr.high - 1)[1]
             return instr.base + max(instr.low, 1), oldest, oldest
         return position, 0, _NO_LIMIT
@@ -318,13 +308,12 @@ class Strands:
 
     def is_long(self, position: int) -> bool:
         """Is this a turn of a repeat whose turns are kept as an interval?"""
-        instr = self.program.at(position)
-        return instr.op == REP and instr.high - instr.low >= _LONG_REPEAT
+        return is_long(self.program.at(position))
 
     def is_many(self, position: int) -> bool:
         """Does this position stand for several turns of an opening repeat (``_merge_turns``)?"""
         instr = self.program.at(position)
-        return instr.base in self._openings and position == instr.base + instr.high
+        return instr.base in self.outline.openings and position == instr.base + instr.high
 
     def _keep_between(self, threads: Threads, bits: int, reached: dict[int, int]) -> None:
         """Where the oldest of two merged turns has just ended, the next older one (not kept) is the oldest now."""
@@ -343,17 +332,17 @@ class Strands:
         Which turns are alive can be any subset, and every subset would be a strand of its own. The interval is what
         matters: no accept is missed, nothing is held beyond the rule's bound, and the youngest still ends exactly.
 
-        Where the rule begins with the repeat (``_openings``) not even that is needed: what is held begins with the
-        oldest thread, which the release pointer has reached already and never leaves backwards, so from the second
+        Where the rule begins with the repeat (``Outline.openings``) not even that is needed: what is held begins with
+        the oldest thread, which the release pointer has reached already and never leaves backwards, so from the second
         thread on one position stands for any number of turns, and has the age of the oldest that there can be.
         """
         turns: dict[int, list[int]] = {}
         for position in reached:
             instr = self.program.at(position)
-            if instr.op == REP and instr.high - instr.low >= _LONG_REPEAT:
+            if is_long(instr):
                 turns.setdefault(instr.base, []).append(position)
         for base, positions in turns.items():
-            if len(positions) > 1 and base in self._openings:
+            if len(positions) > 1 and base in self.outline.openings:
                 for position in positions:
                     del reached[position]
                 instr = self.program.at(base)
@@ -375,7 +364,7 @@ class Strands:
             bits, prev, after = self._views[view]
             rests: dict[int, int] = {}
             accepts = False
-            for conditions, position in self._entries.get(rule, ()):
+            for conditions, position in self.outline.beginnings.get(rule, ()):
                 if bits >> program.at(position).set_ & 1 and all(
                     program.holds(program.at(c), prev, after) for c in conditions
                 ):
@@ -386,76 +375,3 @@ class Strands:
             known = self._firsts[rule, view] = rests, accepts, sum(map(self.is_long, rests))
             self._spend(_EDGE_COST + _THREAD_COST * len(rests))
         return known
-
-    # -- preparation --------------------------------------------------------------------------------------------
-
-    def _find_looks(self) -> None:
-        """Per rule its sets, and the context bits that its assertions ask for, before and behind a character."""
-        before_of = {"boundary": 1, "not_boundary": 1, "line_start": START | 2, "text_start": START}
-        behind_of = {"boundary": 1, "not_boundary": 1, "line_end": END | 2, "text_end": END}
-        looks = [[0, 0, 0] for _ in self.program.entries]
-        for instr in self.program.instrs:
-            look = looks[instr.rule]
-            if instr.op in (CHAR, REP):
-                look[0] |= 1 << instr.set_
-            elif instr.op == ASSERT:
-                look[1] |= instr.bit if instr.kind == "not_after" else before_of.get(instr.kind, 0)
-                look[2] |= instr.bit if instr.kind == "not_before" else behind_of.get(instr.kind, 0)
-        self._looks = [(sets, before, behind) for sets, before, behind in looks]
-        for _, before, _ in looks:  # other bits would only multiply states
-            self.care |= before
-
-    def _find_gathered(self) -> set[int]:
-        """Long repeats whose turns are not told apart: those that text without any value in it does not get to.
-
-        Their turns multiply with all that other rules are in the middle of, and what somebody writes who wants that
-        is not prose (which goes on for ever where spaces are turns as well). The price: where a run goes on beyond the
-        repeat's last turn, as much as the rule's bound stays held until the run ends, instead of nothing.
-        """
-        program = self.program
-        spaces = program.alphabet.bits[program.alphabet.part(" ")]
-        return {
-            instr.base
-            for instr in program.instrs
-            if instr.op == REP
-            and not instr.swallow
-            and instr.high - instr.low >= _MANY_TURNS
-            and program.depths(instr.base)[0] >= _DISTINCT
-            and not spaces >> instr.set_ & 1
-        }
-
-    def _find_initial(self) -> None:
-        """Index the rules' first positions by the conditions before them and by the set they wait for."""
-        program = self.program
-        for entry in program.entries:
-            todo: list[tuple[tuple[int, ...], int]] = [((), entry)]
-            while todo:
-                conditions, at = todo.pop()
-                for position in program.arrive(at)[0]:
-                    instr = program.at(position)
-                    if instr.op == ASSERT:
-                        todo.append(((*conditions, position), instr.targets[0]))
-                        continue
-                    if self.is_long(position) and not instr.swallow:
-                        if not conditions and instr.low >= 1:
-                            self._leading.add(instr.base)
-                        elif conditions and instr.low <= 1:
-                            self._openings.add(instr.base)
-                    self._entries.setdefault(instr.rule, []).append((conditions, position))
-                    by_set = self._initial.setdefault(self._merge(conditions), {})
-                    by_set.setdefault(instr.set_, []).append(instr.rule)
-        for instr in program.instrs if self._leading or self._openings else ():
-            # only where every thread that gets there starts there
-            for target in instr.targets if instr.op in (CHAR, REP, ASSERT) else ():
-                there = program.arrive(target)[0]
-                self._leading.difference_update(there)
-                if instr.op != ASSERT:
-                    self._openings.difference_update(there)
-
-    def _merge(self, conditions: tuple[int, ...]) -> tuple[int, ...]:
-        """Conditions that mean the same share one key, so that 10,000 keywords are asked for once."""
-        key = []
-        for condition in conditions:
-            instr = self.program.at(condition)
-            key.append(self._canonical.setdefault((instr.kind, instr.bit), condition))
-        return tuple(key)
