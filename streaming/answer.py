@@ -7,8 +7,9 @@ whole answer stops. Protects the rule that nothing but a gate's effects ever bec
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
@@ -62,6 +63,17 @@ class Lane:
     streamed: bool = False
     settled: int = 0
     found: list[Finding] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Returned:
+    """What a tool that the provider ran has returned. Not told before its gate has decided about all of it."""
+
+    id: str
+    text: str
+    failed: bool
+    lane: Lane
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +132,8 @@ class Answer:
         self._now = now_ms
         self._look = look
         self._lanes: dict[Key, Lane] = {}
+        self._returned: dict[Key, Returned] = {}  # those that a guardrail is still asked about
+        self._returns = 0
         self.tools = ToolCalls()
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
@@ -170,12 +184,15 @@ class Answer:
 
     def verdict(self, question: Question, guardrail: str, verdict: Verdict) -> list[ServerEvent]:
         """The answer to a question; one that a block has made moot changes nothing."""
-        lane = self._lanes[question.key]
-        try:
-            effects = lane.gate.verdict(question.check.id, guardrail, verdict)
-        except KeyError:
+        returned = self._returned.get(question.key)
+        lane = self._lanes.get(question.key) if returned is None else returned.lane
+        if lane is None:
             return []
-        return self._events(lane, effects)
+        # One blocks, all stop: a verdict that comes with the one that blocked releases nothing any more.
+        effects = lane.gate.stop() if self.blocked is not None else []
+        with contextlib.suppress(KeyError):
+            effects = [*effects, *lane.gate.verdict(question.check.id, guardrail, verdict)]
+        return self._events(lane, effects) if returned is None else self._return(question.key, returned, effects)
 
     def finish(self) -> list[ServerEvent]:
         """The provider has ended: settle what is held."""
@@ -184,6 +201,9 @@ class Answer:
             if self.blocked is not None:  # one blocks, all stop: what another channel still holds is not released
                 out += self._events(lane, lane.gate.stop())
             out += self._events(lane, lane.gate.finish())
+        if self.blocked is not None:
+            for key, returned in list(self._returned.items()):
+                out += self._return(key, returned, returned.lane.gate.stop())
         return out
 
     def said(self, said: Said) -> list[ServerEvent]:
@@ -216,12 +236,18 @@ class Answer:
     @property
     def unanswered(self) -> int:
         """Texts that wait for verdicts."""
-        return sum(lane.gate.unanswered for lane in self._lanes.values())
+        return sum(lane.gate.unanswered for lane in self._asking)
 
     @property
     def waiting(self) -> bool:
         """Does a deciding guardrail still have to answer?"""
-        return any(lane.gate.waiting for lane in self._lanes.values())
+        return any(lane.gate.waiting for lane in self._asking)
+
+    @property
+    def _asking(self) -> Iterator[Lane]:
+        """Every lane that may have asked a guardrail."""
+        yield from self._lanes.values()
+        yield from (returned.lane for returned in self._returned.values())
 
     @property
     def content(self) -> str:
@@ -354,14 +380,28 @@ class Answer:
     def _tool_result(self, id_: str, result: str, error: str) -> list[ServerEvent]:
         """What the provider's own tool returned passes the gate as a whole text before it is shown."""
         gate = Gate(self.policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=self.monitor)
-        lane = Lane(gate, "tool_result", 0)
-        events = self._events(lane, [*gate.feed(result or error), *gate.finish()])
+        self._returns += 1
+        key = ("tool_result", self._returns)
+        returned = Returned(id_, result or error, bool(error), Lane(gate, *key))
+        self._returned[key] = returned
+        return self._return(key, returned, [*gate.feed(returned.text), *gate.finish()])
+
+    def _return(self, key: Key, returned: Returned, effects: list[gates.Effect]) -> list[ServerEvent]:
+        """Events of a tool's result: the result itself once no deciding guardrail has to answer, in one piece."""
+        lane = returned.lane
+        events = self._events(lane, effects)
         out = [event for event in events if not isinstance(event, MessageStream | Redaction)]
-        shown = "".join(lane.parts)
-        if self._look is not None:
-            text, released = result or error, gate.counters.released
-            self._look(Looked(text, gate.applies_to, lane.channel, tuple(lane.found), released))
-        out.append(self._counted(ToolResult(id_, error=shown) if error else ToolResult(id_, result=shown)))
+        if not returned.told and (self.blocked is not None or not lane.gate.waiting):
+            returned.told = True
+            if self._look is not None:
+                released = lane.gate.counters.released
+                self._look(Looked(returned.text, lane.gate.applies_to, lane.channel, tuple(lane.found), released))
+            if self.blocked is None or lane.gate.block is not None:
+                shown = "".join(lane.parts)
+                told = ToolResult(returned.id, error=shown) if returned.failed else ToolResult(returned.id, shown)
+                out.append(self._counted(told))
+        if not lane.gate.unanswered:
+            self._returned.pop(key, None)
         return out
 
     def _counted(self, event: ServerEvent) -> ServerEvent:
