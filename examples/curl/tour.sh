@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Every call of the API with curl, in the order in which a client makes them. Needs bash and curl, nothing else.
+#
+#   SLUICEGATE_KEY=sg_… examples/curl/tour.sh [check|stream|chat …]
+#
+# SLUICEGATE_URL is http://127.0.0.1:8000 unless it says otherwise. Without arguments: all three parts.
+set -euo pipefail
+
+URL=${SLUICEGATE_URL:-http://127.0.0.1:8000}
+KEY=${SLUICEGATE_KEY:?set it to a key: manage.py create_api_key example --scope check --scope stream}
+
+# A call: path, JSON body, more curl arguments. What got no answer is sent again with the same body, which the API
+# takes for the same call; curl obeys Retry-After by itself.
+call() {
+  local path=$1 body=$2
+  shift 2
+  curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused --max-time 60 \
+    --header "Authorization: Bearer $KEY" --header 'Content-Type: application/json' "$@" \
+    --data "$body" "$URL$path"
+  echo
+}
+
+# Without a body: a GET.
+get() {
+  local path=$1
+  shift
+  curl --silent --show-error --fail-with-body --max-time 120 --header "Authorization: Bearer $KEY" "$@" "$URL$path"
+  echo
+}
+
+# A text field of an answer. In a script of your own, use jq.
+field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p"; }
+
+check() {
+  echo '# One text, checked as a whole'
+  call /v1/check '{"text": "My number is 536-22-8145.", "kind": "response", "accepts": ["redact"]}'
+}
+
+stream() {
+  echo '# start: the first delta has seq 1; with an Idempotency-Key a start that is sent twice is one session'
+  local started session
+  started=$(call /v1/stream/start '{"delta": "My number is 536-"}' --header "Idempotency-Key: tour-$$-$RANDOM-$RANDOM")
+  echo "$started"
+  session=$(field session_id <<<"$started")
+
+  echo '# update: only what is new; "released" is what may be shown now'
+  call /v1/stream/update '{"session_id": "'"$session"'", "seq": 2, "delta": "22-8145, and it "}'
+
+  echo '# the same call again: the same answer, nothing is applied twice'
+  call /v1/stream/update '{"session_id": "'"$session"'", "seq": 2, "delta": "22-8145, and it "}'
+
+  echo '# status: which seq comes next, what is held, what was counted'
+  get "/v1/stream/status?session_id=$session"
+
+  echo '# finish, with the last delta'
+  call /v1/stream/finish '{"session_id": "'"$session"'", "seq": 3, "delta": "is mine."}'
+
+  echo '# gzip in both directions'
+  printf '%s' '{"delta": "A long text is worth it."}' | gzip --stdout |
+    curl --silent --show-error --fail-with-body --compressed --max-time 60 --header "Authorization: Bearer $KEY" \
+      --header 'Content-Type: application/json' --header 'Content-Encoding: gzip' --data-binary @- "$URL/v1/stream/start"
+  echo
+}
+
+chat() {
+  echo '# The server talks to the model; the answer says where its events are'
+  local began session token
+  began=$(call /v1/chat '{"prompt": "What is on file?", "scenario": "pii"}')
+  echo "$began"
+  session=$(field session_id <<<"$began")
+  token=$(field stream_token <<<"$began")
+
+  echo '# Its events as they come (--no-buffer), until the session is over'
+  get "/v1/stream/events?session_id=$session" --no-buffer
+
+  echo '# A reader that lost its connection after event 5 reads on; in a browser, the token stands for the key'
+  curl --silent --show-error --fail-with-body --no-buffer --max-time 120 --header 'Last-Event-ID: 5' \
+    "$URL/v1/stream/events?session_id=$session&token=$token"
+  echo
+}
+
+(($#)) || set -- check stream chat
+for part in "$@"; do
+  case $part in
+  check | stream | chat) "$part" ;;
+  *)
+    echo "There is no part “$part”: check, stream, chat." >&2
+    exit 2
+    ;;
+  esac
+done

@@ -1,0 +1,88 @@
+"""The curl examples are run as they stand, against real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.stack.servers import ROOT, Stack
+
+SCRIPT = ROOT / "examples" / "curl" / "tour.sh"
+LIMIT_S = 240.0
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "curl", "gzip"))), reason="the curl examples need bash, curl and gzip"
+)
+
+
+def run(servers: Stack, *parts: str, key: str = "owner") -> subprocess.CompletedProcess[str]:
+    env = {
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "SLUICEGATE_URL": servers.url,
+        "SLUICEGATE_KEY": servers.keys.get(key, key),
+    }
+    argv = ["bash", str(SCRIPT), *parts]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def answers(said: str) -> list[Any]:
+    """The JSON answers among the lines."""
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+def events(said: str) -> Iterator[tuple[int, Any]]:
+    """Seq and data of server-sent events."""
+    for block in said.split("\n\n"):
+        fields = dict(re.findall(r"^(id|data): (.*)$", block, re.MULTILINE))
+        if "data" in fields:
+            yield int(fields["id"]), json.loads(fields["data"])
+
+
+def test_it_works(servers: Stack) -> None:
+    """Without arguments: all of it."""
+    done = run(servers)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert done.stdout.count("\n# ") + 1 == SCRIPT.read_text().count("  echo '# ")
+
+
+def test_a_check(servers: Stack) -> None:
+    (said,) = answers(run(servers, "check").stdout)
+    assert (said["action"], said["text"]) == ("redact", "My number is [SSN].")
+
+
+def test_a_stream(servers: Stack) -> None:
+    done = run(servers, "stream")
+    assert done.returncode == 0, done.stderr
+    started, update, again, status, finish, zipped = answers(done.stdout)
+    assert again == update
+    assert started["released"] + update["released"] + finish["released"] == "My number is [SSN], and it is mine."
+    assert (status["expected_seq"], status["held_chars"]) == (3, update["held_chars"])
+    assert (finish["summary"]["calls"], finish["action"]) == (3, "redact")
+    assert zipped["released_chars"] + zipped["held_chars"] == len("A long text is worth it.")
+
+
+def test_a_chat(servers: Stack) -> None:
+    done = run(servers, "chat")
+    assert done.returncode == 0, done.stderr
+    _, whole, resumed = re.split(r"^# (?:Its|A reader).*$", done.stdout, flags=re.MULTILINE)
+    seen, later = list(events(whole)), list(events(resumed))
+    assert [data["state"] for _, data in seen if data["type"] == "state"][-1] == "COMPLETE"
+    (final,) = [data["final"] for _, data in seen if data["type"] == "done"]
+    assert "[SSN]" in final
+    assert later[0][0] > 5
+    assert [data["final"] for _, data in later if data["type"] == "done"] == [final]
+
+
+def test_what_is_wrong_is_said(servers: Stack) -> None:
+    refused = run(servers, "check", key="sg_wrong")
+    assert refused.returncode != 0
+    assert answers(refused.stdout)[0]["error"]["code"] == "unauthenticated"
+    assert run(servers, "no_such_part").returncode == 2
