@@ -86,6 +86,12 @@ async def _within(part: Awaitable[Part]) -> Part:
             return await part
     except TimeoutError:
         return Part(state="down", detail=f"no answer within {PART_LIMIT_S:g} s")
+    except DatabaseError as error:
+        return Part(state="down", detail=_no_database(error))
+
+
+def _no_database(error: DatabaseError) -> str:
+    return f"the database cannot be reached ({type(error).__name__})"
 
 
 async def _database() -> Part:
@@ -96,15 +102,19 @@ async def _database() -> Part:
     try:
         await database_sync_to_async(ask)()
     except DatabaseError as error:
-        return Part(state="down", detail=f"the database cannot be reached ({type(error).__name__})")
+        return Part(state="down", detail=_no_database(error))
     return Part(state="ok", detail=connection.vendor)
 
 
 async def _broker() -> Part:
     try:
-        await shared_log().ping()
+        evicting = await shared_log().eviction()
     except LogUnavailable as error:
         return Part(state="down", detail=f"Valkey/Redis: {error}")
+    if evicting:
+        # A session whose state may vanish at any moment cannot be promised anything.
+        detail = f"Valkey/Redis throws keys away when it is full ({evicting}); set maxmemory-policy to noeviction"
+        return Part(state="down", detail=detail)
     return Part(state="ok", detail="session log and task queue can be reached")
 
 

@@ -146,6 +146,14 @@ class RedisLog:
         """Raises ``LogUnavailable`` when the store cannot be reached."""
         await self._reach(self._redis.ping())
 
+    async def eviction(self) -> str:
+        """The policy by which the store throws keys away when it is full; empty if it does not. Raises
+        ``LogUnavailable``.
+        """
+        found = cast("dict[str, object]", await self._reach(self._redis.info("memory")))
+        policy = str(found.get("maxmemory_policy", "noeviction"))
+        return policy if found.get("maxmemory") and policy != "noeviction" else ""
+
     async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
         """Run a Lua script in the store that the log is in. Raises ``LogUnavailable``."""
         if script not in self._scripts:

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from channels.db import database_sync_to_async
+from django.db import OperationalError
 from django.test import AsyncClient
 
 from guardrails.services import create_api_key, revoke_api_key
 from streaming import health, tasks
-from streaming.log_redis import close_shared_log
+from streaming.log_redis import close_shared_log, connect
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -181,6 +182,38 @@ async def test_store_that_is_down_is_named_and_makes_it_unready(settings: object
     assert said["parts"]["broker"]["state"] == "down"
     assert "Valkey" in said["parts"]["broker"]["detail"]
     assert said["parts"]["database"]["state"] == "ok"
+
+
+async def test_database_that_fails_is_named_and_costs_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> list[object]:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(health, "policy_choices", gone)
+    response = await AsyncClient().get("/ready")
+    part = json.loads(response.content)["parts"]["policies"]
+    assert (response.status_code, part["state"]) == (503, "down")
+    assert "database cannot be reached" in part["detail"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "policy", "state"),
+    [("64mb", "allkeys-lru", "down"), ("64mb", "volatile-ttl", "down"), ("64mb", "noeviction", "ok"),
+     ("0", "allkeys-lru", "ok")],
+)  # fmt: skip
+async def test_store_that_throws_keys_away_makes_it_unready(
+    valkey_url: str, memory: str, policy: str, state: str
+) -> None:
+    async with connect(valkey_url) as store:
+        before = await store.config_get("maxmemory*")
+        try:
+            await store.config_set("maxmemory", memory)
+            await store.config_set("maxmemory-policy", policy)
+            part = json.loads((await AsyncClient().get("/ready")).content)["parts"]["broker"]
+        finally:
+            for name in ("maxmemory", "maxmemory-policy"):
+                await store.config_set(name, before[name])
+    assert part["state"] == state
+    assert (policy in part["detail"]) is (state == "down")
 
 
 async def test_no_healthy_policy_makes_it_unready(monkeypatch: pytest.MonkeyPatch) -> None:
