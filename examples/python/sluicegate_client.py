@@ -16,9 +16,11 @@ Exists to be copied: one file, no dependency but httpx. Protects these rules of 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypeAlias, TypedDict, cast
 from uuid import uuid4
@@ -28,6 +30,8 @@ import httpx
 State: TypeAlias = Literal["ACTIVE", "MONITORING", "COMPLETE"]
 Json: TypeAlias = dict[str, object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+SILENCE_S = 45.0
+"""Servers send a comment every 15 s on a stream of events; after so long a silence the connection is dead."""
 
 
 class Hints(TypedDict):
@@ -140,7 +144,8 @@ class Sluicegate:
     """One server and one key.
 
     ``http`` is closed with this object only when it was made by it. ``timeout_s`` is for one try, ``patience_s`` for a
-    call with all its tries; keep it below the five minutes after which a stream without calls expires.
+    call with all its tries; keep it below the five minutes after which a stream without calls expires. ``silence_s``:
+    after so long without a byte a stream of events is opened again.
     """
 
     url: str
@@ -148,6 +153,7 @@ class Sluicegate:
     http: httpx.AsyncClient | None = None
     timeout_s: float = 20.0
     patience_s: float = 120.0
+    silence_s: float = SILENCE_S
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
     calls: int = 0
@@ -231,6 +237,53 @@ class Sluicegate:
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             if self.clock() + pause_s > give_up:
                 raise Unreachable(f"{path}: no answer within {self.patience_s:g} s; the last try: {why}")
+            await self.sleep(pause_s)
+
+    async def events(self, session_id: str, *, after: int = 0) -> AsyncGenerator[Json, None]:
+        """The session's events with a seq above ``after``, until it is COMPLETE; none comes twice.
+
+        A connection that is cut or falls silent is opened again, behind the last event that came (``Last-Event-ID``).
+        Raises ``Refused``, and ``Unreachable`` when nothing has come for as long as this client is patient.
+        """
+        if self.http is None:
+            raise RuntimeError("use `async with Sluicegate(…)`, or give it an http client")
+        url = f"{self.url.rstrip('/')}/v1/stream/events?session_id={session_id}"
+        give_up, wait_s = self.clock() + self.patience_s, FIRST_WAIT_S
+        while True:
+            headers = {"Authorization": f"Bearer {self.key}", "Accept": "text/event-stream"}
+            if after:
+                headers["Last-Event-ID"] = str(after)
+            why = "the events ended before the session did"
+            pause_s: float | None = None
+            try:
+                limits = httpx.Timeout(self.timeout_s, read=self.silence_s)
+                async with self.http.stream("GET", url, headers=headers, timeout=limits) as response:
+                    if response.status_code == 204:
+                        return
+                    if response.status_code >= 400:
+                        await response.aread()
+                        why = f"{response.status_code} {response.text[:200]}"
+                        if response.status_code < 500 and response.status_code != 429:
+                            raise _refusal(response)
+                        pause_s = _retry_after_s(response)
+                    else:
+                        async with aclosing(_events_of(response)) as events:
+                            async for event in events:
+                                # Seq 0 stands in no log: it says how a session ended whose log is gone.
+                                seq = int(str(event["seq"]))
+                                if 0 < seq <= after:
+                                    continue
+                                after = seq or after
+                                give_up, wait_s = self.clock() + self.patience_s, FIRST_WAIT_S
+                                yield event
+                                if event["type"] == "state" and event["state"] == "COMPLETE":
+                                    return
+            except (httpx.TransportError, ValueError) as error:
+                why = repr(error)
+            if pause_s is None:
+                pause_s, wait_s = wait_s * (0.5 + random.random() / 2), min(2 * wait_s, LONGEST_WAIT_S)  # noqa: S311
+            if self.clock() + pause_s > give_up:
+                raise Unreachable(f"no events within {self.patience_s:g} s; the last try: {why}")
             await self.sleep(pause_s)
 
 
@@ -391,6 +444,17 @@ class _Collected:
         elif chunk:
             self._since = self._since if self._text else self._clock()
             self._text += chunk
+
+
+async def _events_of(response: httpx.Response) -> AsyncGenerator[Json, None]:
+    """The data of whole server-sent events; half an event at the end of a cut connection is none."""
+    data: list[str] = []
+    async for line in response.aiter_lines():
+        if line.startswith("data:"):
+            data.append(line[5:])
+        elif not line and data:
+            yield cast("Json", json.loads("\n".join(data)))
+            data = []
 
 
 def _common(one: str, other: str) -> int:

@@ -107,7 +107,8 @@ class FailingNetwork:
         self, line: Line, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         what = line.calls.popleft() if line.calls else PASSES
-        self.met[what] += what != PASSES
+        if what != PASSES:
+            self.met[what] += 1
         match what:
             case "refused" | "lost request":
                 writer.transport.abort()

@@ -1,0 +1,201 @@
+"""Streams through a network that fails by script, judged one by one: what a test asserts and a benchmark counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import httpx
+
+from examples.python import sluicegate_client as sg
+from tests.stack.clients import Client, Json
+from tests.stack.failing_network import CALLS, EVENTS, FailingNetwork, failing_network, script
+from tests.stack.servers import Stack
+from tests.stack.test_two_processes import TEXT
+
+CHUNKS = 5
+"""So many calls has a stream, start and finish included."""
+PER_STREAM = 5
+"""So many failures: four of calls and one of the events."""
+AT_ONCE = 24
+LIMIT_S = 900.0
+TIMEOUT_S = 3.0
+"""The client's limit for a call. A server that is slower is asked twice, which changes nothing."""
+WORDS = ("The plan", "is ready", "and", "nobody", "has to wait", "for it", "until", "the evening", "comes", "again")
+PLANTED = ("536-22-8145", "4111 1111 1111 1111", "desk@example.com", "219-09-9999", "anna.b@example.org")
+TEXTS = 8
+Place = tuple[object, object, object, object]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one check of the whole text says of it."""
+
+    text: str
+    visible: str
+    places: list[Place]
+
+
+@dataclass
+class Recovered:
+    """``wrong``: what is not as it would be without failures, by stream."""
+
+    streams: int
+    met: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+    wrong: list[str] = field(default_factory=list)
+    tries: int = 0
+    calls: int = 0
+
+    @property
+    def failures(self) -> int:
+        """All that were met."""
+        return sum(self.met.values())
+
+
+def texts() -> list[str]:
+    """Prose with values in it that may not be shown, different and always the same ones."""
+    found = [TEXT]
+    for n in range(1, TEXTS):
+        draw = Random(n)
+        parts = [
+            draw.choice(PLANTED) + draw.choice((" ", ". ")) if draw.random() < 0.12 else draw.choice(WORDS) + " "
+            for _ in range(40)
+        ]
+        found.append("".join(parts))
+    return found
+
+
+def expected(servers: Stack) -> list[Expected]:
+    """By one check of each text."""
+    client = Client(servers.url, servers.keys["owner"])
+    found = []
+    for text in texts():
+        said = client.post("/v1/check", {"text": text, "kind": "response", "accepts": ["redact"]})
+        found.append(Expected(text, str(said["text"]), _places(said["findings"])))
+    return found
+
+
+def _places(findings: Any) -> list[Place]:
+    return sorted((one["guardrail"], one["rule"], one["start"], one["end"]) for one in findings)
+
+
+async def run(servers: Stack, failures: int, told: Callable[[Recovered], None] = lambda _: None) -> Recovered:
+    """Streams until ``failures`` (a multiple of five) have been met; ``told`` hears of each stream that is over."""
+    wanted = await asyncio.to_thread(expected, servers)
+    done = Recovered(failures // PER_STREAM)
+    free = asyncio.Semaphore(AT_ONCE)
+    host, port = servers.shared.getsockname()[:2]
+    async with failing_network(host, port) as network, asyncio.TaskGroup() as group:
+
+        async def one(n: int) -> None:
+            async with free:
+                try:
+                    async with asyncio.timeout(LIMIT_S):
+                        wrong = await stream(servers, network, n, wanted[n % TEXTS], done)
+                except (sg.Refused, sg.Unreachable, TimeoutError) as error:
+                    wrong = [repr(error)]
+            done.resumed += not wrong
+            done.wrong += [f"stream {n}: {what}" for what in wrong]
+            told(done)
+
+        for n in range(done.streams):
+            group.create_task(one(n))
+    done.met = network.met
+    return done
+
+
+async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected, done: Recovered) -> list[str]:
+    """One stream and its events; what is wrong with it afterwards."""
+    draw = Random(f"recovery {n}")
+    calls = script(draw, CHUNKS, PER_STREAM - 1)
+    url = network.line(str(n), draw, calls, [draw.choice(list(EVENTS))])
+    cuts = [0, *sorted(draw.sample(range(1, len(want.text)), CHUNKS - 1)), len(want.text)]
+    first, *middle, last = (want.text[a:b] for a, b in pairwise(cuts))
+    seen, read = Seen(), Seen()
+    async with httpx.AsyncClient(trust_env=False) as http:
+        gate = sg.Sluicegate(url, servers.keys["owner"], http, timeout_s=TIMEOUT_S, silence_s=TIMEOUT_S)
+        owned = gate.stream()
+        seen.take(await owned.start(first))
+        reader = asyncio.create_task(read.read(gate, owned.session_id))
+        try:
+            for delta in middle:
+                seen.take(await owned.update(delta))
+            seen.take(await owned.finish(last))
+            await network.deliver_all(str(n))
+            await reader
+        finally:
+            reader.cancel()
+        done.tries, done.calls = done.tries + gate.tries, done.calls + gate.calls
+    stored = await asyncio.to_thread(record, servers, owned.session_id)
+    own = [one for one in read.findings if one["guardrail"] != "harm"]
+    deferred = [one for one in read.findings if one["guardrail"] == "harm"]
+    rows = _places(stored["findings"])
+    shall_be: list[tuple[str, object, object]] = [
+        ("visible text", seen.text, want.visible),
+        ("findings of the answers", _places(seen.findings), want.places),
+        ("their numbers", [one["n"] for one in seen.findings], list(range(1, len(seen.findings) + 1))),
+        ("text of the events", read.text, want.visible),
+        ("findings of the events", _places(own), want.places),
+        ("findings in the database", rows, sorted(want.places + _places(deferred))),
+        ("deferred findings", len(deferred), int("poison" in want.text)),
+        ("rows of the session", stored["sessions"], [["COMPLETE", len(want.text), CHUNKS]]),
+        ("entries of its begin and end", stored["entries"], ["opened", "sealed"]),
+        ("calls that were answered", gate.calls, CHUNKS),
+    ]
+    return [f"{what}: {is_now!r}, not {should!r}" for what, is_now, should in shall_be if is_now != should]
+
+
+@dataclass
+class Seen:
+    """What a reader has."""
+
+    text: str = ""
+    findings: list[Json] = field(default_factory=list)
+
+    def take(self, events: list[Any]) -> None:
+        """Apply what a call led to."""
+        for event in events:
+            if isinstance(event, sg.Text):
+                self.text = self.text[: event.at] + event.text
+            elif isinstance(event, sg.Found):
+                self.findings.append(dict(event.finding))
+
+    async def read(self, gate: Any, session_id: str) -> None:
+        """Read the session's events to their end."""
+        async for event in gate.events(session_id):
+            if event["type"] == "finding":
+                self.findings.append(event)
+            elif event["type"] == "done":
+                self.text = event["final"]
+
+
+def record(servers: Stack, session_id: str) -> Json:
+    """What the database has of a session: its rows, its findings, and the kinds of its entries in the audit log."""
+    pk = session_id if "DATABASE_URL" in servers.env else session_id.replace("-", "")
+    sessions = servers.rows(f"SELECT state, chars_in, timing FROM streaming_auditsession WHERE id = '{pk}'")
+    query = f"SELECT guardrail, rule, start, \"end\" FROM streaming_finding WHERE session_id = '{pk}'"
+    names = ("guardrail", "rule", "start", "end")
+    entries = servers.rows(f"SELECT kind FROM streaming_auditentry WHERE session = '{session_id}' ORDER BY seq")
+    return {
+        "sessions": [[state, chars, _read(timing)["chunks"]] for state, chars, timing in sessions],
+        "findings": [dict(zip(names, row, strict=True)) for row in servers.rows(query)],
+        "entries": [str(kind) for (kind,) in entries],
+    }
+
+
+def _read(timing: object) -> dict[str, object]:
+    """A JSON column, which one database gives as text and the other as what it says."""
+    found: dict[str, object] = json.loads(timing) if isinstance(timing, str) else timing  # type: ignore[assignment]
+    return found
+
+
+def names() -> set[str]:
+    """Every way to fail."""
+    return {*CALLS, *EVENTS}

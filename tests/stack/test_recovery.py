@@ -1,0 +1,44 @@
+"""A thousand scripted failures between the Python client and real servers: every stream comes out as without them."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.stack.failing_network import ANSWERED, CALLS, script
+from tests.stack.recovery import CHUNKS, names, run
+from tests.stack.servers import Stack
+
+FAILURES = 1_000
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("servers", ["sqlite"], indirect=True)
+async def test_it_works(servers: Stack) -> None:
+    before = servers.rows("SELECT count(*) FROM streaming_auditsession WHERE origin = 'stream'")
+    done = await run(servers, FAILURES)
+    assert done.wrong == []
+    assert (done.failures, done.resumed) == (FAILURES, done.streams)
+    assert done.met.keys() == names(), "every way to fail was met"
+    assert min(done.met.values()) > FAILURES // 25
+    after = servers.rows("SELECT count(*) FROM streaming_auditsession WHERE origin = 'stream'")
+    assert int(str(after[0][0])) - int(str(before[0][0])) == done.streams, "one session each, however often it started"
+
+
+@pytest.mark.parametrize("servers", ["sqlite"], indirect=True)
+def test_nothing_of_it_is_a_traceback_and_the_log_is_whole(servers: Stack) -> None:
+    for web in servers.webs:
+        assert web.alive
+        assert "Traceback" not in web.log.read_text(errors="replace")
+    done = servers.manage("audit", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_client_that_is_answered_meets_the_whole_script(seed: int) -> None:
+    made = script(Random(seed), CHUNKS, 4)
+    answered = [n for n, what in enumerate(made) if what in ANSWERED]
+    assert len(answered) == CHUNKS
+    assert answered[-1] == len(made) - 1, "no failure stands behind the last answer"
+    assert sum(what in CALLS for what in made) == 4
