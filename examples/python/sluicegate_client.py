@@ -30,6 +30,8 @@ import httpx
 State: TypeAlias = Literal["ACTIVE", "MONITORING", "COMPLETE"]
 Json: TypeAlias = dict[str, object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+EARLY = 0.85
+"""The share of ``flush_ms`` after which text is sent: the call itself takes a moment, and no text waits longer."""
 SILENCE_S = 45.0
 """Servers send a comment every 15 s on a stream of events; after so long a silence the connection is dead."""
 
@@ -172,10 +174,21 @@ class Sluicegate:
             await self._own.aclose()
             self.http = self._own = None
 
-    def stream(self, *, policy: str = "", kind: Literal["prompt", "response"] = "response", conversation_id: str = ""
-               ) -> Stream:  # fmt: skip
-        """A stream that has not begun. ``policy`` empty: the key's."""
-        body: Json = {"kind": kind, "client": {"name": "sluicegate-python", "version": "1"}}
+    def stream(
+        self,
+        *,
+        policy: str = "",
+        kind: Literal["prompt", "response"] = "response",
+        conversation_id: str = "",
+        rules_version: str = "",
+    ) -> Stream:
+        """A stream that has not begun. ``policy`` empty: the key's.
+
+        ``rules_version``: digest or version of the policy's own rules, if you run them yourself and show text by them;
+        then the server need not be asked so often.
+        """
+        about = {"name": "sluicegate-python", "version": "1", "rules_version": rules_version}
+        body: Json = {"kind": kind, "client": about}
         if policy:
             body["policy"] = policy
         if conversation_id:
@@ -189,13 +202,14 @@ class Sluicegate:
         policy: str = "",
         kind: Literal["prompt", "response"] = "response",
         conversation_id: str = "",
+        rules_version: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Send ``chunks`` through a stream; what may be shown, and what was found, as it comes.
 
         When a guardrail blocks, no more chunks are read. When ``chunks`` raises, so does this, and the stream is left
         to expire: what was held is not shown. Raises ``Refused``, ``OutOfTurn``, ``StateLost``, ``Unreachable``.
         """
-        stream = self.stream(policy=policy, kind=kind, conversation_id=conversation_id)
+        stream = self.stream(policy=policy, kind=kind, conversation_id=conversation_id, rules_version=rules_version)
         collected = _Collected(aiter(chunks), self.clock)
         try:
             for event in await stream.start(await collected.first()):
@@ -395,7 +409,7 @@ class _Collected:
 
     def __init__(self, chunks: AsyncIterator[str], clock: Callable[[], float]) -> None:
         self._chunks, self._clock = chunks, clock
-        self._text, self._since = "", 0.0
+        self._text, self._called = "", 0.0
         self._coming: asyncio.Future[str | None] | None = None
         self._over = False
 
@@ -405,19 +419,25 @@ class _Collected:
             await self._read(None)
         text = self._text[:1_000]
         self._text = self._text[1_000:]
+        self._called = self._clock()
         return text or None
 
     async def next(self, hints: Hints) -> str | None:
-        """The next delta; None when there is no more, and what is left goes with the finish."""
+        """The next delta; None when there is no more, and what is left goes with the finish.
+
+        It is due so long after the last call, not after its first chunk: then that is also the longest time between
+        two answers while the model speaks, and what comes after a pause of the model is sent at once.
+        """
         most = max(1, hints["max_delta_chars"])
         while len(self._text) <= most and not self._over:
-            left_s = self._since + hints["flush_ms"] / 1000 - self._clock() if self._text else None
+            left_s = self._called + EARLY * hints["flush_ms"] / 1000 - self._clock() if self._text else None
             if left_s is not None and left_s <= 0:
                 break
             await self._read(left_s)
         if self._over and len(self._text) <= most:
             return None
         delta, self._text = self._text[:most], self._text[most:]
+        self._called = self._clock()
         return delta
 
     def rest(self) -> str:
@@ -441,8 +461,7 @@ class _Collected:
         chunk, self._coming = self._coming.result(), None
         if chunk is None:
             self._over = True
-        elif chunk:
-            self._since = self._since if self._text else self._clock()
+        else:
             self._text += chunk
 
 
