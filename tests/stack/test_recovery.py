@@ -13,6 +13,7 @@ from tests.stack.servers import Stack
 FAILURES = 1_000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("servers", ["sqlite"], indirect=True)
 async def test_it_works(servers: Stack) -> None:
