@@ -16,15 +16,21 @@ from dataclasses import dataclass, field
 import structlog
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, OnError, Verdict
-from guardrails.kinds.ai_judge import UnparseableVerdict
-from guardrails.kinds.base import CheckFailed, CheckRequest, Services, Turn
+from guardrails.kinds.base import CheckFailed, CheckRequest, NoVerdict, Services, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from streaming import breakers, outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
-from streaming.providers.base import ChatMessage, ProviderError, ProviderRequest, UnknownProvider, get_provider
+from streaming.providers.base import (
+    ChatMessage,
+    ProviderAuthError,
+    ProviderError,
+    ProviderRequest,
+    UnknownProvider,
+    get_provider,
+)
 from streaming.verdicts import book
 
 logger = structlog.get_logger(__name__)
@@ -65,7 +71,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     if (verdict := kept.remembered(request, clock)) is not None:
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, slow=kept.slower_than_declared, remembered=True)
     started = clock()
-    timed_out = permanent = asking = False
+    timed_out = permanent = asking = answered = False
     tried = None
     if guardrail.impl.performance.network:
         tried = await breakers.breaker(breakers.GUARDRAIL + guardrail.circuit, within_s=FAILURES_WITHIN_S)
@@ -77,6 +83,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
             asking = True
             started = clock()  # what is measured is the guardrail, not the queue before it
             verdict = await _verdict(guardrail, request)
+        answered = True
     except breakers.CircuitOpen:
         verdict = Verdict(hit=False, error="not asked: the circuit is open after repeated failures")
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, permanent=True, circuit_open=True)
@@ -87,26 +94,35 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
     except TimeoutError as error:
         timed_out, failure = True, error
         verdict = Verdict(hit=False, error=f"no verdict within {guardrail.time_limit_s:g} s")
-    except (ProviderError, UnknownProvider, UnparseableVerdict, CheckFailed) as error:
+    except (ProviderError, UnknownProvider, CheckFailed) as error:
         permanent = isinstance(error, UnknownProvider) or bool(getattr(error, "permanent", False))
-        # A text that makes a judge ramble, or a key that is wrong, says nothing about whether the other side is there.
-        failure = None if permanent or isinstance(error, UnparseableVerdict) else error
+        answered = isinstance(error, NoVerdict)
+        failure = error if _counts(error, permanent) else None
         verdict = Verdict(hit=False, error=str(error))
     except Exception as error:  # a kind's own bug must not take the stream down
         permanent = True
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
         verdict = Verdict(hit=False, error=f"the check failed ({type(error).__name__})")
     if tried is not None:
-        if failure is None and not (permanent or timed_out):
-            await tried.succeeded()
-        elif failure is not None and asking:
+        if failure is not None and asking:
             await tried.failed(failure)
+        elif answered:
+            await tried.succeeded()
         else:
             await tried.given_up()  # it never came to asking, or what failed is ours
     took_ms = (clock() - started) * 1000
     kept.times.append(took_ms)
     kept.remember(request, verdict, clock)
     return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared, permanent=permanent)
+
+
+def _counts(error: Exception, permanent: bool) -> bool:
+    """Does the failure speak of the other side, so that it counts towards the breaker?
+
+    What is said of one text does not: else one user's texts could have nobody's texts judged any more. A key that is
+    not accepted is permanent and counts all the same, because no text will be judged with it.
+    """
+    return isinstance(error, ProviderAuthError) or not (permanent or isinstance(error, NoVerdict))
 
 
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:

@@ -6,6 +6,7 @@ public (or allowed by ``SLUICEGATE_HOOK_HOSTS``), and the connection goes to tha
 of the name server changes nothing; a redirect is a new address and is asked the same. The environment's proxies are
 not followed.
 
+    SecretMissing      the secret that a policy names is not set
     AddressRefused     the address is not http(s), or leads to where policies may not send anything
 """
 
@@ -20,7 +21,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import httpx
 from django.conf import settings
 
-from guardrails.kinds.base import HOOK_SECRET, CheckFailed, Reply
+from guardrails.kinds.base import HOOK_SECRET, CheckFailed, NoVerdict, Reply
 
 MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 1_048_576
@@ -34,6 +35,12 @@ class AddressRefused(CheckFailed):
     permanent = True
 
 
+class SecretMissing(CheckFailed):
+    """A secret that a policy names is not set here."""
+
+    permanent = True
+
+
 async def post(url: str, body: bytes, headers: Mapping[str, str], time_limit_s: float) -> Reply:
     """Send ``body`` and read the answer, at most 1 MB of it. Raises ``CheckFailed``, ``TimeoutError``."""
     async with asyncio.timeout(time_limit_s):
@@ -41,10 +48,10 @@ async def post(url: str, body: bytes, headers: Mapping[str, str], time_limit_s: 
 
 
 def secret(name: str) -> str:
-    """A secret that policies may use, from the environment. Raises ``CheckFailed`` when it is not set."""
+    """A secret that policies may use, from the environment. Raises ``SecretMissing``."""
     value = os.environ.get(name, "") if HOOK_SECRET.fullmatch(name) else ""
     if not value:
-        raise CheckFailed(f"{name} is not set")
+        raise SecretMissing(f"{name} is not set")
     return value
 
 
@@ -89,7 +96,7 @@ async def _once(target: httpx.URL, body: bytes, headers: Mapping[str, str], reso
         async for part in response.aiter_raw():
             data += part
             if len(data) > MAX_ANSWER_BYTES:
-                raise CheckFailed("the answer is larger than 1 MB")
+                raise NoVerdict("the answer is larger than 1 MB")
         return Reply(response.status_code, data), ""
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrails.findings import Verdict
-from guardrails.kinds.base import CheckRequest, Config, Example, Kind, Services, Texts, Turn
+from guardrails.kinds.base import CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, Turn
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 BEGIN, END = "<<<TEXT ", "<<<END "
@@ -35,7 +35,7 @@ Answer with one JSON object and nothing before or after it:
 "reason": "one short sentence that does not quote the text"}}"""
 
 
-class UnparseableVerdict(ValueError):
+class UnparseableVerdict(NoVerdict):
     """The judge's answer is not the JSON object asked for. Says what is wrong with it, never what it said."""
 
 

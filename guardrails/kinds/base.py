@@ -73,6 +73,22 @@ class CheckFailed(ValueError):
     """An external check that gave no verdict. Its text is for a human and quotes nothing of the judged text."""
 
 
+class NoVerdict(CheckFailed):
+    """Whoever was asked answered, but with no verdict on this text: that says nothing about the next text."""
+
+
+class TextRefused(NoVerdict):
+    """Whoever was asked does not take this text: asking again would change nothing."""
+
+    permanent = True
+
+
+def refusal(who: str, status: int, why: str = "") -> CheckFailed:
+    """The failure that a status other than 200 is. ``who`` and ``why`` are words for a human."""
+    kind = TextRefused if status in (400, 413, 422) else CheckFailed  # those three speak of what was sent
+    return kind(f"{who} answered {status}{why}")
+
+
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
     """What a BATCHED or DEFERRED check is given: the raw text, where it comes from, earlier turns if wanted."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrails.findings import Verdict
-from guardrails.kinds.base import CheckFailed, CheckRequest, Config, Example, Kind, Services, Texts
+from guardrails.kinds.base import CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, refusal
 from guardrails.kinds.webhook import http_url, secret_name
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
@@ -85,7 +85,7 @@ class ModerationApiKind(Kind[ModerationConfig]):
         reply = await services.post(self.config.url, json.dumps(question).encode(), headers, request.time_limit_s)
         if reply.status != 200:
             why = {401: ": the key is missing or not accepted", 429: ": too many calls"}.get(reply.status, "")
-            raise CheckFailed(f"the moderation endpoint answered {reply.status}{why}")
+            raise refusal("the moderation endpoint", reply.status, why)
         return self._verdict(_result(reply.body))
 
     def _verdict(self, result: _Result) -> Verdict:
@@ -104,12 +104,12 @@ class ModerationApiKind(Kind[ModerationConfig]):
 
 def _result(body: bytes) -> _Result:
     if len(body) > MAX_ANSWER_BYTES:
-        raise CheckFailed("the moderation endpoint's answer is too long")
+        raise NoVerdict("the moderation endpoint's answer is too long")
     try:
         return _Answer.model_validate(json.loads(body)).results[0]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise CheckFailed(f"the moderation endpoint's answer is not of its form: {where}: {first['msg']}") from None
+        raise NoVerdict(f"the moderation endpoint's answer is not of its form: {where}: {first['msg']}") from None
     except (ValueError, RecursionError):
-        raise CheckFailed("the moderation endpoint's answer is not JSON") from None
+        raise NoVerdict("the moderation endpoint's answer is not JSON") from None

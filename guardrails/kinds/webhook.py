@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrails.findings import AppliesTo, Verdict
-from guardrails.kinds.base import HOOK_SECRET, CheckFailed, CheckRequest, Config, Example, Kind, Services
+from guardrails.kinds.base import HOOK_SECRET, CheckRequest, Config, Example, Kind, NoVerdict, Services, refusal
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 SIGNATURE_HEADER = "X-Sluicegate-Signature"
@@ -82,10 +82,10 @@ class WebhookKind(Kind[WebhookConfig]):
             headers[SIGNATURE_HEADER] = signature(services.secret(self.config.secret), body, int(time.time()))
         reply = await services.post(self.config.url, body, headers, request.time_limit_s)
         if reply.status != 200:
-            raise CheckFailed(f"the web hook answered {reply.status}")
+            raise refusal("the web hook", reply.status)
         found = _answer(reply.body)
         if not hmac.compare_digest(found.text_sha256.encode(), digest.encode()):
-            raise CheckFailed("the web hook's verdict is about another text")
+            raise NoVerdict("the web hook's verdict is about another text")
         return Verdict(found.score >= self.config.threshold, found.score, found.category, found.reason)
 
 
@@ -115,12 +115,12 @@ def secret_name(value: str) -> str:
 
 def _answer(body: bytes) -> WebhookAnswer:
     if len(body) > MAX_ANSWER_BYTES:
-        raise CheckFailed("the web hook's answer is too long")
+        raise NoVerdict("the web hook's answer is too long")
     try:
         return WebhookAnswer.model_validate(json.loads(body))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise CheckFailed(f"the web hook's answer is not of the form asked for: {where}: {first['msg']}") from None
+        raise NoVerdict(f"the web hook's answer is not of the form asked for: {where}: {first['msg']}") from None
     except (ValueError, RecursionError):
-        raise CheckFailed("the web hook's answer is not JSON") from None
+        raise NoVerdict("the web hook's answer is not JSON") from None
