@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -57,6 +58,14 @@ NO_CHANNEL = "none!"
 
 WAKE_LIMIT_S = 1.0
 """A wake-up is a convenience: it may never hold up the writer for longer than a reader's poll takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """Keys in the store, and the bytes that its allocator has given out (not what the system gave the process)."""
+
+    keys: int
+    memory_bytes: int
 
 
 def connect(url: str) -> Redis:
@@ -153,6 +162,14 @@ class RedisLog:
         found = cast("dict[str, object]", await self._reach(self._redis.info("memory")))
         policy = str(found.get("maxmemory_policy", "noeviction"))
         return policy if found.get("maxmemory") and policy != "noeviction" else ""
+
+    async def usage(self) -> StoreUsage:
+        """What the store holds, at a cost that does not grow with it. Raises ``LogUnavailable``."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.dbsize()
+        pipe.info("memory")
+        keys, memory = cast("tuple[int, dict[str, object]]", await self._reach(pipe.execute()))
+        return StoreUsage(int(keys), int(str(memory["used_memory"])))
 
     async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
         """Run a Lua script in the store that the log is in. Raises ``LogUnavailable``."""

@@ -4,17 +4,22 @@ Exists so that an operator sees a provider fail or slow down before its users sa
 a chunk pays nothing for it (all is taken at an answer's end, from what the pump has measured anyway), and a client
 cannot make series without end: values of labels are checked and their number is bounded.
 
-The registry is this process's own; docs/metrics.md says what that means with several, and lists every metric.
+The registry is this process's own; docs/metrics.md says what that means with several, and lists every metric. What all
+processes share (breakers, open sessions, the store) is asked for at each scrape, and says the same at each of them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import structlog
 from channels.db import database_sync_to_async
+from django.db.models import Count
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
@@ -22,6 +27,9 @@ from guardrails.selectors import PolicyUnavailable, active_policy, policy_choice
 from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.bookends import Result, Run, chosen
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+from streaming.models import AuditSession
 from streaming.providers.base import ProviderTimeout, available
 from streaming.shadow.record import ShadowRecord
 
@@ -37,6 +45,7 @@ SAMPLES = 200
 """Chunks of one answer that are observed, evenly spread; so that a long answer's end takes no longer than a short's."""
 
 BREAKER_STATES = ("closed", "open", "half_open")
+OPEN_STATES = (AuditSession.State.ACTIVE, AuditSession.State.MONITORING)
 
 _WHO = ("provider", "model")
 _HOW = (*_WHO, "path")
@@ -136,6 +145,17 @@ GUARDRAIL_BREAKERS = Gauge(
     ("policy", "guardrail", "state"),
     registry=REGISTRY,
 )
+SESSIONS = Gauge(
+    "sluicegate_sessions", "Sessions that are not over yet, of all processes, by state.", ("state",), registry=REGISTRY
+)
+STORE_MEMORY = Gauge("sluicegate_store_memory_bytes", "Memory that the store's data take.", registry=REGISTRY)
+STORE_KEYS = Gauge("sluicegate_store_keys", "Keys in the store.", registry=REGISTRY)
+NOT_READ = Counter(
+    "sluicegate_metrics_not_read",
+    "Times that a part of this page could not be asked for: breakers, sessions or store.",
+    ("part",),
+    registry=REGISTRY,
+)
 ProcessCollector(registry=REGISTRY)
 
 _model = Bounded(MAX_MODELS)
@@ -183,6 +203,72 @@ async def read_breakers() -> None:
     for (policy, guardrail), state in found.items():
         for each in BREAKER_STATES:
             GUARDRAIL_BREAKERS.labels(policy, guardrail, each).set(each == state)
+
+
+def _counted() -> dict[str, int]:
+    # The index on (state, heartbeat_at) answers this alone; rows that are over are not looked at.
+    rows = AuditSession.objects.filter(state__in=OPEN_STATES).order_by().values_list("state")
+    return dict(rows.annotate(number=Count("*")))
+
+
+async def read_sessions() -> None:
+    """How many sessions are open, by state."""
+    found = await database_sync_to_async(_counted)()
+    for state in OPEN_STATES:
+        SESSIONS.labels(state.value).set(found.get(state, 0))
+
+
+def _sessions_unknown() -> None:
+    for state in OPEN_STATES:
+        SESSIONS.labels(state.value).set(math.nan)
+
+
+async def read_store() -> None:
+    """What the store holds; two commands whose cost does not grow with it. Raises ``LogUnavailable``."""
+    usage = await shared_log().usage()
+    STORE_KEYS.set(usage.keys)
+    STORE_MEMORY.set(usage.memory_bytes)
+
+
+def _store_unknown() -> None:
+    STORE_KEYS.set(math.nan)
+    STORE_MEMORY.set(math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something to ask for at a scrape. ``unknown`` is called when it could not be asked for: an alarm must not rest
+    on an old figure."""
+
+    ask: Callable[[], Awaitable[None]]
+    unknown: Callable[[], None] = lambda: None
+
+
+PARTS = {
+    "breakers": Part(read_breakers),
+    "sessions": Part(read_sessions, _sessions_unknown),
+    "store": Part(read_store, _store_unknown),
+}
+
+
+async def read_shared(limit_s: float) -> None:
+    """Ask for all that is not counted here, each part for ``limit_s`` seconds at most. Never raises.
+
+    An outage is when the page is needed most: a part that could not be asked for is counted, and the others are told.
+    """
+    await asyncio.gather(*(_read(name, part, limit_s) for name, part in PARTS.items()))
+
+
+async def _read(name: str, part: Part, limit_s: float) -> None:
+    failed = NOT_READ.labels(name)  # the series exists from the first scrape on
+    try:
+        async with asyncio.timeout(limit_s):
+            await part.ask()
+    except Exception as error:
+        part.unknown()
+        failed.inc()
+        known = isinstance(error, TimeoutError | LogUnavailable)
+        logger.warning(f"{name}_not_read", error=type(error).__name__, exc_info=not known)
 
 
 def answered(

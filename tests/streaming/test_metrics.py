@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from django.db import OperationalError
+import redis
+from django.conf import settings
+from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.test import AsyncClient
+from django.test.utils import CaptureQueriesContext
 from prometheus_client import Metric
 from structlog.testing import capture_logs
 
@@ -20,7 +24,10 @@ from guardrails.policy import compile_policy
 from guardrails.selectors import PolicyInfo
 from streaming import breakers, health, metrics
 from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
+from streaming.log import LogUnavailable
+from streaming.log_redis import RedisLog
 from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
+from streaming.models import AuditSession
 from streaming.providers.base import ProviderTimeout, ProviderUnavailable
 from streaming.shadow.record import recorded
 from tests.streaming.pumping import Controlled, Time, Trial, trial
@@ -229,11 +236,13 @@ async def test_a_store_that_does_not_answer_takes_no_figure_away(monkeypatch: py
     async def never() -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(health, "read_breakers", never)
+    grown = Growth.since_now()
+    monkeypatch.setitem(metrics.PARTS, "breakers", metrics.Part(never))
     monkeypatch.setattr(health, "PART_LIMIT_S", 0.05)
     response = await AsyncClient().get("/metrics")
     assert response.status_code == 200
     assert b"sluicegate_open_sessions" in response.content
+    assert grown.of("sluicegate_metrics_not_read_total", part="breakers") == 1
 
 
 async def test_a_database_that_fails_costs_no_page_and_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +269,91 @@ async def test_a_database_that_fails_costs_no_page_and_no_figure(monkeypatch: py
     assert ("trial", "harm", "open") not in metrics.GUARDRAIL_BREAKERS._metrics  # it is active no more
 
 
+# -- what all processes share ------------------------------------------------------------------------------------------
+
+
+async def figures() -> dict[str, float]:
+    """Samples of the page that tell of sessions and of the store."""
+    text = (await AsyncClient().get("/metrics")).content.decode()
+    found = re.findall(r"^(sluicegate_(?:sessions|store_\w+|metrics_not_read)\S*) (\S+)$", text, re.M)
+    return {name: float(value) for name, value in found}
+
+
+SESSIONS = {state: f'sluicegate_sessions{{state="{state}"}}' for state in ("ACTIVE", "MONITORING")}
+
+
+async def test_open_sessions_are_counted_by_state_whoever_runs_them() -> None:
+    found = await figures()
+    assert [found[name] for name in SESSIONS.values()] == [0, 0], "a state that nothing is in is told as well"
+    state = AuditSession.State
+    rows = [AuditSession(state=each) for each in (*3 * [state.ACTIVE], *2 * [state.MONITORING], state.COMPLETE)]
+    await AuditSession.objects.abulk_create(rows)
+    found = await figures()
+    assert [found[name] for name in SESSIONS.values()] == [3, 2]
+    await AuditSession.objects.filter(state=state.ACTIVE).aupdate(state=state.COMPLETE)
+    assert (await figures())[SESSIONS["ACTIVE"]] == 0
+
+
+def test_counting_open_sessions_reads_an_index_and_no_table() -> None:
+    with CaptureQueriesContext(connection) as queries:
+        metrics._counted()
+    (query,) = queries.captured_queries
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN QUERY PLAN " + query["sql"])
+        plan = [str(row[-1]) for row in cursor.fetchall()]
+    assert [step for step in plan if "COVERING INDEX" in step and "state=?" in step] == plan
+
+
+async def test_the_stores_memory_and_keys_are_told_without_walking_through_it() -> None:
+    with redis.Redis.from_url(settings.REDIS_URL) as store:
+        before = await figures()
+        store.set("a-large-one", b"x" * 3_000_000)
+        store.config_resetstat()
+        try:
+            found = await figures()
+            commands = {name.removeprefix("cmdstat_") for name in store.info("commandstats")}
+        finally:
+            store.delete("a-large-one")
+    grown = found["sluicegate_store_memory_bytes"] - before["sluicegate_store_memory_bytes"]
+    assert 3_000_000 <= grown < 9_000_000, "the value, and at most the buffers that it came through"
+    assert found["sluicegate_store_keys"] > before["sluicegate_store_keys"] - 1
+    assert {"dbsize", "info"} <= commands
+    assert not commands & {"scan", "keys"}
+
+
+async def test_a_store_that_is_away_costs_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_self: object) -> None:
+        raise LogUnavailable("gone")
+
+    before = await figures()
+    monkeypatch.setattr(RedisLog, "usage", away)
+    found = await figures()
+    assert math.isnan(found["sluicegate_store_memory_bytes"])
+    assert math.isnan(found["sluicegate_store_keys"])
+    assert found[SESSIONS["ACTIVE"]] == 0
+    failed = 'sluicegate_metrics_not_read_total{part="store"}'
+    assert found[failed] == before[failed] + 1
+    monkeypatch.undo()
+    found = await figures()
+    assert found["sluicegate_store_memory_bytes"] > 0
+    assert found[failed] == before[failed] + 1
+
+
+async def test_a_database_that_is_away_leaves_no_old_count_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: object, **kwargs: object) -> None:
+        raise OperationalError("the server closed the connection")
+
+    before = await figures()
+    with monkeypatch.context() as patched:
+        patched.setattr(CursorWrapper, "execute", away)
+        found = await figures()
+    assert [math.isnan(found[name]) for name in SESSIONS.values()] == [True, True]
+    assert found["sluicegate_store_memory_bytes"] > 0
+    failed = 'sluicegate_metrics_not_read_total{part="sessions"}'
+    assert found[failed] == before[failed] + 1
+    assert (await figures())[SESSIONS["ACTIVE"]] == 0
+
+
 async def test_the_documentation_and_the_registry_agree() -> None:
     await run(ProviderChosen("alpha", False, "request_type"), ProviderNotice("retry", "again"), ModelNamed("m-1"), "hi")
     await run("one", ProviderToolResult("a", "4"), "two", ProviderTimeout("late"))
@@ -267,7 +361,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     row = re.compile(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\| (\w+) \| ([^|]+) \|$", re.M)
     documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in
                   row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
-    await metrics.read_breakers()
+    await metrics.read_shared(30)
     metrics.GUARDRAIL_BREAKERS.labels("trial", "harm", "closed").set(1)
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
