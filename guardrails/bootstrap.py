@@ -12,17 +12,24 @@ from pathlib import Path
 from django.core.management import call_command
 
 from guardrails import services
-from guardrails.models import PolicyVersion
+from guardrails.models import Policy, PolicyVersion
 from guardrails.policy import normalise
 
 STARTERS = Path(__file__).parent / "starters"
 
 
 def prepare_database() -> None:
-    """Make the tables that are missing, and put the starter policies to work."""
+    """Make the tables that are missing, put the starter policies to work, and say again what is at work.
+
+    The last because nothing renews a statement while this machine is off.
+    """
     call_command("migrate", interactive=False, verbosity=0)
     for file in sorted(STARTERS.glob("*.json")):
         install_starter(json.loads(file.read_text(encoding="utf-8")))
+    for policy in Policy.objects.filter(activation__isnull=True, active_version__isnull=False):
+        assert policy.active_version is not None
+        services.activate(version=policy.active_version, note="Activated before there were statements.")
+    services.renew_statements()
 
 
 def install_starter(document: dict[str, object]) -> None:

@@ -3,24 +3,32 @@
 Exists because verification belongs at load, in one place. Protects the rule that an unsigned, altered or wrongly signed
 version never runs: the signature is checked over the row's own bytes, and the row must say the same name, number and
 digest as the signed bytes. What is kept is found by those bytes, so a row that is altered later is verified anew.
+Which version is at work is believed only of a statement that the activation key signed, that has not lapsed, and whose
+serial is not lower than one that this process has seen.
 
-    PolicyUnavailable     ``reason``: unknown, inactive, unsigned, altered, untrusted, broken
+    PolicyUnavailable     ``reason``: unknown, inactive, unsigned, altered, untrusted, broken, missing (no statement),
+                          expired, replayed
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 from typing import Literal
 
+from django.conf import settings
+
 from guardrails.keys import trusted_keys
-from guardrails.models import PolicyVersion
+from guardrails.models import Activation, PolicyVersion
 from guardrails.policy import Policy, PolicyError, compile_policy
 from guardrails.signing import KeyRefused, Purpose, SignatureRefused, digest_of, verify
+from guardrails.statements import Statement, StatementRefused, Subject, check_subject, check_times
+from guardrails.statements import read as read_statement
 
-Reason = Literal["unknown", "inactive", "unsigned", "altered", "untrusted", "broken"]
+Reason = Literal["unknown", "inactive", "unsigned", "altered", "untrusted", "broken", "missing", "expired", "replayed"]
 KEPT = 64
 """Compiled versions kept in a process; the least recently used one goes first."""
 
@@ -38,6 +46,10 @@ class PolicyUnavailable(Exception):
 _Entry = tuple[str, str, str, int, Policy]
 _kept: OrderedDict[str, _Entry] = OrderedDict()
 _lock = Lock()
+_statements: dict[str, Statement] = {}
+_serials: dict[tuple[str, str], int] = {}
+wall_clock = time.time
+"""Seconds since 1970; a name of its own so that tests can say what time it is."""
 
 
 def load(version: PolicyVersion) -> Policy:
@@ -69,6 +81,62 @@ def forget() -> None:
     """Drop everything kept (tests)."""
     with _lock:
         _kept.clear()
+    forget_activations()
+
+
+def forget_activations() -> None:
+    """Drop what is known of activations alone (tests: the next one begins with an empty database)."""
+    with _lock:
+        _statements.clear()
+        _serials.clear()
+
+
+def subject_of(activation: Activation, *, client_digest: str = "") -> Subject:
+    """What the statement of an activation has to be about, by the rows."""
+    version = activation.version
+    return Subject(
+        issuer=settings.SLUICEGATE_ISSUER,
+        policy=version.policy.name,
+        cohort=activation.cohort,
+        serial=activation.serial,
+        version=version.number,
+        digest=version.digest,
+        client_digest=client_digest,
+    )
+
+
+def check_activation(activation: Activation | None, version: PolicyVersion) -> None:
+    """Raises ``PolicyUnavailable`` unless a valid statement says that this activation put this version to work."""
+    if activation is None:
+        raise PolicyUnavailable("missing", f"nothing signed says that {version} is active; activate it anew")
+    if activation.version_id != version.pk:
+        raise PolicyUnavailable("altered", f"{version} is not the version that was activated last")
+    place = (version.policy.name, activation.cohort)
+    try:
+        statement = verified_statement(activation)
+        check_times(statement, now=wall_clock())
+        with _lock:
+            seen = _serials.get(place, 0)
+            if statement.serial < seen:
+                raise StatementRefused("replayed", f"serial {statement.serial} after serial {seen} had been seen")
+            _serials[place] = statement.serial
+    except StatementRefused as error:
+        raise PolicyUnavailable(error.reason, f"{version} is not believed to be active: {error}") from error
+
+
+def verified_statement(activation: Activation) -> Statement:
+    """The statement of an activation, signed and about it, whether or not it holds now. Raises ``StatementRefused``."""
+    statement = _statements.get(activation.statement)
+    if statement is None:
+        try:
+            statement = read_statement(activation.statement, trusted_keys(Purpose.ACTIVATION))
+        except KeyRefused as error:
+            raise StatementRefused("untrusted", str(error)) from error
+        if len(_statements) >= KEPT:
+            _statements.clear()
+        _statements[activation.statement] = statement
+    check_subject(statement, subject_of(activation, client_digest=statement.client_digest))
+    return statement
 
 
 def verified_document(version: PolicyVersion) -> Mapping[str, object]:

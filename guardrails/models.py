@@ -37,6 +37,10 @@ class Policy(models.Model):
     active_version = models.ForeignKey(
         "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+"
     )
+    activation = models.ForeignKey(
+        "Activation", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
+        help_text="What put the active version to work; its statement is verified whenever a session begins.",
+    )  # fmt: skip
     shadow_version = models.ForeignKey(
         "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
         help_text="Runs in MONITOR beside the active version.",
@@ -119,14 +123,25 @@ class PolicyVersion(models.Model):
         return cast("dict[str, object]", json.loads(self.canonical)["document"])
 
 
+EVERYONE = ""
+"""The cohort of a policy that nobody is left out of."""
+
+
 class Activation(models.Model):
-    """What was put to work when, and by whom. ``serial`` counts per policy, a roll-back included."""
+    """What was put to work when, by whom and why. ``serial`` counts per policy, a roll-back included.
+
+    ``statement`` is the signed word for it (``guardrails.statements``), renewed while it is the one at work.
+    """
 
     policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="activations")
     version = models.ForeignKey(PolicyVersion, on_delete=models.PROTECT, related_name="activations")
     serial = models.PositiveIntegerField()
     activated_at = models.DateTimeField(default=timezone.now)
     activated_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    note = models.CharField(max_length=200, blank=True, help_text="Why.")
+    cohort = models.CharField(max_length=64, blank=True, default=EVERYONE, help_text="Empty: everyone.")
+    statement = models.TextField(blank=True, help_text="Compact JWS by the activation key, valid for a day at most.")
+    renewed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["policy", "-serial"]

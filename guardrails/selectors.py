@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from guardrails import models
-from guardrails.loading import PolicyUnavailable, kept, load
+from guardrails.loading import PolicyUnavailable, check_activation, kept, load
 from guardrails.models import ApiKey, PolicyVersion
 from guardrails.policy import Policy
 from guardrails.services import note_key_used
@@ -117,6 +117,7 @@ def _good_or_last(name: str, row: models.Policy | None) -> Policy:
     try:
         version = _active(name, row)
         policy = load(version)
+        check_activation(row.activation if row is not None else None, version)
     except PolicyUnavailable as error:
         good = _last_good.get(name)
         if good is None or error.reason in ("unknown", "inactive"):
@@ -146,9 +147,9 @@ def policy_by_digest(digest: str) -> Policy:
 def policy_choices() -> list[PolicyInfo]:
     """Policies with an active version, by name, each with its state as of now."""
     rows = models.Policy.objects.filter(active_version__isnull=False).select_related(
-        "active_version__policy", "shadow_version__policy"
+        "active_version__policy", "activation__version__policy", "shadow_version__policy"
     )
-    return [_info(row.active_version, row.shadow_version) for row in rows if row.active_version is not None]
+    return [_info(row, row.active_version, row.shadow_version) for row in rows if row.active_version is not None]
 
 
 def version_state(version: PolicyVersion) -> tuple[bool, str]:
@@ -178,7 +179,9 @@ def origin_is_known(origin: str) -> bool:
 
 def _policy_row(name: str) -> models.Policy | None:
     rows = models.Policy.objects.filter(name=name)
-    return rows.select_related("active_version__policy", "shadow_version__policy").first()
+    return rows.select_related(
+        "active_version__policy", "activation__version__policy", "shadow_version__policy"
+    ).first()
 
 
 def _active(name: str, policy: models.Policy | None) -> PolicyVersion:
@@ -189,10 +192,11 @@ def _active(name: str, policy: models.Policy | None) -> PolicyVersion:
     return policy.active_version
 
 
-def _info(version: PolicyVersion, shadow: PolicyVersion | None) -> PolicyInfo:
+def _info(row: models.Policy, version: PolicyVersion, shadow: PolicyVersion | None) -> PolicyInfo:
     signed, error = True, ""
     try:
         load(version)
+        check_activation(row.activation, version)
     except PolicyUnavailable as trouble:
         signed, error = trouble.reason == "broken", str(trouble)
     name, description = version.policy.name, version.policy.description

@@ -21,9 +21,10 @@ from django.utils import timezone
 from guardrails import tokens
 from guardrails.keys import signing_key
 from guardrails.lint import lint_document
-from guardrails.loading import load
+from guardrails.loading import load, subject_of, verified_statement, wall_clock
 from guardrails.models import (
     CALLS_PER_MINUTE,
+    EVERYONE,
     UPDATES_PER_SECOND,
     Activation,
     ApiKey,
@@ -34,8 +35,9 @@ from guardrails.models import (
 )
 from guardrails.origins import origin
 from guardrails.policy import normalise
-from guardrails.signing import Purpose, canonical_bytes, digest_of
+from guardrails.signing import KeyRefused, Purpose, canonical_bytes, digest_of
 from guardrails.signing import sign as sign_bytes
+from guardrails.statements import RENEWED_AFTER_S, StatementRefused, issue
 
 logger = structlog.get_logger(__name__)
 KEY_USE_NOTED_EVERY = timedelta(minutes=1)
@@ -107,23 +109,101 @@ def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Polic
 
 
 @transaction.atomic
-def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Activation:
+def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "") -> Activation:
     """Put a signed version to work; an older one than the active is a roll-back. Raises ``PolicyUnavailable``.
 
     Sessions that run keep the version that they began with. A version that was the policy's shadow is so no more.
     """
     policy = Policy.objects.select_for_update().get(pk=version.policy_id)
     load(version)
-    last = policy.activations.aggregate(last=Max("serial"))["last"] or 0
-    activation = Activation.objects.create(
-        policy=policy, version=version, serial=last + 1, activated_by_id=_id(by)
-    )  # fmt: skip
+    activation = _stated(policy, version, by, note, cohort=EVERYONE)
     policy.active_version = version
+    policy.activation = activation
     policy.description = str(version.document["description"])
-    policy.save(update_fields=["active_version", "description"])
+    policy.save(update_fields=["active_version", "activation", "description"])
     if policy.shadow_version_id == version.pk:
         _change_shadow(policy, None, by, note="It was activated.")
     logger.info("version_activated", policy=policy.name, version=version.number, serial=activation.serial)
+    return activation
+
+
+def rollback(
+    *, policy: Policy, number: int | None = None, by: AbstractBaseUser | None = None, note: str = ""
+) -> Activation:
+    """Put an older version to work: the one named, else the newest one that was at work before and is older.
+
+    A higher serial with an older version: clients follow it, and no replay can undo it. Raises ``Refused``,
+    ``PolicyUnavailable`` (never signed, altered, signed by a revoked key).
+    """
+    policy = Policy.objects.select_related("active_version").get(pk=policy.pk)
+    active = policy.active_version
+    if active is None:
+        raise Refused(f"{policy} has no active version to roll back from")
+    older = policy.versions.filter(number__lt=active.number)
+    if number is None:
+        version = older.filter(activations__cohort=EVERYONE).order_by("-number").first()
+        if version is None:
+            raise Refused(f"no version of {policy} older than version {active.number} was ever active")
+    else:
+        version = older.filter(number=number).first()
+        if version is None:
+            known = policy.versions.filter(number=number).exists()
+            why = f"is not older than the active version {active.number}" if known else "does not exist"
+            raise Refused(f"version {number} of {policy} {why}")
+    return activate(version=version, by=by, note=note or f"Roll-back from version {active.number}.")
+
+
+@transaction.atomic
+def renew_statement(*, activation: Activation) -> bool:
+    """Say again, from now on, what an activation's statement says; False if that is not due.
+
+    What the database says is not taken for it: only a statement that the activation key signed, about this very
+    activation, is said again; how long ago it lapsed does not matter. Raises ``StatementRefused``, ``KeyRefused``.
+    """
+    activation = Activation.objects.select_for_update().get(pk=activation.pk)
+    said = verified_statement(activation)
+    now = wall_clock()
+    if said.iat <= now < said.iat + RENEWED_AFTER_S:
+        return False
+    activation.statement = issue(said.subject, now=now, key=signing_key(Purpose.ACTIVATION))
+    activation.renewed_at = timezone.now()
+    activation.save(update_fields=["statement", "renewed_at"])
+    return True
+
+
+def renew_statements() -> int:
+    """Renew what is due of all that is at work; how many were. What cannot be renewed is told loudly and left."""
+    renewed = 0
+    for activation in Activation.objects.filter(pk__in=_at_work()).select_related("version__policy"):
+        try:
+            renewed += renew_statement(activation=activation)
+        except (StatementRefused, KeyRefused) as error:
+            version = activation.version
+            logger.error(
+                "statement_not_renewed",
+                policy=version.policy.name,
+                version=version.number,
+                serial=activation.serial,
+                error=str(error),
+            )
+    return renewed
+
+
+def _at_work() -> list[int]:
+    return [pk for pk in Policy.objects.values_list("activation", flat=True) if pk is not None]
+
+
+def _stated(
+    policy: Policy, version: PolicyVersion, by: AbstractBaseUser | None, note: str, *, cohort: str
+) -> Activation:
+    """The next activation of a policy, with its statement."""
+    last = policy.activations.aggregate(last=Max("serial"))["last"] or 0
+    activation = Activation(
+        policy=policy, version=version, serial=last + 1, activated_by_id=_id(by), note=note[:200], cohort=cohort
+    )
+    subject = subject_of(activation)
+    activation.statement = issue(subject, now=wall_clock(), key=signing_key(Purpose.ACTIVATION))
+    activation.save()
     return activation
 
 

@@ -30,6 +30,8 @@ ALGORITHM = "Ed25519"
 """The only one (RFC 9864). A header that names another, ``EdDSA`` for some other curve included, is refused."""
 
 _MAX_COMPACT_CHARS = 4_000_000
+_EXACT = 2**53
+_sorted_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 class _Registry(jws.JWSRegistry):
@@ -102,7 +104,23 @@ def new_key_pem() -> bytes:
 
 def canonical_bytes(value: Mapping[str, object]) -> bytes:
     """RFC 8785 form. Raises ``ValueError`` for what it has no form for (NaN, integers beyond 2^53, lone surrogates)."""
-    return rfc8785.dumps(dict(value))  # type: ignore[arg-type]
+    whole = dict(value)
+    if _one_form_only(whole):
+        return _sorted_json(whole).encode()
+    return rfc8785.dumps(whole)  # type: ignore[arg-type]
+
+
+def _one_form_only(value: object) -> bool:
+    """Whether the standard encoder, keys sorted, writes what RFC 8785 asks for, at a fifth of the time: no number but
+    small integers, and keys that sort alike by code point and by UTF-16."""
+    if value is None or type(value) in (str, bool):  # a subclass may be written in a way of its own
+        return True
+    if isinstance(value, int):
+        return type(value) is int and -_EXACT < value < _EXACT
+    if isinstance(value, dict):
+        keys = all(type(key) is str and key.isascii() for key in value)
+        return keys and all(_one_form_only(one) for one in value.values())
+    return isinstance(value, list) and all(_one_form_only(one) for one in value)
 
 
 def digest_of(data: bytes) -> str:

@@ -31,6 +31,7 @@ SLUICEGATE_AUDIT_HEADS_FILE = os.environ.get("SLUICEGATE_AUDIT_HEADS_FILE", "")
 SLUICEGATE_RETENTION = os.environ.get("SLUICEGATE_RETENTION", "")
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
+SLUICEGATE_ISSUER = os.environ.get("SLUICEGATE_ISSUER", "").strip() or "sluicegate"
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")
 DEBUG = environment.flag("DEBUG")
 ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
@@ -104,7 +105,7 @@ else:
                 # several processes write: readers never wait (WAL), writers queue for the lock and do not deadlock
                 "timeout": 20,
                 "transaction_mode": "IMMEDIATE",
-                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=4000;",
             },
         }
     }
@@ -149,6 +150,7 @@ CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is 
 CELERY_BEAT_SCHEDULE = {
     "sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0},
     "purge": {"task": "streaming.tasks.purge", "schedule": 3_600.0},
+    "renew_statements": {"task": "guardrails.tasks.renew_statements", "schedule": 900.0},
     "keep_audit_head": {"task": "streaming.tasks.keep_audit_head", "schedule": 3_600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")

@@ -90,6 +90,13 @@ def forgetful() -> Iterator[None]:
     forget_policies()
 
 
+@pytest.fixture(autouse=True)
+def new_serials() -> Iterator[None]:
+    """Serials count from 1 in the database of the next test, which a process would take for a replay."""
+    yield
+    loading.forget_activations()
+
+
 def forget_policies() -> None:
     """What this process kept of policies is gone, as after a restart."""
     loading.forget()

@@ -20,7 +20,7 @@ from guardrails.importers.gitleaks import Imported, import_gitleaks, is_gitleaks
 from guardrails.importers.policy_file import read_policy_file
 from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_document
 from guardrails.loading import PolicyUnavailable
-from guardrails.models import Policy, PolicyVersion
+from guardrails.models import Activation, Policy, PolicyVersion
 from guardrails.policy import PolicyError
 from guardrails.signing import KeyRefused
 
@@ -28,7 +28,7 @@ VERSION_VERBS = {
     "publish": "freeze a policy's draft as its next version",
     "sign": "sign a version (default: the newest)",
     "activate": "put a signed version to work (default: the newest)",
-    "rollback": "put an older version to work (default: the one that was active before)",
+    "rollback": "put an older version to work (default: the newest older one that was active)",
     "export": "write a version as a policy file (default: the active one)",
 }
 
@@ -58,6 +58,8 @@ class Command(BaseCommand):
             action.add_argument("policy", metavar="POLICY")
             if verb != "publish":
                 action.add_argument("version", type=int, nargs="?", metavar="VERSION")
+            if verb in ("activate", "rollback"):
+                action.add_argument("--note", default="", help="why; it is recorded")
         actions.add_parser("list", help="policies, their versions and what is active")
         page = actions.add_parser("docs", help="the tables of docs/guardrails.md, from the code")
         page.add_argument("--write", type=Path, metavar="FILE", help="bring this page up to date")
@@ -111,20 +113,11 @@ class Command(BaseCommand):
     def do_sign(self, *, policy: str, version: int | None, **_: object) -> None:
         self.signed(self.version(policy, version))
 
-    def do_activate(self, *, policy: str, version: int | None, **_: object) -> None:
-        self.activated(self.version(policy, version))
+    def do_activate(self, *, policy: str, version: int | None, note: str, **_: object) -> None:
+        self.activated(self.version(policy, version), note)
 
-    def do_rollback(self, *, policy: str, version: int | None, **_: object) -> None:
-        """To the version named, else to the one that was active before the present one."""
-        found = self.policy(policy)
-        if version is None:
-            earlier = found.activations.exclude(version=found.active_version).order_by("-serial").first()
-            if earlier is None:
-                raise CommandError(f"{policy}: no other version was ever active", returncode=1)
-            version = earlier.version.number
-        elif found.active_version is None or version >= found.active_version.number:
-            raise CommandError(f"{policy}: {version} is not older than the active version", returncode=1)
-        self.activated(self.version(policy, version))
+    def do_rollback(self, *, policy: str, version: int | None, note: str, **_: object) -> None:
+        self.now_active(services.rollback(policy=self.policy(policy), number=version, note=note))
 
     def do_list(self, **_: object) -> None:
         for policy in Policy.objects.select_related("active_version").prefetch_related("versions"):
@@ -180,8 +173,11 @@ class Command(BaseCommand):
         services.sign(version=version)
         self.stdout.write(f"{version.policy.name}: signed version {version.number}")
 
-    def activated(self, version: PolicyVersion) -> None:
-        activation = services.activate(version=version)
+    def activated(self, version: PolicyVersion, note: str = "") -> None:
+        self.now_active(services.activate(version=version, note=note))
+
+    def now_active(self, activation: Activation) -> None:
+        version = activation.version
         self.stdout.write(f"{version.policy.name}: version {version.number} is active (serial {activation.serial})")
 
     # -- what they share ----------------------------------------------------------------------------------------
