@@ -3,6 +3,9 @@
 Dialects disagree about ``\\s``, ``.``, ``$``, ``^``, ``(?i)`` and ``x{,2}``; a pattern emitted here uses none of
 them, so Python's ``re``, RE2 and JavaScript (flag ``u``) see the same rule. Outer context (``not_after``,
 ``not_before``) is emitted where the engine has look-around; RE2 has not, its caller checks the neighbours.
+
+For JavaScript a swallowing repeat is written ``x{n,m}x*``, which an engine reads as ``x{n,}`` and the browser library,
+which runs these patterns as automata of its own, as "at m it has matched". No other repeat is written with ``*``.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ def emit(tree: Node, dialect: Dialect, *, not_after: Ranges = (), not_before: Ra
                 lazy = "" if greedy else "?"
                 if dialect is Dialect.RE2 and not isinstance(body, Chars) and high * _turns(body) > _RE2_MAX_REPEAT:
                     return _written_out(piece, low, high, lazy)
+                if swallow and dialect is Dialect.JAVASCRIPT:
+                    return f"{piece}{{{low},{high}}}{lazy}{piece}*{lazy}"
                 return _repeat(piece, low, None if swallow else high, lazy, dialect)
 
     out.pattern = write(tree)
