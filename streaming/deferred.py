@@ -127,7 +127,8 @@ async def tell(
     ms = round((timezone.now() - started_at).total_seconds() * 1000)
     try:
         payloads = [event.payload() for event in events]
-        await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE)
+        # The time is in it so that a log that is lost a second time does not count from the same seq again.
+        await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE + ms)
     except LogUnavailable:
         logger.warning("readers_not_told", session=session_id)
 

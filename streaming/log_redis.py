@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypedDict, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -35,20 +35,29 @@ from streaming.log import LocalEvents, LogUnavailable, Payload
 T = TypeVar("T")
 logger = structlog.get_logger(__name__)
 
-APPEND = """
-local seq = tonumber(redis.call('GET', KEYS[2]) or ARGV[1])
-for i = 6, #ARGV do
-  seq = seq + 1
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], string.format('%d-0', seq), 'e', ARGV[i])
+APPENDING = """
+local function append(seq, first)
+  for i = first, #ARGV do
+    seq = seq + 1
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], string.format('%d-0', seq), 'e', ARGV[i])
+  end
+  redis.call('SET', KEYS[2], string.format('%d', seq), 'EX', ARGV[1])
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+  local others = {}
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[3], '+inf')) do
+    if name ~= ARGV[4] then others[#others + 1] = name end
+  end
+  return {seq, others}
 end
-redis.call('SET', KEYS[2], string.format('%d', seq), 'EX', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-local others = {}
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[4], '+inf')) do
-  if name ~= ARGV[5] then others[#others + 1] = name end
-end
-return {seq, others}
 """
+"""How every script appends: the payloads from ``ARGV[first]`` on, behind ``seq``."""
+
+APPEND = (
+    APPENDING
+    + """
+return append(tonumber(redis.call('GET', KEYS[2]) or ARGV[5]), 6)
+"""
+)
 
 BELIEVED_S = 20
 """Seconds a reader's process is believed after its last sign of life; it renews every quarter of that."""
@@ -73,6 +82,13 @@ def connect(url: str) -> Redis:
     return Redis.from_url(url, socket_connect_timeout=2, socket_timeout=3, retry=Retry(NoBackoff(), 0))
 
 
+class Arguments(TypedDict):
+    """Of a script."""
+
+    keys: list[str]
+    args: list[str | float | bytes]
+
+
 class RedisLog:
     """The log of one event loop. ``aclose`` stops its two background tasks and its connections."""
 
@@ -89,15 +105,8 @@ class RedisLog:
 
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
-        texts = [to_json({**payload, "session_id": session_id, "ms": ms}) for payload in payloads]
-        limits: list[str | float] = [floor, self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel]
-        keys = [_key(name, session_id) for name in ("log", "seq", "readers")]
-        answer = await self._reach(self._append(keys=keys, args=[*limits, *texts]))
-        seq, others = cast("tuple[int, list[bytes]]", answer)
-        self._readers.set(session_id)
-        for name in others:
-            await self._wake(name.decode(), {"type": "log.wake", "session": session_id})
-        return int(seq)
+        answer = await self._reach(self._append(**self._appending(session_id, (), (floor,), payloads, ms)))
+        return await self._told(session_id, answer)
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
@@ -173,9 +182,23 @@ class RedisLog:
 
     async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
         """Run a Lua script in the store that the log is in. Raises ``LogUnavailable``."""
-        if script not in self._scripts:
-            self._scripts[script] = self._redis.register_script(script)
-        return await self._reach(self._scripts[script](keys=list(keys), args=list(args)))
+        return await self._reach(self._script(script)(keys=list(keys), args=list(args)))
+
+    async def commit(
+        self, script: str, session_id: str, key: str, args: Sequence[str | float | bytes], payloads: Sequence[Payload],
+        *, ms: int,
+    ) -> list[object] | None:  # fmt: skip
+        """Change ``key`` and append, both or neither: whatever is cut off, one is never there without the other.
+
+        ``script`` stands behind ``APPENDING`` and finds ``key`` as ``KEYS[4]``, ``args`` from ``ARGV[5]`` on and the
+        payloads behind them. It answers ``{append(…), …}``, or false when it has done nothing: None here. What comes
+        back is the last seq and what else the script answers. Raises ``LogUnavailable``.
+        """
+        call = self._script(APPENDING + script)(**self._appending(session_id, (key,), args, payloads, ms))
+        answer = cast("list[object] | None", await self._reach(call))
+        if not answer:
+            return None
+        return [await self._told(session_id, answer[0]), *answer[1:]]
 
     async def count(self, pattern: str) -> int:
         """How many keys match; for the few keys of workers. Raises ``LogUnavailable``."""
@@ -191,6 +214,31 @@ class RedisLog:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._under_way, return_exceptions=True)
         await self._redis.aclose()
+
+    def _script(self, text: str) -> AsyncScript:
+        if text not in self._scripts:
+            self._scripts[text] = self._redis.register_script(text)
+        return self._scripts[text]
+
+    def _appending(
+        self, session_id: str, keys: Sequence[str], args: Sequence[str | float | bytes], payloads: Sequence[Payload],
+        ms: int,
+    ) -> Arguments:  # fmt: skip
+        """What a script that appends is called with."""
+        texts = [to_json({**payload, "session_id": session_id, "ms": ms}) for payload in payloads]
+        limits: list[str | float | bytes] = [
+            self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel,
+        ]  # fmt: skip
+        named = [_key(name, session_id) for name in ("log", "seq", "readers")]
+        return {"keys": [*named, *keys], "args": [*limits, *args, *texts]}
+
+    async def _told(self, session_id: str, appended: object) -> int:
+        """Wake the readers of what a script has appended; the last seq."""
+        seq, others = cast("tuple[int, list[bytes]]", appended)
+        self._readers.set(session_id)
+        for name in others:
+            await self._wake(name.decode(), {"type": "log.wake", "session": session_id})
+        return int(seq)
 
     async def _reach(self, call: Awaitable[T]) -> T:
         """Wait for a call to the store. Raises ``LogUnavailable``.

@@ -20,7 +20,7 @@ from streaming import sessions
 from streaming.conf import conf
 from streaming.core.events import Done, ErrorEvent, GuardrailStatus, MessageUpdate, ServerEvent, StateChange
 from streaming.deferred import tell
-from streaming.guarded.rows import silent
+from streaming.guarded.rows import forget, silent
 from streaming.guarded.service import Streams
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import RedisLog
@@ -73,6 +73,7 @@ async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) 
                     done.expired.append(session_id)
             except LogUnavailable:
                 break  # whether they are silent is known to the store alone
+    await database_sync_to_async(forget)(now - timedelta(seconds=conf().tombstone_s))
     done.requeued = await database_sync_to_async(requeue)(now=now)
     for check_id in done.requeued:
         queue(check_id)

@@ -53,13 +53,35 @@ class ShadowState(TypedDict):
 Answer = dict[str, object]
 
 
+class Block(TypedDict):
+    """Where a stream was stopped, as its readers are told. ``after``: so many findings stand before it."""
+
+    after: int
+    guardrail: str
+    reason: str
+    withheld: int
+
+
+class Earlier(TypedDict):
+    """What an earlier call was and what it was answered; ``size`` is that of the answer in bytes."""
+
+    digest: str
+    answer: Answer
+    size: int
+
+
+KEPT_ANSWERS, KEPT_BYTES = 4, 65_536
+"""So many answers, and so much of them, are kept for copies of calls that come late; the last one always."""
+
+
 @dataclass(slots=True)
 class Record:
     """One stream. Offsets and counts are code points.
 
     ``rev`` counts commits, ``seq`` the client's deltas. ``raw`` is kept only where a worker shall judge the whole text
-    afterwards. ``ended`` is the outcome, empty while the stream is open; ``gate`` is dropped when it is over.
-    ``covered``: the client's own rules are those of the policy.
+    afterwards. ``ended`` is the outcome, empty while the stream is open; ``over`` when
+    all that follows from the end is done, and only answers are left here; ``gate`` is dropped then. ``covered``: the
+    client's own rules are those of the policy. ``earlier``: calls before the last one, oldest first.
     """
 
     session_id: str
@@ -78,6 +100,7 @@ class Record:
     seq: int = 0
     digest: str = ""
     answer: Answer = field(default_factory=dict)
+    earlier: list[Earlier] = field(default_factory=list)
     gate: GateState | None = None
     visible: str = ""
     raw: str = ""
@@ -89,14 +112,42 @@ class Record:
     checks: int = 0
     held: int = 0
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
+    block: Block | None = None
     ended: str = ""
+    over: bool = False
     deferred: list[str] = field(default_factory=list)
+    demoted: dict[str, str] = field(default_factory=dict)
+    """Guardrails that run later than they declare, with where, as it was when the stream began."""
     shadow: ShadowState | None = None
 
     @property
     def expected_seq(self) -> int:
         """Of the next delta."""
         return self.seq + 1
+
+    @property
+    def events(self) -> int:
+        """So many events have followed from the stream as it is here; while it is open that is the log's last seq."""
+        return 2 + len(self.findings) + (self.block is not None)
+
+    def answered(self, digest: str) -> Answer | None:
+        """The answer of this very call, when it is one of the last."""
+        if digest == self.digest:
+            return self.answer
+        return next((one["answer"] for one in self.earlier if one["digest"] == digest), None)
+
+    def keep(self, digest: str, answer: Answer) -> None:
+        """The answer of the call that is being committed; the oldest one gives way to it."""
+        if self.digest:
+            size = len(json.dumps(self.answer))
+            self.earlier.append(Earlier(digest=self.digest, answer=self.answer, size=size))
+        left = KEPT_BYTES - len(json.dumps(answer))
+        first = len(self.earlier)
+        while first > max(0, len(self.earlier) - KEPT_ANSWERS + 1) and self.earlier[first - 1]["size"] <= left:
+            first -= 1
+            left -= self.earlier[first]["size"]
+        self.earlier = self.earlier[first:]
+        self.digest, self.answer = digest, answer
 
     def hits(self) -> list[Finding]:
         """All findings so far."""

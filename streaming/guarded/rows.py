@@ -31,8 +31,17 @@ _STATUS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """What the end of a stream came to. ``first``: by this very call."""
+
+    state: State
+    outcome: str
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """What the database has of a stream. ``blob`` None: it is over, or lost."""
+    """What the database has of a stream. ``blob`` None: it has been over for a while, or is lost."""
 
     client: str
     state: State
@@ -101,8 +110,11 @@ def _keep_what_is_shown(record: Record) -> None:
     models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
 
 
-def end(*, record: Record, shadow: ShadowRecord | None = None) -> State | None:
-    """The stream is over: store all of it, move on, wipe the state. None when that has been done before."""
+def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord | None = None) -> Ended:
+    """The stream is over: store all of it and move on; the answers to its end are kept in the place of its state.
+
+    Done once; whoever comes again is told what it came to.
+    """
     outcome = Outcome(record.ended)
     status = _STATUS.get(outcome, Message.Status.COMPLETE)
     chars_in, released, _, exposed = record.counts
@@ -118,15 +130,26 @@ def end(*, record: Record, shadow: ShadowRecord | None = None) -> State | None:
         withheld=chars_in - released,
         exposed=exposed,
         timing=summary(record),
+        last_seq=last_seq,
         streaming=True,
         shadow=shadow,
     )
     with transaction.atomic():
         state = sessions.finish_streaming(session_id=record.session_id, ending=ending)
-        GuardedStream.objects.filter(session__pk=record.session_id).update(
-            sealed_state=None, seq=record.seq, rev=record.rev
-        )
-    return state
+        if state is not None:
+            GuardedStream.objects.filter(session__pk=record.session_id).update(
+                sealed_state=tombstone, seq=record.seq, rev=record.rev
+            )
+            return Ended(state, record.ended, first=True)
+    session = AuditSession.objects.get(pk=record.session_id)
+    return Ended(State(session.state), session.outcome, first=False)
+
+
+def forget(before: datetime, most: int = 500) -> None:
+    """Wipe the answers of streams that were over before then."""
+    over = GuardedStream.objects.filter(sealed_state__isnull=False, session__answered_at__lt=before)
+    if names := list(over.values_list("pk", flat=True)[:most]):
+        GuardedStream.objects.filter(pk__in=names).update(sealed_state=None)
 
 
 def summary(record: Record) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 Exists apart from the calls' HTTP form so that the rules stand in one place. Protects these: an answer goes out only
 after the state that follows from it is stored, so that a call repeated after a crash gets the very answer that was
-lost; a call that is refused changes nothing; a stream is seen and continued by the key that began it alone.
+lost; the events that follow from a call are stored with it, and once; a call that is refused changes nothing; a stream
+is seen and continued by the key that began it alone.
 
     NoSuchStream   not there, or another key's
     OutOfTurn      gap, other body, lost race, after the end; ``expected_seq`` is what to send
@@ -23,18 +24,21 @@ from channels.db import database_sync_to_async
 
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.kinds.base import Turn
+from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy, policy_by_digest
 from streaming import metrics, tasks
+from streaming.answer import block_reason
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
+from streaming.core.events import Json
 from streaming.core.gate import Gate
 from streaming.core.snapshot import StateError
 from streaming.guarded import rows, shadow
 from streaming.guarded.hints import hints
-from streaming.guarded.record import Answer, Record, RecordBroken, Totals, action_of, unsealed
-from streaming.guarded.store import Store, Swapped
-from streaming.guarded.telling import tell_end, tell_start, tell_update
+from streaming.guarded.record import Answer, Block, Record, RecordBroken, Totals, action_of, unsealed
+from streaming.guarded.store import Behind, Following, Store, Swapped
+from streaming.guarded.telling import LAST, events_after, last_events
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
 from streaming.sessions import Visitor, is_session_id
@@ -117,6 +121,7 @@ class Streams:
             covered=bool(asked.rules_version) and asked.rules_version in (policy.digest, str(policy.version)),
             rev=1,
             calls=1,
+            demoted={name: checkpoint.value for name, checkpoint in policy.demotions},
             shadow=shadow.begun(asked.shadow),
         )
         gate = Gate(policy, asked.kind, _channel(record))
@@ -150,18 +155,17 @@ class Streams:
             if before is None:
                 raise OutOfTurn("seq_conflict", "The stream is being started by another call.", 1)
             return before
-        await self._store.swap(session_id, 0, record.rev, record.seal(), ttl_s=self._ttl_s, kept=True)
-        await tell_start(self._log, record)
+        await self._put(record, 0, 0, kept=True)
         return record.start_answer
 
     async def update(self, visitor: Visitor, session_id: str, seq: int, delta: str) -> Answer:
         """Apply the next delta."""
         record = await self._load(visitor, session_id)
         digest = digest_of("update", session_id, seq, delta)
-        if digest == record.digest:
-            return record.answer
+        if (before := record.answered(digest)) is not None:
+            return before
         self._in_turn(record, seq)
-        before = len(record.findings)
+        found, told = len(record.findings), record.events
         seen, policy = record.rev, await self._policy(record)
         gate = self._gate(record, policy)
         record.chunks += 1
@@ -169,8 +173,8 @@ class Streams:
         await shadow.fed(record, gate, delta)
         self._settle(gate, record, text, policy)
         record.seq = seq
-        new = record.findings[before:]
-        record.answer = {
+        new = record.findings[found:]
+        answer: Answer = {
             "session_id": session_id,
             "state": State.ACTIVE.value,
             "seq": seq,
@@ -181,24 +185,23 @@ class Streams:
             "findings": new,
             "hints": hints(policy, AppliesTo(record.kind), covered=record.covered),
         }
-        swapped, blob = await self._commit(record, seen, digest)
+        swapped, blob = await self._commit(record, seen, told, digest, answer)
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
         if new or swapped.unkept_s >= self._settings.write_through_s:
             await database_sync_to_async(rows.write_through)(record=record, blob=blob)
             await self._store.kept(session_id)
-        await tell_update(self._log, record, new, text)
-        return record.answer
+        return answer
 
     async def finish(self, visitor: Visitor, session_id: str, seq: int | None, delta: str | None) -> Answer:
         """Apply the last delta, if there is one, and end the text."""
         record = await self._load(visitor, session_id)
         digest = digest_of("finish", session_id, seq, delta)
         if digest == record.digest:
-            await self._conclude(record)  # nothing to do but after a crash
+            await self._conclude(record)  # little to do but after a crash
             return record.answer
         self._in_turn(record, record.expected_seq if seq is None else seq)
-        before = len(record.findings)
+        found, told = len(record.findings), record.events
         seen, policy = record.rev, await self._policy(record)
         gate = self._gate(record, policy)
         if delta is not None:
@@ -211,9 +214,9 @@ class Streams:
         record.gate, record.held = None, 0
         kind = AppliesTo(record.kind)
         record.deferred = [g.name for g in policy.deferred(kind) if record.raw and not g.decides]
-        new = record.findings[before:]
+        new = record.findings[found:]
         state = State.MONITORING if record.deferred else State.COMPLETE
-        record.answer = {
+        answer: Answer = {
             "session_id": session_id,
             "state": state.value,
             "seq": record.seq,
@@ -223,11 +226,11 @@ class Streams:
             "findings": new,
             "summary": self._summary(record),
         }
-        swapped, _ = await self._commit(record, seen, digest)
+        swapped, _ = await self._commit(record, seen, told, digest, answer)
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
-        await self._conclude(record, new, text)
-        return record.answer
+        await self._conclude(record)
+        return answer
 
     async def status(self, visitor: Visitor, session_id: str) -> Record | None:
         """The open stream, whose expiry begins anew; None when it is over. Raises ``NoSuchStream``."""
@@ -266,26 +269,40 @@ class Streams:
             seen = record.rev
             record.ended = "blocked" if record.gate is not None and record.gate["blocked"] else "expired"
             record.rev, record.gate, record.raw = seen + 1, None, ""
-            ttl = self._ttl_s
-            if await self._store.swap(session_id, seen, record.rev, record.seal(), ttl_s=ttl, quiet_s=quiet_s) is None:
+            swapped, _ = await self._put(record, seen, record.events, quiet_s=quiet_s)
+            if swapped is None:
                 return ""
         await self._conclude(record)
         return record.ended
 
-    async def _conclude(self, record: Record, new: list[FindingDict] | None = None, text: CheckedText | None = None
-    ) -> None:  # fmt: skip
-        """What follows from an end that the store has: record, readers, workers, and the tombstone in its place."""
-        beside = await shadow.ended(record)
-        state = await database_sync_to_async(rows.end)(record=record, shadow=beside)
-        if state is None:
-            return
-        metrics.shadowed(record.policy, beside)
-        tombstone = replace(record, rev=record.rev + 1, gate=None, visible="", raw="", redactions=[], shadow=None)
-        await self._store.swap(
-            record.session_id, record.rev, tombstone.rev, tombstone.seal(), ttl_s=self._settings.tombstone_s, kept=True
-        )
-        await tell_end(self._log, record, state, new or [], text or CheckedText())
-        if state is State.MONITORING:
+    async def _conclude(self, record: Record) -> None:
+        """What follows from an end that the store has: record, readers, workers, and the tombstone in its place.
+
+        Each part is done once, whoever was cut off after whichever of them.
+        """
+        if not record.over:
+            beside = await shadow.ended(record)
+            tombstone = replace(
+                record,
+                rev=record.rev + 1,
+                over=True,
+                gate=None,
+                visible="",
+                raw="",
+                redactions=[],
+                earlier=[],
+                shadow=None,
+            )
+            ended: rows.Ended = await database_sync_to_async(rows.end)(
+                record=record, tombstone=tombstone.seal(), last_seq=record.events + LAST, shadow=beside
+            )
+            if ended.first:
+                metrics.shadowed(record.policy, beside)
+            last = last_events(record, ended.state, ended.outcome)
+            await self._put(
+                tombstone, record.rev, record.events, last=last, ttl_s=self._settings.tombstone_s, kept=True
+            )
+        if record.deferred:
             await tasks.queue_session(record.session_id)
 
     async def _lose(self, session_id: str) -> None:
@@ -302,6 +319,9 @@ class Streams:
         if record.start_digest != asked.body_digest:
             said = "The Idempotency-Key was used for another start."
             raise OutOfTurn("idempotency_conflict", said, record.expected_seq)
+        if not record.ended:
+            # Who began the stream may have been cut off before it was in the store, and its events in the log.
+            await self._put(record, record.rev, 0)
         return record.start_answer
 
     async def _load(self, visitor: Visitor, session_id: str) -> Record:
@@ -315,7 +335,7 @@ class Streams:
                 raise NoSuchStream
             if kept.error_code == rows.LOST:
                 raise StateLost
-            if kept.state is not State.ACTIVE:
+            if kept.state is not State.ACTIVE and kept.blob is None:
                 raise OutOfTurn("stream_ended", f"The stream is over ({kept.outcome}).", kept.expected_seq)
             blob = kept.blob
         try:
@@ -341,7 +361,7 @@ class Streams:
 
     async def _policy(self, record: Record) -> Policy:
         policy: Policy = await database_sync_to_async(policy_by_digest)(record.policy_digest)
-        return policy
+        return policy.demoted({name: Checkpoint(checkpoint) for name, checkpoint in record.demoted.items()})
 
     def _gate(self, record: Record, policy: Policy) -> Gate:
         if record.gate is None:
@@ -352,16 +372,46 @@ class Streams:
             logger.error("stream_state_of_another_engine", session=record.session_id, error=str(error))
             raise StateLost from error
 
-    async def _commit(self, record: Record, seen: int, digest: str) -> tuple[Swapped | None, bytes]:
-        record.rev, record.digest, record.calls = seen + 1, digest, record.calls + 1
+    async def _commit(
+        self, record: Record, seen: int, told: int, digest: str, answer: Answer
+    ) -> tuple[Swapped | None, bytes]:
+        """Store what a call led to. ``told``: so many events had followed before it."""
+        record.rev, record.calls = seen + 1, record.calls + 1
+        record.keep(digest, answer)
+        return await self._put(record, seen, told)
+
+    async def _put(
+        self,
+        record: Record,
+        seen: int,
+        told: int,
+        *,
+        last: list[Json] | None = None,
+        ttl_s: float | None = None,
+        quiet_s: float = 0.0,
+        kept: bool = False,
+    ) -> tuple[Swapped | None, bytes]:
+        """The record in the place of the state ``seen``, and the events behind the first ``told``, or neither.
+
+        A log that has lost events gets them again, with the seqs that they had.
+        """
         blob = record.seal()
-        return await self._store.swap(record.session_id, seen, record.rev, blob, ttl_s=self._ttl_s), blob
+        ms = round((datetime.now(UTC) - datetime.fromisoformat(record.started_at)).total_seconds() * 1000)
+        while True:
+            events = Following(told, [*events_after(record, told), *(last or [])], last=last is not None)
+            swapped = await self._store.swap(
+                record.session_id, seen, record.rev, blob, events,
+                ms=ms, ttl_s=ttl_s or self._ttl_s, quiet_s=quiet_s, kept=kept,
+            )  # fmt: skip
+            if not isinstance(swapped, Behind):
+                return swapped, blob
+            told = swapped.seq
 
     async def _after_the_race(self, visitor: Visitor, session_id: str, digest: str) -> Answer:
         """Another writer was first: with the same call, then its answer is ours, or with another one."""
         record = await self._load(visitor, session_id)
-        if record.digest == digest:
-            return record.answer
+        if (answer := record.answered(digest)) is not None:
+            return answer
         said = "Another call changed the stream at the same time; nothing was applied."
         raise OutOfTurn("seq_conflict", said, record.expected_seq)
 
@@ -391,6 +441,12 @@ class Streams:
         for finding in text.findings:
             record.findings.append(replace(finding, n=len(record.findings) + 1).as_dict())
             _totals(record, finding.guardrail)["hits"] += 1
+        if (block := text.blocked) is not None:
+            reason = block_reason(block, "prompt" if record.kind == AppliesTo.PROMPT else "answer")
+            record.block = Block(
+                after=len(record.findings), guardrail=block.guardrail, reason=reason,
+                withheld=record.counts[0] - record.counts[1],
+            )  # fmt: skip
         for status in text.statuses:
             totals = _totals(record, status.guardrail)
             totals["checks"] += 1

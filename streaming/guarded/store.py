@@ -10,9 +10,11 @@ Fields of the key: ``rev`` (what a writer must have seen), ``blob`` (the sealed 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from streaming.log import Payload
 from streaming.log_redis import RedisLog
 
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
@@ -29,14 +31,20 @@ return {tonumber(f[1]), f[2], now - tonumber(f[3])}
 SWAP = (
     _NOW
     + """
-local f = redis.call('HMGET', KEYS[1], 'rev', 'kept_at', 'at')
-if f[1] and f[1] ~= ARGV[1] then return false end
-local quiet = tonumber(ARGV[5])
+local f = redis.call('HMGET', KEYS[4], 'rev', 'kept_at', 'at')
+if f[1] and f[1] ~= ARGV[5] then return false end
+local quiet = tonumber(ARGV[9])
 if f[3] and quiet > 0 and now - tonumber(f[3]) < quiet then return false end
-redis.call('HSET', KEYS[1], 'rev', ARGV[2], 'blob', ARGV[3], 'at', now)
-if ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'kept_at', now) end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {now, now - tonumber(f[2] or '0')}
+local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
+local before = tonumber(ARGV[11])
+if seq < before then return {{seq, {}}, -1, 0} end
+local first = 13
+if ARGV[12] == '0' then first = first + seq - before end
+local told = append(seq, first)
+redis.call('HSET', KEYS[4], 'rev', ARGV[6], 'blob', ARGV[7], 'at', now)
+if ARGV[10] == '1' then redis.call('HSET', KEYS[4], 'kept_at', now) end
+redis.call('PEXPIRE', KEYS[4], ARGV[8])
+return {told, now, now - tonumber(f[2] or '0')}
 """
 )
 
@@ -75,6 +83,26 @@ class Swapped:
     unkept_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Nothing was stored: the log has lost events, ``seq`` is its last one."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Events that follow from a state, behind the first ``before`` of the session.
+
+    While a stream is open its n-th event has seq n, so those that the log has already (of a state that was lost and is
+    judged anew) are not appended again. ``last``: these are the ones that end the answer, and come after all others.
+    """
+
+    before: int
+    payloads: Sequence[Payload] = ()
+    last: bool = False
+
+
 class Store:
     """The records in the log's store. Every call raises ``LogUnavailable`` while it is away."""
 
@@ -95,22 +123,26 @@ class Store:
         seen: int,
         rev: int,
         blob: bytes,
+        events: Following,
         *,
+        ms: int,
         ttl_s: float,
         quiet_s: float = 0.0,
         kept: bool = False,
-    ) -> Swapped | None:
-        """Put ``blob`` in the place of the state ``seen`` (or of none); None when another writer was first.
+    ) -> Swapped | Behind | None:
+        """Put ``blob`` in the place of the state ``seen`` (or of none), with its events; None: another was first.
 
-        ``quiet_s``: only when no call has come for so long. ``kept``: the database has this state already.
+        ``ms`` is the time since the session's start. ``quiet_s``: only when no call has come for so long. ``kept``: the
+        database has this state already.
         """
         times = [round(ttl_s * 1000), round(quiet_s * 1000)]
         arguments: list[str | float | bytes] = [str(seen), str(rev), blob, *times, int(kept)]
-        answer = await self._log.evaluate(SWAP, [_key(session_id)], arguments)
-        if not answer:
+        arguments += [events.before, int(events.last)]
+        answer = await self._log.commit(SWAP, session_id, _key(session_id), arguments, events.payloads, ms=ms)
+        if answer is None:
             return None
-        now_ms, unkept_ms = cast("tuple[int, int]", answer)
-        return Swapped(int(now_ms), int(unkept_ms) / 1000)
+        seq, now_ms, unkept_ms = cast("tuple[int, int, int]", answer)
+        return Behind(seq) if now_ms < 0 else Swapped(now_ms, unkept_ms / 1000)
 
     async def kept(self, session_id: str) -> None:
         """The database has been written now."""

@@ -1,78 +1,54 @@
 """What readers of a client-owned stream's events are told.
 
 Exists so that a second screen, or the client itself, learns of findings and of checks that end later. Protects the
-rule that events follow what is stored: they are written after it, by the one process that stored it; where the log is
-away only the notice is lost.
+rule that events follow from what is stored and from nothing else: while a stream is open its events are a function of
+its record, the n-th has seq n, and they are appended with the record in one step (``streaming.guarded.store``). So
+they can be told again to a log that has lost them, and a reader who had them sees no difference.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-
-from guardrails.findings import FindingDict
-from streaming.answer import block_reason
-from streaming.checks import CheckedText
 from streaming.core.events import (
     Blocked,
     Done,
     FindingEvent,
+    Json,
     MessageNew,
     MessageUpdate,
     PolicyRef,
     ServerEvent,
     StateChange,
 )
-from streaming.deferred import tell
 from streaming.guarded.record import Record, finding_of
-from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession, Message
 
+LAST = 3
+"""So many events end an answer."""
 
-async def tell_start(log: SessionLog, record: Record) -> None:
-    """The first events of the session."""
+
+def events_after(record: Record, before: int) -> list[Json]:
+    """The events of an answer up to its end, but for the first ``before``."""
+    if before >= record.events:
+        return []
     policy = PolicyRef(name=record.policy, version=record.version, digest=record.policy_digest)
     role = "user" if record.kind == "prompt" else "assistant"
     events: list[ServerEvent] = [
         StateChange(AuditSession.State.ACTIVE.value),
         MessageNew(record.message_id, record.conversation_id, role, "", "", policy),
-        *_findings(record.findings),
+        *(FindingEvent(finding_of(data)) for data in record.findings),
     ]
-    try:
-        await log.append(record.session_id, [event.payload() for event in events], ms=0)
-    except LogUnavailable:
-        return
+    if (block := record.block) is not None:
+        blocked = Blocked(record.message_id, block["reason"], block["guardrail"], block["withheld"])
+        events.insert(2 + block["after"], blocked)
+    return [event.payload() for event in events[before:]]
 
 
-async def tell_update(log: SessionLog, record: Record, new: list[FindingDict], text: CheckedText) -> None:
-    """New findings, and the block if there is one; clean text costs nothing."""
-    await _tell(log, record, [*_findings(new), *_block(record, text)])
-
-
-async def tell_end(
-    log: SessionLog, record: Record, state: AuditSession.State, new: list[FindingDict], text: CheckedText
-) -> None:
+def last_events(record: Record, state: AuditSession.State, outcome: str) -> list[Json]:
     """The last events of the answer."""
     metadata = {"status": Message.Status.COMPLETE.value, "redactions": [list(pair) for pair in record.redactions]}
     last: list[ServerEvent] = [
         MessageUpdate(record.message_id, record.visible, metadata),
-        Done(record.visible, record.ended),
-        StateChange(state.value, record.ended),
+        Done(record.visible, outcome),
+        StateChange(state.value, outcome),
     ]
-    await _tell(log, record, [*_findings(new), *_block(record, text), *last])
-
-
-def _findings(new: list[FindingDict]) -> list[ServerEvent]:
-    return [FindingEvent(finding_of(data)) for data in new]
-
-
-def _block(record: Record, text: CheckedText) -> list[ServerEvent]:
-    if (block := text.blocked) is None:
-        return []
-    withheld = record.counts[0] - record.counts[1]
-    where = "prompt" if record.kind == "prompt" else "answer"
-    return [Blocked(record.message_id, block_reason(block, where), block.guardrail, withheld)]
-
-
-async def _tell(log: SessionLog, record: Record, events: list[ServerEvent]) -> None:
-    if events:
-        await tell(log, record.session_id, datetime.fromisoformat(record.started_at), 0, events)
+    return [event.payload() for event in last]

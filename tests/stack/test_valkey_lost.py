@@ -208,13 +208,13 @@ def test_a_stream_that_was_over_stays_over(servers: Stack, client: Client, valke
     sending = Sending(client)
     for seq in range(2, len(DELTAS) + 1):
         sending.update(seq)
-    sending.finish()
+    ended = sending.finish()
     valkey.kill()
     valkey.start()
     ready(servers, 200)
-    for call in (sending.finish, lambda: sending.update(2)):
-        over = refused(call)
-        assert (over.status, over.error["code"]) == (409, "stream_ended")
+    assert sending.finish() == ended, "whoever did not get the answer gets it now"
+    over = refused(sending.update, 2)
+    assert (over.status, over.error["code"]) == (409, "stream_ended")
     until("the deferred check is made all the same", lambda: record(servers, sending.session_id)[0] == "COMPLETE")
     assert record(servers, sending.session_id) == ("COMPLETE", "redacted", "", 1)
     seen = Shown()
@@ -222,6 +222,23 @@ def test_a_stream_that_was_over_stays_over(servers: Stack, client: Client, valke
         seen.take(event)
     assert seen.complete
     assert seen.of("done")[0]["final"] == GUARDED
+
+
+def test_a_reader_of_an_open_stream_sees_no_difference(servers: Stack, client: Client, valkey: Valkey) -> None:
+    """The log is told again what it has lost, with the same seqs, each time that it is lost."""
+    sending = Sending(client)
+    for seq in range(2, len(DELTAS) + 1):
+        valkey.kill()
+        valkey.start()
+        ready(servers, 200)
+        for again in range(seq_in_database(servers, sending.session_id) + 1, seq + 1):
+            sending.update(again)
+    sending.finish()
+    events = list(client.events(f"/v1/stream/events?session_id={sending.session_id}"))
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    found = [event for event in events if event["type"] == "finding" and event["guardrail"] != "harm"]
+    assert [event["n"] for event in found] == list(range(1, len(sending.rules) + 1))
+    assert {event["n"]: event["rule"] for event in found} == sending.rules
 
 
 def test_state_that_no_store_has_is_lost_on_record(servers: Stack, client: Client, valkey: Valkey) -> None:
