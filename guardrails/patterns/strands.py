@@ -339,7 +339,7 @@ class Strands:
         turns: dict[int, list[int]] = {}
         for position in reached:
             instr = self.program.at(position)
-            if is_long(instr):
+            if is_long(instr) and not self.program.is_sure(position):  # what is sure holds nothing and never ends
                 turns.setdefault(instr.base, []).append(position)
         for base, positions in turns.items():
             if len(positions) > 1 and base in self.outline.openings:

@@ -267,6 +267,21 @@ def test_a_match_beyond_the_cap_is_swallowed_to_its_end() -> None:
     assert (4, len(text) - 4, "g0", "key", "redact", 0) in got.findings
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("[ab1]{2,}b{0,2}b{2,}.*", "aaabbbbbaabbbbbbab"), ("b+[ab][ab1][ab1]b*", "bbbaabbbbbb ")],
+)
+def test_turns_that_are_alive_beside_one_that_swallows_still_hold(pattern: str, text: str) -> None:
+    """Several ways into one repeat: the oldest has reached the cap, those between it and the youngest have not."""
+    rule = {"id": "r", "pattern": pattern, "cap": 5}
+    guardrail = {"name": "g", "kind": "regex", "action": "redact", "config": {"rules": [rule]}}
+    policy = compile_policy({"policy": "t", "guardrails": [guardrail]})
+    want = expected(policy, text)
+    for chunks in cuts(text):
+        got = drive(policy, chunks, visible=want.visible)
+        assert (got.visible, got.findings) == (want.visible, want.findings), chunks
+
+
 def everywhere_long(policy: Policy, text: str) -> Driven:
     want = gate_text(policy, text, applies_to="response")  # type: ignore[arg-type]
     results = [drive(policy, chunks, visible=want.visible) for chunks in ([text], list(text), random_cut(text, 3))]
