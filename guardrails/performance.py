@@ -54,6 +54,16 @@ TIME_LIMIT_S: dict[Checkpoint, float] = {
 """Seconds one check may take before it counts as failed."""
 
 
+def class_of(p95_ms: float) -> PerformanceClass:
+    """The class that a 95th percentile of so many milliseconds belongs to."""
+    return next(each for each, (_, most) in CLASS_LIMITS_MS.items() if p95_ms < most)
+
+
+def later(first: Checkpoint, second: Checkpoint) -> Checkpoint:
+    """Whichever of the two comes later."""
+    return max(first, second, key=list(Checkpoint).index)
+
+
 @dataclass(frozen=True, slots=True)
 class PerformanceCharacteristics:
     """What a kind promises about its speed and needs. Times are milliseconds, memory megabytes.
@@ -84,8 +94,7 @@ class PerformanceCharacteristics:
     @property
     def checkpoint(self) -> Checkpoint:
         """Where a guardrail of this speed runs: its class's checkpoint, or its earliest one if that is later."""
-        order = list(Checkpoint)
-        return max(CHECKPOINT_OF[self.performance_class], self.earliest_checkpoint, key=order.index)
+        return later(CHECKPOINT_OF[self.performance_class], self.earliest_checkpoint)
 
 
 class Family(StrEnum):

@@ -17,7 +17,7 @@ from guardrails.patterns.automaton import Scanner
 from guardrails.patterns.compiler import Bound, CompiledRule, compile_rule
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.grouping import groups
-from guardrails.performance import Checkpoint
+from guardrails.performance import TIME_LIMIT_S, Checkpoint, later
 
 __all__ = ["Guardrail", "Lane", "Plan", "Policy", "PolicyBound", "PolicyError", "RuleEntry", "compile_policy",
            "normalise"]  # fmt: skip
@@ -47,6 +47,8 @@ class Guardrail:
     rules: tuple[CompiledRule, ...]
     limits: tuple[Limit, ...]
     circuit: str = ""
+    apart: Policy | None = field(default=None, repr=False, compare=False)
+    """For a guardrail with rules that runs later than declared: the policy of it alone, run over a text as a check."""
 
     @property
     def decides(self) -> bool:
@@ -118,6 +120,9 @@ class Policy:
     _plans: dict[tuple[AppliesTo, bool], Plan] = field(default_factory=dict, repr=False, compare=False)
     _scanners: dict[tuple[tuple[int, ...], bool], Scanner] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[Checkpoint, Policy] = field(default_factory=dict, repr=False, compare=False)
+    demotions: tuple[tuple[str, Checkpoint], ...] = ()
+    """Guardrails that run later than they declare, by name, with where."""
+    _demoted: dict[tuple[tuple[str, Checkpoint], ...], Policy] = field(default_factory=dict, repr=False, compare=False)
 
     def guardrail(self, name: str) -> Guardrail:
         """A guardrail by name. Raises ``KeyError``."""
@@ -146,6 +151,37 @@ class Policy:
             # The scanners are shared: they are found by the rules that stand in them.
             known = self._parts[checkpoint] = replace(self, guardrails=chosen, _plans={}, _parts={})
         return known
+
+    def demoted(self, to: Mapping[str, Checkpoint]) -> Policy:
+        """The same version with these guardrails at a later checkpoint; built once.
+
+        Only those in MONITOR are moved, and only to later: whatever ``to`` says of others is passed over.
+        """
+        moved = tuple(
+            (g.name, to[g.name])
+            for g in self.guardrails
+            if g.name in to and g.mode is Mode.MONITOR and later(g.checkpoint, to[g.name]) is not g.checkpoint
+        )
+        if not moved:
+            return self
+        known = self._demoted.get(moved)
+        if known is None:
+            chosen = dict(moved)
+            guardrails = tuple(self._at(g, chosen[g.name]) if g.name in chosen else g for g in self.guardrails)
+            known = self._demoted[moved] = replace(
+                self, guardrails=guardrails, demotions=moved, _plans={}, _parts={}, _demoted={}
+            )
+        return known
+
+    def alone(self, guardrail: Guardrail) -> Policy:
+        """The version with one of its guardrails, as if it had no other."""
+        return replace(self, guardrails=(guardrail,), _plans={}, _parts={}, _demoted={})
+
+    def _at(self, guardrail: Guardrail, checkpoint: Checkpoint) -> Guardrail:
+        """The guardrail at a later checkpoint, with the time that checks have there."""
+        apart = self.alone(guardrail) if guardrail.rules or guardrail.limits else None
+        limit = max(guardrail.time_limit_s, TIME_LIMIT_S[checkpoint])
+        return replace(guardrail, checkpoint=checkpoint, time_limit_s=limit, apart=apart)
 
     def bound(self, applies_to: AppliesTo) -> PolicyBound:
         """What a session under this policy can hold at most."""
@@ -179,6 +215,8 @@ class Policy:
         limits: list[tuple[Guardrail, Limit, int]] = []
         order = 0
         for guardrail in running:
+            if guardrail.apart is not None:
+                continue
             for compiled in guardrail.rules:
                 entries.append(RuleEntry(guardrail, compiled, order))
                 order += 1

@@ -22,7 +22,7 @@ from guardrails.policy import Guardrail, Policy
 from streaming import breakers, outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
-from streaming.core.gate import Counters, Gate, SentenceCheck, strongest
+from streaming.core.gate import Counters, Gate, SentenceCheck, gate_text, strongest
 from streaming.providers.base import (
     ChatMessage,
     ProviderAuthError,
@@ -111,7 +111,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         else:
             await tried.given_up()  # it never came to asking, or what failed is ours
     took_ms = (clock() - started) * 1000
-    kept.times.append(took_ms)
+    kept.measured(took_ms, clock)
     kept.remember(request, verdict, clock)
     return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared, permanent=permanent)
 
@@ -126,9 +126,20 @@ def _counts(error: Exception, permanent: bool) -> bool:
 
 
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
+    if guardrail.apart is not None:
+        return await asyncio.to_thread(_by_rules, guardrail.apart, request)
     if guardrail.impl.computes:
         return await asyncio.to_thread(guardrail.impl.judge, request)
     return await guardrail.impl.check(request, Services(complete, outbound.post, outbound.secret))
+
+
+def _by_rules(apart: Policy, request: CheckRequest) -> Verdict:
+    """What the rules of a guardrail that was demoted say of a text: the worst of its hits speaks for all of it."""
+    found = gate_text(apart, request.text, applies_to=request.applies_to).findings
+    if not found:
+        return Verdict(hit=False)
+    worst = max(found, key=lambda finding: finding.score)
+    return Verdict(hit=True, score=worst.score, category=worst.category or worst.rule)
 
 
 def state_after(guardrail: Guardrail, checked: Checked) -> str:
@@ -276,8 +287,8 @@ def immediate_statuses(policy: Policy, applies_to: AppliesTo, findings: list[Fin
 
 
 def immediate_state(guardrail: Guardrail, findings: list[Finding]) -> str:
-    """``hit``, ``would_block`` or ``passed`` of one guardrail over these findings."""
+    """``hit``, ``would_block``, ``passed`` or ``slower_than_declared`` of one guardrail over these findings."""
     mine = [f for f in findings if f.guardrail == guardrail.name]
     if not mine:
-        return "passed"
+        return "slower_than_declared" if book(guardrail.impl).slower_than_declared else "passed"
     return "would_block" if all(f.would_have for f in mine) else "hit"

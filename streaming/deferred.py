@@ -88,7 +88,8 @@ async def run_deferred(
     text = ""
     try:
         policy: Policy = await database_sync_to_async(policy_by_digest)(lease.policy_digest)
-        guardrail = policy.guardrail(lease.guardrail)
+        # A guardrail that was demoted since it was declared runs here as well, with the time that checks have here.
+        guardrail = policy.demoted({lease.guardrail: Checkpoint.DEFERRED}).guardrail(lease.guardrail)
         text = unseal(lease.sealed, context=sessions.seal_context(lease.session_id, lease.guardrail, lease.applies_to))
     except (PolicyUnavailable, KeyError, SealBroken) as error:
         checked = Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0)

@@ -282,6 +282,42 @@ class GuardedStream(models.Model):
         return f"{self.session_id} {self.seq}"
 
 
+class Demotion(models.Model):
+    """A guardrail that runs later than it declares, because it was measured to be slower (``streaming.demotion``).
+
+    It is one of a version: another version starts without. Who lets it run earlier again stands in ``lifted_by``.
+    """
+
+    policy_name = models.CharField(max_length=64)
+    policy_version = models.PositiveIntegerField()
+    policy_digest = models.CharField(max_length=80, db_index=True)
+    guardrail = models.CharField(max_length=100)
+    declared = models.CharField(max_length=16, help_text="The checkpoint that it declares.")
+    checkpoint = models.CharField(max_length=16, help_text="Where sessions that began afterwards run it.")
+    p95_ms = models.FloatField()
+    measurements = models.PositiveIntegerField()
+    at = models.DateTimeField(default=timezone.now)
+    lifted_at = models.DateTimeField(null=True, blank=True)
+    lifted_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+
+    class Meta:
+        ordering = ["-at", "-id"]
+        default_permissions = ("view",)
+        permissions = [("lift_demotion", "Can let a demoted guardrail run where it declares to run")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["policy_digest", "guardrail", "checkpoint"],
+                condition=models.Q(lifted_at=None),
+                name="demotion_stands_once",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.policy_name} v{self.policy_version} {self.guardrail}: {self.checkpoint}"
+
+
 class AuditHead(models.Model):
     """Where the audit log ends: one row, locked by whoever appends."""
 

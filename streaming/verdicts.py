@@ -3,7 +3,7 @@
 Exists beside ``checks`` because it outlives a check and a session. Protects three rules: the same text is not judged
 twice within the time that its kind says a verdict keeps (found by the text's hash; no text is kept); no more than a few
 checks of one guardrail run at once in a process, the rest wait within their own time limits; and a guardrail that
-breaks the class it declares is seen to.
+breaks the class it declares is seen to (``demotion`` draws the conclusion).
 
 Everything hangs on the compiled guardrail's ``impl``: another version of a policy starts with nothing remembered.
 """
@@ -11,6 +11,7 @@ Everything hangs on the compiled guardrail's ``impl``: another version of a poli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from guardrails.performance import CLASS_LIMITS_MS
 MAX_VERDICTS = 1_000
 """Verdicts kept of one guardrail; the least recently used one goes first."""
 MAX_TIMES = 200
+TIMES_S = 3_600.0
+"""The window of measurements: the newest ``MAX_TIMES``, none older than so many seconds."""
 ENOUGH_TIMES = 20
 """Measurements before a guardrail may be called slower than it declares."""
 AT_ONCE = 16
@@ -39,7 +42,8 @@ class Book:
 
     kind: Kind[Config]
     verdicts: OrderedDict[str, tuple[float, Verdict]] = field(default_factory=OrderedDict)
-    times: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TIMES))
+    times: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MAX_TIMES))
+    """When, in seconds of the clock, and how many ms."""
     slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = field(default_factory=WeakKeyDictionary)
 
     def remembered(self, request: CheckRequest, clock: Clock) -> Verdict | None:
@@ -63,13 +67,31 @@ class Book:
         """To be held while a check is under way."""
         loop = asyncio.get_running_loop()
         if loop not in self.slots:
-            self.slots[loop] = asyncio.Semaphore(AT_ONCE_COMPUTING if self.kind.computes else AT_ONCE)
+            asks = self.kind.performance.network or not (self.kind.computes or self.kind.rules() or self.kind.limits())
+            self.slots[loop] = asyncio.Semaphore(AT_ONCE if asks else AT_ONCE_COMPUTING)
         return self.slots[loop]
+
+    def measured(self, took_ms: float, clock: Clock) -> None:
+        """One more measurement."""
+        now = clock()
+        self.times.append((now, took_ms))
+        self._forget_old(now)
+
+    def measured_p95(self, clock: Clock) -> float | None:
+        """95th percentile of the window as it is now; None while too little was measured to say anything."""
+        self._forget_old(clock())
+        return self.p95_ms if len(self.times) >= ENOUGH_TIMES else None
+
+    def _forget_old(self, now: float) -> None:
+        with contextlib.suppress(IndexError):  # another thread may have forgotten it
+            while self.times[0][0] < now - TIMES_S:
+                self.times.popleft()
 
     @property
     def p95_ms(self) -> float | None:
         """95th percentile of the last measurements; None while there are none."""
-        return sorted(self.times)[int(len(self.times) * 0.95)] if self.times else None
+        took = sorted(ms for _, ms in tuple(self.times))
+        return took[int(len(took) * 0.95)] if took else None
 
     @property
     def slower_than_declared(self) -> bool:
