@@ -17,6 +17,7 @@ from django.utils.safestring import mark_safe
 from unfold.admin import ModelAdmin, TabularInline
 
 from streaming import tasks
+from streaming.admin_demotions import DemotionAdmin as DemotionAdmin
 from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
 from streaming.admin_shadow import ShadowAdmin as ShadowAdmin

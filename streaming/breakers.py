@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, cast
 from uuid import uuid4
 
+import redis
 import structlog
 
+from streaming.conf import redis_url
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 
@@ -32,6 +34,8 @@ THRESHOLD: Final = 5
 OPEN_S: Final = 30.0
 PROBE_S: Final = 60.0
 """Seconds that a probe is waited for; after that the next one is let through."""
+ASKED_S: Final = 2.0
+"""Seconds that code without an event loop waits for the store."""
 KEPT_S: Final = 3_600
 """Seconds that the store remembers a breaker nobody asks about."""
 
@@ -170,6 +174,21 @@ async def states(names: list[str]) -> dict[str, str]:
     return found
 
 
+def states_now(names: list[str]) -> dict[str, str]:
+    """The same for code that has no event loop (the admin); asks once for all of them."""
+    try:
+        with (
+            redis.Redis.from_url(redis_url(), socket_timeout=ASKED_S, socket_connect_timeout=ASKED_S) as store,
+            store.pipeline(transaction=False) as pipe,
+        ):
+            for name in names:
+                pipe.hget(_key(name), "state")
+            stored = cast("list[bytes | None]", pipe.execute())
+    except (redis.RedisError, ValueError):  # away, or none is configured
+        return {name: state for name in names if (state := _memory.state(name))}
+    return {name: state.decode() for name, state in zip(names, stored, strict=True) if state}
+
+
 def forget(clock: Callable[[], float] = time.monotonic) -> None:
     """Start anew (tests). ``clock``: seconds, for breakers in memory."""
     global _memory, _away
@@ -254,11 +273,15 @@ def _ms(seconds: float | None) -> int:
     return 0 if seconds is None else int(seconds * 1_000)
 
 
+def _key(name: str) -> str:
+    return f"sg:breaker:state:{{{name}}}"
+
+
 async def _reach(script: str, name: str, *args: str | float) -> object | None:
     """The store's answer, ``b""`` for nothing; None while it is away."""
     global _away
     try:
-        found = await shared_log().evaluate(script, [f"sg:breaker:state:{{{name}}}"], [KEPT_S, *args])
+        found = await shared_log().evaluate(script, [_key(name)], [KEPT_S, *args])
     except LogUnavailable:
         if not _away:
             logger.warning("breakers_not_shared")

@@ -20,6 +20,7 @@ from django.views.decorators.http import require_safe
 from prometheus_client.exposition import choose_encoder
 
 from guardrails.selectors import policy_choices
+from streaming.at_work import guardrails_at_work
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.metrics import REGISTRY, provider_breakers, read_shared
@@ -52,9 +53,12 @@ async def ready(request: HttpRequest) -> JsonResponse:
         "workers": _workers(),
         "policies": _policies(),
         "providers": _providers(),
+        "guardrails": _guardrails(),
     }
     found = await asyncio.gather(*(_within(part) for part in asked.values()))
     parts = dict(zip(asked, found, strict=True))
+    if parts["guardrails"]["state"] == "down":  # nobody could say how they are, which is no reason to be unready
+        parts["guardrails"]["state"] = "degraded"
     down = [name for name, part in parts.items() if part["state"] == "down"]
     status = "down" if down else "degraded" if any(p["state"] != "ok" for p in parts.values()) else "ok"
     return JsonResponse({"status": status, "parts": parts}, status=503 if down else 200)
@@ -139,3 +143,12 @@ async def _providers() -> Part:
     if broken:
         return Part(state="degraded", detail="breakers are not closed: " + ", ".join(broken))
     return Part(state="ok", detail="all breakers are closed")
+
+
+async def _guardrails() -> Part:
+    """An open breaker or a slow guardrail degrades us and never more, whatever it blocks: all processes share the
+    breaker, so taking this one out of rotation would help nobody and leave the other policies without a process."""
+    sick = [f"{one.policy}/{one.guardrail}: {one.trouble}" for one in await guardrails_at_work() if one.trouble]
+    if sick:
+        return Part(state="degraded", detail="; ".join(sick))
+    return Part(state="ok", detail="all breakers are closed, none is slower than declared")

@@ -23,9 +23,9 @@ from django.db.models import Count
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
-from guardrails.selectors import PolicyUnavailable, active_policy, policy_choices
 from streaming import breakers, registry
 from streaming.answer import Answer
+from streaming.at_work import guardrails_at_work
 from streaming.bookends import Result, Run, chosen
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
@@ -145,6 +145,18 @@ GUARDRAIL_BREAKERS = Gauge(
     ("policy", "guardrail", "state"),
     registry=REGISTRY,
 )
+GUARDRAIL_DEMOTED = Gauge(
+    "sluicegate_guardrail_demoted",
+    "1 for a guardrail of an active policy that runs later than it declares, by where it runs.",
+    ("policy", "guardrail", "checkpoint"),
+    registry=REGISTRY,
+)
+GUARDRAIL_SLOW = Gauge(
+    "sluicegate_guardrail_slower_than_declared",
+    "1 for a guardrail of an active policy that this process has measured to be slower than its class.",
+    ("policy", "guardrail", "mode"),
+    registry=REGISTRY,
+)
 SESSIONS = Gauge(
     "sluicegate_sessions", "Sessions that are not over yet, of all processes, by state.", ("state",), registry=REGISTRY
 )
@@ -170,26 +182,6 @@ async def provider_breakers() -> dict[str, str]:
     return {name: found.get(breakers.PROVIDER + name, "closed") for name in names}
 
 
-def _circuits() -> dict[tuple[str, str], str]:
-    found: dict[tuple[str, str], str] = {}
-    for info in policy_choices():
-        try:
-            policy = active_policy(info.name)
-        except PolicyUnavailable:  # readiness says so in its own part
-            continue
-        for guardrail in policy.guardrails:
-            if guardrail.impl.performance.network:
-                found[info.name, guardrail.name] = breakers.GUARDRAIL + guardrail.circuit
-    return found
-
-
-async def guardrail_breakers() -> dict[tuple[str, str], str]:
-    """State by (policy, guardrail) of active policies' guardrails that leave the process; unasked ones are closed."""
-    names = await database_sync_to_async(_circuits)()
-    found = await breakers.states(list(names.values()))
-    return {who: found.get(name, "closed") for who, name in names.items()}
-
-
 async def read_breakers() -> None:
     """Ask for what is not counted here: all processes share the breakers.
 
@@ -198,11 +190,16 @@ async def read_breakers() -> None:
     for provider, state in (await provider_breakers()).items():
         for each in BREAKER_STATES:
             BREAKERS.labels(provider, each).set(each == state)
-    found = await guardrail_breakers()
-    GUARDRAIL_BREAKERS.clear()  # a guardrail that is active no more has no state
-    for (policy, guardrail), state in found.items():
-        for each in BREAKER_STATES:
-            GUARDRAIL_BREAKERS.labels(policy, guardrail, each).set(each == state)
+    found = await guardrails_at_work()
+    for gauge in (GUARDRAIL_BREAKERS, GUARDRAIL_DEMOTED, GUARDRAIL_SLOW):
+        gauge.clear()  # a guardrail that is active no more has no state
+    for one in found:
+        who = (one.policy, one.guardrail)
+        for each in BREAKER_STATES if one.breaker else ():
+            GUARDRAIL_BREAKERS.labels(*who, each).set(each == one.breaker)
+        if one.demoted:
+            GUARDRAIL_DEMOTED.labels(*who, one.checkpoint.value).set(1)
+        GUARDRAIL_SLOW.labels(*who, one.mode.value).set(one.slower)
 
 
 def _counted() -> dict[str, int]:

@@ -32,6 +32,7 @@ from streaming.providers.reading import objects
 from streaming.selectors import conversation_messages
 from streaming.sessions import Visitor, conversation_of
 from streaming.timeline import TimelineView
+from streaming.verdicts import book
 
 WHEN = {
     Checkpoint.IMMEDIATE: "every chunk, before it is shown",
@@ -93,9 +94,17 @@ def _row(guardrail: Guardrail, stored: StoredConversation) -> Row:
     return Row(
         name=guardrail.name,
         does=_does(guardrail),
-        status=stored.deferred.get(guardrail.name) or StatusView(guardrail.name),
+        status=stored.deferred.get(guardrail.name) or _before(guardrail),
         hits=stored.hits.get(guardrail.name, 0),
     )
+
+
+def _before(guardrail: Guardrail) -> StatusView:
+    """The state of a guardrail that no stream has asked yet: idle, unless it is known to be slow."""
+    measured = book(guardrail.impl)
+    if guardrail.checkpoint is guardrail.impl.performance.checkpoint and not measured.slower_than_declared:
+        return StatusView(guardrail.name)
+    return StatusView(guardrail.name, state="slower_than_declared", p95_ms=measured.p95_ms)
 
 
 def _does(guardrail: Guardrail) -> str:
@@ -104,6 +113,8 @@ def _does(guardrail: Guardrail) -> str:
         what = "switched off"
     elif guardrail.mode is Mode.MONITOR:
         what = "records only"
+    if guardrail.checkpoint is not guardrail.impl.performance.checkpoint:
+        what += f", was {WHEN[guardrail.impl.performance.checkpoint].partition(',')[0]}"
     return what if guardrail.kind == guardrail.name else f"{guardrail.kind} · {what}"
 
 

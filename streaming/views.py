@@ -13,7 +13,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from guardrails import selectors as policies
-from streaming import page
+from streaming import demotion, page
 from streaming.conf import conf, demo_mode
 from streaming.providers import base as providers
 from streaming.providers.scripted import ALL_SCENARIOS
@@ -42,7 +42,7 @@ def demo(request: HttpRequest) -> HttpResponse:
         trouble = "No policy is active."
     else:
         try:
-            policy = policies.active_policy(info.name)
+            policy = demotion.current(policies.active_policy(info.name))
         except policies.PolicyUnavailable as error:
             trouble = str(error)
     shown = stored or page.StoredConversation()

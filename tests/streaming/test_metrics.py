@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from guardrails.findings import Outcome
 from guardrails.policy import compile_policy
 from guardrails.selectors import PolicyInfo
-from streaming import breakers, health, metrics
+from streaming import at_work, breakers, health, metrics
 from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
 from streaming.log import LogUnavailable
 from streaming.log_redis import RedisLog
@@ -221,9 +221,10 @@ async def test_an_open_guardrails_breaker_shows_on_the_page(monkeypatch: pytest.
     judge = {"name": "harm", "kind": "ai_judge", "config": {"provider": "scripted", "rubric": "x"}}
     policy = compile_policy({"policy": "trial", "guardrails": [judge]})
     info = PolicyInfo("trial", "", 1, "d", signed=True, healthy=True)
-    monkeypatch.setattr(metrics, "policy_choices", lambda: [info])
-    monkeypatch.setattr(metrics, "active_policy", lambda _name: policy)
-    assert await metrics.guardrail_breakers() == {("trial", "harm"): "closed"}
+    monkeypatch.setattr(at_work, "policy_choices", lambda: [info])
+    monkeypatch.setattr(at_work, "active_policy", lambda _name: policy)
+    (before,) = await at_work.guardrails_at_work()
+    assert (before.policy, before.guardrail, before.breaker, before.trouble) == ("trial", "harm", "closed", "")
     breaker = await breakers.breaker(breakers.GUARDRAIL + policy.guardrail("harm").circuit)
     for _ in range(breakers.THRESHOLD):
         await breaker.enter()
@@ -363,6 +364,8 @@ async def test_the_documentation_and_the_registry_agree() -> None:
                   row.findall(DOCS.read_text("utf-8"))}  # fmt: skip
     await metrics.read_shared(30)
     metrics.GUARDRAIL_BREAKERS.labels("trial", "harm", "closed").set(1)
+    metrics.GUARDRAIL_DEMOTED.labels("trial", "tone", "DEFERRED").set(1)
+    metrics.GUARDRAIL_SLOW.labels("trial", "tone", "MONITOR").set(1)
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
