@@ -268,15 +268,21 @@ class DeferredCheck(models.Model):
 
 
 class GuardedStream(models.Model):
-    """The state of a stream that its client owns, as last written through, encrypted; wiped when the stream is over.
+    """The state of a stream that its client owns, as last written through, encrypted.
 
-    ``rev`` counts what was ever committed, so that a slow process cannot put an older state over a newer one.
+    When the stream is over its last answer stands in its place for some minutes, then nothing. ``rev`` counts what was
+    ever committed, so that a slow process cannot put an older state over a newer one.
     """
 
     session = models.OneToOneField(AuditSession, primary_key=True, on_delete=models.CASCADE, related_name="guarded")
     rev = models.PositiveIntegerField(default=0)
     seq = models.PositiveIntegerField(default=0)
     sealed_state = models.BinaryField(null=True, editable=False)
+
+    class Meta:
+        indexes = [  # the few of all streams that the sweep looks at
+            models.Index(fields=["session"], condition=models.Q(sealed_state__isnull=False), name="guarded_kept")
+        ]
 
     def __str__(self) -> str:
         return f"{self.session_id} {self.seq}"

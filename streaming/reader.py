@@ -66,8 +66,8 @@ async def follow(
                 after, quiet = int(str(events[-1]["seq"])), 0.0
                 complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
                 done = done or any(event["type"] == "done" for event in events)
-                if complete and lost and not done:
-                    # How the answer ended was in the part of the log that is gone.
+                if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
+                    # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
                     yield [from_database(event, session_id) for event in said if not isinstance(event, StateChange)]
                 if out := buffer.take(events, now()):
@@ -92,6 +92,16 @@ async def follow(
                     yield buffer.flush(now())
             if buffer.due_at is None and not await _woken(wake, settings.log_poll_s):
                 quiet += settings.log_poll_s
+
+
+async def _ended_in(log: SessionLog, session_id: str) -> bool:
+    """Whether the log says how the answer ended."""
+    after = 0
+    while events := await log.read(session_id, after, READ_AT_ONCE):
+        if any(event["type"] == "done" for event in events):
+            return True
+        after = int(str(events[-1]["seq"]))
+    return False
 
 
 async def _woken(wake: asyncio.Event, limit_s: float) -> bool:

@@ -6,24 +6,30 @@ Whatever is cut, the same call sent again leads to the same answers, the same ro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from channels.db import database_sync_to_async
+from django.utils import timezone
 
 from guardrails.findings import AppliesTo
 from streaming import tasks
 from streaming.chat import load_running
 from streaming.conf import conf
+from streaming.deferred import run_deferred
 from streaming.guarded import service
-from streaming.guarded.record import Answer
+from streaming.guarded.record import KEPT_BYTES, Answer
 from streaming.guarded.service import Beginning, Streams, digest_of
 from streaming.log_redis import RedisLog, close_shared_log, shared_log
-from streaming.models import AuditEntry, AuditSession, Finding, GuardedStream
+from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, GuardedStream
+from streaming.reader import follow
 from streaming.sessions import Visitor
+from streaming.sweep import sweep
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 VISITOR = Visitor(client="one")
@@ -98,6 +104,7 @@ class Sent:
     """A stream, call by call; each can be sent again. ``said``: the last answer of each call."""
 
     policy: str
+    first: str = DELTAS[0]
     key: str = field(default_factory=lambda: str(uuid4()))
     said: dict[str, Answer] = field(default_factory=dict)
 
@@ -111,8 +118,8 @@ class Sent:
             case "start":
                 running = await load_running(self.policy)
                 asked = Beginning(
-                    VISITOR, running.policy, AppliesTo.RESPONSE, DELTAS[0], repeat_key=self.key,
-                    body_digest=digest_of("start", DELTAS[0]),
+                    VISITOR, running.policy, AppliesTo.RESPONSE, self.first, repeat_key=self.key,
+                    body_digest=digest_of("start", self.first),
                 )  # fmt: skip
                 self.said[call] = await streams.start(asked)
             case "update":
@@ -218,6 +225,135 @@ async def test_a_copy_that_comes_to_life_after_the_end_changes_nothing(which: st
     pytest.fail("there is no end to its moments")
 
 
-async def test_nothing_of_it_is_left_open() -> None:
-    await undisturbed("basic")
-    assert await GuardedStream.objects.filter(session__state="ACTIVE").acount() == 0
+async def stored(script: str, sent: Sent, *names: str) -> object:
+    """What a script says of the stream's keys."""
+    return await shared_log().evaluate(script, [f"sg:{name}:{{{sent.session_id}}}" for name in names], [])
+
+
+async def test_a_log_that_is_lost_is_told_again_with_the_same_seqs() -> None:
+    sent = Sent("basic")
+    for call in CALLS:
+        if sent.said:
+            before = await shared_log().read(sent.session_id, 0)
+            await stored("return redis.call('DEL', KEYS[1], KEYS[2])", sent, "log", "seq")
+        await sent.send(call)
+        if len(sent.said) > 1:
+            after = await shared_log().read(sent.session_id, 0)
+            assert [{**one, "ms": 0} for one in after[: len(before)]] == [{**one, "ms": 0} for one in before]
+            assert len(after) > len(before)
+    assert await outcome(sent) == await undisturbed("basic")
+
+
+async def test_what_is_judged_anew_is_not_told_anew() -> None:
+    """The store forgets the state and not the log; the database has an older state."""
+    sent = Sent("basic")
+    await sent.send("start")
+    older = await GuardedStream.objects.aget(pk=sent.session_id)
+    await sent.send("update")
+    await older.asave()
+    await stored("return redis.call('DEL', KEYS[1])", sent, "guarded")
+    with pytest.raises(service.OutOfTurn):
+        await sent.send("finish")
+    for call in ("update", "finish"):
+        await sent.send(call)
+    assert await outcome(sent) == await undisturbed("basic")
+
+
+async def test_a_block_is_told_once_and_again_to_a_log_that_lost_it() -> None:
+    sent = Sent("demo", first="They call it project blue heron, and more. ")
+    await sent.send("start")
+    before = await shared_log().read(sent.session_id, 0)
+    assert [event["type"] for event in before] == ["state", "message_new", "finding", "blocked"]
+    await stored("return redis.call('DEL', KEYS[1], KEYS[2])", sent, "log", "seq")
+    await sent.send("update")
+    after = await shared_log().read(sent.session_id, 0)
+    assert [{**one, "ms": 0} for one in after] == [{**one, "ms": 0} for one in before]
+
+
+async def test_a_late_copy_of_one_of_the_last_calls_gets_its_answer() -> None:
+    sent = Sent("basic")
+    await sent.send("start")
+    streams = Streams(shared_log(), conf())
+
+    async def send(seq: int) -> Answer:
+        return await streams.update(VISITOR, sent.session_id, seq, f"Sentence {seq}. ")
+
+    said = {seq: await send(seq) for seq in range(2, 9)}
+    for seq in range(8, 4, -1):
+        assert await send(seq) == said[seq]
+    for seq in range(2, 5):
+        with pytest.raises(service.OutOfTurn) as refused:
+            await send(seq)
+        assert (refused.value.code, refused.value.expected_seq) == ("seq_conflict", 9)
+    with pytest.raises(service.OutOfTurn):
+        await streams.update(VISITOR, sent.session_id, 7, "Another. ")
+    assert (await send(9))["released_chars"] == int(str(said[8]["released_chars"])) + len("Sentence 9. ")
+
+
+async def test_long_answers_are_not_kept_for_copies_but_the_last_one_is() -> None:
+    sent = Sent("basic")
+    await sent.send("start")
+    streams = Streams(shared_log(), conf())
+
+    async def send(seq: int, chars: int = KEPT_BYTES * 2 // 5) -> Answer:
+        return await streams.update(VISITOR, sent.session_id, seq, "Well. " * (chars // 6))
+
+    said = {seq: await send(seq) for seq in range(2, 5)}
+    assert await send(3) == said[3]
+    with pytest.raises(service.OutOfTurn):
+        await send(2)
+    last = await send(5, KEPT_BYTES + 6_000)
+    assert len(str(last["released"])) > KEPT_BYTES
+    assert await send(5, KEPT_BYTES + 6_000) == last
+    with pytest.raises(service.OutOfTurn):
+        await send(4)
+
+
+async def test_the_answer_of_an_end_outlives_the_store_and_is_wiped_in_time() -> None:
+    sent = Sent("basic")
+    for call in CALLS:
+        await sent.send(call)
+    said = sent.said["finish"]
+    await shared_log().evaluate("redis.call('FLUSHALL') return 1", [], [])
+    await sent.send("finish")
+    assert sent.said["finish"] == said
+    with pytest.raises(service.OutOfTurn, match="is over"):
+        await sent.send("update")
+    stream = await GuardedStream.objects.aget()
+    assert b"number" not in bytes(stream.sealed_state or b"")
+    later = timezone.now() + timedelta(seconds=conf().tombstone_s)
+    await sweep(later - timedelta(seconds=60), shared_log(), lambda pk: None)
+    assert await GuardedStream.objects.filter(sealed_state=None).acount() == 0
+    await sweep(later + timedelta(seconds=1), shared_log(), lambda pk: None)
+    assert await GuardedStream.objects.filter(sealed_state=None).acount() == 1
+    with pytest.raises(service.OutOfTurn) as refused:
+        await sent.send("finish")
+    assert (refused.value.code, refused.value.expected_seq) == ("stream_ended", 4)
+
+
+async def test_a_reader_learns_of_an_end_that_was_stored_and_never_told(moments: Moments) -> None:
+    """Who ended the answer died before telling; deferred checks go on, and nobody sends the finish again."""
+
+    async def cut() -> None:
+        raise asyncio.CancelledError
+
+    for at in range(MOST):
+        sent = Sent("demo")
+        for call in ("start", "update"):
+            await sent.send(call)
+        moments.at, moments.met, moments.stop, moments.whose = at, 0, cut, asyncio.current_task()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sent.send("finish")
+        moments.stop = None
+        session = await AuditSession.objects.aget(pk=sent.session_id)
+        if session.state == "MONITORING":
+            break
+    assert "done" not in [event["type"] for event in await shared_log().read(sent.session_id, 0)]
+    check = await DeferredCheck.objects.aget(session=session)
+    assert await run_deferred(check.pk, shared_log())
+    batches = [batch async for batch in follow(shared_log(), sent.session_id, 0, conf())]
+    told = [event for batch in batches for event in batch]
+    assert [event["final"] for event in told if event["type"] == "done"] == [
+        "The number is [SSN]. Write to [EMAIL], or ask [SSN]. "
+    ]
+    assert (told[-1]["type"], told[-1]["state"]) == ("state", "COMPLETE")
