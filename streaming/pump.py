@@ -23,7 +23,7 @@ from channels.db import database_sync_to_async
 from guardrails.findings import Outcome
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail
-from streaming import metrics, sessions
+from streaming import metrics, sessions, trials
 from streaming.agent import MAX_ROUNDS, Agent, Call, Said
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
@@ -409,6 +409,7 @@ class Pump:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
         if state is State.MONITORING:
             await self._around.queue_checks(self._run.started.session_id)
+        await trials.after_answer(self._run.policy, self._answer.raw, feeds_ms, self._around.clock)
 
     # -- small things -------------------------------------------------------------------------------------------
 

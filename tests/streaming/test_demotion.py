@@ -22,18 +22,9 @@ from streaming.demotion import READ_EVERY_S, lift, scheduled
 from streaming.models import Demotion
 from streaming.trials import TRIAL_S
 from streaming.verdicts import ENOUGH_TIMES, MAX_TIMES, TIMES_S, book
+from tests.streaming.pumping import Time, trial
 
 pytestmark = pytest.mark.django_db
-
-
-class Time:
-    """A clock that stands until somebody takes time."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Sluggish(Kind[Config]):
@@ -342,6 +333,27 @@ async def test_of_several_in_a_slow_gate_the_slow_one_is_found(slow_gate: dict[s
         await run_check(found.guardrail("b"), CheckRequest(f"Sentence {n}.", AppliesTo.RESPONSE), clock)
     found = await database_sync_to_async(seen)(tried, clock)
     assert [where(found, name) for name in ("a", "b")] == [Checkpoint.IMMEDIATE, Checkpoint.DEFERRED]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_answers_that_stream_are_what_measures(slow_gate: dict[str, float], clock: Time) -> None:
+    tried = words()
+    slow_gate["g"] = 150.0
+    for _ in range(2):  # of each answer TRIAL_S are enough for more than half
+        case = await trial([f"piece {n} " for n in range(ENOUGH_TIMES)], policy=tried, clock=clock)
+        await case.pump.run()
+        assert (await case.of("done"))[-1]["outcome"] == "allowed"
+    assert where(await database_sync_to_async(seen)(tried, clock)) is Checkpoint.BATCHED
+    case = await trial(["A heron came by. ", "The end."], policy=tried.demoted({"g": Checkpoint.BATCHED}), clock=clock)
+    await case.pump.run()
+    assert {(s["checkpoint"], s["state"]) for s in await case.of("guardrail_status")} == {
+        ("BATCHED", "idle"), ("BATCHED", "checking"), ("BATCHED", "would_block"), ("BATCHED", "passed"),
+    }  # fmt: skip
+    assert [f["would_have"] for f in await case.of("finding")] == ["blocked"]
+    assert await case.shown() == "A heron came by. The end."
+    case = await trial(["A heron."], policy=tried.demoted({"g": Checkpoint.DEFERRED}), clock=clock)
+    await case.pump.run()
+    assert ((await case.of("state"))[-1]["state"], case.queued) == ("MONITORING", [case.session_id])
 
 
 @pytest.mark.django_db(transaction=True)
