@@ -64,7 +64,7 @@ async def _sweep() -> None:
 @shared_task(name="streaming.tasks.purge", ignore_result=True, expires=3_600)
 def purge() -> None:
     """Remove texts that have been kept long enough; runs every hour."""
-    done = sum(retention.purge(session_id=one) for one in retention.due(timezone.now(), retention.configured()))
+    done = retention.purge(retention.due(timezone.now(), retention.configured()))
     if done:
         logger.info("texts_purged", sessions=done)
 

@@ -60,6 +60,11 @@ def next_entry(*, last_seq: int, last_hash: str, kind: str, session: str, at: st
     return Entry(draft.seq, kind, session, at, body, last_hash, _hash(draft))
 
 
+def body_text(entry: Entry) -> str:
+    """The body as it is stored: canonical JSON, as it was hashed."""
+    return canonical_bytes(entry.body).decode()
+
+
 def _hash(entry: Entry) -> str:
     return hashlib.sha256(canonical_bytes(_signed_part(entry))).hexdigest()
 

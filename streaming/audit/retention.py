@@ -7,17 +7,22 @@ removed, and when, is an entry of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
+from time import sleep
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q
 
-from streaming.audit.services import append
+from streaming.audit.services import Draft, append_all
 from streaming.audit.verify import NOTE
 from streaming.models import AuditEntry, AuditSession, Message, Review
 
+AT_ONCE = 20
+REST_S = 0.1
+"""The longest time between two tries of somebody who waits for SQLite's lock; there is no queue."""
 DEFAULT = "*"
 KEPT_METADATA = ("provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status")
 """What of a message's metadata says nothing of its words."""
@@ -51,24 +56,44 @@ def due(now: datetime, retention: Mapping[str, int]) -> list[str]:
     rows = AuditSession.objects.filter(when, state=AuditSession.State.COMPLETE).exclude(
         (Q(prompt=None) | Q(prompt__salt="")) & (Q(answer=None) | Q(answer__salt="")) & ~Exists(notes)
     )
-    return [str(pk) for pk in rows.order_by("ended_at").values_list("pk", flat=True)]
+    return [str(pk) for pk in rows.order_by("ended_at", "pk").values_list("pk", flat=True)]
 
 
-def purge(*, session_id: str) -> bool:
-    """Remove a session's texts, and reviewers' notes on it. False when there was nothing left to remove."""
+def purge(session_ids: Iterable[str]) -> int:
+    """Remove the texts of sessions, and reviewers' notes on them; returns of how many there was something to remove.
+
+    ``AT_ONCE`` of them are one transaction: others wait for its end, and every end of one waits for the disk. Between
+    two of them others have their turn.
+    """
+    waiting, done = iter(session_ids), 0
+    some = list(islice(waiting, AT_ONCE))
+    while some:
+        done += _purge_some(some)
+        some = list(islice(waiting, AT_ONCE))
+        if some and connection.vendor == "sqlite":
+            sleep(REST_S)
+    return done
+
+
+def _purge_some(session_ids: Sequence[str]) -> int:
     with transaction.atomic():
-        # by key, and quickly: nobody else writes meanwhile where the database has one lock for all
-        keys = AuditSession.objects.filter(pk=session_id).values_list("prompt", "answer").first() or ()
-        messages = Message.objects.select_for_update().filter(pk__in=[key for key in keys if key is not None])
-        removed = []
-        for message in messages.exclude(salt=""):
-            message.content, message.salt = "", ""
-            message.metadata = {key: message.metadata[key] for key in KEPT_METADATA if key in message.metadata}
-            message.save(update_fields=["content", "salt", "metadata"])
-            removed.append(message.role)
-        if Review.objects.filter(finding__session__pk=session_id).exclude(salt="").update(note="", salt=""):
-            removed.append(NOTE)
-        if not removed:
-            return False
-        append(kind=AuditEntry.Kind.PURGE, session_id=session_id, body={"texts": sorted(removed)})
-    return True
+        removed = {session_id: names for session_id in session_ids if (names := _remove(session_id))}
+        drafts = [Draft(AuditEntry.Kind.PURGE, key, {"texts": sorted(names)}) for key, names in removed.items()]
+        if drafts:
+            append_all(drafts)
+    return len(drafts)
+
+
+def _remove(session_id: str) -> list[str]:
+    """What was removed. By key, and quickly: nobody else writes meanwhile where the database has one lock for all."""
+    keys = AuditSession.objects.filter(pk=session_id).values_list("prompt", "answer").first() or ()
+    messages = Message.objects.select_for_update().filter(pk__in=[key for key in keys if key is not None])
+    removed = []
+    for message in messages.exclude(salt=""):
+        message.content, message.salt = "", ""
+        message.metadata = {key: message.metadata[key] for key in KEPT_METADATA if key in message.metadata}
+        message.save(update_fields=["content", "salt", "metadata"])
+        removed.append(message.role)
+    if Review.objects.filter(finding__session__pk=session_id).exclude(salt="").update(note="", salt=""):
+        removed.append(NOTE)
+    return removed

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
+from streaming.audit.retention import AT_ONCE
 from tests.bench.clock import percentile
 from tests.bench.registry import Row, at_least, at_most, bench, context
-from tests.stack.runs import begin, end, environment, kill_workers_midway
+from tests.stack.runs import appended, begin, end, installed, kill_workers_midway
 
 APPENDS = 10_000
+NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 CHECKS = 1_000
 
 
 @bench("audit")
 def audit() -> Iterable[Row]:
-    """10,000 appends by two processes to one log on SQLite: time of all, time of each; one process as the anchor."""
-    with tempfile.TemporaryDirectory(prefix="sluicegate-bench-") as folder:
-        env = environment(Path(folder))
-        end(begin(env, "prepare"))
-        alone = cast("list[float]", end(begin(env, "appends", APPENDS // 2)))
-        began = time.perf_counter()
-        both = [begin(env, "appends", APPENDS // 2) for _ in range(2)]
-        took = [ms for one in both for ms in cast("list[float]", end(one))]
-        seconds = time.perf_counter() - began
-    single = f"one process alone: p50 {percentile(alone, 0.5):.2f} ms, p99 {percentile(alone, 0.99):.1f} ms"
-    yield context(
-        "audit_appends", f"{APPENDS:,} appends by two processes, start of both included", seconds, "s", single
-    )
-    yield context("audit_append_p50", "… each, with commit, p50", percentile(took, 0.5), "ms", single)
-    yield context("audit_append_p99", "… each, with commit, p99", percentile(took, 0.99), "ms", single)
+    """10,000 appends by two processes to one log, each its own transaction and 100 in one, on both databases."""
+    for database in NAMES:
+        with (
+            tempfile.TemporaryDirectory(prefix="sluicegate-bench-") as folder,
+            installed(Path(folder), database) as env,
+        ):
+            end(begin(env, "prepare"))
+            appended(env, 1, 500, 1)
+            alone, singly = appended(env, 1, APPENDS, 1)
+            seconds, took = appended(env, 2, APPENDS // 2, 1)
+            in_bulk, _ = appended(env, 2, APPENDS // 2, AT_ONCE)
+        middle, late = (percentile(singly, share) for share in (0.5, 0.99))
+        single = f"one process alone {alone:.2f} s: p50 {middle:.2f} ms, p99 {late:.1f} ms"
+        name = f"{NAMES[database]}: {APPENDS:,} appends by two processes"
+        yield at_most(f"audit_{database}_appends", f"{name}, {AT_ONCE} in a transaction as in a purge", in_bulk, 1, "s")
+        yield at_most(f"audit_{database}_singly", "… each in its own transaction", seconds, 1, "s", single)
+        yield context(f"audit_{database}_p50", "… each, with commit, p50", percentile(took, 0.5), "ms", single)
+        yield context(f"audit_{database}_p99", "… each, with commit, p99", percentile(took, 0.99), "ms", single)
 
 
 @bench("deferred")

@@ -8,9 +8,12 @@ import hmac
 import json
 
 import pytest
+import rfc8785
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from guardrails.signing import (
     KeyRefused,
@@ -61,10 +64,25 @@ def test_canonical_form_and_digest_are_those_of_the_standards() -> None:
     assert digest_of(b"abc") == "sha256:" + hashlib.sha256(b"abc").hexdigest()
 
 
-@pytest.mark.parametrize("value", [float("nan"), 2**53 + 1, "\ud800"])
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(["\x7f\u2028", "\ufb33", "😀"])
+_NUMBERS = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+_LEAVES = st.none() | st.booleans() | _NUMBERS | _TEXTS
+_JSON = st.recursive(_LEAVES, lambda one: st.lists(one, max_size=4) | st.dictionaries(_TEXTS, one, max_size=4))
+
+
+@given(st.dictionaries(_TEXTS, _JSON, max_size=4))
+@example({"\ufb33": 1, "😀": 2, "z": {}, "a": [[], 2**53 - 1, '\x00\x1f\x7f"\\/\u2028é😀', True, None]})
+@example({"b": {"a": "\x0b\b\f\n\r\t"}, "B": -(2**53) + 1, "_": False})
+def test_the_quick_way_writes_what_the_library_writes(value: dict[str, object]) -> None:
+    assert canonical_bytes(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 2**53, -(2**53), 2**53 + 1, "\ud800", {"\ud800": 1}, {1: 2}, object()]
+)
 def test_what_has_no_canonical_form_is_refused(value: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the library's own subclasses
-        canonical_bytes({"a": value})
+        canonical_bytes({"a": value, "b": {"c": [value]}})
 
 
 @pytest.mark.parametrize(

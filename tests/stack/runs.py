@@ -18,7 +18,7 @@ from typing import TypedDict, cast
 import redis
 
 from project.demo.valkey import choose_port, embedded
-from tests.stack.servers import ROOT, Stack, listening, stop, tied, until
+from tests.stack.servers import ROOT, Stack, listening, postgres, stop, tied, until
 
 LIMIT_S = 900.0
 _INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
@@ -40,6 +40,14 @@ class Result(TypedDict):
     twice: int
 
 
+class Appended(TypedDict):
+    """When a process began and ended, on the clock that all processes share, and what each transaction took (ms)."""
+
+    first: float
+    last: float
+    took: list[float]
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run's result, how many seconds the workers took, and what ``audit verify`` said."""
@@ -47,6 +55,16 @@ class Run:
     result: Result
     seconds: float
     verified: str
+
+
+@contextlib.contextmanager
+def installed(folder: Path, database: str) -> Iterator[dict[str, str]]:
+    """The environment of an installation without tables on "sqlite" or "postgresql"; its server runs until the end."""
+    env = environment(folder)
+    with contextlib.ExitStack() as all_of_it:
+        if database == "postgresql":
+            env["DATABASE_URL"] = all_of_it.enter_context(postgres(env, folder / "postgres.log"))
+        yield env
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -59,7 +77,7 @@ def environment(folder: Path) -> dict[str, str]:
 def begin(env: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
     """``tests.stack.work`` in a process of its own."""
     command = [sys.executable, "-m", "tests.stack.work", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
@@ -73,11 +91,33 @@ def end(process: subprocess.Popen[str]) -> object:
     return json.loads(out)
 
 
+def appended(env: dict[str, str], processes: int, each: int, at_once: int) -> tuple[float, list[float]]:
+    """Processes that append ``each`` entries, ``at_once`` in a transaction, and begin together once all are ready.
+
+    Seconds from the first append to the last, and milliseconds of every transaction.
+    """
+    running = [begin(env, "appends", each, at_once) for _ in range(processes)]
+    try:
+        for one in running:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n", one.communicate()[1][-4000:]
+        for one in running:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        done = [cast("Appended", end(one)) for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    seconds = max(one["last"] for one in done) - min(one["first"] for one in done)
+    return seconds, [ms for one in done for ms in one["took"]]
+
+
 @contextlib.contextmanager
-def workers(folder: Path) -> Iterator[Stack]:
-    """Valkey and an empty database; the caller starts workers."""
-    env = environment(folder)
+def workers(folder: Path, database: str = "sqlite") -> Iterator[Stack]:
+    """Valkey and a database without sessions; the caller starts workers."""
     with contextlib.ExitStack() as all_of_it:
+        env = all_of_it.enter_context(installed(folder, database))
         service, env["REDIS_URL"] = embedded(folder, choose_port(folder), os.environ)
         all_of_it.callback(stop, tied(list(service.argv), os.environ, folder / "valkey.log"))
         made = Stack(folder, env, all_of_it.enter_context(contextlib.closing(listening())))
@@ -100,9 +140,9 @@ def _answers(store: redis.Redis) -> bool:
         return False
 
 
-def kill_workers_midway(folder: Path, number: int) -> Run:
+def kill_workers_midway(folder: Path, number: int, database: str = "sqlite") -> Run:
     """``number`` checks, two workers; each is killed while it is making a check; two new ones make the rest."""
-    with workers(folder) as servers:
+    with workers(folder, database) as servers:
         queued = end(begin(servers.env, "fill", number))
         assert queued == number
         began = time.monotonic()
@@ -148,7 +188,7 @@ def _kill_one(servers: Stack, victim: int, held: set[Attempt]) -> set[Attempt] |
     trees = {worker.pid: [worker.pid, *below(worker.pid)] for worker in alive}
     _signal(trees, signal.SIGSTOP)
     try:
-        under_way = _under_way(servers.folder)
+        under_way = _under_way(servers)
         if len(under_way - held) < len(alive):
             return None
         dying = servers.workers[victim]
@@ -159,15 +199,15 @@ def _kill_one(servers: Stack, victim: int, held: set[Attempt]) -> set[Attempt] |
         _signal(trees, signal.SIGCONT)
 
 
-def _under_way(folder: Path) -> set[Attempt]:
-    """Checks that are being made; none when one of those who stand still has the whole file locked."""
-    path = f"file:{folder / 'sluicegate.sqlite3'}?mode=ro"
-    query = "SELECT id, attempts FROM streaming_deferredcheck WHERE state = 'checking'"
+def _under_way(servers: Stack) -> set[Attempt]:
+    """Checks that are being made; none when one of those who stand still has the whole of a SQLite file locked."""
     try:
-        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=0.1)) as file:
-            return set(file.execute(query))
+        found = servers.rows(
+            "SELECT id, attempts FROM streaming_deferredcheck WHERE state = 'checking'", patience_s=0.1
+        )
     except sqlite3.OperationalError:
         return set()
+    return {(int(str(key)), int(str(attempt))) for key, attempt in found}
 
 
 def _signal(trees: dict[int, list[int]], number: signal.Signals) -> None:

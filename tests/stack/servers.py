@@ -109,13 +109,13 @@ class Stack:
         """The address that all web processes share."""
         return f"http://127.0.0.1:{self.shared.getsockname()[1]}"
 
-    def rows(self, query: str) -> list[tuple[object, ...]]:
-        """Rows of the database, read from outside."""
+    def rows(self, query: str, patience_s: float = 20) -> list[tuple[object, ...]]:
+        """Rows of the database, read from outside; a SQLite file that stays locked for longer is an error."""
         if uri := self.env.get("DATABASE_URL"):
             with psycopg.connect(uri) as connection:
                 return connection.execute(query.encode()).fetchall()
         path = f"file:{self.folder / 'sluicegate.sqlite3'}?mode=ro"
-        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=20)) as file:
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=patience_s)) as file:
             return file.execute(query).fetchall()
 
     def store(self) -> redis.Redis:
@@ -129,14 +129,14 @@ class Stack:
             command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
 
-    def start_web(self) -> None:
+    def start_web(self, application: str = "project.asgi:application") -> None:
         """One more web process; not ready yet."""
         self._started += 1
         name = f"web-{self._started}"
         own = listening()
         fds = (self.shared.fileno(), own.fileno())
         argv = [sys.executable, "-m", "daphne", "-v", "1", "--access-log", os.devnull, "--fd", str(fds[0])]
-        argv += ["-e", f"fd:fileno={fds[1]}", "project.asgi:application"]
+        argv += ["-e", f"fd:fileno={fds[1]}", application]
         log = self.folder / f"{name}.log"
         self.webs.append(Web(name, own, tied(argv, self.env, log, pass_fds=fds), log, own.getsockname()[1]))
 
@@ -206,8 +206,12 @@ def postgres(env: Mapping[str, str], log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def stack(folder: Path, database: str) -> Iterator[Stack]:
-    """Start all of it on ``database`` ("sqlite" or "postgresql") and stop it in the end."""
+def stack(folder: Path, database: str, *, processes: int = 2, application: str = "", **more: str) -> Iterator[Stack]:
+    """Start all of it on ``database`` ("sqlite" or "postgresql") and stop it in the end.
+
+    ``processes``: as many web processes and as many workers. ``application`` is served in place of the project's own,
+    by web processes alone. ``more``: environment variables.
+    """
     env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     env |= {
         "DJANGO_SETTINGS_MODULE": "tests.stack.settings",
@@ -215,6 +219,7 @@ def stack(folder: Path, database: str) -> Iterator[Stack]:
         "PYTHONUNBUFFERED": "1",
         "SLUICEGATE_DATA_DIR": str(folder),
         "SLUICEGATE_SCRIPTED_RATE": "60",
+        **more,
     }
     with contextlib.ExitStack() as all_of_it:
         service, env["REDIS_URL"] = embedded(folder, choose_port(folder), os.environ)
@@ -227,9 +232,12 @@ def stack(folder: Path, database: str) -> Iterator[Stack]:
         assert done.returncode == 0, done.stderr[-4000:]
         made.keys = json.loads(done.stdout)
         try:
-            for beat in (True, False):
-                made.start_web()
-                made.start_worker(beat=beat)
+            for number in range(processes):
+                if application:
+                    made.start_web(application)
+                else:
+                    made.start_web()
+                    made.start_worker(beat=number == 0)
             made.wait_for_webs()
             made.wait_for_workers()
             yield made

@@ -13,8 +13,8 @@ SAID = {"error", "timeout", "expired"}
 """Failures that everybody sees."""
 
 
-def survive(folder: Path, number: int) -> None:
-    run = kill_workers_midway(folder, number)
+def survive(folder: Path, number: int, database: str) -> None:
+    run = kill_workers_midway(folder, number, database)
     result = run.result
     assert sum(result["states"].values()) == result["all"] == result["complete"] == result["sealed"] == number
     assert set(result["states"]) <= JUDGED | SAID, "each check is done or has visibly failed"
@@ -26,10 +26,12 @@ def survive(folder: Path, number: int) -> None:
     assert run.verified == ""
 
 
-def test_it_works(tmp_path: Path) -> None:
-    survive(tmp_path, 150)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_it_works(tmp_path: Path, database: str) -> None:
+    survive(tmp_path, 150 if database == "sqlite" else 60, database)
 
 
 @pytest.mark.long
-def test_a_thousand(tmp_path: Path) -> None:
-    survive(tmp_path, 1_000)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_thousand(tmp_path: Path, database: str) -> None:
+    survive(tmp_path, 1_000, database)

@@ -1,10 +1,10 @@
-"""Run as ``python -m tests.stack.work WHAT [N]``: one piece of work in a process of its own; prints JSON.
+"""Run as ``python -m tests.stack.work WHAT [N…]``: one piece of work in a process of its own; prints JSON.
 
 prepare     tables and policies
 fill N      N sessions whose answers are over, each with one deferred check that is queued; every other one is a hit
 result      what has become of them
 sessions N  N sessions from first to last row, one after another
-appends N   N entries of the audit log, one transaction each; gives the milliseconds of each
+appends N K N entries of the audit log, K in a transaction; gives the milliseconds of each transaction
 purge       the texts of every third session are removed
 """
 
@@ -112,28 +112,35 @@ def write_sessions(number: int) -> object:
     return number
 
 
-def appends(number: int) -> object:
-    """Entries alone."""
-    from django.db import transaction
+def appends(number: int, at_once: int) -> object:
+    """Entries alone, ``at_once`` of them in a transaction; says "ready" and begins when it is told to."""
+    from django.db import connection, transaction
 
-    from streaming.audit.services import append
+    from streaming.audit.services import Draft, append_all
 
+    connection.ensure_connection()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
     took = []
-    for n in range(number):
+    first = time.monotonic()
+    for start in range(0, number, at_once):
         began = time.perf_counter()
+        numbers = range(start, min(start + at_once, number))
+        drafts = [Draft("reveal", "", {"by": "bench", "reason": "measured", "texts": [str(n)]}) for n in numbers]
         with transaction.atomic():
-            append(kind="reveal", session_id="", body={"by": "bench", "reason": "measured", "texts": [str(n)]})
+            append_all(drafts)
         took.append((time.perf_counter() - began) * 1000)
-    return took
+    return {"first": first, "last": time.monotonic(), "took": took}
 
 
 def purge() -> object:
     """Beside whoever else writes."""
-    from streaming.audit.retention import purge as purge_one
+    from streaming.audit.retention import purge as purge_all
     from streaming.models import AuditSession
 
     ids = list(AuditSession.objects.filter(state="COMPLETE").order_by("pk").values_list("pk", flat=True))[::3]
-    return sum(purge_one(session_id=str(pk)) for pk in ids)
+    return purge_all(map(str, ids))
 
 
 WORK: dict[str, Callable[..., object]] = {

@@ -14,13 +14,14 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, connections, transaction
 from django.db.utils import DatabaseError
+from django.test.utils import CaptureQueriesContext
 
 from guardrails.findings import Action, Finding, Mode, Outcome
 from guardrails.keys import signing_key
 from guardrails.signing import Purpose, SignatureRefused, SigningKey, new_key_pem
 from streaming import sessions, tasks
 from streaming.audit.chain import GENESIS, Entry, faults, next_entry
-from streaming.audit.services import append
+from streaming.audit.services import Draft, append, append_all
 from streaming.audit.verify import log_faults, one_moment, read_head, signed_head, stored_entries
 from streaming.models import AuditEntry, AuditHead, AuditSession, Message
 from streaming.sessions import Ending, NewSession, Visitor
@@ -237,6 +238,21 @@ def test_an_entry_falls_with_its_transaction(db: None) -> None:
         raise RuntimeError
     append(kind="reveal")
     assert [entry.seq for entry in stored_entries()] == [1, 2, 3]
+    assert codes() == []
+
+
+def test_several_entries_are_one_step_with_one_lock(db: None) -> None:
+    append(kind="reveal")
+    with CaptureQueriesContext(connection) as asked:
+        made = append_all([Draft("purge", "a", {"texts": ["é\u0001"]}), Draft(AuditEntry.Kind.REVEAL), Draft("purge")])
+    assert len(asked) <= 3 + 2, "three statements, and those that a transaction takes where there is none yet"
+    assert [entry.seq for entry in made] == [2, 3, 4]
+    assert list(stored_entries())[1:] == made
+    assert codes() == []
+    with pytest.raises(ValueError, match="inf"):
+        append_all([Draft("purge", "b"), Draft("purge", "c", {"texts": float("inf")})])
+    append(kind="reveal")
+    assert [entry.session for entry in stored_entries()] == ["", "a", "", "", ""], "all of them or none"
     assert codes() == []
 
 

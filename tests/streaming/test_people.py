@@ -116,7 +116,7 @@ def test_a_note_is_stored_encrypted_and_goes_with_the_texts(finding: Finding, ca
     with connection.cursor() as cursor:
         cursor.execute("SELECT note FROM streaming_review")
         assert "quotes" not in str(cursor.fetchall())
-    assert purge(session_id=str(finding.session_id))
+    assert purge([str(finding.session_id)])
     review = finding.reviews.get()
     assert (review.note, review.salt, review.label) == ("", "", "true_positive")
     assert AuditEntry.objects.get(kind="purge").body == {"texts": ["assistant", "note", "user"]}
@@ -128,13 +128,13 @@ def test_a_note_is_stored_encrypted_and_goes_with_the_texts(finding: Finding, ca
     later = timezone.now() + timedelta(days=9)
     assert due(past, {"*": 1}) == []
     assert due(later, {"*": 1}) == [str(finding.session_id)], "a later note becomes due again"
-    assert purge(session_id=str(finding.session_id))
+    assert purge([str(finding.session_id)])
     assert codes() == []
 
 
 def test_an_answer_removed_by_hand_is_not_covered_by_the_purge_of_a_note(finding: Finding, cast: Cast) -> None:
     record_review(finding=finding, label=Label.TRUE_POSITIVE, note="n", by=cast.reviewer, seen=0)
     Message.objects.update(content="", salt="")
-    assert purge(session_id=str(finding.session_id))
+    assert purge([str(finding.session_id)])
     assert AuditEntry.objects.get(kind="purge").body == {"texts": ["note"]}
     assert codes() == ["text_missing", "text_missing"]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 from io import StringIO
+from unittest.mock import Mock
 
 import pytest
 from django.core.management import call_command
+from django.db import connection, transaction
+from django.db.utils import OperationalError
 from django.utils import timezone
 
+from streaming.audit import retention
 from streaming.audit.retention import due, parse_retention, purge
 from streaming.audit.verify import log_faults
 from streaming.models import AuditEntry, AuditSession, Message
@@ -32,7 +36,7 @@ def aged() -> list[str]:
 
 def test_it_works(aged: list[str]) -> None:
     assert due(timezone.now(), {"*": 5}) == [aged[2], aged[1]]
-    assert purge(session_id=aged[1])
+    assert purge([aged[1]]) == 1
     kept = AuditSession.objects.get(pk=aged[1])
     assert kept.answer is not None
     assert (kept.outcome, kept.answer.content, kept.answer.salt) == ("redacted", "", "")
@@ -40,8 +44,32 @@ def test_it_works(aged: list[str]) -> None:
     entry = AuditEntry.objects.get(kind="purge")
     assert (entry.session, entry.body) == (aged[1], {"texts": ["assistant", "user"]})
     assert list(log_faults()) == []
-    assert not purge(session_id=aged[1]), "what is gone is not removed twice"
+    assert purge([aged[1], aged[1]]) == 0, "what is gone is not removed twice"
     assert due(timezone.now(), {"*": 5}) == [aged[2]]
+
+
+def test_many_are_removed_in_steps_and_each_is_an_entry(aged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    monkeypatch.setattr(retention, "sleep", rest := Mock())
+    monkeypatch.setattr(retention, "append_all", asked := Mock(wraps=retention.append_all))
+    assert purge([aged[0], aged[0], aged[1], aged[2], aged[2]]) == 3
+    assert [len(call.args[0]) for call in asked.call_args_list] == [1, 2], "a step with nothing left takes no lock"
+    assert sorted(AuditEntry.objects.filter(kind="purge").values_list("session", flat=True)) == sorted(aged)
+    assert list(log_faults()) == []
+    stored = AuditEntry.objects.order_by("-seq").values_list("session", flat=True)[:3]
+    assert list(stored) == [aged[2], aged[1], aged[0]]
+    if connection.vendor == "sqlite":
+        assert rest.call_count == 2, (
+            "between steps whoever waits for the lock has time to try; after the last nobody rests"
+        )
+
+
+def test_a_step_that_fails_removes_nothing(aged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "append_all", Mock(side_effect=OperationalError("the database is locked")))
+    with pytest.raises(OperationalError), transaction.atomic():
+        purge(aged)
+    assert not AuditSession.objects.filter(answer__salt="").exists()
+    assert list(log_faults()) == [], "no text is gone that no entry tells of"
 
 
 def test_every_policy_may_have_a_time_of_its_own(aged: list[str]) -> None:
@@ -63,7 +91,7 @@ def test_metadata_keeps_nothing_of_the_words(aged: list[str]) -> None:
     answer = Message.objects.get(sessions_answered__pk=aged[0])
     answer.metadata = {"provider": "scripted", "thinking": "words", "redactions": [[1, "[SSN]"]], "usage": {"a": 1}}
     answer.save()
-    purge(session_id=aged[0])
+    purge([aged[0]])
     answer.refresh_from_db()
     assert answer.metadata == {"provider": "scripted", "usage": {"a": 1}}
 
