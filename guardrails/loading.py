@@ -22,9 +22,9 @@ from typing import Literal
 from django.conf import settings
 
 from guardrails.keys import trusted_keys
-from guardrails.models import Activation, PolicyVersion
+from guardrails.models import Activation, PolicyVersion, Publication
 from guardrails.policy import Policy, PolicyError, compile_policy
-from guardrails.signing import KeyRefused, Purpose, SignatureRefused, digest_of, verify
+from guardrails.signing import KeyRefused, Purpose, SignatureRefused, Type, digest_of, verify
 from guardrails.statements import Statement, StatementRefused, Subject, check_subject, check_times
 from guardrails.statements import read as read_statement
 
@@ -158,3 +158,31 @@ def verified_document(version: PolicyVersion) -> Mapping[str, object]:
         raise PolicyUnavailable("altered", f"{version} holds the signed version of another policy or number")
     document: Mapping[str, object] = record["document"]
     return document
+
+
+def verified_client_digest(version: PolicyVersion) -> str:
+    """The digest of a version's client rules, their signature verified; empty if it has none.
+
+    Raises ``PolicyUnavailable``.
+    """
+    publication = Publication.objects.filter(pk=version.pk).first()
+    if publication is None or not publication.client_signature:
+        return ""
+    rules = publication.client_rules.encode()
+    try:
+        signed = verify(publication.client_signature, trusted_keys(Purpose.VERSION), Type.CLIENT_RULES)
+    except (SignatureRefused, KeyRefused) as error:
+        raise PolicyUnavailable("untrusted", f"the client rules of {version} are not trusted: {error}") from error
+    if signed != rules or publication.client_digest != digest_of(rules) or not is_about(rules, version):
+        raise PolicyUnavailable("altered", f"the client rules of {version} were altered after they were signed")
+    return publication.client_digest
+
+
+def is_about(client_rules: bytes, version: PolicyVersion) -> bool:
+    """Whether client rules say that they are of this version."""
+    said = json.loads(client_rules)
+    return (said["policy"], said["version"], said["digest"]) == (
+        version.policy.name,
+        version.number,
+        version.digest,
+    )

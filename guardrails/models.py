@@ -123,6 +123,58 @@ class PolicyVersion(models.Model):
         return cast("dict[str, object]", json.loads(self.canonical)["document"])
 
 
+class _PublicationQuerySet(models.QuerySet["Publication"]):
+    """Rows that are added and read."""
+
+    def update(self, **kwargs: object) -> NoReturn:
+        raise ImmutableRecord("What publication made cannot be changed; publish a new version.")
+
+    def delete(self) -> NoReturn:
+        raise ImmutableRecord("What publication made cannot be removed.")
+
+    def add_signature(self, *, pk: int, signature: str) -> bool:
+        """The one change that it sees, together with the version's."""
+        return (
+            super(_PublicationQuerySet, self.filter(pk=pk, client_signature="")).update(client_signature=signature) == 1
+        )
+
+
+class Publication(models.Model):
+    """What publication made of a version beside its document: the rules for clients, and the report on all that was
+    tried.
+
+    ``client_rules`` holds the signed bytes as text, like ``PolicyVersion.canonical``. A version from before there were
+    client rules has none.
+    """
+
+    version = models.OneToOneField(
+        PolicyVersion, primary_key=True, on_delete=models.PROTECT, related_name="publication"
+    )
+    client_rules = models.TextField()
+    client_digest = models.CharField(max_length=80, help_text="sha256:… over the bytes of the client rules.")
+    client_signature = models.TextField(blank=True, help_text="Compact JWS over the client rules.")
+    report = models.JSONField(help_text="Compilation, bounds, examples, parity vectors, budget.")
+
+    objects: ClassVar[models.Manager[Publication]] = _PublicationQuerySet.as_manager()
+
+    class Meta:
+        default_permissions = ["view"]
+
+    def __str__(self) -> str:
+        return f"publication of {self.version}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Only ever an INSERT."""
+        if not self._state.adding:
+            raise ImmutableRecord("What publication made cannot be changed; publish a new version.")
+        kwargs["force_insert"] = True
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Never."""
+        raise ImmutableRecord("What publication made cannot be removed.")
+
+
 EVERYONE = ""
 """The cohort of a policy that nobody is left out of."""
 

@@ -20,8 +20,7 @@ from django.utils import timezone
 
 from guardrails import tokens
 from guardrails.keys import signing_key
-from guardrails.lint import lint_document
-from guardrails.loading import load, subject_of, verified_statement, wall_clock
+from guardrails.loading import is_about, load, subject_of, verified_client_digest, verified_statement, wall_clock
 from guardrails.models import (
     CALLS_PER_MINUTE,
     EVERYONE,
@@ -30,12 +29,14 @@ from guardrails.models import (
     ApiKey,
     Policy,
     PolicyVersion,
+    Publication,
     Scope,
     ShadowChange,
 )
 from guardrails.origins import origin
 from guardrails.policy import normalise
-from guardrails.signing import KeyRefused, Purpose, canonical_bytes, digest_of
+from guardrails.publication import examine_document
+from guardrails.signing import KeyRefused, Purpose, SigningKey, Type, canonical_bytes, digest_of
 from guardrails.signing import sign as sign_bytes
 from guardrails.statements import RENEWED_AFTER_S, StatementRefused, issue
 
@@ -72,8 +73,9 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
     if draft is None:
         raise Refused(f"{policy} has no draft to publish")
     # Compiling takes its time; it is done before the transaction, which on SQLite keeps every other writer waiting.
-    if failures := lint_document(draft).failures:
-        raise Refused(f"{policy}: examples come out wrong: " + "; ".join(map(str, failures)))
+    examined = examine_document(draft)
+    if failures := examined.failures:
+        raise Refused(f"{policy} comes out wrong: " + "; ".join(map(str, failures)))
     with transaction.atomic():
         locked = Policy.objects.select_for_update().get(pk=policy.pk)
         if locked.draft != draft:
@@ -88,6 +90,14 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
             published_by_id=_id(by),
             notes=notes,
         )
+        # What clients get names the very version that it is a part of.
+        rules = canonical_bytes({**examined.subset.payload, "version": version.number, "digest": version.digest})
+        Publication.objects.create(
+            version=version,
+            client_rules=rules.decode(),
+            client_digest=digest_of(rules),
+            report=examined.as_dict(),
+        )
         locked.draft = None
         locked.save(update_fields=["draft"])
     policy.refresh_from_db()
@@ -96,16 +106,30 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
 
 
 def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> PolicyVersion:
-    """Sign a published version with the version key. Raises ``Refused``, ``KeyRefused``."""
+    """Sign a published version with the version key, and its client rules with it. Raises ``Refused``,
+    ``KeyRefused``."""
     record = version.canonical.encode()
+    publication = Publication.objects.filter(pk=version.pk).first()
     if digest_of(record) != version.digest:
         raise Refused(f"{version} was altered after it was published")
-    signature = sign_bytes(record, signing_key(Purpose.VERSION))
-    if not PolicyVersion.objects.all().add_signature(pk=version.pk, signature=signature, user_id=_id(by)):
-        raise Refused(f"{version} is signed already")
+    key = signing_key(Purpose.VERSION)
+    with transaction.atomic():
+        if not PolicyVersion.objects.all().add_signature(
+            pk=version.pk, signature=sign_bytes(record, key), user_id=_id(by)
+        ):
+            raise Refused(f"{version} is signed already")
+        if publication is not None:
+            _sign_client_rules(version, publication, key)
     version.refresh_from_db()
     logger.info("version_signed", policy=version.policy.name, version=version.number, digest=version.digest)
     return version
+
+
+def _sign_client_rules(version: PolicyVersion, publication: Publication, key: SigningKey) -> None:
+    rules = publication.client_rules.encode()
+    if digest_of(rules) != publication.client_digest or not is_about(rules, version):
+        raise Refused(f"the client rules of {version} were altered after it was published")
+    Publication.objects.all().add_signature(pk=version.pk, signature=sign_bytes(rules, key, Type.CLIENT_RULES))
 
 
 @transaction.atomic
@@ -201,7 +225,7 @@ def _stated(
     activation = Activation(
         policy=policy, version=version, serial=last + 1, activated_by_id=_id(by), note=note[:200], cohort=cohort
     )
-    subject = subject_of(activation)
+    subject = subject_of(activation, client_digest=verified_client_digest(version))
     activation.statement = issue(subject, now=wall_clock(), key=signing_key(Purpose.ACTIVATION))
     activation.save()
     return activation

@@ -18,6 +18,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import rfc8785
 from cryptography.hazmat.primitives import serialization
@@ -41,17 +42,42 @@ class _Registry(jws.JWSRegistry):
 
 
 class Purpose(StrEnum):
-    """What a key may sign; its value is the ``typ`` of what it signs."""
+    """What a key is for; its value is the ``typ`` of the first thing that it signs."""
 
     VERSION = "sluicegate-version+jws"
     ACTIVATION = "sluicegate-activation+jws"
     AUDIT = "sluicegate-audit-head+jws"
 
 
+class Type(StrEnum):
+    """What else keys sign, so that one thing signed never passes for another."""
+
+    CLIENT_RULES = "sluicegate-client-rules+jws"
+    BUNDLE = "sluicegate-bundle+jws"
+    KEY = "sluicegate-key+jws"
+    REVOCATION = "sluicegate-revocation+jws"
+
+
+SIGNED_BY = {
+    Type.CLIENT_RULES: Purpose.VERSION,
+    Type.BUNDLE: Purpose.ACTIVATION,
+    Type.KEY: Purpose.VERSION,
+    Type.REVOCATION: Purpose.VERSION,
+}
+"""The purpose of the keys whose word counts for a type."""
+
+
+SignatureReason = Literal["form", "header", "algorithm", "type", "unknown_key", "revoked_key", "signature"]
+
+
 class SignatureRefused(ValueError):
-    """A signature that is not believed."""
+    """A signature that is not believed. Its text is for a human; ``reason`` is for code."""
 
     permanent = True
+
+    def __init__(self, reason: SignatureReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: SignatureReason = reason
 
 
 class KeyRefused(ValueError):
@@ -68,6 +94,8 @@ class PublicKey:
     purpose: Purpose
     x: str
     """The key's 32 bytes, base64url."""
+    revoked: str = ""
+    """Since when it is not trusted any more, and why; empty: it is."""
 
     def as_jwk(self) -> dict[str, str]:
         """The key as a member of a JWKS."""
@@ -128,39 +156,45 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def sign(payload: bytes, key: SigningKey) -> str:
-    """A compact JWS over ``payload``."""
-    header = {"alg": ALGORITHM, "kid": key.public.kid, "typ": key.public.purpose.value}
+def sign(payload: bytes, key: SigningKey, kind: Type | None = None) -> str:
+    """A compact JWS over ``payload``; without a ``kind``, of the type that the key's purpose names."""
+    if kind is not None and SIGNED_BY[kind] is not key.public.purpose:
+        raise ValueError(f"a key for {key.public.purpose.name} does not sign {kind.value}")
+    header = {"alg": ALGORITHM, "kid": key.public.kid, "typ": (kind or key.public.purpose).value}
     return jws.serialize_compact(header, payload, key._private, algorithms=[ALGORITHM])
 
 
-def verify(compact: str, keys: Mapping[str, PublicKey], purpose: Purpose) -> bytes:
-    """The payload of a compact JWS that a key of ``purpose`` among ``keys`` (by kid) signed. Raises
+def verify(compact: str, keys: Mapping[str, PublicKey], kind: Purpose | Type) -> bytes:
+    """The payload of a compact JWS of this ``kind`` that a key of its purpose among ``keys`` (by kid) signed. Raises
     ``SignatureRefused``."""
     if len(compact) > _MAX_COMPACT_CHARS:
-        raise SignatureRefused("the signature is too long")
-    key = keys.get(_kid(compact, purpose))
+        raise SignatureRefused("form", "the signature is too long")
+    purpose = kind if isinstance(kind, Purpose) else SIGNED_BY[kind]
+    kid = key_id(compact, kind)
+    key = keys.get(kid)
     if key is None or key.purpose is not purpose:
-        raise SignatureRefused("it is signed by a key that is not trusted here")
+        raise SignatureRefused("unknown_key", f"it is signed by a key that is not trusted here ({kid[:80]})")
+    if key.revoked:
+        raise SignatureRefused("revoked_key", f"it is signed by a key that was revoked: {key.revoked} ({kid})")
     try:
         public = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": key.x})
         registry = _Registry(algorithms=[ALGORITHM])
         return bytes(jws.deserialize_compact(compact, public, registry=registry).payload)
     except (JoseError, ValueError) as error:
-        raise SignatureRefused("the signature does not fit the signed bytes") from error
+        raise SignatureRefused("signature", "the signature does not fit the signed bytes") from error
 
 
-def _kid(compact: str, purpose: Purpose) -> str:
+def key_id(compact: str, kind: Purpose | Type) -> str:
     """The ``kid`` of a header that says exactly what it has to and nothing more."""
     encoded = compact.partition(".")[0]
     try:
         header = json.loads(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
     except (ValueError, binascii.Error, RecursionError) as error:
-        raise SignatureRefused("it has no readable header") from error
+        raise SignatureRefused("form", "it has no readable header") from error
     if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"}:
-        raise SignatureRefused("its header must hold alg, kid and typ and nothing else")
+        raise SignatureRefused("header", "its header must hold alg, kid and typ and nothing else")
     if header["alg"] != ALGORITHM:
-        raise SignatureRefused(f"its algorithm must be {ALGORITHM}")
-    if header["typ"] != purpose.value:
-        raise SignatureRefused(f"its type must be {purpose.value}")
+        raise SignatureRefused("algorithm", f"its algorithm must be {ALGORITHM}")
+    if header["typ"] != kind.value:
+        raise SignatureRefused("type", f"its type must be {kind.value}")
     return str(header["kid"])

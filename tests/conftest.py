@@ -57,7 +57,7 @@ def _until_up(client: redis.Redis, server: subprocess.Popen[bytes]) -> None:
             return
 
 
-_installed: list[tuple[str, str, str, str, str]] = []
+_installed: list[tuple[models.PolicyVersion, models.Publication]] = []
 
 
 @pytest.fixture
@@ -69,13 +69,19 @@ def demo_policy(db: None) -> Iterator[None]:
     if not _installed:
         for file in sorted(STARTERS.glob("*.json")):
             version, _ = services.install(document=json.loads(file.read_text("utf-8")))
-            row = (version.canonical, version.digest, version.signature)
-            _installed.append((version.policy.name, version.policy.description, *row))
+            _installed.append((version, models.Publication.objects.get(pk=version.pk)))
     else:
-        for name, description, canonical, digest, signature in _installed:
-            policy = models.Policy.objects.create(name=name, description=description)
+        for was, made in _installed:
+            policy = models.Policy.objects.create(name=was.policy.name, description=was.policy.description)
             version = models.PolicyVersion.objects.create(
-                policy=policy, number=1, canonical=canonical, digest=digest, signature=signature
+                policy=policy, number=1, canonical=was.canonical, digest=was.digest, signature=was.signature
+            )
+            models.Publication.objects.create(
+                version=version,
+                client_rules=made.client_rules,
+                client_digest=made.client_digest,
+                client_signature=made.client_signature,
+                report=made.report,
             )
             services.activate(version=version)
     yield
@@ -93,6 +99,7 @@ def forgetful() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def new_serials() -> Iterator[None]:
     """Serials count from 1 in the database of the next test, which a process would take for a replay."""
+    loading.forget_activations()
     yield
     loading.forget_activations()
 

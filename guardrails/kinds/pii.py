@@ -97,6 +97,7 @@ def _card(luhn: bool) -> Rule:
         not_after="0-9",
         not_before="0-9",
         validator=validators.luhn if luhn else None,
+        must_match=("4111 1111 1111 1111",),
     )
 
 
@@ -149,6 +150,8 @@ def _iban() -> Rule:
         not_after="A-Za-z0-9",
         not_before="A-Za-z0-9",
         validator=validators.iban,
+        must_match=("DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432"),
+        must_not_match=("DE88 3704 0044 0532 0130 00",),
     )
 
 

@@ -10,6 +10,7 @@ which runs these patterns as automata of its own, as "at m it has matched". No o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -119,6 +120,7 @@ def _repeat(piece: str, low: int, high: int | None, lazy: str, dialect: Dialect)
     return out + f"{piece}{{0,{limit}}}{lazy}" * (rest // limit) + f"{piece}{{0,{rest % limit}}}{lazy}"
 
 
+@functools.lru_cache(maxsize=512)
 def char_class(ranges: Ranges, dialect: Dialect) -> str:
     """One set as a bracket expression, every member by its number."""
     if not ranges:

@@ -191,3 +191,25 @@ def any_word(words: tuple[str, ...]) -> Callable[[str], bool]:
 def _reason(error: BaseException) -> str:
     reason = error.args[0] if error.args else "unknown"
     return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+
+
+def as_data(validator: Validator | None) -> list[dict[str, object]] | None:
+    """A validator as a list of named checks that must all accept, for engines elsewhere; None if it has no such form.
+
+    Those are the named validators, ``MinEntropy``, ``Contains``, and allow-lists of stop words alone.
+    """
+    match validator:
+        case None:
+            return []
+        case AllOf(validators):
+            parts = [as_data(one) for one in validators]
+            return None if None in parts else [data for part in parts for data in part or []]
+        case MinEntropy(bits):
+            return [{"name": "min_entropy", "bits": bits}]
+        case Contains(words):
+            return [{"name": "contains", "words": list(words)}]
+        case NotAllowed(regexes=(), stopwords=stopwords):
+            return [{"name": "not_allowed", "stopwords": list(stopwords)}]
+        case _:
+            names = [name for name, named in NAMED.items() if named is validator]
+            return [{"name": names[0]}] if names else None

@@ -182,14 +182,14 @@ def read_head(compact: str, keys: dict[str, PublicKey]) -> Head:
     try:
         return int(payload["seq"]), str(payload["hash"])
     except (KeyError, TypeError, ValueError):
-        raise SignatureRefused("it is not the head of an audit log") from None
+        raise SignatureRefused("form", "it is not the head of an audit log") from None
 
 
 def read_heads(text: str, keys: dict[str, PublicKey]) -> dict[int, str]:
     """All heads of a file, one a line. Raises ``SignatureRefused``, also when there is none."""
     found = dict(read_head(line, keys) for line in text.splitlines() if line.strip())
     if not found:
-        raise SignatureRefused("there is no head in it")
+        raise SignatureRefused("form", "there is no head in it")
     return {seq: hash_ for seq, hash_ in found.items() if seq}
 
 

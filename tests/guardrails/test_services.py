@@ -76,13 +76,13 @@ def test_rule_whose_own_example_comes_out_wrong_is_not_published() -> None:
 
 def test_draft_changed_during_publication_is_not_half_published(monkeypatch: pytest.MonkeyPatch) -> None:
     draft = services.save_draft(document=document("acme"))
-    lint = services.lint_document
+    examine = services.examine_document
 
     def meanwhile(found: Any) -> Any:
         services.save_draft(document=document("other"))
-        return lint(found)
+        return examine(found)
 
-    monkeypatch.setattr(services, "lint_document", meanwhile)
+    monkeypatch.setattr(services, "examine_document", meanwhile)
     with pytest.raises(Refused, match="changed"):
         services.publish(policy=draft)
     assert not PolicyVersion.objects.exists()

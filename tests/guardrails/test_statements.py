@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,6 +248,14 @@ def test_roll_back_refuses_what_cannot_be_gone_back_to_and_changes_nothing() -> 
     assert Activation.objects.count() == 1
 
 
+@pytest.fixture
+def one_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single starter policy: all of them take seconds to publish."""
+    (tmp_path / "demo.json").write_text(json.dumps(document("acme", name="demo")))
+    monkeypatch.setattr(bootstrap, "STARTERS", tmp_path)
+
+
+@pytest.mark.usefixtures("one_starter")
 def test_start_of_a_demo_says_again_what_lapsed_while_the_machine_was_off(later: Any) -> None:
     bootstrap.prepare_database()
     later(100)
@@ -255,6 +264,7 @@ def test_start_of_a_demo_says_again_what_lapsed_while_the_machine_was_off(later:
     assert selectors.active_policy("demo").version == 1
 
 
+@pytest.mark.usefixtures("one_starter")
 def test_start_of_a_demo_states_what_was_activated_before_there_were_statements() -> None:
     bootstrap.prepare_database()
     Policy.objects.update(activation=None)

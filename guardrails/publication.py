@@ -1,0 +1,110 @@
+"""What publication finds out about a document, once, before it becomes a version: the report that is kept with it.
+
+Compilation with its cost, every rule's bound, every example, the client rules with their parity vectors in Python's
+``re`` and in RE2. Protects the rule that what is published compiles within a stated budget and means what its author
+says in every engine; a client tries the same vectors in JavaScript.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
+
+from guardrails.client.subset import Subset, client_subset
+from guardrails.lint import LintReport, lint_policy
+from guardrails.policy import Policy, compile_policy
+from guardrails.signing import canonical_bytes
+
+COMPILE_LIMIT_S = 60.0
+MEMORY_LIMIT_MB = 512.0
+"""What one version may cost a process: seconds to compile, megabytes to keep with its examples run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A document that was looked at. ``failures`` are reasons not to publish it."""
+
+    lint: LintReport
+    subset: Subset
+    compile_s: float
+    memory_mb: float
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Wrong examples, engines that disagree, a budget that is exceeded."""
+        found = list(self.lint.failures) + list(self.subset.failures)
+        if self.compile_s > COMPILE_LIMIT_S:
+            found.append(f"it takes {self.compile_s:.0f} s to compile, more than {COMPILE_LIMIT_S:.0f} s")
+        if self.memory_mb > MEMORY_LIMIT_MB:
+            found.append(f"it keeps {self.memory_mb:.0f} MB, more than {MEMORY_LIMIT_MB:.0f} MB")
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as JSON."""
+        examples = [example for g in self.lint.guardrails for rule in g.rules for example in rule.examples]
+        return {
+            "budget": {
+                "compile_ms": round(self.compile_s * 1_000, 1),
+                "compile_limit_ms": COMPILE_LIMIT_S * 1_000,
+                "memory_kb": round(self.memory_mb * 1_024),
+                "memory_limit_kb": round(MEMORY_LIMIT_MB * 1_024),
+            },
+            "bounds": dict(self.lint.bounds),
+            "examples": {"right": sum(example.ok for example in examples), "of": len(examples)},
+            "guardrails": [_guardrail(asdict(guardrail)) for guardrail in self.lint.guardrails],
+            "client": {
+                "rules": self.subset.rules,
+                "bytes": len(canonical_bytes(self.subset.payload)),
+                "vectors": self.subset.vectors,
+                "engines": ["Python", "RE2"],
+                "covers": self.subset.payload["covers"],
+                "left_out": [str(one) for one in self.subset.left_out],
+            },
+        }
+
+
+def examine_document(document: Mapping[str, object]) -> Examined:
+    """Compile a document, run its examples, make its client rules. Raises ``PolicyError``.
+
+    Memory is the size of the compiled policy's objects after its examples were run.
+    """
+    started = time.perf_counter()
+    policy = compile_policy(document)
+    compile_s = time.perf_counter() - started
+    lint = lint_policy(policy)
+    return Examined(lint, subset_of(policy), compile_s, size_of(policy) / 2**20)
+
+
+def size_of(value: object) -> int:
+    """Bytes of all Python objects that are reached from ``value``, code and modules apart."""
+    seen: set[int] = set()
+    found = 0
+    left: list[object] = [value]
+    while left:
+        one = left.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType | BuiltinFunctionType):
+            continue
+        seen.add(id(one))
+        found += sys.getsizeof(one)
+        left.extend(gc.get_referents(one))
+    return found
+
+
+def subset_of(policy: Policy) -> Subset:
+    """The client rules of a policy that has no version yet."""
+    return client_subset(policy, version=0, digest="")
+
+
+def _guardrail(found: dict[str, object]) -> dict[str, object]:
+    """Without the examples' texts: the document has them, and there may be thousands."""
+    rules = found["rules"]
+    assert isinstance(rules, tuple | list)
+    kept = []
+    for rule in rules:
+        examples = rule.pop("examples")
+        kept.append(rule | {"examples": {"right": sum(one["ok"] for one in examples), "of": len(examples)}})
+    return found | {"rules": kept, "remarks": list(found["remarks"])}  # type: ignore[call-overload]

@@ -1,0 +1,144 @@
+"""What publication makes of a version is kept with it, signed with it, and altered by nobody."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, transaction
+
+from guardrails import keys, loading, publication, selectors, services
+from guardrails.loading import PolicyUnavailable
+from guardrails.models import ImmutableRecord, PolicyVersion, Publication
+from guardrails.services import Refused
+from guardrails.signing import Purpose, Type, digest_of, verify
+from tests.conftest import forget_policies
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
+
+
+def document(*words: str) -> dict[str, Any]:
+    rule = {"id": "a", "pattern": "k-[0-9]{4}", "must_match": ["k-1234"], "must_not_match": ["k-12"]}
+    return {
+        "policy": "support",
+        "description": "d",
+        "guardrails": [
+            {"name": "words", "kind": "keywords", "client": True, "keywords": list(words)},
+            {"name": "numbers", "kind": "regex", "config": {"rules": [rule]}},
+            {"name": "papers", "kind": "pii", "client": True, "entities": {"passport": True}},
+        ],
+    }
+
+
+def published(*words: str) -> PolicyVersion:
+    return services.publish(policy=services.save_draft(document=document(*words)))
+
+
+def alter(version: PolicyVersion, **columns: object) -> None:
+    """As somebody would who has the database: triggers are no obstacle to them."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TRIGGER IF EXISTS guardrails_publication_stays")
+        for column, value in columns.items():
+            statement = f"UPDATE guardrails_publication SET {column} = %s WHERE version_id = %s"
+            cursor.execute(statement, [value, version.pk])
+
+
+def test_it_works() -> None:
+    version = services.sign(version=published("acme"))
+    made = version.publication
+    rules = json.loads(made.client_rules)
+    assert (rules["policy"], rules["version"], rules["digest"]) == ("support", 1, version.digest)
+    assert [guardrail["name"] for guardrail in rules["guardrails"]] == ["words"]
+    signed = verify(made.client_signature, keys.trusted_keys(Purpose.VERSION), Type.CLIENT_RULES)
+    assert signed == made.client_rules.encode()
+    row = services.activate(version=version)
+    assert loading.verified_statement(row).client_digest == made.client_digest == digest_of(signed)
+
+
+def test_report_says_what_was_tried_and_what_it_costs() -> None:
+    report = published("acme", "blue heron").publication.report
+    assert report["examples"] == {"right": 2, "of": 2}
+    assert report["bounds"]["response"].startswith("at most ")
+    assert report["budget"]["compile_ms"] > 0
+    assert 1 < report["budget"]["memory_kb"] < report["budget"]["memory_limit_kb"]
+    assert report["client"]["rules"] == 2
+    assert report["client"]["vectors"] >= 4
+    assert report["client"]["engines"] == ["Python", "RE2"]
+    assert report["client"]["left_out"] == ["papers/passport: its check has no form that clients know"]
+    (numbers,) = [g for g in report["guardrails"] if g["name"] == "numbers"]
+    assert numbers["rules"][0]["holds"] == 6
+    assert numbers["rules"][0]["examples"] == {"right": 2, "of": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("COMPILE_LIMIT_S", 0.0, "compile"), ("MEMORY_LIMIT_MB", 0.001, "MB")]
+)
+def test_what_exceeds_the_budget_is_not_published(
+    name: str, value: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, name, value)
+    with pytest.raises(Refused, match=said):
+        published("acme")
+    assert not PolicyVersion.objects.exists()
+
+
+def test_engines_that_disagree_stop_a_publication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guardrails.client.subset.finder_in_python", lambda compiled: lambda text: [])
+    with pytest.raises(Refused, match="Python finds"):
+        published("disagreement")
+    assert not PolicyVersion.objects.exists()
+
+
+def test_publication_is_changed_and_removed_by_no_code_and_no_sql() -> None:
+    version = services.sign(version=published("acme"))
+    made = version.publication
+    for forbidden in (made.save, made.delete, Publication.objects.all().delete):
+        with pytest.raises(ImmutableRecord):
+            forbidden()
+    with pytest.raises(ImmutableRecord):
+        Publication.objects.update(client_rules="{}")
+    for column in ("client_rules", "client_digest", "client_signature", "report"):
+        statement = f"UPDATE guardrails_publication SET {column} = %s"
+        with (
+            connection.cursor() as cursor,
+            pytest.raises(DatabaseError, match="cannot be changed"),
+            transaction.atomic(),
+        ):
+            cursor.execute(statement, ['"x"'])
+
+
+def test_client_rules_altered_before_signing_are_not_signed() -> None:
+    version = published("acme")
+    weaker = version.publication.client_rules.replace('"words"', '"wards"')
+    assert weaker != version.publication.client_rules
+    alter(version, client_rules=weaker)
+    with pytest.raises(Refused, match="altered"):
+        services.sign(version=version)
+    alter(version, client_digest=digest_of(weaker.replace('"version":1', '"version":2').encode()))
+    alter(version, client_rules=weaker.replace('"version":1', '"version":2'))
+    with pytest.raises(Refused, match="altered"):
+        services.sign(version=version)
+    version.refresh_from_db()
+    assert version.signature == ""
+
+
+def test_client_rules_altered_after_signing_are_not_activated() -> None:
+    version = services.sign(version=published("acme"))
+    weaker = version.publication.client_rules.replace('"words"', '"wards"')
+    alter(version, client_rules=weaker, client_digest=digest_of(weaker.encode()))
+    with pytest.raises(PolicyUnavailable, match="client rules of support v1 were altered"):
+        services.activate(version=version)
+    alter(version, client_signature=version.signature)
+    with pytest.raises(PolicyUnavailable, match="not trusted"):
+        services.activate(version=version)
+
+
+def test_version_from_before_there_were_client_rules_is_activated_without() -> None:
+    version = services.sign(version=published("acme"))
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM guardrails_publication")
+    row = services.activate(version=version)
+    forget_policies()
+    assert loading.verified_statement(row).client_digest == ""
+    assert selectors.active_policy("support").version == 1
