@@ -21,7 +21,7 @@ from streaming.chat import Asked, start_chat
 from streaming.conf import conf
 from streaming.frames import FrameError, StartFrame, parse_frame
 from streaming.limits import Spends
-from streaming.log import LogUnavailable
+from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
 from streaming.rollout import marks_of
@@ -128,7 +128,7 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
         session = await owned_session(access.visitor, session_id)
         log = shared_log()
         # 204 is what makes an EventSource stop asking again.
-        if after and session.state == AuditSession.State.COMPLETE and not await log.read(session_id, after, 1):
+        if after and session.state == AuditSession.State.COMPLETE and await _has_all(log, session_id, after):
             return HttpResponse(status=204)
     except ObjectDoesNotExist:
         raise ApiError(404, "There is no such session.", field="session_id") from None
@@ -140,6 +140,19 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
     response["X-Accel-Buffering"] = "no"
     response[RENEWED] = access.stream_token(str(session.pk))
     return response
+
+
+async def _has_all(log: SessionLog, session_id: str, after: int) -> bool:
+    """Whether a reader has the last event of a session that is COMPLETE. Of a log that is gone there is none to have.
+
+    The last step is stored before it is told, and who comes in between has not seen how the answer ended.
+    """
+    rest = await log.read(session_id, after - 1, 2)
+    if not rest:
+        return True
+    last = rest[0]
+    told = (last["seq"], last["type"], last.get("state")) == (after, "state", AuditSession.State.COMPLETE.value)
+    return told and len(rest) == 1
 
 
 def _last_seen(request: HttpRequest) -> int:

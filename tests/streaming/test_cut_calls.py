@@ -15,9 +15,11 @@ from uuid import uuid4
 
 import pytest
 from channels.db import database_sync_to_async
+from django.test import AsyncClient
 from django.utils import timezone
 
 from guardrails.findings import AppliesTo
+from guardrails.services import create_api_key
 from streaming import tasks
 from streaming.chat import load_running
 from streaming.conf import conf
@@ -105,6 +107,7 @@ class Sent:
 
     policy: str
     first: str = DELTAS[0]
+    visitor: Visitor = VISITOR
     key: str = field(default_factory=lambda: str(uuid4()))
     said: dict[str, Answer] = field(default_factory=dict)
 
@@ -118,14 +121,14 @@ class Sent:
             case "start":
                 running = await load_running(self.policy)
                 asked = Beginning(
-                    VISITOR, running.policy, AppliesTo.RESPONSE, self.first, repeat_key=self.key,
+                    self.visitor, running.policy, AppliesTo.RESPONSE, self.first, repeat_key=self.key,
                     body_digest=digest_of("start", self.first),
                 )  # fmt: skip
                 self.said[call] = await streams.start(asked)
             case "update":
-                self.said[call] = await streams.update(VISITOR, self.session_id, 2, DELTAS[1])
+                self.said[call] = await streams.update(self.visitor, self.session_id, 2, DELTAS[1])
             case _:
-                self.said[call] = await streams.finish(VISITOR, self.session_id, 3, DELTAS[2])
+                self.said[call] = await streams.finish(self.visitor, self.session_id, 3, DELTAS[2])
 
 
 async def outcome(sent: Sent) -> dict[str, object]:
@@ -331,25 +334,54 @@ async def test_the_answer_of_an_end_outlives_the_store_and_is_wiped_in_time() ->
     assert (refused.value.code, refused.value.expected_seq) == ("stream_ended", 4)
 
 
-async def test_a_reader_learns_of_an_end_that_was_stored_and_never_told(moments: Moments) -> None:
-    """Who ended the answer died before telling; deferred checks go on, and nobody sends the finish again."""
+async def cut_behind_the_database(moments: Moments, policy: str, visitor: Visitor) -> Sent:
+    """A stream whose end the database has, and whose readers have not been told of it: who should do so is dead."""
 
     async def cut() -> None:
         raise asyncio.CancelledError
 
     for at in range(MOST):
-        sent = Sent("demo")
+        sent = Sent(policy, visitor=visitor)
         for call in ("start", "update"):
             await sent.send(call)
         moments.at, moments.met, moments.stop, moments.whose = at, 0, cut, asyncio.current_task()
         with contextlib.suppress(asyncio.CancelledError):
             await sent.send("finish")
         moments.stop = None
-        session = await AuditSession.objects.aget(pk=sent.session_id)
-        if session.state == "MONITORING":
+        if (await AuditSession.objects.aget(pk=sent.session_id)).state != "ACTIVE":
             break
     assert "done" not in [event["type"] for event in await shared_log().read(sent.session_id, 0)]
-    check = await DeferredCheck.objects.aget(session=session)
+    return sent
+
+
+async def test_a_reader_who_comes_between_the_end_and_the_telling_is_not_sent_away(moments: Moments) -> None:
+    """It has all events that there are, and the database says COMPLETE: but how the answer ended it has not seen."""
+    key, secret = await database_sync_to_async(create_api_key)(name="one", scopes=["stream"], policy="basic")
+    sent = await cut_behind_the_database(moments, "basic", Visitor(client=key.prefix))
+
+    async def read(after: int) -> tuple[int, str]:
+        response = await AsyncClient().get(
+            f"/v1/stream/events?session_id={sent.session_id}",
+            headers={"Authorization": f"Bearer {secret}", "Last-Event-ID": str(after)},
+        )
+        if response.status_code != 200:
+            return response.status_code, ""
+        return 200, b"".join([part async for part in response.streaming_content]).decode()
+
+    status, said = await read(5)
+    assert (status, said.count("event: done"), said.count("COMPLETE")) == (200, 1, 1)
+    sent.said.pop("finish", None)
+    await sent.send("finish")
+    status, said = await read(5)
+    assert (status, said.count("event: done"), said.count("COMPLETE")) == (200, 1, 1)
+    assert (await read(7))[0] == 200
+    assert (await read(8))[0] == 204, "now it has all"
+
+
+async def test_a_reader_learns_of_an_end_that_was_stored_and_never_told(moments: Moments) -> None:
+    """Who ended the answer died before telling; deferred checks go on, and nobody sends the finish again."""
+    sent = await cut_behind_the_database(moments, "demo", VISITOR)
+    check = await DeferredCheck.objects.aget(session=sent.session_id)
     assert await run_deferred(check.pk, shared_log())
     batches = [batch async for batch in follow(shared_log(), sent.session_id, 0, conf())]
     told = [event for batch in batches for event in batch]
