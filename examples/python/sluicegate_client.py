@@ -30,7 +30,7 @@ import httpx
 State: TypeAlias = Literal["ACTIVE", "MONITORING", "COMPLETE"]
 Json: TypeAlias = dict[str, object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-EARLY = 0.8
+EARLY = 0.75
 """The share of ``flush_ms`` after which text is sent: the call itself takes a moment, and no text waits longer."""
 SILENCE_S = 45.0
 """Servers send a comment every 15 s on a stream of events; after so long a silence the connection is dead."""

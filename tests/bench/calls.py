@@ -92,6 +92,7 @@ def recovery() -> Iterable[Row]:
         seconds = time.perf_counter() - began
     resumed = 100 * done.resumed / done.streams if done.failures == FAILURES else 0.0
     said = f"{done.streams} streams, {done.tries:,} requests for {done.calls:,} answers, {seconds:.0f} s"
+    said += f"; {done.kills} web processes killed meanwhile"
     yield at_least("recovery", f"{FAILURES:,} scripted network failures: resumed, text and findings identical",
                    resumed, 100, "%", said)  # fmt: skip
 

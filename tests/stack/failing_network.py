@@ -25,6 +25,8 @@ CALLS: dict[str, str] = {
     "out of order": "the call is cut off, and its copy reaches the server behind later calls",
     "late": "the call reaches the server after the client's time limit",
     "half open": "the server acts, nothing ever comes, and the connection stays",
+    "busy": "something before the server answers 503 with a page of its own",
+    "bad gateway": "the server acts, something before it answers 502 with a page of its own",
 }
 """How a call fails."""
 EVENTS: dict[str, str] = {
@@ -34,6 +36,10 @@ EVENTS: dict[str, str] = {
 """How a stream of events fails."""
 ANSWERED = frozenset({PASSES, "twice"})
 """What a client gets an answer to."""
+PAGES = {
+    "busy": b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 13\r\n\r\n<h1>Busy</h1>",
+    "bad gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 12\r\n\r\n<h1>Bad</h1>",
+}
 LATER = 2
 """A copy that is out of order comes behind so many calls of the same client, at most."""
 
@@ -57,16 +63,21 @@ class Line:
     draw: Random
     calls: deque[str]
     events: deque[str]
+    events_within: int = 600
+    """A failure of the events comes after so many bytes at most."""
     held: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @dataclass
 class FailingNetwork:
-    """``met``: failures so far, by name."""
+    """``met``: failures so far, by name. ``cut``: connections that ended because the server's end of them did."""
 
     server: tuple[str, int]
     url: str = ""
     met: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    _over: bool = False
+    _awaited: list[tuple[int, asyncio.Event]] = field(default_factory=list)
     _lines: dict[str, Line] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -79,8 +90,28 @@ class FailingNetwork:
         """What is still held reaches the server now, long after the client's last call."""
         line = self._lines[name]
         for _, request in line.held:
-            await self._ask(request)
+            await self._deliver(request)
         line.held.clear()
+
+    async def reached(self, failures: int) -> bool:
+        """Wait until so many have been met; False when they never will be, because nobody calls any more."""
+        event = asyncio.Event()
+        if not self._over:
+            self._awaited.append((failures, event))
+            await event.wait()
+        return self.met.total() >= failures
+
+    def over(self) -> None:
+        """All clients have done what they came for."""
+        self._over = True
+        for _, event in self._awaited:
+            event.set()
+
+    def _meet(self, what: str) -> None:
+        self.met[what] += 1
+        for failures, event in self._awaited:
+            if self.met.total() >= failures:
+                event.set()
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
@@ -108,8 +139,12 @@ class FailingNetwork:
     ) -> None:
         what = line.calls.popleft() if line.calls else PASSES
         if what != PASSES:
-            self.met[what] += 1
+            self._meet(what)
         match what:
+            case "busy":
+                writer.write(PAGES[what])
+                await writer.drain()
+                return
             case "refused" | "lost request":
                 writer.transport.abort()
                 return
@@ -119,7 +154,7 @@ class FailingNetwork:
                 return
             case "late":
                 await reader.read()
-                await self._ask(request)
+                await self._deliver(request)
                 return
             case "twice":
                 answer, _ = await asyncio.gather(self._ask(request), self._ask(request))
@@ -127,50 +162,72 @@ class FailingNetwork:
                 answer = await self._ask(request)
         if what == "half open":
             await reader.read()
-        elif what == "lost answer":
+        elif what == "lost answer" or not answer:
             writer.transport.abort()
         else:
-            writer.write(answer[: len(answer) // 2] if what == "cut answer" else answer)
+            writer.write(PAGES.get(what, answer[: len(answer) // 2] if what == "cut answer" else answer))
             await writer.drain()
         due = [held for left, held in line.held if left <= 1]
         line.held = [(left - 1, held) for left, held in line.held if left > 1]
         for held in due:
-            await self._ask(held)
+            await self._deliver(held)
 
     async def _events(
         self, line: Line, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         what = line.events.popleft() if line.events else PASSES
-        left = line.draw.randint(1, 600) if what != PASSES else None
-        async with self._server() as (answers, asks):
-            asks.write(request)
-            head = await answers.readuntil(b"\r\n\r\n")
-            writer.write(head)
-            gone = asyncio.ensure_future(reader.read())  # the client sends nothing more; it can only go
-            try:
-                while left is None or left > 0:
-                    coming = asyncio.ensure_future(answers.read(left or 65_536))
-                    await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    if not coming.done():
-                        coming.cancel()
-                        return
-                    if not (data := coming.result()):
-                        return
-                    left = None if left is None else left - len(data)
-                    writer.write(data)
-                    await writer.drain()
-                self.met[what] += 1
-                if what == "events silent":
-                    await gone
-                else:
-                    writer.transport.abort()
-            finally:
-                gone.cancel()
+        left = line.draw.randint(1, line.events_within) if what != PASSES else None
+        met = False
+        try:
+            async with self._server() as (answers, asks):
+                asks.write(request)
+                gone = asyncio.ensure_future(reader.read())  # the client sends nothing more; it can only go
+                try:
+                    if met := await self._pass_on(answers, writer, gone, left):
+                        self._meet(what)
+                        if what == "events silent":
+                            await gone
+                        else:
+                            writer.transport.abort()
+                finally:
+                    gone.cancel()
+        finally:
+            if what != PASSES and not met:
+                line.events.appendleft(what)
+                line.events_within = 60  # whoever comes again has read some; the last event is longer than this
+
+    async def _pass_on(
+        self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Future[bytes], left: int | None
+    ) -> bool:
+        """Pass events on until ``left`` bytes of them are through; False when one of the two sides has gone before."""
+        writer.write(await answers.readuntil(b"\r\n\r\n"))
+        while left is None or left > 0:
+            coming = asyncio.ensure_future(answers.read(left or 65_536))
+            await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                return False
+            if not (data := coming.result()):
+                self.cut += left is not None
+                return False
+            left = None if left is None else left - len(data)
+            writer.write(data)
+            await writer.drain()
+        return True
 
     async def _ask(self, request: bytes) -> bytes:
-        async with self._server() as (answers, asks):
-            asks.write(request)
-            return await answers.read()
+        """The server's answer; nothing when it dies before it has one."""
+        answer = b""
+        with contextlib.suppress(OSError):
+            async with self._server() as (answers, asks):
+                asks.write(request)
+                answer = await answers.read()
+        self.cut += not answer
+        return answer
+
+    async def _deliver(self, request: bytes) -> None:
+        """A copy whose answer nobody waits for any more."""
+        await self._ask(request)
 
     @asynccontextmanager
     async def _server(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

@@ -23,7 +23,9 @@ CHUNKS = 5
 """So many calls has a stream, start and finish included."""
 PER_STREAM = 5
 """So many failures: four of calls and one of the events."""
-AT_ONCE = 24
+AT_ONCE = 32
+KILLS = 2
+"""So often a web process is killed (SIGKILL) meanwhile; the others on its socket go on, and a new one comes."""
 LIMIT_S = 900.0
 TIMEOUT_S = 3.0
 """The client's limit for a call. A server that is slower is asked twice, which changes nothing."""
@@ -44,18 +46,20 @@ class Expected:
 
 @dataclass
 class Recovered:
-    """``wrong``: what is not as it would be without failures, by stream."""
+    """``wrong``: what is not as it would be without failures, by stream. ``cut``: connections that kills ended."""
 
     streams: int
     met: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
+    kills: int = 0
+    cut: int = 0
     wrong: list[str] = field(default_factory=list)
     tries: int = 0
     calls: int = 0
 
     @property
     def failures(self) -> int:
-        """All that were met."""
+        """All that were met, but for the kills."""
         return sum(self.met.values())
 
 
@@ -92,7 +96,8 @@ async def run(servers: Stack, failures: int, told: Callable[[Recovered], None] =
     done = Recovered(failures // PER_STREAM)
     free = asyncio.Semaphore(AT_ONCE)
     host, port = servers.shared.getsockname()[:2]
-    async with failing_network(host, port) as network, asyncio.TaskGroup() as group:
+    async with failing_network(host, port) as network:
+        killing = asyncio.create_task(_kill(servers, network, failures, done))
 
         async def one(n: int) -> None:
             async with free:
@@ -105,10 +110,25 @@ async def run(servers: Stack, failures: int, told: Callable[[Recovered], None] =
             done.wrong += [f"stream {n}: {what}" for what in wrong]
             told(done)
 
-        for n in range(done.streams):
-            group.create_task(one(n))
-    done.met = network.met
+        try:
+            async with asyncio.TaskGroup() as group:
+                for n in range(done.streams):
+                    group.create_task(one(n))
+        finally:
+            network.over()
+            await killing
+        done.met, done.cut = network.met, network.cut
     return done
+
+
+async def _kill(servers: Stack, network: FailingNetwork, failures: int, done: Recovered) -> None:
+    """Kill one of the web processes again and again, amid all that is under way, and start another."""
+    for n in range(1, KILLS + 1):
+        if await network.reached(failures * n // (KILLS + 1)):
+            servers.webs[0].kill()
+            done.kills += 1
+            servers.start_web()
+            await asyncio.to_thread(servers.wait_for_webs)
 
 
 async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected, done: Recovered) -> list[str]:
