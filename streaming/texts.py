@@ -40,7 +40,7 @@ def decrypt(stored: str) -> str:
         return stored
     try:
         return _fernet().decrypt(stored[len(MARK) :]).decode()
-    except InvalidToken:
+    except (InvalidToken, ValueError):  # the latter for what is no token at all
         logger.error("stored_text_cannot_be_opened")
         return CANNOT_BE_OPENED
 

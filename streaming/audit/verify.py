@@ -3,19 +3,23 @@
 Exists for the command and the page. Protects the word "verified": every entry is recomputed, every sealed session's
 row, findings and texts and every review are read again and compared, and what somebody put aside (a signed head) must
 still be in the chain. A text whose salt has been purged cannot be compared any more; the purge itself is an entry.
+What cannot be read at all is pointed at like what was altered, and everything else is still compared.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import TextField
 from django.db.models.functions import Cast
 
@@ -23,27 +27,64 @@ from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey,
 from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults
 from streaming.audit.people import review_body
 from streaming.audit.rows import finding_digest, session_digest
-from streaming.models import AuditEntry, AuditHead, AuditSession, Message, Review
+from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
+from streaming.texts import CANNOT_BE_OPENED
 
 AT_ONCE = 500
 """Rows that are read together."""
+_TEXTS = ("prompt", "answer")
 NOTE = "note"
 """What a ``purge`` entry calls the notes of reviews."""
 
+K = TypeVar("K")
+T = TypeVar("T")
 Head = tuple[int, str]
 Heads = Mapping[int, str]
 
 
 def stored_entries() -> Iterator[Entry]:
-    """The log in the order of its sequence; a body that is no JSON object any more is given as text under "damaged"."""
+    """The log in the order of its sequence. What cannot be read is given as something that no hash fits: a body that is
+    no JSON object any more as text under "damaged", a row that the database cannot give at all as one of empty columns.
+    """
+    for seq, entry in _each(_entries, AuditEntry.objects.order_by("seq").values_list("seq", flat=True)):
+        number = seq if isinstance(seq, int) else -1
+        yield entry or Entry(number, "", "", "", {"damaged": "this row cannot be read"}, "", "")
+
+
+def _entries(keys: Sequence[int]) -> dict[int, Entry]:
     columns = ("seq", "kind", "session", "at", "written", "before", "hash")
-    rows = AuditEntry.objects.order_by("seq").annotate(written=Cast("body", TextField())).values_list(*columns)
-    for seq, kind, session, at, written, before, digest in rows.iterator(chunk_size=2_000):
-        try:
-            body = json.loads(written)
-        except ValueError:
-            body = written
-        yield Entry(seq, kind, session, at, body if isinstance(body, dict) else {"damaged": body}, before, digest)
+    rows = AuditEntry.objects.filter(seq__in=keys).order_by("seq").annotate(written=Cast("body", TextField()))
+    return {row[0]: _entry(*row) for row in rows.values_list(*columns)}
+
+
+def _entry(seq: int, kind: str, session: str, at: str, written: str, before: str, digest: str) -> Entry:
+    try:
+        body = json.loads(written)
+    except (ValueError, TypeError, RecursionError):
+        body = str(written)
+    body = body if isinstance(body, dict) else {"damaged": body}
+    return Entry(seq, str(kind), str(session), str(at), body, str(before), str(digest))  # a column may hold anything
+
+
+def _each(read: Callable[[Sequence[K]], Mapping[K, T]], keys: Iterable[K]) -> Iterator[tuple[K, T | None]]:
+    """What is read of each key, many at once; where that fails, one by one, and None for what cannot be read."""
+    waiting = iter(keys)
+    while some := list(islice(waiting, AT_ONCE)):
+        if (found := _try(lambda some=some: read(some))) is not None:  # type: ignore[misc]
+            yield from found.items()
+            continue
+        for key in some:
+            alone = _try(lambda key=key: read([key]))  # type: ignore[misc]
+            yield from {key: None}.items() if alone is None else alone.items()
+
+
+def _try(read: Callable[[], T]) -> T | None:
+    """None where rows are damaged: columns of another type, text that is no text, or what the database refuses."""
+    try:
+        with transaction.atomic():  # after an error the database may refuse everything but the way back to here
+            return read()
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, DatabaseError):
+        return None
 
 
 @contextmanager
@@ -89,11 +130,13 @@ class _Noted:
                 case AuditEntry.Kind.FINDING:
                     self.late[entry.session].append(entry.body.get("row"))
                 case AuditEntry.Kind.REVIEW:
-                    self.reviews[entry.session, entry.body.get("finding"), entry.body.get("version")] = entry
+                    which = (entry.body.get(name) for name in ("finding", "version"))
+                    finding, version = (one if isinstance(one, int) else str(one) for one in which)
+                    self.reviews[entry.session, finding, version] = entry
                 case AuditEntry.Kind.PURGE:
                     texts = entry.body.get("texts")
                     for name in texts if isinstance(texts, list) else ():
-                        self.purged[entry.session, name] = entry.seq
+                        self.purged[entry.session, str(name)] = entry.seq
             yield entry
 
 
@@ -101,7 +144,7 @@ def log_faults(heads: Heads | None = None) -> Iterator[Fault]:
     """Everything that is wrong with the stored log, and with the rows that it commits to."""
     noted = _Noted()
     yield from faults(noted.walk(stored_entries()), heads=heads)
-    stored = AuditHead.objects.filter(pk=AuditHead.ONLY).first()
+    stored = _try(lambda: AuditHead.objects.filter(pk=AuditHead.ONLY).first())
     last = noted.last
     if (stored.seq, stored.hash) != last if stored else last[0]:
         names = stored.seq if stored else 0
@@ -112,31 +155,84 @@ def log_faults(heads: Heads | None = None) -> Iterator[Fault]:
 
 
 def _row_faults(sealed: list[Entry], noted: _Noted) -> Iterator[Fault]:
-    sessions = AuditSession.objects.select_related("prompt", "answer").prefetch_related("findings")
-    rows = {str(row.pk): row for row in sessions.filter(pk__in=[e.session for e in sealed if _is_id(e.session)])}
+    rows = dict(_each(_sessions, [entry.session for entry in sealed if _is_id(entry.session)]))
     for entry in sealed:
-        row = rows.get(entry.session)
-        if row is None:
+        if entry.session not in rows:
             yield Fault(entry.seq, "session_missing", f"Entry {entry.seq}: session {entry.session} is gone.")
-            continue
-        if session_digest(row) != entry.body.get("row"):
-            yield Fault(entry.seq, "session_altered", f"Entry {entry.seq}: session {entry.session} was altered.")
+        else:
+            yield from _session_faults(entry, rows[entry.session], noted)
+
+
+def _sessions(keys: Sequence[str]) -> dict[str, _Session]:
+    rows = AuditSession.objects.select_related("prompt", "answer").prefetch_related("findings")
+    return {str(row.pk): _Session.of(row) for row in rows.filter(pk__in=keys)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What a ``sealed`` entry is compared with. None: it cannot be read; a text that is not there has no key."""
+
+    digest: str | None
+    findings: list[object] | None
+    texts: Mapping[str, Message | None] | None
+
+    @classmethod
+    def of(cls, row: AuditSession) -> _Session:
+        """All of it. Raises whatever a damaged row raises."""
         found = [finding_digest(finding) for finding in sorted(row.findings.all(), key=lambda finding: finding.n)]
-        said = entry.body.get("findings")
-        if not isinstance(said, list) or found != [*said, *noted.late[entry.session]]:
-            words = f"Entry {entry.seq}: the findings of session {entry.session} were altered."
-            yield Fault(entry.seq, "findings_altered", words)
-        texts = entry.body.get("texts")
-        texts = texts if isinstance(texts, dict) else {}  # an altered entry may be of any form
-        for name, message in (("prompt", row.prompt), ("answer", row.answer)):
-            where = f"Entry {entry.seq}: the {name} of {entry.session}"
-            if message is None:
-                if name in texts and not {(entry.session, role) for role in Message.Role.values} & noted.purged.keys():
-                    yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
-                continue
-            if not message.salt and (entry.session, message.role) not in noted.purged:
+        texts = {"prompt": row.prompt, "answer": row.answer}
+        return cls(session_digest(row), [*found], {name: one for name, one in texts.items() if one is not None})
+
+    @classmethod
+    def in_parts(cls, key: str) -> _Session:
+        """What can be read of a session of which not all can."""
+        rows = AuditSession.objects.filter(pk=key)
+        found = _try(lambda: [finding_digest(one) for one in Finding.objects.filter(session__pk=key).order_by("n")])
+        ids = _try(lambda: dict(zip(_TEXTS, rows.values_list("prompt_id", "answer_id").get(), strict=True)))
+        texts = None if ids is None else dict(_each(_messages, [one for one in ids.values() if one is not None]))
+        return cls(
+            _try(lambda: session_digest(rows.get())),
+            None if found is None else [*found],
+            None if ids is None or texts is None else {name: texts[one] for name, one in ids.items() if one in texts},
+        )
+
+
+def _messages(keys: Sequence[UUID]) -> dict[UUID, Message]:
+    return {row.pk: row for row in Message.objects.filter(pk__in=keys)}
+
+
+def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Iterator[Fault]:
+    session = read or _Session.in_parts(entry.session)
+    if session.digest is None:
+        yield Fault(entry.seq, "session_unreadable", f"Entry {entry.seq}: session {entry.session} cannot be read.")
+    elif session.digest != entry.body.get("row"):
+        yield Fault(entry.seq, "session_altered", f"Entry {entry.seq}: session {entry.session} was altered.")
+    said = entry.body.get("findings")
+    if session.findings is None:
+        words = f"Entry {entry.seq}: the findings of session {entry.session} cannot be read."
+        yield Fault(entry.seq, "findings_unreadable", words)
+    elif not isinstance(said, list) or session.findings != [*said, *noted.late[entry.session]]:
+        words = f"Entry {entry.seq}: the findings of session {entry.session} were altered."
+        yield Fault(entry.seq, "findings_altered", words)
+    texts = entry.body.get("texts")
+    texts = texts if isinstance(texts, dict) else {}  # an altered entry may be of any form
+    for name in _TEXTS:
+        where = f"Entry {entry.seq}: the {name} of {entry.session}"
+        if session.texts is None:
+            yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
+        elif name not in session.texts:
+            if name in texts and not {(entry.session, role) for role in Message.Role.values} & noted.purged.keys():
                 yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
-            elif message.salt and commitment(message.salt, message.content) != texts.get(name):
+        elif (message := session.texts[name]) is None:
+            yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
+        elif not message.salt:
+            if (entry.session, message.role) not in noted.purged:
+                yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
+        elif commitment(message.salt, message.content) != texts.get(name):
+            if message.content == CANNOT_BE_OPENED:
+                words = f"{where} cannot be opened with the keys that are set."
+                yield Fault(entry.seq, "text_unreadable", words)
+            else:
                 yield Fault(entry.seq, "text_altered", f"{where} was altered.")
 
 
@@ -147,16 +243,24 @@ def _is_id(word: str) -> bool:
         return False
 
 
+def _reviews(keys: Sequence[int]) -> dict[int, Review]:
+    rows = Review.objects.select_related("finding").order_by("pk")
+    return {row.pk: row for row in rows.filter(pk__in=keys)}
+
+
 def _review_faults(noted: _Noted) -> Iterator[Fault]:
     said = dict(noted.reviews)
-    for review in Review.objects.select_related("finding").order_by("pk").iterator(chunk_size=AT_ONCE):
+    for key, review in _each(_reviews, Review.objects.order_by("pk").values_list("pk", flat=True)):
+        if review is None or (present := _try(partial(review_body, review, review.finding.n))) is None:
+            yield Fault(noted.last[0], "review_unreadable", f"Review {key} cannot be read.")
+            continue
         session, n = str(review.finding.session_id), review.finding.n
         entry = said.pop((session, n, review.version), None)
         which = f"the review of finding {n} of session {session} by {review.by}"
         if entry is None:
             yield Fault(noted.last[0], "review_added", f"No entry tells of {which}.")
             continue
-        found, told = review_body(review, n), dict(entry.body)
+        found, told = dict(present), dict(entry.body)
         if not review.salt:
             if noted.purged.get((session, NOTE), 0) < entry.seq:
                 words = f"Entry {entry.seq}: the note of {which} was removed, and no entry says so."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from guardrails.keys import signing_key, trusted_keys
 from guardrails.signing import KeyRefused, PublicKey, Purpose, SignatureRefused, SigningKey
@@ -21,7 +22,24 @@ from streaming.audit.verify import Heads, log_faults, one_moment, read_heads, si
 from streaming.models import AuditEntry
 
 SHOWN = 50
-FIELDS = ("seq", "kind", "session", "at", "body", "before", "hash")
+
+
+class _Line(BaseModel):
+    """A line of an export, of which nobody has said yet that it is as it was written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seq: int
+    kind: str
+    session: str
+    at: str
+    body: dict[str, JsonValue]
+    before: str
+    hash: str
+
+    def entry(self) -> Entry:
+        """The same as the log knows it."""
+        return Entry(self.seq, self.kind, self.session, self.at, self.body, self.before, self.hash)
 
 
 class Command(BaseCommand):
@@ -54,8 +72,8 @@ class Command(BaseCommand):
     def do_verify(self, *, file: Path | None, head: Path | None, key: Path | None, json: bool, **_: object) -> None:
         kept = read_heads(head.read_text("ascii", "replace"), self.keys(key)) if head else None
         if file is not None:
-            entries = self.entries(file)
-            found, length = list(islice(faults(entries, heads=kept), SHOWN)), len(entries)
+            entries, damaged = self.entries(file)
+            found, length = [*damaged, *faults(entries, heads=kept)][:SHOWN], len(entries)
         else:
             found, length = self.in_database(kept)
         for fault in found:
@@ -97,13 +115,16 @@ class Command(BaseCommand):
         public = SigningKey.from_pem(file.read_bytes(), Purpose.AUDIT).public
         return {public.kid: public}
 
-    def entries(self, file: Path) -> list[Entry]:
-        """The entries of an export."""
+    def entries(self, file: Path) -> tuple[list[Entry], list[Fault]]:
+        """The entries of an export, and the lines that are none."""
         out: list[Entry] = []
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        damaged = []
+        for number, line in enumerate(file.read_text("utf-8", "replace").split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
-                found = json.loads(line)
-                out.append(Entry(*(found[name] for name in FIELDS)))
-            except (ValueError, KeyError, TypeError):
-                raise CommandError(f"{file}: line {number} is not an entry", returncode=1) from None
-        return out
+                out.append(_Line.model_validate_json(line).entry())
+            except ValidationError:
+                last = out[-1].seq if out else 0
+                damaged.append(Fault(last, "unreadable", f"Line {number} of {file} is not an entry."))
+        return out, damaged
