@@ -4,7 +4,8 @@ Exists so that the pump only starts and stops what happens here. Protects three 
 arguments are complete, have passed the guardrails for tool arguments, and are valid against the tool's schema; the tool
 gets what the guardrails left of them. A result, an error and a progress message pass the guardrails for tool results
 before a reader or the model sees them. And whatever a tool does (raise, hang, return ten megabytes, ignore being
-stopped), the answer goes on: it becomes the call's result.
+stopped), the answer goes on: it becomes the call's result. What is kept back until a guardrail has answered is a
+hold like any other, and a call that the answer's end overtakes says so: none is left without an end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from guardrails.findings import AppliesTo, Finding
 from guardrails.policy import Policy
 from streaming.checks import CheckedText, Look, check_text, looked_at
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
-from streaming.core.gate import gate_text
+from streaming.core.gate import Hold, gate_text
 from streaming.tools.base import Context, Tool, ToolError
 
 logger = structlog.get_logger(__name__)
@@ -34,6 +35,9 @@ MAX_ROUNDS = 10
 MAX_ARGUMENT_CHARS = 256_000
 MAX_DEPTH = 32
 MAX_RESULT_CHARS = 100_000
+NOT_RUN = "The call was not made: the answer ended before its arguments had passed the guardrails."
+NOT_OVER = "There is no result: the answer ended before the tool did."
+WITHHELD = "The result was withheld: the answer ended before it had passed the guardrails."
 PROGRESS_EVERY_S = 0.05
 STOP_S = 0.02
 """Seconds that a tool gets to clean up when it is stopped; one that takes longer is left to itself."""
@@ -41,7 +45,10 @@ STOP_S = 0.02
 
 @dataclass(slots=True)
 class Call:
-    """One tool call. ``arguments``: as the model wrote them; ``run``: as they passed the guardrails."""
+    """One tool call. ``arguments``: as the model wrote them; ``run``: as they passed the guardrails.
+
+    ``held``: what waits for guardrails now, with its channel. ``told``: a reader knows of the call.
+    """
 
     id: str = ""
     name: str = ""
@@ -50,6 +57,9 @@ class Call:
     run: str = ""
     result: str = ""
     failed: bool = False
+    over: bool = False
+    told: bool = False
+    held: tuple[str, Hold] | None = None
 
     @property
     def arguments(self) -> str:
@@ -89,6 +99,17 @@ class ToolCalls:
         call.pieces.append(piece.arguments)
         call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
 
+    def came_of(self, id_: str, result: str, *, failed: bool) -> None:
+        """What a call that the provider made has come to; of one that nobody knows nothing is kept."""
+        for call in (*self.made, *self._open.values()):
+            if call.id == id_:
+                call.result, call.failed, call.over = result, failed, True
+
+    def end(self) -> None:
+        """The answer is over: calls that were not complete are on record if something has come of them."""
+        began = len(self.made)
+        self.made[began:] = [call for call in self.round() if call.over]
+
     def round(self) -> list[Call]:
         """The calls of the round that is over, in order, each with an id of its own."""
         calls = list(self._open.values())
@@ -106,7 +127,10 @@ class ToolCalls:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a call has to tell: events, and what the guardrails found on the way. ``over``: the call has ended."""
+    """What a call has to tell: events, and what the guardrails found on the way. ``over``: the call has ended.
+
+    ``held``: a text of it is kept back from now on; the next word of the call ends that.
+    """
 
     call: Call
     events: tuple[ServerEvent, ...] = ()
@@ -114,6 +138,7 @@ class Said:
     blocked: Finding | None = None
     withheld: int = 0
     over: bool = False
+    held: tuple[str, Hold] | None = None
 
 
 Tell = Callable[[Said], object]
@@ -131,7 +156,10 @@ async def make_call(
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
     arguments, kind = _unescaped(call.arguments), AppliesTo.TOOL_ARGUMENTS
-    checked = await check_text(policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments")
+    checked = await check_text(
+        policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments",
+        held=lambda hold: tell(Said(call, held=("tool_arguments", hold))),
+    )  # fmt: skip
     if look is not None:
         look(looked_at(checked, arguments, kind, "tool_arguments"))
     call.run = checked.visible
@@ -145,7 +173,10 @@ async def make_call(
     except ToolError as error:
         result, failed = str(error), True
     kind = AppliesTo.TOOL_RESULT
-    checked = await check_text(policy, result, applies_to=kind, monitor=monitor, channel="tool_result")
+    checked = await check_text(
+        policy, result, applies_to=kind, monitor=monitor, channel="tool_result",
+        held=lambda hold: tell(Said(call, held=("tool_result", hold))),
+    )  # fmt: skip
     if look is not None:
         look(looked_at(checked, result, kind, "tool_result"))
     call.result, call.failed = checked.visible, failed

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
-from streaming.agent import Call, Said, ToolCalls
+from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls
 from streaming.checks import Look, Looked
 from streaming.core import gate as gates
 from streaming.core.events import (
@@ -46,7 +46,18 @@ HOLD_EVERY_MS = 50
 MAX_POINTS = 2_000
 """Points of the timeline that are kept; beyond that neighbours are merged, so that a long answer stays small."""
 
+NOTHING = (0, "", "")
+
 Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Telling:
+    """What readers were last told to be held in a channel (characters, guardrail, rule), and when in ms."""
+
+    channel: str
+    told: tuple[int, str, str] = (0, "", "")
+    told_at: int = -HOLD_EVERY_MS
 
 
 @dataclass(slots=True)
@@ -135,6 +146,8 @@ class Answer:
         self._returned: dict[Key, Returned] = {}  # those that a guardrail is still asked about
         self._returns = 0
         self.tools = ToolCalls()
+        self._tool_texts = (Telling("tool_arguments"), Telling("tool_result"))
+        self._overtaken: list[ServerEvent] = []
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
@@ -208,8 +221,11 @@ class Answer:
 
     def said(self, said: Said) -> list[ServerEvent]:
         """What a tool call has to tell. Once blocked, nothing any more."""
+        said.call.held = said.held
         if self.blocked is not None:
             return []
+        said.call.told = said.call.told or bool(said.events)
+        said.call.over = said.over
         out: list[ServerEvent] = [self._found(finding) for finding in said.findings]
         out += [self._counted(event) for event in said.events]
         if said.blocked is not None:
@@ -302,9 +318,7 @@ class Answer:
     def holds(self) -> tuple[list[ServerEvent], int]:
         """Hold events that are due now, and in how many ms the next one will be (0: none)."""
         now, events, later = self._now(), [], 0
-        for lane in self._lanes.values():
-            hold = lane.gate.hold
-            is_ = (hold.chars, hold.guardrail, hold.rule) if hold is not None and not self.blocked else (0, "", "")
+        for lane, is_ in self._held():
             if is_ == lane.told:
                 continue
             if (wait := lane.told_at + HOLD_EVERY_MS - now) > 0:
@@ -314,9 +328,46 @@ class Answer:
             events.append(Hold(self.message_id, lane.channel, *is_))
         return list[ServerEvent](events), later
 
+    def _held(self) -> Iterator[tuple[Lane | Telling, tuple[int, str, str]]]:
+        """Every channel with what is held of it now."""
+        for lane in self._lanes.values():
+            hold = lane.gate.hold
+            yield lane, (hold.chars, hold.guardrail, hold.rule) if hold is not None and not self.blocked else NOTHING
+        if self.tools.made or self._returned or self._tool_texts[1].told[0]:
+            holds = [] if self.blocked else list(self._held_tool_texts())
+            for telling in self._tool_texts:
+                mine = [hold for channel, hold in holds if channel == telling.channel]
+                chars = sum(hold.chars for hold in mine)
+                yield telling, (chars, mine[0].guardrail, mine[0].rule) if chars else NOTHING
+
+    def _held_tool_texts(self) -> Iterator[tuple[str, gates.Hold]]:
+        """Arguments and results that are kept back, in one piece each."""
+        yield from (call.held for call in self.tools.made if call.held is not None)
+        for returned in self._returned.values():
+            if not returned.told and (hold := returned.lane.gate.hold) is not None:
+                yield "tool_result", replace(hold, chars=len(returned.text))
+
+    def let_go(self) -> None:
+        """The answer is over: what is held of tool calls stays withheld, and each call that is overtaken says so."""
+        for returned in self._returned.values():
+            if not returned.told:
+                returned.told = True
+                self.tools.came_of(returned.id, WITHHELD, failed=True)
+                self._overtaken.append(ToolResult(returned.id, error=WITHHELD))
+        self.tools.end()
+        for call in self.tools.made:
+            if call.over or call.ran_by_provider:
+                continue
+            held = "" if call.held is None else call.held[0]
+            call.result = WITHHELD if held == "tool_result" else NOT_OVER if call.told else NOT_RUN
+            call.failed = call.over = True
+            if call.told:
+                self._overtaken.append(ToolResult(call.id, error=call.result))
+
     def closings(self) -> list[ServerEvent]:
-        """The last events of the channels: nothing is held any more, and every run of chunks ends."""
-        out: list[ServerEvent] = []
+        """The last events of the channels: nothing is held any more, every call and every run of chunks ends."""
+        out: list[ServerEvent] = [] if self.blocked is not None else [*self._overtaken]
+        out += [Hold(self.message_id, each.channel, 0, "", "") for each in self._tool_texts if each.told[0]]
         for lane in self._lanes.values():
             if lane.told[0]:
                 out.append(Hold(self.message_id, lane.channel, 0, "", ""))
@@ -398,6 +449,7 @@ class Answer:
                 self._look(Looked(returned.text, lane.gate.applies_to, lane.channel, tuple(lane.found), released))
             if self.blocked is None or lane.gate.block is not None:
                 shown = "".join(lane.parts)
+                self.tools.came_of(returned.id, shown, failed=returned.failed)
                 told = ToolResult(returned.id, error=shown) if returned.failed else ToolResult(returned.id, shown)
                 out.append(self._counted(told))
         if not lane.gate.unanswered:

@@ -96,7 +96,8 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
 
 
 def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
-    """What is stored about the end of the answer."""
+    """What is stored about the end of the answer. What was held at its end stays withheld."""
+    answer.let_go()
     prompt_blocked = run.prompt.blocked is not None
     outcome = result.outcome or answer.outcome()
     chars_in, released, withheld, exposed = answer.counts()

@@ -22,7 +22,7 @@ from guardrails.policy import Guardrail, Policy
 from streaming import breakers, outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
-from streaming.core.gate import Counters, Gate, SentenceCheck, gate_text, strongest
+from streaming.core.gate import Counters, Gate, Hold, SentenceCheck, gate_text, strongest
 from streaming.providers.base import (
     ChatMessage,
     ProviderAuthError,
@@ -210,10 +210,17 @@ async def check_text(
     channel: str = "text",
     conversation: tuple[Turn, ...] = (),
     clock: Clock = time.monotonic,
+    held: Callable[[Hold], object] | None = None,
 ) -> CheckedText:
-    """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands."""
+    """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands.
+
+    ``held`` is told, before anybody is asked, when the text is kept back until guardrails that decide have answered.
+    """
     gate = Gate(policy, applies_to, channel, monitor=monitor)
-    out = await settled(gate, [*gate.feed(text), *gate.finish()], conversation=conversation, clock=clock)
+    effects = [*gate.feed(text), *gate.finish()]
+    if held is not None and gate.waiting and (hold := gate.hold) is not None:
+        held(hold)
+    out = await settled(gate, effects, conversation=conversation, clock=clock)
     out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out

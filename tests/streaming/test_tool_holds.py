@@ -1,0 +1,195 @@
+"""Arguments and results of tools that wait for guardrails: readers are told, nothing is lost when the answer ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+import pytest
+
+from guardrails.findings import Verdict
+from guardrails.kinds import base
+from guardrails.kinds.base import CheckRequest, Config, Kind, Services
+from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
+from guardrails.policy import Policy, compile_policy
+from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD
+from streaming.core.events import ProviderToolResult, ToolCallDelta
+from streaming.models import Message
+from streaming.tools.base import Context
+from tests.streaming.pumping import Trial, trial
+from tests.streaming.test_agent import Tools, answer, asks, tools
+
+pytestmark = pytest.mark.django_db(transaction=True)
+__all__ = ["tools"]  # the fixture
+RESULT = "The first half. The other half."
+
+
+class Waits(Kind[Config]):
+    """Answers about a text when the test says so; a text with "bad" in it is a hit."""
+
+    family = Family.LOCAL_ML
+    description = "For tests."
+    performance = PerformanceCharacteristics(PerformanceClass.MODERATE, 1, 2, 3, earliest_checkpoint=Checkpoint.BATCHED)
+    Config = Config
+    asked: ClassVar[asyncio.Event]
+    go: ClassVar[asyncio.Event]
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        type(self).asked.set()
+        await type(self).go.wait()
+        return Verdict(hit="bad" in request.text)
+
+
+@pytest.fixture(autouse=True)
+def trial_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    base.all_kinds()
+    monkeypatch.setattr(Waits, "name", "trial_waits", raising=False)
+    monkeypatch.setitem(base._REGISTRY, "trial_waits", Waits)  # type: ignore[arg-type]
+    Waits.asked, Waits.go = asyncio.Event(), asyncio.Event()
+
+
+def policy(applies_to: str = "tool_result", mode: str = "BLOCK") -> Policy:
+    entry = {"name": "g", "kind": "trial_waits", "mode": mode, "action": "block", "applies_to": [applies_to],
+             "time_limit_s": 30}  # fmt: skip
+    return compile_policy({"policy": "t", "guardrails": [entry]}, version=1, digest="sha256:t")
+
+
+async def ours(tools: Tools, applies_to: str = "tool_result", result: str = RESULT) -> Trial:
+    """A tool of ours returns the text."""
+
+    async def find(text: str, context: Context) -> object:
+        return result
+
+    tools.add("find", find)
+    return await answer([["Let me see. ", *asks(("find", {}))], ["It says so."]], tools, policy=policy(applies_to))
+
+
+async def theirs(result: str = RESULT) -> Trial:
+    """A tool that the provider runs returns it."""
+    call = ToolCallDelta(0, "id0", "find", "{}", ran_by_provider=True)
+    return await trial(["Let me see. ", call, ProviderToolResult("id0", result, "")], policy=policy())
+
+
+async def case_of(whose: str, tools: Tools, result: str = RESULT) -> Trial:
+    return await ours(tools, result=result) if whose == "ours" else await theirs(result)
+
+
+async def holds(case: Trial, channel: str = "tool_result") -> list[tuple[object, object, object]]:
+    return [(e["chars"], e["guardrail"], e["rule"]) for e in await case.of("hold") if e["channel"] == channel]
+
+
+async def on_record(case: Trial) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = (await Message.objects.aget(pk=case.answer_id)).metadata.get("tools", [])
+    return found
+
+
+async def running(case: Trial, until: str = "hold") -> asyncio.Task[None]:
+    task = asyncio.create_task(case.pump.run())
+    await case.until(until)
+    return task
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+async def test_it_works(whose: str, tools: Tools) -> None:
+    case = await case_of(whose, tools)
+    task = await running(case)
+    assert await holds(case) == [(len(RESULT), "g", "sentence")]
+    assert await case.of("tool_result") == []
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert [e["result"] for e in await case.of("tool_result")] == [RESULT]
+    assert (await holds(case))[-1] == (0, "", "")
+    ((call,),) = (await on_record(case),)
+    assert (call["result"], "error" in call) == (RESULT, False)
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+async def test_a_result_that_is_held_when_the_answer_is_interrupted_is_withheld_and_said_to_be(
+    whose: str, tools: Tools
+) -> None:
+    case = await case_of(whose, tools)
+    task = await running(case)
+    await Waits.asked.wait()
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(task, 30)
+    assert (await case.of("done"))[-1]["outcome"] == "interrupted"
+    ((told,),) = (await case.of("tool_result"),)
+    assert (told["id"], told["error"]) == ("id0", WITHHELD)
+    assert (await holds(case))[-1] == (0, "", "")
+    assert "half" not in str(await case.events())
+    ((call,),) = (await on_record(case),)
+    assert (call["id"], call["name"], call["error"]) == ("id0", "find", WITHHELD)
+    types = [e["type"] for e in await case.events()]
+    assert types.index("tool_result") < types.index("done")
+
+
+async def test_a_tool_that_still_runs_when_the_answer_is_interrupted_has_an_end(tools: Tools) -> None:
+    async def hangs(text: str, context: Context) -> object:
+        await asyncio.Event().wait()
+        return ""
+
+    tools.add("hangs", hangs)
+    case = await answer([asks(("hangs", {}))], tools, policy=policy())
+    task = await running(case, "tool_call")
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(task, 30)
+    assert [(e["id"], e["error"]) for e in await case.of("tool_result")] == [("id0", NOT_OVER)]
+    assert [call["error"] for call in await on_record(case)] == [NOT_OVER]
+
+
+async def test_arguments_are_held_too_and_a_call_that_was_not_made_is_no_event(tools: Tools) -> None:
+    case = await ours(tools, "tool_arguments")
+    task = await running(case)
+    assert await holds(case, "tool_arguments") == [(2, "g", "sentence")]
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(task, 30)
+    assert (await case.of("tool_call"), await case.of("tool_result"), tools.saw) == ([], [], [])
+    ((call,),) = (await on_record(case),)
+    assert (call["arguments"], call["error"]) == ("", NOT_RUN)
+
+
+async def test_arguments_that_pass_are_held_no_longer(tools: Tools) -> None:
+    case = await ours(tools, "tool_arguments")
+    task = await running(case)
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert (await holds(case, "tool_arguments"))[-1] == (0, "", "")
+    assert [e["result"] for e in await case.of("tool_result")] == [RESULT]
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+async def test_a_result_that_is_a_hit_stays_unseen_and_is_on_record_without_its_text(whose: str, tools: Tools) -> None:
+    case = await case_of(whose, tools, "A bad half. The other half.")
+    task = await running(case)
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert (await case.of("done"))[-1]["outcome"] == "blocked"
+    assert "half" not in str(await case.events())
+    assert "half" not in str(await on_record(case))
+    assert (await holds(case))[-1] == (0, "", "")
+
+
+async def test_two_results_that_are_held_are_one_hold(tools: Tools) -> None:
+    async def find(text: str, context: Context) -> object:
+        return text
+
+    tools.add("find", find)
+    case = await answer([asks(("find", {"text": "four"}), ("find", {"text": "sixsix"}))], tools, policy=policy())
+    task = asyncio.create_task(case.pump.run())
+    async with asyncio.timeout(30), case.log.attend(case.session_id) as wake:
+        while (10, "g", "sentence") not in await holds(case):
+            wake.clear()
+            await wake.wait()
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert [e["result"] for e in await case.of("tool_result")] == ["four", "sixsix"]
+    assert (await holds(case))[-1] == (0, "", "")
+
+
+async def test_in_monitor_nothing_is_said_to_be_held(tools: Tools) -> None:
+    Waits.go.set()
+    case = await answer([asks(("echo", {"text": "bad"}))], tools, policy=policy(mode="MONITOR"))
+    await case.pump.run()
+    assert await case.of("hold") == []
+    assert [e["result"] for e in await case.of("tool_result")] == ["echo of bad"]
+    assert [e["would_have"] for e in await case.of("finding")] == ["blocked"]
