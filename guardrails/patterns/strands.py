@@ -352,6 +352,8 @@ class Strands:
                         reached[position] = max(reached[position], instr.high)
             elif len(positions) > 2:
                 youngest, oldest = min(positions), max(positions)
+                # within another repeat a thread of fewer turns may have started before one of more
+                reached[oldest] = max(reached[position] for position in positions)
                 for position in positions:
                     if position not in (youngest, oldest):
                         del reached[position]

@@ -269,10 +269,14 @@ def test_a_match_beyond_the_cap_is_swallowed_to_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "text"),
-    [("[ab1]{2,}b{0,2}b{2,}.*", "aaabbbbbaabbbbbbab"), ("b+[ab][ab1][ab1]b*", "bbbaabbbbbb ")],
+    [
+        ("[ab1]{2,}b{0,2}b{2,}.*", "aaabbbbbaabbbbbbab"),
+        ("b+[ab][ab1][ab1]b*", "bbbaabbbbbb "),
+        (r"(?:(?i:b)-b|(?:-|1))(?:\w11){2,}(?:(?:[^a])+)+", "B-b1111111\nb1BB1b 1B11111 1\n"),
+    ],
 )
-def test_turns_that_are_alive_beside_one_that_swallows_still_hold(pattern: str, text: str) -> None:
-    """Several ways into one repeat: the oldest has reached the cap, those between it and the youngest have not."""
+def test_no_turn_of_a_repeat_is_taken_for_younger_than_it_is(pattern: str, text: str) -> None:
+    """Several ways into one repeat: most turns last does not mean first to start, nor that all others have ended."""
     rule = {"id": "r", "pattern": pattern, "cap": 5}
     guardrail = {"name": "g", "kind": "regex", "action": "redact", "config": {"rules": [rule]}}
     policy = compile_policy({"policy": "t", "guardrails": [guardrail]})
