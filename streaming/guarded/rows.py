@@ -145,10 +145,10 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
     return Ended(State(session.state), session.outcome, first=False)
 
 
-def forget(before: datetime, most: int = 500) -> None:
-    """Wipe the answers of streams that were over before then."""
+def forget(before: datetime, at_once: int = 500) -> None:
+    """Wipe the answers of streams that were over before then, few at a time: nobody waits long for the database."""
     over = GuardedStream.objects.filter(sealed_state__isnull=False, session__answered_at__lt=before)
-    if names := list(over.values_list("pk", flat=True)[:most]):
+    while names := list(over.values_list("pk", flat=True)[:at_once]):
         GuardedStream.objects.filter(pk__in=names).update(sealed_state=None)
 
 
