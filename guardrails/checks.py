@@ -3,7 +3,7 @@
 Ids are stable: sluicegate.E001 demo secret in production, E002 DEBUG in production, E003 demo mode in production,
 E004 generated signing keys in production, E005 no database or broker named in production, E006 a signing key cannot be
 used, E007 one key for two purposes, E008 no key for stored texts in production, E009 such a key is
-none, W001 no broker.
+none, E010 the keyring cannot be used, E011 a key that signs is not believed, W001 no broker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
-from guardrails.keys import key_file, signing_key
+from guardrails.keys import key_file, keyring_file, read_keyring, signing_key, trusted_keys, untrusted_keys
 from guardrails.signing import KeyRefused, Purpose
 
 
@@ -97,7 +97,26 @@ def check_signing_keys(app_configs: Sequence[AppConfig] | None, **kwargs: object
                     id="sluicegate.E007",
                 )
             )
-    return found
+    return found + _check_keyring()
+
+
+def _check_keyring() -> list[CheckMessage]:
+    """Every key that signs is believed by whoever knows the root; without a keyring the version key is the root."""
+    hint = "docs/signing.md says how keys are vouched for and changed."
+    try:
+        if read_keyring(keyring_file()) is None:
+            return []
+        refused = untrusted_keys()
+        signing = [signing_key(purpose).public.kid for purpose in Purpose]
+        believed = {kid: key for purpose in Purpose for kid, key in trusted_keys(purpose).items()}
+    except KeyRefused as error:
+        return [Error(f"The keyring cannot be used: {error}.", hint=hint, id="sluicegate.E010")]
+    why = {kid: refused.get(kid, "it is not listed") for kid in signing if kid not in believed}
+    why |= {kid: f"revoked, {believed[kid].revoked}" for kid in signing if kid in believed and believed[kid].revoked}
+    return [
+        Error(f"The key {kid} signs and is not believed: {reason}.", hint=hint, id="sluicegate.E011")
+        for kid, reason in why.items()
+    ]
 
 
 @register

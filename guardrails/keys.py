@@ -3,17 +3,24 @@
 Protects the rule that a private key is never in the database: it is read from a file, kept in this process's memory,
 and only ``signing`` sees it. A file that nobody named is generated once (mode 0600, directory 0700); production refuses
 that (check ``sluicegate.E004``).
+
+Keys that were in use before, or that are revoked, stand in the keyring: a file too, because the database is what
+signatures guard. Without one, the version key itself is the root, and it vouches for the other two.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from django.conf import settings
 
+from guardrails import keyring
+from guardrails.keyring import Jwk, Keyring, KeyringRefused
 from guardrails.signing import KeyRefused, PublicKey, Purpose, SigningKey, new_key_pem
 
 _SETTING = {
@@ -37,9 +44,104 @@ def signing_key(purpose: Purpose) -> SigningKey:
 
 
 def trusted_keys(purpose: Purpose) -> dict[str, PublicKey]:
-    """The public keys, by kid, whose signatures of this purpose are believed."""
-    public = signing_key(purpose).public
-    return {public.kid: public}
+    """The public keys, by kid, whose signatures of this purpose are believed; revoked ones say so. Raises
+    ``KeyRefused``."""
+    return _trust(generation()).of(purpose)
+
+
+def untrusted_keys() -> dict[str, str]:
+    """Keys that stand in the set without being believed, and why. Raises ``KeyRefused``."""
+    return dict(_trust(generation()).refused)
+
+
+def key_set() -> dict[str, object]:
+    """The public keys as a JWK set: those of the keyring and those that sign now. Raises ``KeyRefused``."""
+    return {"keys": [member.as_dict() for member in _members()]}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringFile:
+    """A keyring as it stands in its file."""
+
+    root: str
+    keys: tuple[Jwk, ...]
+
+    def as_json(self) -> str:
+        """What is written."""
+        return json.dumps({"root": self.root, "keys": [member.as_dict() for member in self.keys]}, indent=2) + "\n"
+
+
+def keyring_file() -> Path:
+    """Where the keyring is, if there is one."""
+    named = str(settings.SLUICEGATE_KEYRING_FILE)
+    return Path(named) if named else Path(settings.SLUICEGATE_DATA_DIR) / "keys" / "keyring.json"
+
+
+def read_keyring(path: Path) -> KeyringFile | None:
+    """The keyring in a file; None if there is no file. Raises ``KeyRefused``."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        members = tuple(keyring.read_set(found))
+        root = found["root"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KeyRefused(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyringRefused, KeyError) as error:
+        raise KeyRefused(f"{path}: not a keyring: {error}") from None
+    if not isinstance(root, str):
+        raise KeyRefused(f"{path}: not a keyring: “root” must be a key")
+    return KeyringFile(root, members)
+
+
+def write_keyring(path: Path, ring: KeyringFile) -> None:
+    """Put a keyring in the place of the one before, whole or not at all."""
+    path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".keyring-")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(ring.as_json())
+    os.chmod(draft, 0o644)
+    os.replace(draft, path)
+
+
+def root() -> PublicKey:
+    """The root that clients pin. Raises ``KeyRefused``."""
+    ring = read_keyring(keyring_file())
+    return keyring.root_key(ring.root) if ring is not None else signing_key(Purpose.VERSION).public
+
+
+Generation = tuple[tuple[Path, int, int] | None, ...]
+
+
+def generation() -> Generation:
+    """Changes whenever what is believed may have changed: what was verified before is then verified anew."""
+    return (*(_stamp(key_file(purpose)[0]) for purpose in Purpose), _stamp(keyring_file()))
+
+
+def _stamp(path: Path) -> tuple[Path, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return path, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4)
+def _trust(_: Generation) -> Keyring:
+    return keyring.believed(_members(), root())
+
+
+def _members() -> list[Jwk]:
+    """The keyring's keys, then those that sign now, vouched for by the version key at hand."""
+    ring = read_keyring(keyring_file())
+    members = {member.kid: member for member in (ring.keys if ring is not None else ())}
+    version = signing_key(Purpose.VERSION)
+    for purpose in Purpose:
+        public = signing_key(purpose).public
+        itself = public.kid == version.public.kid
+        if public.kid not in members:
+            members[public.kid] = keyring.entry(public, None if itself else version)
+    return list(members.values())
 
 
 def write_new_key(path: Path) -> bool:

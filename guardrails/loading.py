@@ -7,7 +7,7 @@ Which version is at work is believed only of a statement that the activation key
 serial is not lower than one that this process has seen.
 
     PolicyUnavailable     ``reason``: unknown, inactive, unsigned, altered, untrusted, broken, missing (no statement),
-                          expired, replayed
+                          expired, lifetime, not_yet, replayed
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import Literal
 
 from django.conf import settings
 
-from guardrails.keys import trusted_keys
+from guardrails.keys import Generation, generation, trusted_keys
 from guardrails.models import Activation, PolicyVersion, Publication
 from guardrails.policy import Policy, PolicyError, compile_policy
 from guardrails.signing import KeyRefused, Purpose, SignatureRefused, Type, digest_of, verify
+from guardrails.statements import Reason as StatementReason
 from guardrails.statements import Statement, StatementRefused, Subject, check_subject, check_times
 from guardrails.statements import read as read_statement
 
-Reason = Literal["unknown", "inactive", "unsigned", "altered", "untrusted", "broken", "missing", "expired", "replayed"]
+Reason = StatementReason | Literal["unknown", "inactive", "unsigned", "broken"]
 KEPT = 64
 """Compiled versions kept in a process; the least recently used one goes first."""
 
@@ -43,10 +44,10 @@ class PolicyUnavailable(Exception):
         self.reason = reason
 
 
-_Entry = tuple[str, str, str, int, Policy]
+_Entry = tuple[str, str, str, int, Generation, Policy]
 _kept: OrderedDict[str, _Entry] = OrderedDict()
 _lock = Lock()
-_statements: dict[str, Statement] = {}
+_statements: dict[tuple[str, Generation], Statement] = {}
 _serials: dict[tuple[str, str], int] = {}
 wall_clock = time.time
 """Seconds since 1970; a name of its own so that tests can say what time it is."""
@@ -54,27 +55,32 @@ wall_clock = time.time
 
 def load(version: PolicyVersion) -> Policy:
     """The compiled policy of a version that was verified. Raises ``PolicyUnavailable``."""
-    row = (version.canonical, version.signature, version.policy.name, version.number)
+    row = (version.canonical, version.signature, version.policy.name, version.number, generation())
     with _lock:  # compiling twice at once would only cost both of them twice the time
         entry = _kept.get(version.digest)
-        if entry is None or entry[:4] != row:
+        if entry is None or entry[:5] != row:
             document = verified_document(version)
-            try:
-                policy = compile_policy(document, version=version.number, digest=version.digest)
-            except PolicyError as error:
-                raise PolicyUnavailable("broken", f"{version} does not build any more: {error}") from error
+            same = entry is not None and entry[0] == row[0]  # only the keys have changed, and it is believed again
+            policy = entry[5] if entry is not None and same else _compiled(version, document)
             entry = _kept[version.digest] = (*row, policy)
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
         _kept.move_to_end(version.digest)
-        return entry[4]
+        return entry[5]
+
+
+def _compiled(version: PolicyVersion, document: Mapping[str, object]) -> Policy:
+    try:
+        return compile_policy(document, version=version.number, digest=version.digest)
+    except PolicyError as error:
+        raise PolicyUnavailable("broken", f"{version} does not build any more: {error}") from error
 
 
 def kept(digest: str) -> Policy | None:
     """The policy of a digest, if this process has verified and compiled it before."""
     with _lock:
         entry = _kept.get(digest)
-        return None if entry is None else entry[4]
+        return None if entry is None else entry[5]
 
 
 def forget() -> None:
@@ -126,7 +132,8 @@ def check_activation(activation: Activation | None, version: PolicyVersion) -> N
 
 def verified_statement(activation: Activation) -> Statement:
     """The statement of an activation, signed and about it, whether or not it holds now. Raises ``StatementRefused``."""
-    statement = _statements.get(activation.statement)
+    known = (activation.statement, generation())
+    statement = _statements.get(known)
     if statement is None:
         try:
             statement = read_statement(activation.statement, trusted_keys(Purpose.ACTIVATION))
@@ -134,7 +141,7 @@ def verified_statement(activation: Activation) -> Statement:
             raise StatementRefused("untrusted", str(error)) from error
         if len(_statements) >= KEPT:
             _statements.clear()
-        _statements[activation.statement] = statement
+        _statements[known] = statement
     check_subject(statement, subject_of(activation, client_digest=statement.client_digest))
     return statement
 

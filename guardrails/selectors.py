@@ -13,19 +13,31 @@ from dataclasses import dataclass
 import structlog
 
 from guardrails import models
-from guardrails.loading import PolicyUnavailable, check_activation, kept, load
+from guardrails.bundle import make_bundle
+from guardrails.keys import signing_key
+from guardrails.loading import (
+    PolicyUnavailable,
+    check_activation,
+    kept,
+    load,
+    verified_client_digest,
+    verified_statement,
+)
 from guardrails.models import ApiKey, PolicyVersion
 from guardrails.policy import Policy
 from guardrails.services import note_key_used
+from guardrails.signing import Purpose
 from guardrails.tokens import key_hash, key_prefix
 
 __all__ = [
+    "ClientBundle",
     "PolicyInfo",
     "PolicyUnavailable",
     "Running",
     "ShadowPolicy",
     "active_policy",
     "api_key_for",
+    "client_bundle",
     "forget",
     "origin_is_known",
     "policy_by_digest",
@@ -75,6 +87,43 @@ class Running:
 
     policy: Policy
     shadow: ShadowPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientBundle:
+    """The signed rules for clients of a policy's active version. ``expires_at``: seconds since 1970."""
+
+    policy: str
+    version: int
+    digest: str
+    expires_at: int
+    bundle: str
+
+
+class NoClientRules(Exception):
+    """A version from before there were client rules."""
+
+    permanent = True
+
+
+def client_bundle(name: str) -> ClientBundle:
+    """The bundle of the active version, everything in it verified now; there is no last good one: clients keep theirs.
+
+    Raises ``PolicyUnavailable``, ``NoClientRules``, ``KeyRefused``.
+    """
+    row = _policy_row(name)
+    version = _active(name, row)
+    assert row is not None
+    check_activation(row.activation, version)
+    assert row.activation is not None
+    statement = verified_statement(row.activation)
+    if not statement.client_digest:
+        raise NoClientRules(f"{version} was published without rules for clients; publish and activate it anew")
+    if verified_client_digest(version) != statement.client_digest:
+        raise PolicyUnavailable("altered", f"the client rules of {version} are not those that were activated")
+    signature = models.Publication.objects.values_list("client_signature", flat=True).get(pk=version.pk)
+    made = make_bundle(activation=row.activation.statement, client_rules=signature, key=signing_key(Purpose.ACTIVATION))
+    return ClientBundle(name, version.number, version.digest, statement.exp, made)
 
 
 def active_policy(name: str) -> Policy:

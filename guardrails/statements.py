@@ -4,7 +4,7 @@ Exists because a version's signature never expires: who can write to the databas
 was ever signed to work again. Protects the rules that only the activation key says what is active, that what it said
 lapses unless it is said again, and that a lower serial than one that was seen is refused.
 
-    StatementRefused     ``reason``: missing, untrusted, altered, expired, replayed
+    StatementRefused     ``reason``: missing, untrusted, altered, expired, lifetime, not_yet, replayed
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SKEW_S = 300
 RENEWED_AFTER_S = 6 * 3_600
 """Age in seconds from which a statement is renewed: a reader always has at least 17 hours left."""
 
-Reason = Literal["missing", "untrusted", "altered", "expired", "replayed"]
+Reason = Literal["missing", "untrusted", "altered", "expired", "lifetime", "not_yet", "replayed"]
 
 
 class StatementRefused(ValueError):
@@ -117,9 +117,9 @@ def read(compact: str, keys: Mapping[str, PublicKey]) -> Statement:
 def check_times(statement: Statement, *, now: float) -> None:
     """Raises ``StatementRefused`` unless the statement holds at ``now``, five minutes more or less."""
     if not 0 < statement.exp - statement.iat <= LIFETIME_S:
-        raise StatementRefused("expired", "its activation statement does not say a lifetime of a day or less")
+        raise StatementRefused("lifetime", "its activation statement does not say a lifetime of a day or less")
     if statement.iat > now + SKEW_S:
-        raise StatementRefused("expired", "its activation statement is of a time to come")
+        raise StatementRefused("not_yet", "its activation statement is of a time to come")
     if now > statement.exp + SKEW_S:
         late = (now - statement.exp) / 3_600
         raise StatementRefused("expired", f"its activation statement expired {late:,.1f} hours ago and was not renewed")

@@ -31,6 +31,7 @@ SLUICEGATE_AUDIT_HEADS_FILE = os.environ.get("SLUICEGATE_AUDIT_HEADS_FILE", "")
 SLUICEGATE_RETENTION = os.environ.get("SLUICEGATE_RETENTION", "")
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
+SLUICEGATE_KEYRING_FILE = os.environ.get("SLUICEGATE_KEYRING_FILE", "")
 SLUICEGATE_ISSUER = os.environ.get("SLUICEGATE_ISSUER", "").strip() or "sluicegate"
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")
 DEBUG = environment.flag("DEBUG")

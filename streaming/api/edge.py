@@ -32,10 +32,11 @@ WORTH_COMPRESSING = 500
 """Bytes; below that gzip's own header eats the gain."""
 
 _ALLOWED_HEADERS = (
-    "Authorization, X-API-Key, Content-Type, Content-Encoding, Idempotency-Key, Last-Event-ID, X-Correlation-ID"
+    "Authorization, X-API-Key, Content-Type, Content-Encoding, Idempotency-Key, If-None-Match, Last-Event-ID, "
+    "X-Correlation-ID"
 )
 _EXPOSED_HEADERS = (
-    "X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token"
+    "ETag, X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token"
 )
 _PREFLIGHT_S = 600
 

@@ -11,7 +11,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 
-from streaming.api import chat, check, stream
+from streaming.api import chat, check, rules, stream
 from streaming.api.errors import error_response, install
 
 api = NinjaAPI(
@@ -26,6 +26,7 @@ install(api)
 api.add_router("", check.router)
 api.add_router("", chat.router)
 api.add_router("", stream.router)
+api.add_router("", rules.router)
 
 
 @require_safe

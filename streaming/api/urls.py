@@ -1,16 +1,17 @@
-"""Routes for programs: ``/v1/…``, ``/health``, ``/ready``, ``/metrics``."""
+"""Routes for programs: ``/v1/…``, ``/health``, ``/ready``, ``/metrics``, ``/.well-known/jwks.json``."""
 
 from __future__ import annotations
 
 from django.urls import path, re_path
 
 from streaming import health
-from streaming.api import root
+from streaming.api import root, rules
 
 urlpatterns = [
     path("health", health.health, name="health"),
     path("ready", health.ready, name="ready"),
     path("metrics", health.metrics, name="metrics"),
+    path(".well-known/jwks.json", rules.jwks, name="jwks"),
     path("v1/docs", root.docs, name="api-docs"),
     path("v1/", root.api.urls),
     re_path(r"^v1/", root.nothing_here),

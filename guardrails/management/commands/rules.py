@@ -7,17 +7,23 @@ caller uses, and says what happened. Exit status 0, 1 (a failure was found), 2 (
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, ProgrammingError
 
-from guardrails import docs, services
+from guardrails import docs, selectors, services
+from guardrails.bundle import BundleRefused, verify_bundle
 from guardrails.importers.gitleaks import Imported, import_gitleaks, is_gitleaks
 from guardrails.importers.policy_file import read_policy_file
+from guardrails.keys import key_set
+from guardrails.keys import root as root_key
 from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_document
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import Activation, Policy, PolicyVersion
@@ -36,6 +42,17 @@ VERSION_VERBS = {
 def counted(number: int, noun: str) -> str:
     """``1 rule``, ``2 rules``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def bundle_in(text: str) -> str:
+    """The bundle of an answer of ``/v1/rules``; what is no JSON object is taken for the bundle itself."""
+    if not text.lstrip().startswith("{"):
+        return text.strip()
+    found = json.loads(text)
+    bundle = found.get("bundle")
+    if not isinstance(bundle, str):
+        raise BundleRefused("malformed", "it has no “bundle”")
+    return bundle
 
 
 class Command(BaseCommand):
@@ -60,6 +77,14 @@ class Command(BaseCommand):
                 action.add_argument("version", type=int, nargs="?", metavar="VERSION")
             if verb in ("activate", "rollback"):
                 action.add_argument("--note", default="", help="why; it is recorded")
+        bundle = actions.add_parser(
+            "bundle", help="the signed rules for clients, as /v1/rules gives them; or verify some"
+        )
+        bundle.add_argument("policy", metavar="POLICY")
+        bundle.add_argument("--verify", type=Path, metavar="FILE", help="verify this answer (or bare bundle) instead")
+        bundle.add_argument("--keys", type=Path, metavar="FILE", help="with --verify: the JWK set (default: our own)")
+        bundle.add_argument("--root", metavar="X", help="with --verify: the pinned public key (default: our root)")
+        bundle.add_argument("--seen", type=int, default=0, metavar="SERIAL", help="with --verify: refuse lower serials")
         actions.add_parser("list", help="policies, their versions and what is active")
         page = actions.add_parser("docs", help="the tables of docs/guardrails.md, from the code")
         page.add_argument("--write", type=Path, metavar="FILE", help="bring this page up to date")
@@ -67,7 +92,7 @@ class Command(BaseCommand):
     def handle(self, *args: object, verb: str, **options: object) -> None:
         try:
             getattr(self, f"do_{verb}")(**options)
-        except (PolicyError, services.Refused, KeyRefused, PolicyUnavailable) as error:
+        except (PolicyError, services.Refused, KeyRefused, PolicyUnavailable, selectors.NoClientRules) as error:
             raise CommandError(str(error), returncode=1) from None
         except (OperationalError, ProgrammingError) as error:
             raise CommandError(f"the database cannot be used (manage.py migrate?): {error}", returncode=1) from None
@@ -134,6 +159,42 @@ class Command(BaseCommand):
         found = self.policy(policy)
         chosen = found.active_version if version is None and found.active_version else self.version(policy, version)
         self.stdout.write(json.dumps(chosen.document, indent=2, ensure_ascii=False))
+
+    def do_bundle(
+        self, *, policy: str, verify: Path | None, keys: Path | None, root: str | None, seen: int, **_: object
+    ) -> None:
+        if verify is None:
+            if keys or root or seen:
+                raise CommandError("--keys, --root and --seen need --verify", returncode=2)
+            found = selectors.client_bundle(policy)
+            self.stdout.write(json.dumps(asdict(found), indent=2))
+            return
+        place = (settings.SLUICEGATE_ISSUER, policy, "")
+        try:
+            verified = verify_bundle(
+                bundle_in(self.text_of(verify)),
+                json.loads(self.text_of(keys)) if keys else key_set(),
+                root=root or root_key().x,
+                now=time.time(),
+                issuer=settings.SLUICEGATE_ISSUER,
+                policy=policy,
+                seen={place: seen},
+            )
+        except BundleRefused as error:
+            raise CommandError(f"{verify}: {error.reason}: {error}", returncode=1) from None
+        except ValueError as error:
+            raise CommandError(f"{keys or verify}: not JSON: {error}", returncode=2) from None
+        statement = verified.statement
+        until = datetime.fromtimestamp(statement.exp, UTC).isoformat(timespec="seconds")
+        self.stdout.write(
+            f"{policy}: version {statement.version}, serial {statement.serial}, good until {until}, {statement.digest}"
+        )
+
+    def text_of(self, file: Path) -> str:
+        try:
+            return file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{file}: cannot be read: {error}", returncode=2) from None
 
     def do_docs(self, *, write: Path | None, **options: object) -> None:
         if write is None:

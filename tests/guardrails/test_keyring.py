@@ -1,0 +1,245 @@
+"""Keys change without a pin changing; a revoked key is believed for nothing, and what it signed says why it stops."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from guardrails import bundle, checks, keys, selectors, services
+from guardrails.loading import PolicyUnavailable, wall_clock
+from guardrails.models import Activation, PolicyVersion
+from guardrails.signing import KeyRefused, Purpose, SigningKey, new_key_pem
+from tests.conftest import forget_policies
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
+
+
+class Shop:
+    """An installation with key files of its own."""
+
+    def __init__(self, folder: Path, settings: Any) -> None:
+        self.folder, self.settings = folder, settings
+        for purpose in Purpose:
+            self.use(purpose, self.new(purpose.name.lower()))
+        settings.SLUICEGATE_KEYRING_FILE = str(folder / "keyring.json")
+
+    def new(self, name: str) -> Path:
+        path = self.folder / f"{name}.pem"
+        path.write_bytes(new_key_pem())
+        return path
+
+    def use(self, purpose: Purpose, path: Path) -> None:
+        setattr(self.settings, f"SLUICEGATE_{purpose.name}_KEY_FILE", str(path))
+
+    def kid(self, name: str, purpose: Purpose) -> str:
+        return SigningKey.from_pem((self.folder / f"{name}.pem").read_bytes(), purpose).public.kid
+
+
+@pytest.fixture
+def shop(tmp_path: Path, settings: Any) -> Shop:
+    return Shop(tmp_path, settings)
+
+
+def run(*args: object) -> str:
+    out = io.StringIO()
+    call_command("signing_keys", *map(str, args), stdout=out)
+    return out.getvalue()
+
+
+def fails(*args: object) -> tuple[int, str]:
+    with pytest.raises(CommandError) as failed:
+        run(*args)
+    return failed.value.returncode, str(failed.value)
+
+
+def document(*words: str) -> dict[str, Any]:
+    rule: dict[str, Any] = {"name": "words", "kind": "keywords", "client": True, "keywords": list(words)}
+    return {"policy": "support", "description": "d", "guardrails": [rule]}
+
+
+def install(*words: str) -> PolicyVersion:
+    return services.install(document=document(*words))[0]
+
+
+def verified(root: str) -> bundle.Verified:
+    """As a client that pinned the root would, from what is served."""
+    found = selectors.client_bundle("support")
+    return bundle.verify_bundle(
+        found.bundle,
+        json.loads(json.dumps(keys.key_set())),
+        root=root,
+        now=wall_clock(),
+        issuer="sluicegate",
+        policy="support",
+    )
+
+
+def test_it_works(shop: Shop) -> None:
+    """Without a keyring the version key is the root and vouches for the others."""
+    root = keys.root()
+    install("acme")
+    assert verified(root.x).statement.version == 1
+    members = keys.key_set()["keys"]
+    assert isinstance(members, list)
+    assert {member["sluicegate_purpose"] for member in members} == {"version", "activation", "audit"}
+    assert [member["kid"] for member in members if "sluicegate_signature" not in member] == [root.kid]
+    assert checks.check_signing_keys(None) == []
+
+
+def test_version_key_is_changed_and_the_pin_stays(shop: Shop) -> None:
+    root = keys.root().x
+    install("acme")
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
+    shop.use(Purpose.VERSION, shop.folder / "next.pem")
+    second = install("acme", "other")
+    assert second.signature.split(".")[0] != PolicyVersion.objects.get(number=1).signature.split(".")[0]
+    assert verified(root).statement.version == 2
+    assert keys.root().x == root
+    services.rollback(policy=second.policy)  # what the first key signed is still believed
+    assert verified(root).statement.version == 1
+    assert checks.check_signing_keys(None) == []
+
+
+def test_version_key_that_nobody_vouched_for_is_not_believed_and_the_check_says_so(shop: Shop) -> None:
+    run("vouch", shop.new("spare"), "--purpose", "version", "--by", shop.folder / "version.pem")
+    shop.use(Purpose.VERSION, shop.new("stranger"))
+    with pytest.raises(PolicyUnavailable, match="not trusted here"):
+        install("acme")
+    assert "sluicegate.E011" in [found.id for found in checks.check_signing_keys(None)]
+
+
+def test_activation_key_is_changed_without_a_gap(shop: Shop) -> None:
+    """The old one is vouched for first, so that what it said holds until it is said anew."""
+    install("acme")
+    run("vouch", shop.folder / "activation.pem", "--purpose", "activation", "--by", shop.folder / "version.pem")
+    shop.use(Purpose.ACTIVATION, shop.new("activation-2"))
+    assert selectors.active_policy("support").version == 1
+    assert verified(keys.root().x).statement.version == 1
+    row = Activation.objects.get()
+    before = row.statement
+    services.activate(version=row.version)
+    assert Activation.objects.get(serial=2).statement.split(".")[0] != before.split(".")[0]
+    assert verified(keys.root().x).statement.serial == 2
+
+
+def test_roll_back_to_a_version_of_a_revoked_key_is_refused_with_when_and_why(shop: Shop) -> None:
+    root = shop.folder / "version.pem"
+    run("vouch", shop.new("second"), "--purpose", "version", "--by", root)
+    shop.use(Purpose.VERSION, shop.folder / "second.pem")
+    first = install("acme")
+    shop.use(Purpose.VERSION, root)
+    install("acme", "other")
+    run("revoke", shop.kid("second", Purpose.VERSION), "--by", root, "--reason", "lost laptop")
+    with pytest.raises(PolicyUnavailable, match=r"revoked: .*lost laptop") as refused:
+        services.rollback(policy=first.policy)
+    assert refused.value.reason == "untrusted"
+    assert Activation.objects.count() == 2
+    assert selectors.active_policy("support").version == 2
+
+
+def test_revocation_reaches_a_process_that_had_believed_the_key(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    root = shop.folder / "version.pem"
+    run("vouch", shop.new("second"), "--purpose", "version", "--by", root)
+    shop.use(Purpose.VERSION, shop.folder / "second.pem")
+    version = install("acme")
+    good = selectors.active_policy("support")
+    run("revoke", shop.kid("second", Purpose.VERSION), "--by", root, "--reason", "stolen")
+    assert selectors.active_policy("support") is good  # the last good version stays …
+    assert "policy_unhealthy" in caplog.text  # … loudly
+    assert selectors.policy_by_digest(version.digest) is good  # and sessions that run keep theirs
+    with pytest.raises(PolicyUnavailable, match="not trusted"):  # the activation key had its voucher of the stolen one
+        selectors.client_bundle("support")
+    assert "sluicegate.E011" in [found.id for found in checks.check_signing_keys(None)]
+    forget_policies()
+    with pytest.raises(PolicyUnavailable, match="stolen"):
+        selectors.active_policy("support")
+
+
+def test_what_the_command_refuses(shop: Shop) -> None:
+    root, stranger = shop.folder / "version.pem", shop.new("stranger")
+    next_ = shop.new("next")
+    assert "no keyring" in run("list")
+    run("vouch", next_, "--purpose", "version", "--by", root)
+    assert fails("vouch", next_, "--purpose", "version", "--by", root)[1].endswith("in the keyring already")
+    assert "another purpose" in fails("vouch", next_, "--purpose", "audit", "--by", root)[1]
+    assert "not a version key" in fails("vouch", stranger, "--purpose", "audit", "--by", stranger)[1]
+    assert "not the root" in fails("revoke", shop.kid("next", Purpose.VERSION), "--by", next_, "--reason", "r")[1]
+    assert "cannot be revoked" in fails("revoke", keys.root().kid, "--by", root, "--reason", "r")[1]
+    assert "not in the keyring" in fails("revoke", "version-x", "--by", root, "--reason", "r")[1]
+    assert fails("vouch", shop.folder / "none.pem", "--purpose", "audit", "--by", root)[0] == 2
+    run("revoke", shop.kid("next", Purpose.VERSION), "--by", root, "--reason", "r")
+    assert "already" in fails("revoke", shop.kid("next", Purpose.VERSION), "--by", root, "--reason", "r")[1]
+    assert "not a version key" in fails("vouch", stranger, "--purpose", "audit", "--by", next_)[1]
+    listed = run("list")
+    assert "the root, which clients pin" in listed
+    assert "revoked 20" in listed
+
+
+def test_list_fails_when_a_listed_key_is_not_believed(shop: Shop) -> None:
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
+    path = shop.folder / "keyring.json"
+    ring = json.loads(path.read_text())
+    del ring["keys"][1]["sluicegate_signature"]
+    path.write_text(json.dumps(ring))
+    assert fails("list") == (1, f"{path}: 1 not believed")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"keys": []}', '{"root": 1, "keys": []}', '{"root": "x", "keys": [{}]}']
+)
+def test_keyring_that_cannot_be_read_stops_everything_and_is_told(shop: Shop, text: str) -> None:
+    (shop.folder / "keyring.json").write_text(text)
+    with pytest.raises(KeyRefused, match="keyring"):
+        keys.trusted_keys(Purpose.VERSION)
+    assert [found.id for found in checks.check_signing_keys(None)] == ["sluicegate.E010"]
+    with pytest.raises((PolicyUnavailable, KeyRefused)):
+        install("acme")
+
+
+def test_keyring_is_replaced_whole(shop: Shop) -> None:
+    path = shop.folder / "keyring.json"
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
+    assert [name for name in os.listdir(shop.folder) if name.startswith(".")] == []
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert "PRIVATE" not in path.read_text()
+
+
+def test_bundle_command_gives_and_verifies(shop: Shop) -> None:
+    def rules(*args: object) -> str:
+        out = io.StringIO()
+        call_command("rules", *map(str, args), stdout=out)
+        return out.getvalue()
+
+    install("acme")
+    file, set_ = shop.folder / "bundle.json", shop.folder / "keys.json"
+    file.write_text(rules("bundle", "support"))
+    set_.write_text(json.dumps(keys.key_set()))
+    assert "support: version 1, serial 1, good until 20" in rules("bundle", "support", "--verify", file)
+    root = keys.root().x
+    rules("bundle", "support", "--verify", file, "--keys", set_, "--root", root)
+    for extra, reason in (
+        (("--seen", 2), "replayed"),
+        (("--root", SigningKey.from_pem(new_key_pem(), Purpose.VERSION).public.x), "unvouched_key"),
+    ):
+        with pytest.raises(CommandError, match=reason) as failed:
+            rules("bundle", "support", "--verify", file, *extra)
+        assert failed.value.returncode == 1
+    found = json.loads(file.read_text())
+    file.write_text(found["bundle"][:-9] + "A" * 9)
+    with pytest.raises(CommandError, match=r"malformed|signature"):
+        rules("bundle", "support", "--verify", file)
+    with pytest.raises(CommandError) as failed:
+        rules("bundle", "support", "--root", root)
+    assert failed.value.returncode == 2
+    with pytest.raises(CommandError) as failed:
+        rules("bundle", "support", "--verify", shop.folder / "none")
+    assert failed.value.returncode == 2
+    with pytest.raises(CommandError, match="there is no policy") as failed:
+        rules("bundle", "nope")
+    assert failed.value.returncode == 1
