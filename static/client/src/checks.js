@@ -1,0 +1,83 @@
+// What a pattern cannot say: check digits, number areas, entropy, allow-lists. The same answers as on the server
+// (guardrails/patterns/validators.py); a check with a name that is not here makes the whole bundle refused.
+
+const digits = (text) => text.replace(/[^0-9]/g, "");
+const numbers = (text) => (text.match(/[0-9]+/g) ?? []).map(Number);
+
+function entropy(text) {
+  const counts = new Map();
+  for (const char of text) counts.set(char, (counts.get(char) ?? 0) + 1);
+  const size = [...text].length;
+  let sum = 0;
+  for (const count of counts.values()) sum -= (count / size) * Math.log2(count / size);
+  return sum;
+}
+
+const CHECKS = {
+  luhn(secret) {
+    const sum = (total, digit, n, all) => {
+      const value = (all.length - n) % 2 ? +digit : 2 * digit;
+      return total + (value > 9 ? value - 9 : value);
+    };
+    return /[0-9]/.test(secret) && [...digits(secret)].reduce(sum, 0) % 10 === 0;
+  },
+
+  iban(secret, { countries }) {
+    const text = secret.replace(/[^0-9A-Za-z]/g, "").toUpperCase();
+    const form = countries[text.slice(0, 2)];
+    const sets = { n: "[0-9]", a: "[A-Z]", c: "[A-Z0-9]" };
+    const inner = form?.replace(/(\d+)!(.)/g, (_, count, set) => `${sets[set]}{${count}}`);
+    const rest = (before, char) => (parseInt(char, 36) + (char > "9" ? 100 : 10) * before) % 97;
+    const sum = [...(text.slice(4) + text.slice(0, 4))].reduce(rest, 0);
+    return Boolean(form) && sum === 1 && new RegExp(`^${inner}$`).test(text.slice(4));
+  },
+
+  ssn: (secret) => /^(?!000|666)\d{3}(?!00)\d\d(?!0000)\d{4}$/.test(digits(secret)),
+
+  phone(secret) {
+    const found = digits(secret);
+    if (secret.includes("+") && found[0] === "1") return found.length === 11 && found[1] >= "2";
+    return found.length >= 7 && found.length <= 15 && new Set(found).size > 1;
+  },
+
+  ip_address(secret) {
+    if (!secret.includes(":")) {
+      const parts = secret.split(".");
+      return parts.length === 4 && parts.every((part) => /^[0-9]{1,3}$/.test(part) && part <= 255);
+    }
+    try {
+      return new URL(`http://[${secret}]`).hostname !== "[::]";
+    } catch {
+      return false;
+    }
+  },
+
+  plausible_date(secret) {
+    const parts = numbers(secret);
+    if (/\p{L}/u.test(secret)) return parts.every((part) => (part >= 1 && part <= 31) || part >= 1900);
+    const [day, month] = parts[0] > 31 ? parts.slice(1) : parts;
+    const fits = (one, two) => one >= 1 && one <= 31 && two >= 1 && two <= 12;
+    return fits(day, month) || fits(month, day);
+  },
+
+  not_a_date(secret) {
+    const [year, month, day, more] = numbers(secret);
+    return !(year >= 1900 && year < 2100 && month <= 12 && day <= 31 && more === undefined);
+  },
+
+  min_entropy: (secret, { bits }) => entropy(secret) > bits,
+  has_digits: (secret, { least }) => digits(secret).length >= least,
+  contains: (_, { words }, match) => words.some((word) => match.toLowerCase().includes(word)),
+  not_allowed: (secret, { stopwords }) => !stopwords.some((word) => secret.toLowerCase().includes(word)),
+  matches: (secret, { pattern }) => new RegExp(pattern, "u").test(secret),
+  lacks: (secret, { pattern }) => !new RegExp(pattern, "iu").test(secret),
+};
+
+/**
+ * One function of candidates from a rule's `validators`; null when there are none.
+ * @returns {((secret: string, match: string) => boolean) | null}
+ */
+export function accepting(validators) {
+  for (const { name } of validators) if (!CHECKS[name]) throw new SyntaxError(`no check is named ${name}`);
+  return validators[0] ? (secret, match) => validators.every((one) => CHECKS[one.name](secret, one, match)) : null;
+}
