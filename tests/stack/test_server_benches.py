@@ -1,0 +1,65 @@
+"""Benchmarks of real web processes run, on numbers too small to mean anything, and say all that they promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench import first_token, guardrails, memory, stamps
+from tests.bench.registry import Row, benchmarks
+
+
+def rows(name: str) -> dict[str, Row]:
+    found = {row.name: row for row in benchmarks()[name]()}
+    for row in found.values():
+        assert (row.ok is None) == (not row.target)
+        assert row.ok in (True, False, None)
+    return found
+
+
+@pytest.mark.parametrize("moment", [0.0, 35_130.0933, 127_999.9])
+def test_it_works(moment: float) -> None:
+    """A token says when it was sent, to the tenth of a millisecond, also over the turn of its letters."""
+    token = stamps.stamp(moment)
+    assert (len(token), token[-1]) == (stamps.SIZE, " ")
+    for late in (0.0, 0.0004, 1.25, 300):
+        assert stamps.late_ms(token, moment + late) == pytest.approx(late * 1000, abs=0.11)
+
+
+def test_updates_with_and_without_guardrails_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guardrails, "MESSAGES", 2)
+    found = rows("rest_update")
+    assert set(found) == {"rest_update_p99", "rest_update_p50"}
+    assert found["rest_update_p99"].figure.startswith("40 REST updates")
+    assert "empty and empty differ by" in found["rest_update_p99"].anchor
+
+
+@pytest.mark.long
+def test_streams_with_and_without_guardrails_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STREAMS": 6, "TOKENS": 40, "ROUNDS": 1}.items():
+        monkeypatch.setattr(guardrails, name, value)
+    found = rows("guardrails_on_off")
+    assert set(found) == {
+        "guardrails_cpu_saturated",
+        "guardrails_saturated",
+        "guardrails_cpu_paced",
+        "guardrails_p99",
+    }
+    assert found["guardrails_saturated"].measured > 0
+
+
+@pytest.mark.long
+def test_first_words_are_timed_for_every_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ANSWERS", "WARM_UP"):
+        monkeypatch.setattr(first_token, name, 1)
+    found = rows("first_token")
+    assert set(found) == {"first_token_gate", *(f"first_token_{who}" for who in ("scripted", *first_token.ADAPTERS))}
+    assert all(found[f"first_token_{who}"].measured > 0 for who in ("scripted", *first_token.ADAPTERS))
+
+
+@pytest.mark.long
+def test_open_sessions_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SESSIONS": 12, "WARM_UP": 4}.items():
+        monkeypatch.setattr(memory, name, value)
+    found = rows("memory")
+    assert set(found) == {"memory_rest", "memory_sockets", "memory_sockets_idle", "memory_sockets_store"}
+    assert found["memory_sockets_store"].measured > 0.1, "every answer has a log in the store"
