@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 
@@ -45,8 +46,29 @@ def web(env: Mapping[str, str], port: int) -> Service:
     return Service("web", (*argv, *limits, "project.asgi:application"), env, essential=True, ready=ready)
 
 
+def _yielding() -> tuple[str, ...]:
+    """What begins a command line that shall have the processor only while nobody else wants it."""
+    nice = shutil.which("nice")
+    return (nice, "-n", "10") if nice else ()
+
+
 def worker(env: Mapping[str, str]) -> Service:
-    """A Celery worker with beat. Processes, not threads: time limits and the loss of a worker work only with those."""
-    argv = (sys.executable, "-m", "celery", "--quiet", "--app", "project", "worker", "--beat", "--pool", "prefork")
+    """A Celery worker with beat. Processes, not threads: time limits and the loss of a worker work only with those.
+
+    It yields to the web process, which it shares the machine with: readers wait for that one and for no check.
+    """
+    argv = (
+        *_yielding(),
+        sys.executable,
+        "-m",
+        "celery",
+        "--quiet",
+        "--app",
+        "project",
+        "worker",
+        "--beat",
+        "--pool",
+        "prefork",
+    )
     options = ("--concurrency", "2", "--loglevel", "INFO", "--without-gossip", "--without-mingle")
     return Service("worker", (*argv, *options), env)

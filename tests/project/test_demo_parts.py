@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from django.contrib.auth.models import User
 from guardrails import selectors, services
 from guardrails.models import ApiKey, PolicyVersion, Scope
 from project.demo import access, bootstrap, ports, valkey
+from project.demo import services as commands
 from project.demo.access import Access
 from project.demo.console import Console
 from project.demo.lock import AlreadyRunning, only_one
@@ -139,6 +143,16 @@ async def test_valkey_is_not_ready_where_another_program_listens(tmp_path: Path)
     assert stat.S_IMODE(configuration.stat().st_mode) == 0o600
     assert url.split("@")[0].removeprefix("redis://:") in configuration.read_text()
     assert all(url.split("@")[0].removeprefix("redis://:") not in argument for argument in service.argv)
+
+
+def test_the_worker_yields_to_the_web_process() -> None:
+    argv = commands.worker({}).argv
+    begins = argv[: argv.index(sys.executable)]
+    said = subprocess.run(
+        [*begins, sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, check=True
+    )
+    assert int(said.stdout) == min(19, os.nice(0) + 10)
+    assert sys.executable in commands.web({}, 8_000).argv[:1], "and the web process to nobody"
 
 
 class Terminal(io.StringIO):

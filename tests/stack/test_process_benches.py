@@ -17,9 +17,11 @@ def rows(name: str) -> dict[str, Row]:
 
 def test_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "APPENDS", 200)
+    monkeypatch.setattr(audit, "NAMES", {"sqlite": "SQLite"})
     found = rows("audit")
-    assert set(found) == {"audit_appends", "audit_append_p50", "audit_append_p99"}
-    assert 0 < found["audit_append_p50"].measured <= found["audit_append_p99"].measured
+    assert set(found) == {f"audit_sqlite_{name}" for name in ("appends", "singly", "p50", "p99")} | {"disk_flush"}
+    assert 0 < found["audit_sqlite_p50"].measured <= found["audit_sqlite_p99"].measured
+    assert found["disk_flush"].measured > 0
 
 
 @pytest.mark.long
@@ -34,5 +36,5 @@ def test_killed_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_ai_check_in_monitor_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "ROUNDS", 1)
     found = rows("monitor")
-    assert set(found) == {"monitor_p99", "monitor_p50"}
+    assert set(found) == {"monitor_p99", "monitor_p50", "monitor_p99_equal", "monitor_p50_equal"}
     assert "without it" in found["monitor_p99"].anchor
