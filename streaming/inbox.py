@@ -49,6 +49,13 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """Something of ours failed outside the loop; the loop fails with it."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The answer is to end now, and how its end is called."""
 
@@ -59,5 +66,5 @@ class Tick:
     """Time has passed: a hold may be due, or it is time to write through."""
 
 
-Item = Arrived | RoundEnded | CallsEnded | Said | ProviderEnded | Judged | Stop | Tick
+Item = Arrived | Broken | RoundEnded | CallsEnded | Said | ProviderEnded | Judged | Stop | Tick
 """``Said``: a tool call has something to tell."""

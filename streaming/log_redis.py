@@ -1,8 +1,9 @@
 """The session log in Redis (or Valkey): a capped, expiring stream per session.
 
 Protects three rules. ``seq`` is given by the script that appends, so writers in several processes never share one.
-A lost wake-up is no hang: readers also poll. And a reader in this process costs no second round trip: the append
-itself returns which *other* processes read along, and only those are woken through the channel layer.
+A lost wake-up is no hang: readers also poll. And a reader in this process costs no second round trip: it is given what
+the append has just written (``Recent``), and the append itself returns which *other* processes read along, and only
+those are woken through the channel layer.
 
 Keys, all with ``{session}`` as hash tag and expiring: ``sg:log`` the stream, ``sg:seq`` the last seq, ``sg:readers``
 processes that read along (score: until when that is believed), ``sg:runner`` who runs it, ``sg:stop`` asked to stop.
@@ -13,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypedDict, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -62,6 +65,9 @@ return append(tonumber(redis.call('GET', KEYS[2]) or ARGV[5]), 6)
 BELIEVED_S = 20
 """Seconds a reader's process is believed after its last sign of life; it renews every quarter of that."""
 
+RECENT_EVENTS = 64
+"""How far behind a reader of the same process may be and still not ask the store."""
+
 NO_CHANNEL = "none!"
 """Names a process that cannot be woken (yet)."""
 
@@ -89,6 +95,33 @@ class Arguments(TypedDict):
     args: list[str | float | bytes]
 
 
+class Recent:
+    """The latest events that this process appended to a session, with no gap among them.
+
+    Exists so that a reader beside the writer, which is the common case, need not ask the store for what was here a
+    moment ago. Whatever another process appends makes a gap, or is told by a wake-up: then it starts anew.
+    """
+
+    __slots__ = ("_events", "_last")
+
+    def __init__(self) -> None:
+        self._events: deque[dict[str, object]] = deque(maxlen=RECENT_EVENTS)
+        self._last = 0
+
+    def add(self, events: Sequence[dict[str, object]], last: int) -> None:
+        """Add events that were appended together; ``last``: the seq of the last one."""
+        first = last - len(events) + 1
+        if first != self._last + 1:
+            self._events.clear()
+        self._events.extend({**event, "seq": seq} for seq, event in enumerate(events, start=first))
+        self._last = last
+
+    def after(self, seq: int, count: int) -> list[dict[str, object]]:
+        """Events above ``seq``, at most ``count``; none if the next one is not among these."""
+        skipped = seq - (self._last - len(self._events))
+        return list(islice(self._events, skipped, skipped + count)) if skipped >= 0 else []
+
+
 class RedisLog:
     """The log of one event loop. ``aclose`` stops its two background tasks and its connections."""
 
@@ -100,16 +133,22 @@ class RedisLog:
         self._channel = NO_CHANNEL + uuid4().hex
         self._starting = asyncio.Lock()
         self._readers, self._runners = LocalEvents(), LocalEvents()
+        self._recent: dict[str, Recent] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[object]] = set()
 
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
         answer = await self._reach(self._append(**self._appending(session_id, (), (floor,), payloads, ms)))
+        if session_id in self._readers:
+            events = [{**payload, "session_id": session_id, "ms": ms} for payload in payloads]
+            self._recent.setdefault(session_id, Recent()).add(events, cast("tuple[int, object]", answer)[0])
         return await self._told(session_id, answer)
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
+        if (recent := self._recent.get(session_id)) is not None and (events := recent.after(after, count)):
+            return events
         answer = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
         rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
         return [{**from_json(row[b"e"]), "seq": int(name.split(b"-")[0])} for name, row in rows]
@@ -125,6 +164,7 @@ class RedisLog:
             yield event
         finally:
             if self._readers.remove(session_id, event):
+                self._recent.pop(session_id, None)
                 with contextlib.suppress(LogUnavailable):
                     await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
 
@@ -198,6 +238,7 @@ class RedisLog:
         answer = cast("list[object] | None", await self._reach(call))
         if not answer:
             return None
+        self._recent.pop(session_id, None)
         return [await self._told(session_id, answer[0]), *answer[1:]]
 
     async def count(self, pattern: str) -> int:
@@ -313,8 +354,12 @@ class RedisLog:
             except (RedisError, OSError, TimeoutError):
                 await asyncio.sleep(1.0)
                 continue
-            target = self._runners if message.get("type") == "log.stop" else self._readers
-            target.set(str(message.get("session", "")))
+            session_id = str(message.get("session", ""))
+            if message.get("type") == "log.stop":
+                self._runners.set(session_id)
+            else:
+                self._recent.pop(session_id, None)  # there is more than this process knows of
+                self._readers.set(session_id)
 
     async def _wake(self, channel: str, message: dict[str, object]) -> None:
         if self._layer is None or channel.startswith(NO_CHANNEL):

@@ -29,21 +29,22 @@ from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
 from streaming.checks import run_check, status_after
 from streaming.conf import Conf
-from streaming.core.buffer import coalesce
 from streaming.core.events import (
     GuardrailStatus,
     ProviderEvent,
     ProviderNotice,
     ServerEvent,
+    TextDelta,
+    ThinkingDelta,
 )
-from streaming.inbox import Arrived, CallsEnded, Item, Judged, ProviderEnded, RoundEnded, Stop, Tick
+from streaming.inbox import Arrived, Broken, CallsEnded, Item, Judged, ProviderEnded, RoundEnded, Stop, Tick
 from streaming.log import LogUnavailable, SessionLog
+from streaming.outlet import Outlet
 from streaming.providers.base import ProviderError, ProviderRequest
 from streaming.sessions import State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
 from streaming.tools.base import all_tools
-from streaming.unread import Unread
 
 logger = structlog.get_logger(__name__)
 
@@ -88,15 +89,17 @@ class Pump:
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._parked: deque[Item] = deque()
         self._slots = asyncio.Semaphore(READ_AHEAD)
-        self._unread = Unread()
         self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock, look=look)
         self._request = run.request
         self._calls: list[Call] = []
         self._next: asyncio.Queue[ProviderRequest | None] = asyncio.Queue()
         self._owed = 0
         self._asking: set[asyncio.Task[None]] = set()
-        self._seq = 0
-        self._hold_timer: asyncio.TimerHandle | None = None
+        self._outlet = Outlet(
+            around.log, run.started.session_id, around.clock, self._ms, lambda: self._inbox.put_nowait(Tick())
+        )
+        self._idle = False
+        self._in_passing = 0
         self._writing: asyncio.Task[bool] | None = None
 
     def _shadowed(self) -> Shadow | None:
@@ -140,7 +143,7 @@ class Pump:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def _stream(self, stop: asyncio.Event) -> Result:
-        await self._append(opening(self._run, self._answer))
+        await self._outlet.tell(opening(self._run, self._answer))
         if self._shadow is not None:
             for looked in self._run.looked:
                 self._shadow.look(looked)
@@ -155,33 +158,35 @@ class Pump:
                 task.cancel()
             # Waited for, so that the provider's response is closed before anybody hears that the answer is over.
             await asyncio.gather(*working, return_exceptions=True)
-            if self._hold_timer is not None:
-                self._hold_timer.cancel()
+            self._outlet.close()
 
     async def _turn(self) -> Result:
         """Take what has arrived, tell the readers, until the answer is over."""
         ended: ProviderEnded | None = None
         while True:
+            self._idle = True
             batch = [await self._inbox.get()]
+            self._idle, self._in_passing = False, 0
             while not self._inbox.empty():
                 batch.append(self._inbox.get_nowait())
             for item in batch:
                 if isinstance(item, Stop):
                     return Result(item.outcome)
             events: list[ServerEvent] = []
-            read: list[ProviderEvent] = []
             taken: list[ProviderEvent] = []
             for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
                     if self._answer.blocked is None:
                         taken.append(item.event)
                     self._owed += 1
-                    read.append(item.event)
+                    self._outlet.came(item.event)
                     events += self._timed(item.event)
                 elif isinstance(item, RoundEnded):
                     self._round_ended()
                 elif isinstance(item, CallsEnded):
                     self._calls_ended()
+                elif isinstance(item, Broken):
+                    raise item.error
                 elif isinstance(item, Said):
                     events += self._answer.said(item)
                 elif isinstance(item, Judged):
@@ -191,8 +196,6 @@ class Pump:
                     ended = item
                     if item.error is None:
                         events += self._answer.finish()
-                else:
-                    await self._periodic()
             blocked = self._answer.blocked is not None
             if blocked:
                 # Findings that began before the block stand; they are settled by the end of the text.
@@ -201,8 +204,8 @@ class Pump:
                 events += self._ask()
                 self._pay_slots()
             events += self._holds()
-            await self._append(events)
-            self._unread.taken(read)  # until now it was on our hands
+            await self._outlet.tell(events)
+            await self._periodic()
             if self._shadow is not None:  # after the readers
                 for event in taken:
                     self._shadow.take(event, self._answer)
@@ -263,6 +266,27 @@ class Pump:
             self._marks.feeds_ms.append((self._around.clock() - before) * 1000)
         return events
 
+    def _take_in_passing(self, event: ProviderEvent) -> bool:
+        """Take text while the loop has nothing to do: most text only joins what is pending, and wakes nobody.
+
+        False: this is not the time, it goes through the inbox like everything else.
+        """
+        busy = not self._idle or not self._inbox.empty() or self._parked or self._asking or self._outlet.unread.full
+        if busy or not isinstance(event, TextDelta | ThinkingDelta) or self._shadow is not None:
+            return False
+        if self._in_passing >= READ_AHEAD:  # a provider that never pauses leaves room for the others
+            return False
+        self._in_passing += 1
+        try:
+            events = self._timed(event)
+            events += self._holds()
+        except Exception as error:  # ours, not the provider's
+            self._inbox.put_nowait(Broken(error))
+            return True
+        if self._outlet.offer(events, event) or self._answer.questions or self._answer.blocked is not None:
+            self._inbox.put_nowait(Tick())
+        return True
+
     def _pay_slots(self) -> None:
         if self._answer.unanswered < MAX_UNANSWERED:
             for _ in range(self._owed):
@@ -300,13 +324,9 @@ class Pump:
 
     def _holds(self) -> list[ServerEvent]:
         events, later_ms = self._answer.holds()
-        if later_ms and self._hold_timer is None:
-            self._hold_timer = asyncio.get_running_loop().call_later(later_ms / 1000, self._hold_due)
+        if later_ms:
+            self._outlet.wake_in(later_ms / 1000)
         return events
-
-    def _hold_due(self) -> None:
-        self._hold_timer = None
-        self._inbox.put_nowait(Tick())
 
     # -- helpers that run beside the loop -----------------------------------------------------------------------
 
@@ -317,8 +337,10 @@ class Pump:
             while request is not None:
                 async with aclosing(self._run.upstreams.ask(request)) as events:
                     async for event in events:
+                        if self._take_in_passing(event):
+                            continue
                         await self._slots.acquire()
-                        await self._unread.put(event)
+                        await self._outlet.unread.put(event)
                         self._inbox.put_nowait(Arrived(event))
                 self._inbox.put_nowait(RoundEnded())
                 request = await self._next.get()
@@ -345,6 +367,7 @@ class Pump:
         if now - self._marks.wrote < settings.write_through_s:
             return
         self._marks.wrote = now
+        await self._outlet.tell_all([])  # what is written is never ahead of what was told
         if self._lost_the_session():
             self._inbox.put_nowait(Stop(Outcome.ERROR))
         elif self._writing is None or self._writing.done():
@@ -355,7 +378,7 @@ class Pump:
                     content=self._answer.content,
                     released=released,
                     chars_in=chars_in,
-                    last_seq=self._seq,
+                    last_seq=self._outlet.seq,
                 )
             )
         session_id = self._run.started.session_id
@@ -380,7 +403,7 @@ class Pump:
         if self._writing is not None:
             with contextlib.suppress(Exception):
                 await self._writing
-        stored = ending(self._run, self._answer, result, self._seq)
+        stored = ending(self._run, self._answer, result, self._outlet.seq)
         feeds_ms = self._marks.feeds_ms
         metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=self._ms(), feeds_ms=feeds_ms)
         if self._shadow is not None:
@@ -404,7 +427,7 @@ class Pump:
         if not result.log_down:
             try:
                 last = closing(self._run, self._answer, result, stored, state, workers=workers, feeds_ms=feeds_ms)
-                await self._append(last)
+                await self._outlet.tell_all(last)
             except LogUnavailable:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
         if state is State.MONITORING:
@@ -415,8 +438,3 @@ class Pump:
 
     def _ms(self) -> int:
         return round((self._around.clock() - self._marks.started) * 1000)
-
-    async def _append(self, events: list[ServerEvent]) -> None:
-        if events:
-            payloads = [event.payload() for event in coalesce(events)]
-            self._seq = await self._around.log.append(self._run.started.session_id, payloads, ms=self._ms())

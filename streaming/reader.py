@@ -2,8 +2,7 @@
 
 Exists so that sockets and SSE read in the same way. Protects three rules: a lost wake-up is no hang (the log is also
 polled), a reader that is told nothing asks the database before it waits on (a lost log is no hang either), and a
-reader that comes too late for the log still learns how the session ended. It is also where the response buffer sits:
-behind the log, so that a resume knows nothing of it, and before what a transport does with a batch.
+reader that comes too late for the log still learns how the session ended.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from channels.db import database_sync_to_async
 
 from streaming import selectors
 from streaming.conf import Conf
-from streaming.core.buffer import ResponseBuffer
+from streaming.core.buffer import coalesce_stamped
 from streaming.core.events import ErrorEvent, ServerEvent, StateChange, stamp
-from streaming.log import LogUnavailable, SessionLog
+from streaming.log import SessionLog
 from streaming.models import AuditSession
 
 State = AuditSession.State
@@ -39,27 +38,19 @@ async def follow(
     told: bool = False,
     session_over: Over = over,
 ) -> AsyncGenerator[Batch, None]:
-    """Batches of stamped events with seqs above ``after``, paced by ``ResponseBuffer``; ends after COMPLETE.
+    """Batches of stamped events with seqs above ``after``, as they come; ends after COMPLETE.
 
-    The last seq of the last batch is where the reader is: what is still in the buffer is read again by whoever resumes
-    from there. ``resumed``: look into the database at once when the log has nothing. ``told``: the reader knows already
-    how the answer ended (the session may still be MONITORING). Raises ``LogUnavailable``, after what was read before;
-    and ``AuditSession.DoesNotExist`` when there is no such session.
+    Chunks that are read together are joined. The last seq of the last batch is where the reader is. ``resumed``: look
+    into the database at once when the log has nothing. ``told``: the reader knows already how the answer ended (the
+    session may still be MONITORING). Raises ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such
+    session.
     """
-    now = asyncio.get_running_loop().time
     quiet = settings.idle_check_s if resumed else 0.0
-    buffer = ResponseBuffer()
     lost = done = False
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
-            try:
-                events = await log.read(session_id, after, READ_AT_ONCE)
-            except LogUnavailable:
-                if rest := buffer.flush(now()):
-                    yield rest
-                raise
-            if events:
+            if events := await log.read(session_id, after, READ_AT_ONCE):
                 if int(str(events[0]["seq"])) > after + 1 and not told:
                     lost = True
                     yield [from_database(LOST, session_id)]
@@ -70,8 +61,7 @@ async def follow(
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
                     yield [from_database(event, session_id) for event in said if not isinstance(event, StateChange)]
-                if out := buffer.take(events, now()):
-                    yield out
+                yield coalesce_stamped(events)
                 if complete:
                     return
                 if len(events) == READ_AT_ONCE:
@@ -87,10 +77,7 @@ async def follow(
                     told = True
                     yield [from_database(event, session_id) for event in said]
                 continue
-            while buffer.due_at is not None and not await _woken(wake, buffer.due_at - now()):
-                if buffer.due(now()):
-                    yield buffer.flush(now())
-            if buffer.due_at is None and not await _woken(wake, settings.log_poll_s):
+            if not await _woken(wake, settings.log_poll_s):
                 quiet += settings.log_poll_s
 
 

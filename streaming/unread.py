@@ -26,6 +26,15 @@ class Unread:
     async def put(self, event: ProviderEvent) -> None:
         """Wait for room, and count the event."""
         await self._room.wait()
+        self.count(event)
+
+    @property
+    def full(self) -> bool:
+        """Whether the provider has to wait."""
+        return self._chars >= MAX_UNREAD
+
+    def count(self, event: ProviderEvent) -> None:
+        """Count an event that has been taken from the provider."""
         self._chars += size(event)
         if self._chars >= MAX_UNREAD:
             self._room.clear()

@@ -1,9 +1,9 @@
-"""Coalescing: neighbouring releases of one channel become one event, and a reader gets them at a pace it can paint.
+"""Coalescing: neighbouring releases of one channel become one event, and are told at a pace that a reader can paint.
 
-Exists because a reader that is behind gains nothing from five frames where one says the same, and because a provider
-that is faster than the log must not cost one round trip per token. Protects order: only *neighbouring* chunks of the
-same message, channel and choice are joined, so a redaction or a hold between two chunks stays between them. Protects
-promptness as well: what ``ResponseBuffer`` keeps back, it keeps for a tenth of a second at most.
+Exists because a reader gains nothing from five frames where one says the same, and because a token must not cost a
+round trip to the session log. Protects order: only *neighbouring* chunks of the same message, channel and choice are
+joined, so a redaction or a hold between two chunks stays between them. Protects promptness as well: what
+``ResponseBuffer`` keeps back, it keeps for a tenth of a second at most.
 """
 
 from __future__ import annotations
@@ -76,11 +76,10 @@ def _continues(first: dict[str, object], second: dict[str, object]) -> bool:
 
 
 class ResponseBuffer:
-    """One reader's events on their way out: told when events come, asked when the next flush is due.
+    """An answer's events on their way to the log: told when events come, asked when the next flush is due.
 
     Sans-IO: ``now`` is any clock in seconds that never goes back. Returned events are in the order in which they came,
-    each exactly once, with neighbours joined as ``coalesce_stamped`` does; so the seq of the last event that was
-    returned is where this reader is, and a resume from there misses nothing.
+    each exactly once, with neighbours joined as ``coalesce`` does.
 
         the first text of a channel     at once
         text after that                 with 10 characters pending 50 ms after the last flush (with more than 256
@@ -91,30 +90,31 @@ class ResponseBuffer:
     __slots__ = ("_begun", "_chars", "_flushed_at", "_pending", "_since")
 
     def __init__(self) -> None:
-        self._pending: list[dict[str, object]] = []
+        self._pending: list[ServerEvent] = []
         self._chars = 0
         self._since = 0.0
         self._flushed_at = 0.0
-        self._begun: set[tuple[object, object, object]] = set()
+        self._begun: set[tuple[str, str, int]] = set()
 
-    def take(self, events: Sequence[dict[str, object]], now: float) -> list[dict[str, object]]:
-        """Take stamped events in order; returns what is to be sent now."""
+    def take(self, events: Sequence[ServerEvent], now: float) -> list[ServerEvent]:
+        """Take events in order; returns what is to be told now."""
         urgent = 0
         pending = self._pending
         for event in events:
-            if event["type"] != "message_stream" or event["is_final"] or self._begins(event):
-                urgent = len(pending) + 1
             if not pending:
                 self._since = now
             pending.append(event)
-            self._chars += len(str(event.get("chunk", "")))
+            if not isinstance(event, MessageStream) or event.is_final or self._begins(event):
+                urgent = len(pending)
+            else:
+                self._chars += len(event.chunk)
         if not urgent:
             return self.flush(now) if self.due(now) else []
         later = pending[urgent:]
         del pending[urgent:]
         out = self.flush(now)
         self._pending, self._since = later, now
-        self._chars = sum(len(str(event["chunk"])) for event in later)
+        self._chars = sum(len(event.chunk) for event in later if isinstance(event, MessageStream))
         return out
 
     @property
@@ -131,15 +131,17 @@ class ResponseBuffer:
         """Whether a flush is due."""
         return (at := self.due_at) is not None and now >= at
 
-    def flush(self, now: float) -> list[dict[str, object]]:
+    def flush(self, now: float) -> list[ServerEvent]:
         """All that is pending."""
-        out = coalesce_stamped(self._pending)
+        if not self._pending:
+            return []
+        out = coalesce(self._pending)
         self._pending, self._chars, self._flushed_at = [], 0, now
         return out
 
-    def _begins(self, event: dict[str, object]) -> bool:
+    def _begins(self, event: MessageStream) -> bool:
         """Whether this is the first text of its channel."""
-        lane = (event["message_id"], event["channel"], event["choice"])
+        lane = (event.message_id, event.channel, event.choice)
         if lane in self._begun:
             return False
         self._begun.add(lane)

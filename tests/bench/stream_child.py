@@ -37,13 +37,33 @@ async def _measured(tokens: int, rate: float) -> dict[str, float]:
     try:
         await _stream(WARM_UP, 0)
         if rate:
-            return {"cpu_ms_per_token": await _stream(tokens, rate)}
+            return {
+                "cpu_ms_per_token": await _stream(tokens, rate),
+                "woken_ms_per_token": await _woken(tokens // 4, rate),
+            }
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         await _stream(tokens, 0)
         return {"peak_bytes": tracemalloc.get_traced_memory()[1] - before}
     finally:
         await close_shared_log()
+
+
+async def _paced(tokens: int, rate: float) -> AsyncGenerator[str, None]:
+    """The tokens, each when its time has come."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    for n in range(tokens):
+        await asyncio.sleep(began + n / rate - clock() if rate else 0)
+        yield TOKEN
+
+
+async def _woken(tokens: int, rate: float) -> float:
+    """What being woken for every token costs by itself, with nothing done; milliseconds of CPU per token."""
+    began = time.process_time()
+    async for _ in _paced(tokens, rate):
+        pass
+    return (time.process_time() - began) * 1000 / tokens
 
 
 async def _stream(tokens: int, rate: float) -> float:
@@ -72,12 +92,9 @@ async def _stream(tokens: int, rate: float) -> float:
             return "steady-1"
 
         async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-            """The tokens, each when its time has come."""
-            clock = asyncio.get_running_loop().time
-            began = clock()
-            for n in range(tokens):
-                await asyncio.sleep(began + n / rate - clock() if rate else 0)
-                yield TextDelta(TOKEN)
+            """The tokens at their pace."""
+            async for token in _paced(tokens, rate):
+                yield TextDelta(token)
             yield Stopped("stop")
 
     log: SessionLog = shared_log() if redis_url() else MemoryLog()

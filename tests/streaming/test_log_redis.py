@@ -209,3 +209,60 @@ async def test_reader_can_be_cancelled_at_every_moment_of_a_command(redis_log: R
         reading.cancel()
         await asyncio.wait([reading], timeout=5)
         assert reading.cancelled(), f"cancelled after {moments} steps, it went on"
+
+
+async def test_reader_beside_the_writer_need_not_ask_the_store(
+    redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = str(uuid4())
+    async with redis_log.attend(session):
+        await redis_log.append(session, [chunk("a"), chunk("b")], ms=5)
+        stored = await redis_log.read(session, 0)
+        monkeypatch.setattr(redis_log, "_redis", None)
+        assert await redis_log.read(session, 0) == stored
+        assert [e["chunk"] for e in await redis_log.read(session, 1)] == ["b"]
+        assert [e["chunk"] for e in await redis_log.read(session, 0, 1)] == ["a"]
+        monkeypatch.undo()
+        assert await redis_log.read(session, 2) == []
+
+
+async def test_what_the_writer_remembers_is_what_the_store_has(redis_log: RedisLog, valkey_url: str) -> None:
+    session, other = str(uuid4()), RedisLog(valkey_url, None, PATIENT)
+    try:
+        async with redis_log.attend(session):
+            for n in range(100):  # more than is remembered
+                await redis_log.append(session, [chunk(str(n)), chunk("\u00e9\u200b")], ms=n)
+            for after in (0, 1, 71, 72, 136, 137, 198, 199, 200):
+                assert await redis_log.read(session, after) == await other.read(session, after), after
+    finally:
+        await other.aclose()
+
+
+async def test_event_of_another_process_between_ours_is_neither_lost_nor_late(
+    redis_log: RedisLog, valkey_url: str
+) -> None:
+    session, other = str(uuid4()), RedisLog(valkey_url, get_channel_layer(), PATIENT)
+    try:
+        async with redis_log.attend(session) as wake:
+            await redis_log.append(session, [chunk("a")], ms=1)
+            wake.clear()
+            await other.append(session, [chunk("b")], ms=2)
+            async with asyncio.timeout(10):
+                await wake.wait()
+            assert [e["chunk"] for e in await redis_log.read(session, 0)] == ["a", "b"]
+            await redis_log.append(session, [chunk("c")], ms=3)
+            assert [e["chunk"] for e in await redis_log.read(session, 0)] == ["a", "b", "c"]
+            assert [e["chunk"] for e in await redis_log.read(session, 1)] == ["b", "c"]
+    finally:
+        await other.aclose()
+
+
+async def test_nothing_is_remembered_of_a_session_without_a_reader(redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    await redis_log.append(session, [chunk("a")], ms=1)
+    assert not redis_log._recent
+    async with redis_log.attend(session):
+        await redis_log.append(session, [chunk("b")], ms=1)
+        assert redis_log._recent
+        assert [e["chunk"] for e in await redis_log.read(session, 0)] == ["a", "b"]
+    assert not redis_log._recent

@@ -16,6 +16,7 @@ from guardrails.performance import Checkpoint, Family, PerformanceCharacteristic
 from guardrails.policy import Guardrail, Policy
 from streaming import selectors
 from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from streaming.core.gate import Gate
 from streaming.log import LogUnavailable, MemoryLog
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
 from streaming.providers.base import ChatMessage, StreamCutOff
@@ -218,7 +219,8 @@ async def test_lost_log_ends_the_session_in_the_database_with_its_text() -> None
             return await super().append(session_id, payloads, ms=ms, floor=floor)  # type: ignore[arg-type]
 
     go = asyncio.Event()
-    case = await trial(["first. ", go, "second. "], log=Breaking(), policy=policy_of(without="harm"))
+    words = ["first. ", go, "second. ", asyncio.Event()]
+    case = await trial(words, log=Breaking(), policy=policy_of(without="harm"))
     run = asyncio.create_task(case.pump.run())
     await case.until("message_stream")
     go.set()
@@ -265,6 +267,72 @@ async def test_a_burst_is_told_in_few_events_with_the_same_text() -> None:
     assert len(await case.of("message_stream")) < 100
     (timing,) = await case.of("timing")
     assert timing["naive_calls"] == 550
+
+
+async def test_pending_text_is_told_without_another_event() -> None:
+    go = asyncio.Event()
+    case = await trial(["a ", go, "b ", asyncio.Event()], policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    go.set()
+    await case.until("message_stream", 2)
+    assert await case.shown() == "a b "
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 10)
+
+
+async def test_text_that_is_pending_at_an_interrupt_was_released_and_is_told() -> None:
+    go = asyncio.Event()
+    case = await trial(["a ", go, "b ", asyncio.Event()], policy=policy_of(without="harm"), clock=Time())
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    go.set()
+    await settle()
+    assert await case.shown() == "a ", "the clock stands: the rest is not due"
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 10)
+    assert await case.shown() == (await session_row(case)).answer.content == "a b "
+
+
+async def test_what_is_written_through_is_never_ahead_of_what_was_told() -> None:
+    clock = Time()
+    go = asyncio.Event()
+    case = await trial(["a ", go, "b ", asyncio.Event()], policy=policy_of(without="harm"), clock=clock)
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    go.set()
+    await settle()
+    clock.now += 0.02  # time to write, not yet to tell the rest
+    await case.until("message_stream", 2)
+    assert await case.shown() == "a b "
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 10)
+
+
+async def test_provider_that_never_pauses_leaves_room_for_an_interrupt() -> None:
+    case = await trial(["word "] * 200_000, policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 60)
+    row = await session_row(case)
+    assert row.outcome == "interrupted"
+    assert 0 < row.chars_in < 200_000 * len("word ")
+
+
+async def test_a_gate_that_fails_is_not_the_providers_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(gate: Gate, text: str) -> None:
+        raise RuntimeError("a bug of ours")
+
+    go = asyncio.Event()
+    case = await trial(["fine ", go, "b ", asyncio.Event()], policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    monkeypatch.setattr(Gate, "feed", fail)
+    go.set()
+    await asyncio.wait_for(run, 10)
+    assert (await session_row(case)).error_code == "internal"
+    assert case.provider.closed
 
 
 async def test_holds_are_told_at_most_every_50_ms_and_end() -> None:

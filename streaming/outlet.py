@@ -1,0 +1,92 @@
+"""What the pump tells, and when: through the response buffer into the session log.
+
+Exists so that the pump is only a loop. Protects three rules: what was released is told within a tenth of a second
+without another event, what was taken from the provider counts as unread until the log has what came of it, and events
+that are ready are appended in their order whoever found them ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from streaming.core.buffer import ResponseBuffer
+from streaming.core.events import ProviderEvent, ServerEvent
+from streaming.log import SessionLog
+from streaming.unread import Unread
+
+
+class Outlet:
+    """One session's way into the log. ``clock`` is in seconds; ``ms`` the time since the start; ``awake`` is called
+    when something may be due.
+    """
+
+    def __init__(
+        self, log: SessionLog, session_id: str, clock: Callable[[], float], ms: Callable[[], int],
+        awake: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._log, self._session_id = log, session_id
+        self._clock, self._ms, self._awake = clock, ms, awake
+        self._buffer = ResponseBuffer()
+        self._ready: list[ServerEvent] = []
+        self._untold: list[ProviderEvent] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self.unread = Unread()
+        self.seq = 0
+
+    def offer(self, events: list[ServerEvent], source: ProviderEvent) -> bool:
+        """Take events that came of ``source`` without waiting; True when some are ready to be told."""
+        self._pass(events)
+        if self._ready or self._buffer.due_at is not None:
+            self.unread.count(source)
+            self._untold.append(source)
+        return bool(self._ready)
+
+    def came(self, source: ProviderEvent) -> None:
+        """What comes of this event, counted already, is told next."""
+        self._untold.append(source)
+
+    async def tell(self, events: list[ServerEvent]) -> None:
+        """Append what is ready by now; the rest has its time. Raises ``LogUnavailable``."""
+        self._pass(events)
+        await self._append()
+
+    async def tell_all(self, events: list[ServerEvent]) -> None:
+        """Append everything, due or not. Raises ``LogUnavailable``."""
+        now = self._clock()
+        self._ready += self._buffer.take(events, now)
+        self._ready += self._buffer.flush(now)
+        await self._append()
+
+    def wake_in(self, seconds: float) -> None:
+        """Look again then, or sooner: one alarm is enough, whoever wants it."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None:
+            if self._alarm.when() <= loop.time() + seconds:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._ring)
+
+    def close(self) -> None:
+        """No more alarms."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._awake()
+
+    def _pass(self, events: list[ServerEvent]) -> None:
+        now = self._clock()
+        self._ready += self._buffer.take(events, now)
+        if (due_at := self._buffer.due_at) is not None:
+            self.wake_in(due_at - now)
+
+    async def _append(self) -> None:
+        if self._ready:
+            payloads = [event.payload() for event in self._ready]
+            self._ready = []
+            self.seq = await self._log.append(self._session_id, payloads, ms=self._ms())
+        if self._untold and self._buffer.due_at is None:
+            self.unread.taken(self._untold)
+            self._untold = []
