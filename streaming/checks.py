@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import structlog
@@ -31,7 +32,7 @@ from streaming.providers.base import (
     UnknownProvider,
     get_provider,
 )
-from streaming.verdicts import book
+from streaming.verdicts import book, computing
 
 logger = structlog.get_logger(__name__)
 Clock = Callable[[], float]
@@ -77,7 +78,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         tried = await breakers.breaker(breakers.GUARDRAIL + guardrail.circuit, within_s=FAILURES_WITHIN_S)
     failure: Exception | None = None
     try:
-        async with asyncio.timeout(guardrail.time_limit_s), kept.slot():
+        async with asyncio.timeout(guardrail.time_limit_s), kept.slot(), _turn(guardrail):
             if tried is not None:
                 await tried.enter()
             asking = True
@@ -125,12 +126,18 @@ def _counts(error: Exception, permanent: bool) -> bool:
     return isinstance(error, ProviderAuthError) or not (permanent or isinstance(error, NoVerdict))
 
 
+def _turn(guardrail: Guardrail) -> AbstractAsyncContextManager[object]:
+    return computing() if guardrail.apart is not None or guardrail.impl.computes else nullcontext()
+
+
 async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
-    if guardrail.apart is not None:
-        return await asyncio.to_thread(_by_rules, guardrail.apart, request)
-    if guardrail.impl.computes:
-        return await asyncio.to_thread(guardrail.impl.judge, request)
+    if guardrail.apart is not None or guardrail.impl.computes:
+        return await asyncio.to_thread(_computed, guardrail, request)
     return await guardrail.impl.check(request, Services(complete, outbound.post, outbound.secret))
+
+
+def _computed(guardrail: Guardrail, request: CheckRequest) -> Verdict:
+    return guardrail.impl.judge(request) if guardrail.apart is None else _by_rules(guardrail.apart, request)
 
 
 def _by_rules(apart: Policy, request: CheckRequest) -> Verdict:

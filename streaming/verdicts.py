@@ -32,6 +32,9 @@ ENOUGH_TIMES = 20
 AT_ONCE = 16
 """Checks of one guardrail under way in one event loop; of a kind that computes, ``AT_ONCE_COMPUTING``."""
 AT_ONCE_COMPUTING = 2
+COMPUTING = 1
+"""Checks that compute, of all guardrails of an event loop: more would share one interpreter lock, none would be sooner,
+and each of them would let the event loop wait once more."""
 
 Clock = Callable[[], float]
 
@@ -99,6 +102,17 @@ class Book:
         p95 = self.p95_ms
         most = CLASS_LIMITS_MS[self.kind.performance.performance_class][1]
         return p95 is not None and len(self.times) >= ENOUGH_TIMES and p95 >= most
+
+
+_computing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def computing() -> asyncio.Semaphore:
+    """To be held while anything computes beside the running event loop."""
+    loop = asyncio.get_running_loop()
+    if loop not in _computing:
+        _computing[loop] = asyncio.Semaphore(COMPUTING)
+    return _computing[loop]
 
 
 _books: WeakKeyDictionary[Kind[Config], Book] = WeakKeyDictionary()
