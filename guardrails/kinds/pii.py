@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind
 from guardrails.patterns import validators
-from guardrails.patterns.rule import Candidate, Rule, Validator
+from guardrails.patterns.rule import Rule, Validator
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 SPACE = "[ \u00a0\u2007\u2009\u202f]"
@@ -49,29 +49,6 @@ def _each(form: str) -> str:
 
 def _after(words: str, value: str) -> str:
     return rf"\b(?:{words}){GAP}({value})"
-
-
-def _has_digits(least: int) -> Validator:
-    def enough(candidate: Candidate) -> bool:
-        return len(validators.digits_of(candidate.secret)) >= least
-
-    return enough
-
-
-def _plausible_date(candidate: Candidate) -> bool:
-    """Day, month and year of a numeric date are possible in some order; a date with a month's name always is."""
-    parts = [int(part) for part in validators.numbers_of(candidate.secret)]
-    if any(char.isalpha() for char in candidate.secret):
-        return all(1 <= part <= 31 or part >= 1900 for part in parts)
-    first, second, third = parts
-    day, month = (second, third) if first > 31 else (first, second)
-    return (1 <= day <= 31 and 1 <= month <= 12) or (1 <= month <= 31 and 1 <= day <= 12)
-
-
-def _account(candidate: Candidate) -> bool:
-    """Not a date: an account was opened on one more often than it is written like one."""
-    groups = [int(part) for part in validators.numbers_of(candidate.secret)]
-    return not (len(groups) == 3 and 1900 <= groups[0] < 2100 and groups[1] <= 12 and groups[2] <= 31)
 
 
 def _ssn() -> Rule:
@@ -167,22 +144,23 @@ def _worded(name: str, words: str, value: str, validator: Validator) -> Rule:
 
 
 def _passport() -> Rule:
-    return _worded("passport", "passports?|reisepass|passeport", "[A-Z0-9]{6,9}", _has_digits(4))
+    return _worded("passport", "passports?|reisepass|passeport", "[A-Z0-9]{6,9}", validators.HasDigits(4))
 
 
 def _driver_license() -> Rule:
     words = r"driv(?:er|ing)(?:['\u2019]?s)?[\s-]licen[cs]e|dl|fuhrerschein"
-    return _worded("driver_license", words, "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:[ -][0-9]{2,6}){1,4}", _has_digits(4))
+    value = "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:[ -][0-9]{2,6}){1,4}"
+    return _worded("driver_license", words, value, validators.HasDigits(4))
 
 
 def _bank_account() -> Rule:
     words = r"accounts?|acct|a/c|kontonummer|(?:aba|routing)(?:\s(?:no|number|code))?|sort\scode"
-    return _worded("bank_account", words, "[0-9](?:[ -]?[0-9]){5,16}", _account)
+    return _worded("bank_account", words, "[0-9](?:[ -]?[0-9]){5,16}", validators.not_a_date)
 
 
 def _date_of_birth() -> Rule:
     words = r"dob|d\.o\.b|date\sof\sbirth|birth\s?date|birthday|born|geboren(?:\sam)?|nee?\sle"
-    return _worded("date_of_birth", words, DATE, _plausible_date)
+    return _worded("date_of_birth", words, DATE, validators.plausible_date)
 
 
 RULES: dict[str, Callable[[], Rule]] = {

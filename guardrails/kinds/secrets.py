@@ -7,7 +7,6 @@ The formats are written from the vendors' documentation; rule packs of other pro
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -15,8 +14,8 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind, Texts
 from guardrails.kinds.regex import Allow, PatternRules, refuse_duplicates
-from guardrails.patterns.rule import PEM_CAP, Candidate, Rule, Validator
-from guardrails.patterns.validators import MinEntropy, all_of
+from guardrails.patterns.rule import PEM_CAP, Rule
+from guardrails.patterns.validators import Lacks, Matches, MinEntropy, all_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 LONG_CAP = 2_048
@@ -90,24 +89,11 @@ def _private_key() -> Rule:
     )
 
 
-def _needs(*classes: str) -> Validator:
-    searches = [re.compile(f"[{inside}]").search for inside in classes]
-
-    def has_all(candidate: Candidate) -> bool:
-        return all(search(candidate.secret) for search in searches)
-
-    return has_all
-
-
-_PLACEHOLDER = re.compile(
-    r"(?i)(?:your|example|placeholder|changeme|redacted|dummy|sample|insert|replace|xxxx|\*\*\*|\.\.\.)"
+_not_a_placeholder = Lacks(
+    r"your|example|placeholder|changeme|redacted|dummy|sample|insert|replace|xxxx|\*\*\*|\.\.\."
     r"|^(?:password|passwd|passphrase|pass|pwd|secret|token|null|none|true|false)$|^(?:process\.env|os\.environ|env\.|\$|%|<|\{)"
 )
-
-
-def _not_a_placeholder(candidate: Candidate) -> bool:
-    """What stands in documentation instead of a secret is none."""
-    return _PLACEHOLDER.search(candidate.secret) is None
+"""What stands in documentation instead of a secret is none."""
 
 
 def _formats() -> tuple[Rule, ...]:
@@ -162,14 +148,16 @@ def _assignments(entropy: float) -> tuple[Rule, ...]:
         pattern=rf"(?:{names}){_ASSIGN}([A-Za-z0-9_+/=.~-]{{12,}})",
         ignore_case=True,
         secret_group=1,
-        validator=all_of(_needs("0-9"), MinEntropy(entropy), _not_a_placeholder),
+        validator=all_of(Matches("[0-9]"), MinEntropy(entropy), _not_a_placeholder),
     )
     password = Rule(
         id="assigned_password",
         pattern=rf"(?:password|passwd|passphrase|pwd){_ASSIGN}([^\s\"'`,;<>\[\](){{}}]{{6,}})",
         ignore_case=True,
         secret_group=1,
-        validator=all_of(_needs("A-Za-z", "^A-Za-z._:-"), MinEntropy(min(entropy, 2.0)), _not_a_placeholder),
+        validator=all_of(
+            Matches("[A-Za-z]"), Matches("[^A-Za-z._:-]"), MinEntropy(min(entropy, 2.0)), _not_a_placeholder
+        ),
     )
     return tuple(replace(rule, placeholder="[SECRET]", category="secret") for rule in (key, password))
 

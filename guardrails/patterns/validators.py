@@ -11,6 +11,7 @@ import functools
 import ipaddress
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Literal
 import re2
 from stdnum import iban as stdnum_iban
 from stdnum import luhn as stdnum_luhn
+from stdnum import numdb
 
 from guardrails.patterns.rule import Candidate, Validator
 
@@ -89,6 +91,58 @@ NAMED: dict[str, Validator] = {"luhn": luhn, "iban": iban, "ssn": ssn, "phone": 
 
 ValidatorName = Literal["luhn", "iban", "ssn", "phone", "ip_address"]
 """The keys of ``NAMED``, for pydantic models."""
+
+
+def plausible_date(candidate: Candidate) -> bool:
+    """Day, month and year of a numeric date are possible in some order; a date with a month's name always is."""
+    parts = [int(part) for part in numbers_of(candidate.secret)]
+    if any(char.isalpha() for char in candidate.secret):
+        return all(1 <= part <= 31 or part >= 1900 for part in parts)
+    first, second, third = parts
+    day, month = (second, third) if first > 31 else (first, second)
+    return (1 <= day <= 31 and 1 <= month <= 12) or (1 <= month <= 31 and 1 <= day <= 12)
+
+
+def not_a_date(candidate: Candidate) -> bool:
+    """Not year, month, day: an account was opened on a date more often than it is written like one."""
+    groups = [int(part) for part in numbers_of(candidate.secret)]
+    return not (len(groups) == 3 and 1900 <= groups[0] < 2100 and groups[1] <= 12 and groups[2] <= 31)
+
+
+_BUILT_IN: dict[str, Validator] = {**NAMED, "plausible_date": plausible_date, "not_a_date": not_a_date}
+
+
+@dataclass(frozen=True, slots=True)
+class HasDigits:
+    """Accepts a secret with at least ``least`` ASCII digits."""
+
+    least: int
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether there are so many."""
+        return len(digits_of(candidate.secret)) >= self.least
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Accepts a secret in which ``pattern`` is found. Python and JavaScript must read the pattern alike."""
+
+    pattern: str
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether it is found."""
+        return re.search(self.pattern, candidate.secret) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Lacks:
+    """Rejects a secret in which ``pattern`` is found, whatever the case. Python and JavaScript must read it alike."""
+
+    pattern: str
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether it is nowhere."""
+        return re.search(self.pattern, candidate.secret, re.IGNORECASE) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +250,7 @@ def _reason(error: BaseException) -> str:
 def as_data(validator: Validator | None) -> list[dict[str, object]] | None:
     """A validator as a list of named checks that must all accept, for engines elsewhere; None if it has no such form.
 
-    Those are the named validators, ``MinEntropy``, ``Contains``, and allow-lists of stop words alone.
+    All have one but allow-lists with regular expressions, and functions that are defined elsewhere.
     """
     match validator:
         case None:
@@ -210,6 +264,27 @@ def as_data(validator: Validator | None) -> list[dict[str, object]] | None:
             return [{"name": "contains", "words": list(words)}]
         case NotAllowed(regexes=(), stopwords=stopwords):
             return [{"name": "not_allowed", "stopwords": list(stopwords)}]
+        case HasDigits(least):
+            return [{"name": "has_digits", "least": least}]
+        case Matches(pattern):
+            return [{"name": "matches", "pattern": pattern}]
+        case Lacks(pattern):
+            return [{"name": "lacks", "pattern": pattern}]
+        case _ if validator is iban:
+            return [{"name": "iban", "countries": iban_forms()}]
         case _:
-            names = [name for name, named in NAMED.items() if named is validator]
+            names = [name for name, named in _BUILT_IN.items() if named is validator]
             return [{"name": names[0]}] if names else None
+
+
+@functools.cache
+def iban_forms() -> dict[str, str]:
+    """What follows the check digits in each country's IBAN, in the registry's words: ``{"DE": "8!n10!n", …}``."""
+    registry = numdb.get("iban")
+    forms: dict[str, str] = {}
+    for first in string.ascii_uppercase:
+        for second in string.ascii_uppercase:
+            found = registry.info(first + second)[0][1]
+            if found:
+                forms[first + second] = str(found["bban"])
+    return forms

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from guardrails.kinds.pii import PiiConfig, PiiKind
+from guardrails.kinds.secrets import SecretsConfig, SecretsKind
 from guardrails.patterns.rule import Candidate
 from guardrails.patterns.validators import (
     NAMED,
@@ -12,8 +14,10 @@ from guardrails.patterns.validators import (
     MinEntropy,
     NotAllowed,
     all_of,
+    as_data,
     entropy_of,
     iban,
+    iban_forms,
     ip_address,
     luhn,
     phone,
@@ -122,3 +126,16 @@ def test_an_allow_list_that_is_no_pattern_says_why() -> None:
 def test_a_validator_never_raises(name: str, text: str) -> None:
     assert NAMED[name](candidate(text)) in (True, False)
     assert searcher("a")(text) in (True, False)
+
+
+def test_every_check_of_the_kinds_that_clients_may_run_can_be_written_as_data() -> None:
+    for rule in (*PiiKind(PiiConfig()).rules(), *SecretsKind(SecretsConfig()).rules()):
+        assert as_data(rule.validator) is not None, rule.id
+    assert as_data(lambda _: True) is None
+
+
+def test_the_forms_of_ibans_are_those_that_the_check_itself_goes_by() -> None:
+    forms = iban_forms()
+    assert len(forms) > 70
+    assert forms["DE"] == "8!n10!n"
+    assert "XX" not in forms

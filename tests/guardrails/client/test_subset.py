@@ -22,6 +22,7 @@ from guardrails.patterns import folding
 from guardrails.patterns.compiler import CompiledRule, compile_rule
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.rule import Rule
+from guardrails.patterns.validators import iban_forms
 from guardrails.performance import Family
 from guardrails.policy import PolicyError, compile_policy
 from tests.streaming import generate
@@ -120,7 +121,7 @@ def test_checks_are_sent_by_name() -> None:
     )  # fmt: skip
     checks = {rule["id"]: rule["validators"] for rule in rules_of(found)}
     assert checks["credit_card"] == [{"name": "luhn"}]
-    assert checks["iban"] == [{"name": "iban"}]
+    assert checks["iban"] == [{"name": "iban", "countries": iban_forms()}]
     assert checks["r"] == [
         {"name": "contains", "words": ["key"]},
         {"name": "min_entropy", "bits": 1.5},
@@ -154,7 +155,8 @@ def test_a_long_list_is_cut_and_the_report_says_so(monkeypatch: pytest.MonkeyPat
         ([{"kind": "keywords", "name": "k", "keywords": ["x"]}], False),
         ([{"kind": "toxicity", "action": "block"}], False),
         ([{"kind": "ai_judge", "mode": "BLOCK", "provider": "scripted", "rubric": "r"}], False),
-        ([{"kind": "pii", "client": True}], False),  # passports stay on the server
+        ([{"kind": "pii", "client": True}], True),
+        ([{"kind": "pii", "client": False}], False),
     ],
 )
 def test_bundle_says_whether_its_word_is_enough_for_an_answer(others: list[Json], covered: bool) -> None:
