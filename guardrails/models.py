@@ -154,6 +154,9 @@ class Publication(models.Model):
     client_digest = models.CharField(max_length=80, help_text="sha256:… over the bytes of the client rules.")
     client_signature = models.TextField(blank=True, help_text="Compact JWS over the client rules.")
     report = models.JSONField(help_text="Compilation, bounds, examples, parity vectors, budget.")
+    written_by = models.ForeignKey(
+        USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+", help_text="Who saved the draft last."
+    )
 
     objects: ClassVar[models.Manager[Publication]] = _PublicationQuerySet.as_manager()
 

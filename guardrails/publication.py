@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
 
 from guardrails.client.subset import Subset, client_subset
 from guardrails.lint import LintReport, lint_policy
@@ -108,3 +109,24 @@ def _guardrail(found: dict[str, object]) -> dict[str, object]:
         examples = rule.pop("examples")
         kept.append(rule | {"examples": {"right": sum(one["ok"] for one in examples), "of": len(examples)}})
     return found | {"rules": kept, "remarks": list(found["remarks"])}  # type: ignore[call-overload]
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """A stored report in words, one thing a line."""
+    budget, client, examples = report["budget"], report["client"], report["examples"]
+    lines = [
+        f"compiled in {budget['compile_ms']:,.0f} ms of {budget['compile_limit_ms']:,.0f}, "
+        f"{budget['memory_kb']:,} kB of {budget['memory_limit_kb']:,}",
+        f"examples: {examples['right']:,} of {examples['of']:,} right",
+    ]
+    lines += [f"a session holds, {text}: {bound}" for text, bound in report["bounds"].items()]
+    engines = " and ".join(client["engines"])
+    lines.append(
+        f"for clients: {client['rules']:,} rules, {client['bytes']:,} bytes; {client['vectors']:,} parity vectors, "
+        f"the same in {engines}"
+    )
+    lines += [f"clients need our word for every {text}" for text, covered in client["covers"].items() if not covered]
+    lines += [f"not for clients: {one}" for one in client["left_out"]]
+    for guardrail in report["guardrails"]:
+        lines += [f"note: {guardrail['name']}: {remark}" for remark in guardrail["remarks"]]
+    return lines

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TypedDict
 
 import structlog
+from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import Max, Q
@@ -97,6 +98,7 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
             client_rules=rules.decode(),
             client_digest=digest_of(rules),
             report=examined.as_dict(),
+            written_by_id=locked.draft_by_id,
         )
         locked.draft = None
         locked.save(update_fields=["draft"])
@@ -106,8 +108,27 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
 
 
 def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> PolicyVersion:
-    """Sign a published version with the version key, and its client rules with it. Raises ``Refused``,
-    ``KeyRefused``."""
+    """Sign a published version with the version key, and its client rules with it.
+
+    Where four eyes are required, whoever wrote or published it cannot sign it. Raises ``Refused``, ``KeyRefused``.
+    """
+    if settings.SLUICEGATE_FOUR_EYES:
+        _check_four_eyes(version, by)
+    return _sign(version, by)
+
+
+def _check_four_eyes(version: PolicyVersion, by: AbstractBaseUser | None) -> None:
+    if by is None:
+        raise Refused(f"four eyes are required: say who signs {version}")
+    publication = Publication.objects.filter(pk=version.pk).first()
+    authors = {version.published_by_id, None if publication is None else publication.written_by_id} - {None}
+    if not authors:
+        raise Refused(f"four eyes are required, and nobody is on record as the author of {version}")
+    if by.pk in authors:
+        raise Refused(f"four eyes are required: {by} wrote or published {version}, so somebody else has to sign it")
+
+
+def _sign(version: PolicyVersion, by: AbstractBaseUser | None) -> PolicyVersion:
     record = version.canonical.encode()
     publication = Publication.objects.filter(pk=version.pk).first()
     if digest_of(record) != version.digest:
@@ -266,7 +287,8 @@ def _change_shadow(
 
 
 def install(*, document: Mapping[str, object], by: AbstractBaseUser | None = None) -> tuple[PolicyVersion, bool]:
-    """Publish, sign and activate a document, unless it is what the policy's newest version holds already.
+    """Publish, sign and activate a document that comes with the release or is put there by whoever has the machine,
+    unless it is what the policy's newest version holds already. Four eyes are not asked for.
 
     Returns the version and whether it is new. Goes on where an earlier call was cut off; undoes no roll-back. Raises
     ``PolicyError``, ``Refused``, ``KeyRefused``, ``PolicyUnavailable``.
@@ -276,7 +298,7 @@ def install(*, document: Mapping[str, object], by: AbstractBaseUser | None = Non
     is_new = newest is None or newest.document != wanted
     version = publish(policy=save_draft(document=wanted, by=by), by=by) if newest is None or is_new else newest
     if not version.signature:
-        sign(version=version, by=by)
+        _sign(version, by)
     if not version.activations.exists():
         activate(version=version, by=by)
     return version, is_new

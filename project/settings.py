@@ -34,6 +34,7 @@ SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS"
 SLUICEGATE_KEYRING_FILE = os.environ.get("SLUICEGATE_KEYRING_FILE", "")
 SLUICEGATE_ISSUER = os.environ.get("SLUICEGATE_ISSUER", "").strip() or "sluicegate"
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")
+SLUICEGATE_FOUR_EYES = environment.flag("SLUICEGATE_FOUR_EYES")
 DEBUG = environment.flag("DEBUG")
 ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
 CSRF_TRUSTED_ORIGINS = environment.words("CSRF_TRUSTED_ORIGINS")

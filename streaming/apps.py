@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class StreamingConfig(AppConfig):
@@ -13,5 +14,8 @@ class StreamingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Load the system checks."""
+        """Load the system checks; make the ready-made groups after every ``migrate``."""
         from streaming import system_checks  # noqa: F401 - registers on import
+        from streaming.roles import make_groups
+
+        post_migrate.connect(make_groups, sender=self)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Every call of the API with curl, in the order in which a client makes them. Needs bash and curl, nothing else.
 #
-#   SLUICEGATE_KEY=sg_… examples/curl/tour.sh [check|stream|chat …]
+#   SLUICEGATE_KEY=sg_… examples/curl/tour.sh [check|stream|chat|rules …]
 #
-# SLUICEGATE_URL is http://127.0.0.1:8000 unless it says otherwise. Without arguments: all three parts.
+# SLUICEGATE_URL is http://127.0.0.1:8000 unless it says otherwise. Without arguments: all four parts.
 set -euo pipefail
 
 URL=${SLUICEGATE_URL:-http://127.0.0.1:8000}
-KEY=${SLUICEGATE_KEY:?set it to a key: manage.py create_api_key example --scope check --scope stream}
+KEY=${SLUICEGATE_KEY:?set it to a key: manage.py create_api_key example --scope check --scope stream --scope rules}
 
 # A call: path, JSON body, more curl arguments. What got no answer is sent again with the same body, which the API
 # takes for the same call; curl obeys Retry-After by itself.
@@ -79,12 +79,21 @@ chat() {
   echo
 }
 
-(($#)) || set -- check stream chat
+rules() {
+  echo '# Signed rules for clients; believe only "bundle", and only when it verifies with the root that you pinned'
+  get "/v1/rules?policy=demo"
+
+  echo '# The public keys, which need no key to read'
+  curl --silent --show-error --fail-with-body --max-time 60 "$URL/.well-known/jwks.json"
+  echo
+}
+
+(($#)) || set -- check stream chat rules
 for part in "$@"; do
   case $part in
-  check | stream | chat) "$part" ;;
+  check | stream | chat | rules) "$part" ;;
   *)
-    echo "There is no part “$part”: check, stream, chat." >&2
+    echo "There is no part “$part”: check, stream, chat, rules." >&2
     exit 2
     ;;
   esac

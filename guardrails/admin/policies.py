@@ -24,7 +24,8 @@ from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
 from guardrails.admin.rules import views
 from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
-from guardrails.models import Activation, Policy, PolicyVersion
+from guardrails.models import Activation, Policy, PolicyVersion, Publication
+from guardrails.publication import report_lines
 from guardrails.selectors import version_state
 
 SHADOW_PAGE = "admin:streaming_shadowedpolicy_change"
@@ -134,6 +135,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "signed_at",
         "signed_by",
         "notes",
+        "report",
         "text",
         "signature",
     )
@@ -165,6 +167,14 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     def shadow(self, version: PolicyVersion) -> bool:
         """Whether it runs in MONITOR beside the active one."""
         return version.policy.shadow_version_id == version.pk
+
+    @admin.display(description="Publication report")
+    def report(self, version: PolicyVersion) -> str:
+        """What publication found out, in words."""
+        publication = Publication.objects.filter(pk=version.pk).first()
+        if publication is None:
+            return "It was published before there were reports."
+        return format_html("<pre>{}</pre>", "\n".join(report_lines(publication.report)))
 
     @admin.display(description="Document")
     def text(self, version: PolicyVersion) -> str:
@@ -210,7 +220,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
 class ActivationAdmin(ReadOnlyAdmin[Activation]):
     """What was put to work when."""
 
-    list_display = ["version", "serial", "activated_at", "activated_by"]
+    list_display = ["version", "serial", "cohort", "activated_at", "activated_by", "note"]
     list_filter = ["policy"]
     list_select_related = ["version__policy", "activated_by"]
 

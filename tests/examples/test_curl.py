@@ -86,3 +86,11 @@ def test_what_is_wrong_is_said(servers: Stack) -> None:
     assert refused.returncode != 0
     assert answers(refused.stdout)[0]["error"]["code"] == "unauthenticated"
     assert run(servers, "no_such_part").returncode == 2
+
+
+def test_signed_rules_and_the_keys(servers: Stack) -> None:
+    done = run(servers, "rules")
+    assert done.returncode == 0, done.stderr
+    rules, keys = answers(done.stdout)
+    assert (rules["policy"], rules["bundle"].count(".")) == ("demo", 2)
+    assert {key["sluicegate_purpose"] for key in keys["keys"]} == {"version", "activation", "audit"}

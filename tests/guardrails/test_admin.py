@@ -218,3 +218,10 @@ def test_every_list_and_user_form_opens_in_the_theme(root: Client) -> None:
     for url in ("/admin/", "/admin/auth/user/", "/admin/auth/user/add/", "/admin/auth/group/",
                 "/admin/guardrails/activation/", "/admin/guardrails/policy/"):  # fmt: skip
         assert root.get(url).status_code == 200
+
+
+def test_page_of_a_version_shows_what_publication_found_out(root: Client) -> None:
+    version = services.publish(policy=services.save_draft(document=document("acme")))
+    shown = page(root, "policyversion_change", version.pk)
+    assert "compiled in " in shown
+    assert "examples: 0 of 0 right" in shown

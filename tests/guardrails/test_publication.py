@@ -26,7 +26,12 @@ def document(*words: str) -> dict[str, Any]:
         "guardrails": [
             {"name": "words", "kind": "keywords", "client": True, "keywords": list(words)},
             {"name": "numbers", "kind": "regex", "config": {"rules": [rule]}},
-            {"name": "papers", "kind": "pii", "client": True, "entities": {"passport": True}},
+            {
+                "name": "codes",
+                "kind": "regex",
+                "client": True,
+                "config": {"rules": [{"id": "b", "pattern": "c-[0-9]{4}", "allow": [{"regexes": ["0000"]}]}]},
+            },
         ],
     }
 
@@ -65,7 +70,7 @@ def test_report_says_what_was_tried_and_what_it_costs() -> None:
     assert report["client"]["rules"] == 2
     assert report["client"]["vectors"] >= 4
     assert report["client"]["engines"] == ["Python", "RE2"]
-    assert report["client"]["left_out"] == ["papers/passport: its check has no form that clients know"]
+    assert report["client"]["left_out"] == ["codes/b: its check has no form that clients know"]
     (numbers,) = [g for g in report["guardrails"] if g["name"] == "numbers"]
     assert numbers["rules"][0]["holds"] == 6
     assert numbers["rules"][0]["examples"] == {"right": 2, "of": 2}

@@ -1,4 +1,4 @@
-"""``GET /v1/rules`` and the key set: what a client gets verifies with what it pinned; or it gets nothing and learns why."""
+"""``GET /v1/rules`` and the key set: what a client gets verifies with what it pinned; or it gets nothing, and a reason."""
 
 from __future__ import annotations
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import cast
 
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, ProgrammingError
 
 from guardrails import docs, selectors, services
 from guardrails.bundle import BundleRefused, verify_bundle
+from guardrails.diff import changes
 from guardrails.importers.gitleaks import Imported, import_gitleaks, is_gitleaks
 from guardrails.importers.policy_file import read_policy_file
 from guardrails.keys import key_set
@@ -28,6 +30,7 @@ from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_docume
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import Activation, Policy, PolicyVersion
 from guardrails.policy import PolicyError
+from guardrails.publication import report_lines
 from guardrails.signing import KeyRefused
 
 VERSION_VERBS = {
@@ -55,6 +58,11 @@ def bundle_in(text: str) -> str:
     return bundle
 
 
+def add_by(parser: CommandParser) -> None:
+    """Who is put on record; without it nobody is."""
+    parser.add_argument("--by", metavar="USERNAME", help="on whose behalf; it is recorded, and must be allowed to")
+
+
 class Command(BaseCommand):
     help = "Look at, import, publish, sign and activate rules."
     requires_system_checks: list[str] = []
@@ -70,11 +78,14 @@ class Command(BaseCommand):
         bring.add_argument("--publish", action="store_true", help="freeze the draft as the next version")
         bring.add_argument("--sign", action="store_true", help="sign that version (needs --publish)")
         bring.add_argument("--activate", action="store_true", help="put it to work (needs --sign)")
+        add_by(bring)
         for verb, about in VERSION_VERBS.items():
             action = actions.add_parser(verb, help=about)
             action.add_argument("policy", metavar="POLICY")
             if verb != "publish":
                 action.add_argument("version", type=int, nargs="?", metavar="VERSION")
+            if verb != "export":
+                add_by(action)
             if verb in ("activate", "rollback"):
                 action.add_argument("--note", default="", help="why; it is recorded")
         bundle = actions.add_parser(
@@ -85,6 +96,10 @@ class Command(BaseCommand):
         bundle.add_argument("--keys", type=Path, metavar="FILE", help="with --verify: the JWK set (default: our own)")
         bundle.add_argument("--root", metavar="X", help="with --verify: the pinned public key (default: our root)")
         bundle.add_argument("--seen", type=int, default=0, metavar="SERIAL", help="with --verify: refuse lower serials")
+        diff = actions.add_parser("diff", help="what changed between two versions, rule by rule")
+        diff.add_argument("policy", metavar="POLICY")
+        diff.add_argument("old", type=int, metavar="OLD")
+        diff.add_argument("new", type=int, metavar="NEW")
         actions.add_parser("list", help="policies, their versions and what is active")
         page = actions.add_parser("docs", help="the tables of docs/guardrails.md, from the code")
         page.add_argument("--write", type=Path, metavar="FILE", help="bring this page up to date")
@@ -114,35 +129,50 @@ class Command(BaseCommand):
             raise CommandError(f"{file}: {counted(len(report.failures), 'example')} not as written", returncode=1)
 
     def do_import(
-        self, *, file: Path, name: str | None, publish: bool, sign: bool, activate: bool, **_: object
+        self,
+        *,
+        file: Path,
+        name: str | None,
+        publish: bool,
+        sign: bool,
+        activate: bool,
+        by: str | None,
+        **_: object,
     ) -> None:
         if (sign and not publish) or (activate and not sign):
             raise CommandError("--sign needs --publish, and --activate needs --sign", returncode=2)
         document, imported = self.read(file, name=name or file.stem)
-        policy = services.save_draft(document={**document, "policy": name} if name else document)
+        author = self.person(by, "change_policy")
+        policy = services.save_draft(document={**document, "policy": name} if name else document, by=author)
         held = cast("list[dict[str, object]]", (policy.draft or {})["guardrails"])
         rules = f", {counted(imported.rules, 'rule')}" if imported else ""
         self.stdout.write(f"{policy.name}: draft with {counted(len(held), 'guardrail')}{rules}")
         self.list_notes(imported)
         if not publish:
             return
-        version = self.published(policy)
+        version = self.published(policy, by)
         if sign:
-            self.signed(version)
+            self.signed(version, by)
         if activate:
-            self.activated(version)
+            self.activated(version, by)
 
-    def do_publish(self, *, policy: str, **_: object) -> None:
-        self.published(self.policy(policy))
+    def do_publish(self, *, policy: str, by: str | None, **_: object) -> None:
+        self.published(self.policy(policy), by)
 
-    def do_sign(self, *, policy: str, version: int | None, **_: object) -> None:
-        self.signed(self.version(policy, version))
+    def do_sign(self, *, policy: str, version: int | None, by: str | None, **_: object) -> None:
+        self.signed(self.version(policy, version), by)
 
-    def do_activate(self, *, policy: str, version: int | None, note: str, **_: object) -> None:
-        self.activated(self.version(policy, version), note)
+    def do_activate(self, *, policy: str, version: int | None, by: str | None, note: str, **_: object) -> None:
+        self.activated(self.version(policy, version), by, note)
 
-    def do_rollback(self, *, policy: str, version: int | None, note: str, **_: object) -> None:
-        self.now_active(services.rollback(policy=self.policy(policy), number=version, note=note))
+    def do_rollback(self, *, policy: str, version: int | None, by: str | None, note: str, **_: object) -> None:
+        found, operator = self.policy(policy), self.person(by, "activate_policyversion")
+        self.now_active(services.rollback(policy=found, number=version, by=operator, note=note))
+
+    def do_diff(self, *, policy: str, old: int, new: int, **_: object) -> None:
+        before, after = self.version(policy, old), self.version(policy, new)
+        for change in changes(before.document, after.document):
+            self.stdout.write(str(change))
 
     def do_list(self, **_: object) -> None:
         for policy in Policy.objects.select_related("active_version").prefetch_related("versions"):
@@ -225,17 +255,31 @@ class Command(BaseCommand):
             raise CommandError(f"{name}: there is {wanted}", returncode=1)
         return found
 
-    def published(self, policy: Policy) -> PolicyVersion:
-        version = services.publish(policy=policy)
+    def person(self, name: str | None, permission: str) -> User | None:
+        """Who is to be on record. The command line needs no permission; whoever is named must have it."""
+        if name is None:
+            return None
+        user = User.objects.filter(username=name, is_active=True).first()
+        if user is None:
+            raise CommandError(f"there is no user {name!r}", returncode=1)
+        if not user.has_perm(f"guardrails.{permission}"):
+            raise CommandError(f"{name} may not do that (guardrails.{permission})", returncode=1)
+        return user
+
+    def published(self, policy: Policy, by: str | None) -> PolicyVersion:
+        version = services.publish(policy=policy, by=self.person(by, "publish_policy"))
         self.stdout.write(f"{policy.name}: published version {version.number}, {version.digest}")
+        for line in report_lines(version.publication.report):
+            self.stdout.write(f"  {line}")
         return version
 
-    def signed(self, version: PolicyVersion) -> None:
-        services.sign(version=version)
+    def signed(self, version: PolicyVersion, by: str | None) -> None:
+        services.sign(version=version, by=self.person(by, "sign_policyversion"))
         self.stdout.write(f"{version.policy.name}: signed version {version.number}")
 
-    def activated(self, version: PolicyVersion, note: str = "") -> None:
-        self.now_active(services.activate(version=version, note=note))
+    def activated(self, version: PolicyVersion, by: str | None, note: str = "") -> None:
+        operator = self.person(by, "activate_policyversion")
+        self.now_active(services.activate(version=version, by=operator, note=note))
 
     def now_active(self, activation: Activation) -> None:
         version = activation.version
