@@ -36,6 +36,7 @@ from streaming.providers.base import (
     ProviderUnavailable,
     available,
 )
+from streaming.written_calls import without_markup
 
 TRIES = 3
 FIRST_WAIT_S = 1.0
@@ -119,7 +120,6 @@ class _Trial:
     async def events(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
         """Up to ``TRIES`` times. Raises ``ProviderError``."""
         await self._enter()
-        call = self._provider.stream if streaming else self._provider.standard
         attempts = stamina.retry_context(
             on=self._again,
             attempts=TRIES,
@@ -131,7 +131,7 @@ class _Trial:
         async for attempt in attempts:
             with attempt:
                 try:
-                    async with aclosing(call(request)) as events:
+                    async with aclosing(self._call(request, streaming=streaming)) as events:
                         async for event in events:
                             if isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
                                 await self._answered()
@@ -144,6 +144,10 @@ class _Trial:
                         yield ProviderNotice(error.code, words, attempt=attempt.num, delay_s=wait_s)
                     raise
         await self._answered()  # an answer of nothing is an answer
+
+    def _call(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
+        events = self._provider.stream(request) if streaming else self._provider.standard(request)
+        return without_markup(events) if request.tools and self._provider.calls_in_text else events
 
     async def settle(self) -> None:
         """The answer is over, or nobody wants it any more: what failed until then has failed."""

@@ -26,6 +26,7 @@ class OllamaProvider(HttpProvider):
 
     name = "ollama"
     label = "Ollama"
+    calls_in_text = True
 
     def __init__(
         self,

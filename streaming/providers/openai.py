@@ -23,6 +23,7 @@ class OpenAIProvider(HttpProvider):
 
     name = "openai"
     label = "OpenAI-compatible"
+    calls_in_text = True
 
     def __init__(
         self, base_url: str, api_key: str = "", model: str = "", limits: base.TimeLimits | None = None

@@ -178,16 +178,22 @@ async def test_a_call_whose_arguments_were_cut_off_never_runs(tools: Tools, said
     assert (done["outcome"], done["final"]) == ("error", "Wait. ")
 
 
-async def test_what_a_call_is_written_in_is_never_text(tools: Tools) -> None:
-    """Neither on its way to the page nor in what is stored of the answer."""
+@pytest.mark.parametrize("parsed", [True, False], ids=["told_apart", "written_as_text"])
+async def test_what_a_call_is_written_in_is_never_text(
+    parsed: bool, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on its way to the page nor in what is stored of the answer; nor where the server has no parser."""
     given = json.dumps({"text": "zebra"})
-    case = await answer([["Let me see. ", *asks(("echo", given))], ["It says so."]], tools)
+    written = [*'<tool_call>{"name": "echo", "arguments": ', *given, "}</tool_", "call>", Stopped("stop")]
+    monkeypatch.setattr(Controlled, "calls_in_text", not parsed)
+    case = await answer([["Let me see. ", *(asks(("echo", given)) if parsed else written)], ["It says so."]], tools)
     await case.pump.run()
     texts = [event for event in await case.events() if event["type"] in ("message_stream", "message_update", "done")]
     stored = await Message.objects.aget(pk=case.answer_id)
+    assert stored.content == "Let me see. It says so."
     for markup in ("zebra", "id0", "echo", "tool", "{"):
-        assert markup not in stored.content
         assert not any(markup in str(event.get(name, "")) for event in texts for name in ("chunk", "content", "final"))
+    assert [e["result"] for e in await case.of("tool_result")] == ["echo of zebra"]
 
 
 async def raises(text: str, context: Context) -> object:

@@ -114,6 +114,14 @@ async def test_it_works(client: Client) -> None:
     assert await sync_to_async(lambda: list(log_faults()))() == []
 
 
+async def test_answers_to_calls_are_not_buffered(client: Client) -> None:
+    """However fast the calls come: what may be shown is in the answer to the call that made it so."""
+    began = await client.start()
+    for seq, delta in enumerate(["One.", "Two.", "3", "4", "5", ""][:-1], start=1):
+        _, said = await client.update(began["session_id"], seq, f"{delta} ")
+        assert said["released"] == f"{delta} "
+
+
 async def test_every_cutting_gives_the_text_of_one_check(client: Client) -> None:
     whole = await client.http.post(
         "/v1/check", json.dumps({"text": TEXT, "kind": "response", "accepts": ["redact"]}),

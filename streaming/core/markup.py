@@ -1,0 +1,124 @@
+"""Tool calls that a model wrote down as text, because the server in front of it has no parser for them.
+
+Exists so that tool markup never reaches a page or the storage as text. Only what a model writes that was offered tools
+is looked at, and only these forms, as the models' published chat templates write them:
+
+    <tool_call>{"name": …, "arguments": {…}}</tool_call>      Hermes, Qwen and those that follow them
+    [TOOL_CALLS][{"name": …, "arguments": {…}}, …]            Mistral, up to the end of the answer
+    <|python_tag|>{"name": …, "parameters": {…}}              Llama 3, up to the end of the answer
+
+Sans-IO. What may be the beginning of markup is held back, fifteen characters at most; markup that cannot be read is
+dropped and told, never shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta, ToolCallDelta
+
+FORMS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": "", "<|python_tag|>": ""}
+"""How markup opens, and how it closes (empty: with the answer)."""
+
+FIRST_INDEX = 1_000_000
+"""Calls found here are numbered from this on, away from those that the server itself tells."""
+
+MAX_CHARS = 1_000_000
+"""Longer markup is dropped."""
+
+UNREADABLE = "The model wrote a tool call that cannot be read; it was not made."
+
+
+class MarkupReader:
+    """One choice's text in, text without markup and calls out."""
+
+    def __init__(self, choice: int, numbers: Iterator[int]) -> None:
+        self._choice, self._numbers = choice, numbers
+        self._text = ""
+        self._opened = ""
+        self._inside: list[str] = []
+        self._size = 0
+
+    def feed(self, text: str) -> Iterator[ProviderEvent]:
+        """What is known now that ``text`` has come."""
+        self._text += text
+        while self._text:
+            before = self._text
+            yield from self._in_markup() if self._opened else self._in_text()
+            if self._text == before:
+                return
+
+    def finish(self) -> Iterator[ProviderEvent]:
+        """The answer is over."""
+        rest, self._text = self._text, ""
+        if self._opened:
+            self._keep(rest)
+            yield from self._close()
+        elif rest:
+            yield TextDelta(rest, self._choice)
+
+    def _in_text(self) -> Iterator[ProviderEvent]:
+        found = [(at, form) for form in FORMS if (at := self._text.find(form)) >= 0]
+        if found:
+            at, self._opened = min(found)
+            shown, self._text = self._text[:at], self._text[at + len(self._opened) :]
+        else:
+            kept = _beginning(self._text, FORMS)
+            shown, self._text = self._text[: len(self._text) - kept], self._text[len(self._text) - kept :]
+        if shown:
+            yield TextDelta(shown, self._choice)
+
+    def _in_markup(self) -> Iterator[ProviderEvent]:
+        closing = FORMS[self._opened]
+        at = self._text.find(closing) if closing else -1
+        if at >= 0:
+            self._keep(self._text[:at])
+            self._text = self._text[at + len(closing) :]
+            yield from self._close()
+            return
+        kept = _beginning(self._text, (closing,)) if closing else 0
+        self._keep(self._text[: len(self._text) - kept])
+        self._text = self._text[len(self._text) - kept :]
+
+    def _keep(self, text: str) -> None:
+        self._size += len(text)
+        if self._size <= MAX_CHARS:
+            self._inside.append(text)
+
+    def _close(self) -> Iterator[ProviderEvent]:
+        inside, whole = "".join(self._inside), self._size <= MAX_CHARS
+        self._opened, self._inside, self._size = "", [], 0
+        calls = _calls(inside) if whole else None
+        if calls is None:
+            yield ProviderNotice("tool_markup", UNREADABLE)
+            return
+        for name, arguments in calls:
+            yield ToolCallDelta(next(self._numbers), "", name, arguments, self._choice)
+
+
+def _beginning(text: str, forms: Iterable[str]) -> int:
+    """How many characters at the end of ``text`` may be the beginning of one of ``forms``."""
+    longest = max(map(len, forms)) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(form.startswith(text[-length:]) for form in forms):
+            return length
+    return 0
+
+
+def _calls(inside: str) -> list[tuple[str, str]] | None:
+    """Names and arguments (JSON text); None if that is not what it says."""
+    try:
+        said = json.loads(inside)
+    except (ValueError, RecursionError):
+        return None
+    calls: list[tuple[str, str]] = []
+    for call in said if isinstance(said, list) else [said]:
+        if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not name:
+            return None
+        arguments = call.get("arguments", call.get("parameters", {}))
+        if isinstance(arguments, str):  # JSON within JSON
+            calls.append((name, arguments))
+        else:
+            calls.append((name, json.dumps(arguments, ensure_ascii=False)))
+    return calls or None
