@@ -15,6 +15,8 @@ from pathlib import Path
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from guardrails import services
+from guardrails.policy import Policy, compile_policy
 from tests.bench import stamps
 from tests.stack.servers import ROOT, Stack, stack
 
@@ -30,6 +32,12 @@ django.setup()
 from guardrails.services import install
 install(document=json.loads(sys.argv[1]))
 """
+
+
+def starter(name: str) -> Policy:
+    """A starter policy, compiled in this process."""
+    path = Path(services.__file__).parent / "starters" / f"{name}.json"
+    return compile_policy(json.loads(path.read_text("utf-8")))
 
 
 @contextmanager

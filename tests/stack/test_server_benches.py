@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench import first_token, guardrails, memory, stamps
+from tests.bench import first_token, guardrails, memory, readers, stamps
 from tests.bench.registry import Row, benchmarks
 
 
@@ -52,8 +52,15 @@ def test_first_words_are_timed_for_every_adapter(monkeypatch: pytest.MonkeyPatch
     for name in ("ANSWERS", "WARM_UP"):
         monkeypatch.setattr(first_token, name, 1)
     found = rows("first_token")
-    assert set(found) == {"first_token_gate", *(f"first_token_{who}" for who in ("scripted", *first_token.ADAPTERS))}
-    assert all(found[f"first_token_{who}"].measured > 0 for who in ("scripted", *first_token.ADAPTERS))
+    ours, ends = {"gate", "held", "policy"}, {"scripted", *first_token.ADAPTERS}
+    assert set(found) == {f"first_token_{name}" for name in ours | ends}
+    assert all(found[f"first_token_{name}"].measured > 0 for name in ("gate", *ends))
+
+
+def test_the_gates_share_counts_what_is_held() -> None:
+    policy = readers.starter(readers.STARTER)
+    at_once, held = (first_token._gates_share(policy, chunks)[1] for chunks in (["A lock "], ["536-", "22", " is"]))
+    assert (at_once, held) == (0, 2)
 
 
 @pytest.mark.long
