@@ -30,8 +30,9 @@ import httpx
 State: TypeAlias = Literal["ACTIVE", "MONITORING", "COMPLETE"]
 Json: TypeAlias = dict[str, object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-EARLY = 0.75
-"""The share of ``flush_ms`` after which text is sent: the call itself takes a moment, and no text waits longer."""
+EARLIEST, LATEST = 0.65, 0.75
+"""Shares of ``flush_ms`` after which text is sent: the call itself takes a moment, and no text waits longer. The
+smaller one where the last call took long."""
 SILENCE_S = 45.0
 """Servers send a comment every 15 s on a stream of events; after so long a silence the connection is dead."""
 
@@ -428,9 +429,11 @@ class _Collected:
         It is due so long after the last call, not after its first chunk: then that is also the longest time between
         two answers while the model speaks, and what comes after a pause of the model is sent at once.
         """
-        most = max(1, hints["max_delta_chars"])
+        most, flush_s = max(1, hints["max_delta_chars"]), hints["flush_ms"] / 1000
+        took_s = self._clock() - self._called
+        due = self._called + min(LATEST * flush_s, max(EARLIEST * flush_s, 0.85 * flush_s - 1.5 * took_s))
         while len(self._text) <= most and not self._over:
-            left_s = self._called + EARLY * hints["flush_ms"] / 1000 - self._clock() if self._text else None
+            left_s = due - self._clock() if self._text else None
             if left_s is not None and left_s <= 0:
                 break
             await self._read(left_s)
