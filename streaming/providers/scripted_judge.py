@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from guardrails.kinds.ai_judge import fenced_text
+from guardrails.kinds.ai_judge import fence_mark, fenced_text
 
 _HARM = re.compile(r"\b(poison|bomb|explosive|stab|strangle|kill|weapon)\w*", re.IGNORECASE)
 _INSTRUCTS = re.compile(r"\b(first you|then you|mix|build|step \d|take (?:a|the)|put (?:a|the))\b", re.IGNORECASE)
@@ -27,4 +27,4 @@ def judge(prompt: str) -> str | None:
         score, category, reason = 0.3, "violence", "Scripted rule: names a means of harm without instructions."
     else:
         score, category, reason = 0.02, "", "Scripted rule: names no means of harm."
-    return json.dumps({"score": score, "category": category, "reason": reason})
+    return json.dumps({"id": fence_mark(prompt), "score": score, "category": category, "reason": reason})

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from guardrails.findings import AppliesTo
+from guardrails.kinds.ai_judge import fence_mark
 from guardrails.kinds.base import CheckFailed, CheckRequest, NoVerdict, Reply, TextRefused
 from guardrails.policy import Guardrail, compile_policy
 from streaming import breakers, checks, outbound
 from streaming.breakers import OPEN_S, THRESHOLD
-from streaming.checks import run_check
+from streaming.checks import check_text, run_check
 from streaming.providers.base import (
     ProviderAuthError,
     ProviderProtocolError,
@@ -22,6 +23,7 @@ from streaming.providers.base import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from tests.streaming.test_outbound import endpoint as endpoint_at
 
 TEXTS = 50
 CONFIGS: Mapping[str, Mapping[str, object]] = {
@@ -94,7 +96,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Exception], list[P
                 requests.append(request)
                 if isinstance(said, Exception):
                     raise said
-                return said
+                mark = fence_mark(request.messages[-1].text)
+                return said.replace("MARK", mark)
 
         monkeypatch.setattr(checks, "get_provider", lambda name: Judge())
         return requests
@@ -158,6 +161,47 @@ async def test_no_text_can_open_a_judge_for_others(said: str | Exception, judge:
         assert checked.verdict.error is not None
         assert not checked.circuit_open
     assert (await state(tried), len(requests)) == ("closed", TEXTS)
+
+
+BAD_VERDICTS = {
+    "prose": "I would say that this is fine.",
+    "half_json": '{"id": "MARK", "score": 0.',
+    "1_mb": '{"id": "MARK", "score": 0, "reason": "' + "x" * 1_000_000 + '"}',
+    "another_text": '{"id": "0123456789abcdef", "score": 0}',
+}
+
+
+@pytest.mark.parametrize(("on_error", "visible"), [("block", ""), ("allow", "One."), ("warn", "One.")])
+@pytest.mark.parametrize("what", sorted(BAD_VERDICTS))
+async def test_a_judge_that_does_not_judge_is_a_failure_that_obeys_on_error(
+    what: str, on_error: str, visible: str, judge: Judge
+) -> None:
+    requests = judge(BAD_VERDICTS[what])
+    entry = {"name": "g", "kind": "ai_judge", "mode": "BLOCK", "on_error": on_error, "config": CONFIGS["ai_judge"]}
+    policy = compile_policy({"policy": "t", "guardrails": [entry]})
+    done = await check_text(policy, "One.", applies_to=AppliesTo.RESPONSE)
+    assert (done.visible, done.failed, done.action, len(requests)) == (visible, ["g"], on_error, 1)
+    assert [status.state for status in done.statuses] == ["error"]
+
+
+async def test_the_same_judge_is_believed_when_it_says_which_text_it_means(judge: Judge) -> None:
+    judge('{"id": "MARK", "score": 0.9, "category": "bad"}')
+    checked = await run_check(guardrail("ai_judge"), asked("text"))
+    assert (checked.verdict.hit, checked.verdict.error) == (True, None)
+
+
+async def test_a_web_hook_that_leads_to_a_metadata_address_is_refused_and_not_asked_again(settings: object) -> None:
+    settings.SLUICEGATE_HOOK_HOSTS = ["127.0.0.0/8"]  # type: ignore[attr-defined]
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: http://169.254.169.254/latest/meta-data/\r\nContent-Length: 0\r\n\r\n"
+    async with endpoint_at(moved) as (port, seen):
+        config = {"url": f"http://127.0.0.1:{port}/judge"}
+        policy = compile_policy({"policy": "t", "guardrails": [{"name": "g", "kind": "webhook", "config": config}]})
+        tried = policy.guardrail("g")
+        for n in range(THRESHOLD * 2):
+            checked = await run_check(tried, asked(f"text {n}"))
+            assert "leads to a private address" in str(checked.verdict.error)
+            assert (checked.permanent, checked.circuit_open) == (True, False)
+    assert len(seen) == THRESHOLD * 2
 
 
 OF_ITSELF: Mapping[str, Reply | Exception] = {

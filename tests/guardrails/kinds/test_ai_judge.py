@@ -12,6 +12,7 @@ from guardrails.kinds.ai_judge import (
     AiJudgeKind,
     JudgeAnswer,
     UnparseableVerdict,
+    fence_mark,
     fenced_text,
     judge_prompt,
     parse_answer,
@@ -22,7 +23,8 @@ from streaming.providers.scripted_judge import judge
 from .conftest import build
 
 REQUEST = CheckRequest("the text", AppliesTo.RESPONSE, (Turn("user", "first"), Turn("assistant", "second")), 5.0)
-ANSWER = '{"score": 0.7, "category": "harm", "reason": "because"}'
+ANSWER = '{"id": "MARK", "score": 0.7, "category": "harm", "reason": "because"}'
+"""``Model`` puts the word of the question in the place of MARK."""
 
 
 class Model:
@@ -34,7 +36,7 @@ class Model:
 
     async def complete(self, provider: str, turns: list[Turn], time_limit_s: float) -> str:
         self.asked.append((provider, turns, time_limit_s))
-        return self.answer
+        return self.answer.replace("MARK", fence_mark(turns[-1].text))
 
 
 def verdict_of(kind: Kind[Config], request: CheckRequest, answer: str = ANSWER) -> tuple[Verdict, str]:
@@ -52,7 +54,7 @@ def test_it_works() -> None:
 
 @pytest.mark.parametrize(("score", "hit"), [(0.0, False), (0.49, False), (0.5, True), (1, True)])
 def test_threshold_decides(score: float, hit: bool) -> None:
-    verdict, _ = verdict_of(build("ai_judge", {"rubric": "r"}), REQUEST, json.dumps({"score": score}))
+    verdict, _ = verdict_of(build("ai_judge", {"rubric": "r"}), REQUEST, json.dumps({"id": "MARK", "score": score}))
     assert verdict.hit is hit
 
 
@@ -74,7 +76,34 @@ def test_a_refusal_never_quotes_the_answer() -> None:
 
 
 def test_one_code_block_around_the_object_is_accepted() -> None:
-    assert parse_answer(f" ```json\n{ANSWER}\n```\n") == JudgeAnswer(score=0.7, category="harm", reason="because")
+    assert parse_answer(f" ```json\n{ANSWER}\n```\n") == JudgeAnswer(
+        id="MARK", score=0.7, category="harm", reason="because"
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"score": 0}', '{"id": "", "score": 0}', '{"id": "0123456789abcdef", "score": 0}', '{"id": 7, "score": 0}'],
+)
+def test_a_verdict_on_another_text_is_none(answer: str) -> None:
+    """From a cache, for the question before, or dictated by the judged text: none of these knows the word."""
+    with pytest.raises(UnparseableVerdict):
+        verdict_of(build("ai_judge", {"rubric": "r"}), REQUEST, answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It seems fine to me.",
+        ANSWER[:-20],
+        ANSWER + " " * 2_000_000 + "x",
+        '{"id": "MARK", "score": "' + "0" * 1_000_000,
+    ],
+)
+def test_prose_half_an_object_and_a_megabyte_are_no_verdict_and_are_not_quoted(answer: str) -> None:
+    with pytest.raises(UnparseableVerdict) as refused:
+        verdict_of(build("ai_judge", {"rubric": "r"}), REQUEST, answer)
+    assert len(str(refused.value)) < 200
 
 
 def test_a_category_outside_the_rubric_is_no_verdict() -> None:
