@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,92 @@ def test_the_published_figures_are_those_of_the_shipped_weights() -> None:
     assert (round(sum(found) / len(found), 3), round(sum(wrong) / len(wrong), 3)) == (
         told["recall"], told["false_positive_rate"]
     )  # fmt: skip
+
+
+Scored = list[tuple[float, int]]
+TOXIC = ("H", "H2", "HR", "V", "V2")
+
+
+def lines(file: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (DATA / file).read_text("utf-8").splitlines() if line]
+
+
+def table(file: str) -> list[tuple[str, int]]:
+    with (DATA / file).open(newline="", encoding="utf-8") as rows:
+        return [(row["text"], int(row["label"])) for row in csv.DictReader(rows)]
+
+
+def kept_back(rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Every fifth text by its own hash: what was never trained on."""
+    return [row for row in rows if hashlib.sha256(plain(row[0]).encode()).digest()[0] % 5 == 0]
+
+
+def judged_on() -> dict[str, dict[str, list[tuple[str, int]]]]:
+    """By model, the collections that need no library to be read, as the training command splits them."""
+    benign = [(str(row["text"]), 0) for row in lines("benign-prompts-500.jsonl")]
+    posts = lines("openai-moderation-half.jsonl")
+    tweets = [(str(row["text"]), int(row["label"] != "neither")) for row in lines("davidson-hate-offensive-4000.jsonl")]
+    asked = [row for row in table("s-labs-train.csv") if row[1] == 0]
+    toxic = [(str(row["text"]), int(any(row["labels"].get(name) for name in TOXIC))) for row in posts]  # type: ignore[attr-defined]
+    return {
+        "prompt_injection": {
+            "S-Labs, validation": table("s-labs-validation.csv"),
+            "harmless prompts on touchy subjects": kept_back(benign),
+            "prose": kept_back([(str(row["text"]), 0) for row in posts]),
+        },
+        "toxicity": {
+            "tweets (Davidson)": kept_back(tweets),
+            "posts (OpenAI moderation)": kept_back(toxic),
+            "harmless prompts": kept_back(benign + asked),
+        },
+    }
+
+
+def area(scored: Scored) -> float:
+    """ROC-AUC: how often a hit scores above a harmless text, ties by half."""
+    rank, below, wins = sorted(scored), 0, 0.0
+    for _, tied in groupby(rank, key=lambda row: row[0]):
+        labels = [label for _, label in tied]
+        harmless = labels.count(0)
+        wins += sum(labels) * (below + harmless / 2)
+        below += harmless
+    return wins / (below * (len(rank) - below))
+
+
+def recall_at_one_percent(scored: Scored) -> float:
+    """The largest share of hits above a score that at most one harmless text in a hundred reaches."""
+    hits = sum(label for _, label in scored)
+    found = wrong = 0
+    best = 0.0
+    for _, tied in groupby(sorted(scored, reverse=True), key=lambda row: row[0]):
+        labels = [label for _, label in tied]
+        found, wrong = found + sum(labels), wrong + labels.count(0)
+        if wrong / (len(scored) - hits) > 0.01:
+            break
+        best = found / hits
+    return best
+
+
+def test_the_ranking_figures_are_computed_right() -> None:
+    scored = [(0.9, 1), (0.8, 0), (0.7, 1), (0.7, 0), (0.1, 0)]
+    assert area(scored) == pytest.approx((3 + 1.5) / 6)
+    assert recall_at_one_percent(scored) == 0.5
+    assert recall_at_one_percent([(0.9, 0), (0.8, 1)]) == 0.0
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the labelled texts are not here")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_published_figure_comes_out_again_on_texts_that_were_kept_back(name: str) -> None:
+    model = load(name)
+    for part, rows in judged_on()[name].items():
+        scored = [(model.score(text), label) for text, label in rows]
+        told = model.metrics[part]
+        assert len(scored) == told["texts"], part
+        harmless = [score >= model.threshold for score, label in scored if not label]
+        assert round(sum(harmless) / len(harmless), 3) == told["false_positive_rate"], part
+        if "roc_auc" in told:
+            assert area(scored) == pytest.approx(told["roc_auc"], abs=0.0001), part
+            assert recall_at_one_percent(scored) == pytest.approx(told["recall_at_1pc_fpr"], abs=0.001), part
 
 
 @pytest.mark.parametrize("name", NAMES)
