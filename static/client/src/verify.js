@@ -49,6 +49,7 @@ async function verify(compact, keys, type, purpose) {
   ensure(typ === `sluicegate-${type}+jws`, "type", `Its type is not ${type}.`);
   const key = keys.get(kid);
   ensure(key !== null, "revoked_key", "Its key was revoked.");
+  ensure(key !== 0, "unvouched_key", "Nobody who is trusted vouches for its key.");
   ensure(key?.purpose === purpose, "unknown_key", "Its key is not trusted for this.");
   const good = await crypto.subtle.verify("Ed25519", await keyOf(key.x), signature, bytesOf(`${parts[0]}.${parts[1]}`));
   ensure(good, "signature", "The signature does not fit the signed bytes.");
@@ -56,8 +57,8 @@ async function verify(compact, keys, type, purpose) {
 }
 
 /**
- * The keys of a JWKS that are believed, by kid: the pinned root, and what a believed version key vouches for; null for
- * those that are revoked.
+ * The keys of a JWKS that are believed, by kid: the pinned root, and what a believed version key vouches for. In the
+ * place of others: null for those that are revoked, 0 for those that nobody believed vouches for.
  * @param {{keys: object[]}} jwks
  * @param {string} root the root version key's `x`, pinned when the client was installed
  */
@@ -78,6 +79,7 @@ async function trusted(jwks, root) {
       }
     }
   }
+  for (const { kid } of jwks.keys) if (!keys.has(kid)) keys.set(kid, 0);
   return keys;
 }
 

@@ -1,0 +1,188 @@
+"""A browser believes nothing but its pinned root: whatever else it is served is refused, with a code and a sentence."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from guardrails import keyring
+from guardrails.bundle import make_bundle
+from guardrails.signing import Purpose, Type, canonical_bytes, sign
+from guardrails.statements import LIFETIME_S, SKEW_S
+from tests.guardrails.test_bundle import ACTIVATION, ACTIVATION_PEM, NOW, ROOT, STRANGER, Case, forged, key
+
+OPENED = """async ([bundles, against]) => {
+  const { Refused, opened } = await import("/static/client/src/verify.js");
+  const said = [];
+  for (const bundle of bundles) {
+    said.push(await opened(bundle, against).then(
+      ({ statement }) => ["", `${statement.version}`],
+      (error) => (error instanceof Refused ? [error.code, error.message] : ["not a refusal", `${error}`]),
+    ));
+  }
+  return said;
+}"""
+
+
+def read(tab: Page, *bundles: str, jwks: object = None, **changes: Any) -> list[list[str]]:
+    against = {
+        "jwks": Case().keys() if jwks is None else jwks,
+        "root": ROOT.public.x,
+        "policy": "p",
+        "issuer": "us",
+        "now": NOW,
+        "serials": {},
+        **changes,
+    }
+    said: list[list[str]] = tab.evaluate(OPENED, [list(bundles), against])
+    return said
+
+
+def code(tab: Page, bundle: str, **changes: Any) -> str:
+    ((said, words),) = read(tab, bundle, **changes)
+    assert words.endswith(".") or not said or said == "malformed"
+    return said
+
+
+def test_it_works(tab: Page) -> None:
+    assert read(tab, Case().bundle(), forged(Case().bundle(), ACTIVATION_PEM)) == [["", "7"], ["", "7"]]
+
+
+def test_every_single_byte_of_a_bundle_counts(tab: Page) -> None:
+    bundle = Case().bundle()
+    changed = [bundle[:at] + ("A" if char != "A" else "B") + bundle[at + 1 :] for at, char in enumerate(bundle)]
+    cut = [bundle[:at] + bundle[at + 1 :] for at in range(0, len(bundle), 7)]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    padding = bundle[:-1] + alphabet[alphabet.index(bundle[-1]) ^ 1]
+    said = read(tab, *changed, *cut, padding, "", ".", "..", "a.b.c", "é.é.é", bundle + "=", bundle + ".x")
+    assert {why for why, _ in said} <= {"malformed", "header", "algorithm", "type", "unknown_key", "signature"}
+    assert [why for why, _ in said].count("signature") > len(bundle) // 2
+
+
+def test_every_byte_of_the_parts_counts_though_the_bundle_around_them_is_signed_anew(tab: Page) -> None:
+    rules, statement = sign(Case().rules(), ROOT, Type.CLIENT_RULES), Case().statement()
+    other = [f"{rules[:at]}{'B' if char == 'A' else 'A'}{rules[at + 1 :]}" for at, char in enumerate(rules)]
+    broken = [make_bundle(activation=statement, client_rules=one, key=ACTIVATION) for one in other]
+    assert "" not in {why for why, _ in read(tab, *broken)}
+
+
+def test_lower_serial_is_refused_and_a_roll_back_followed(tab: Page) -> None:
+    seen = {"us\np\n": 10}
+    assert code(tab, Case().bundle(), serials=seen) == "replayed"
+    assert read(tab, Case(version=6, serial=10).bundle(), serials=seen) == [["", "6"]]
+    assert read(tab, Case().bundle(), serials={"us\nq\n": 10, "us\np\nbeta": 10}) == [["", "7"]]
+
+
+@pytest.mark.parametrize(
+    ("age", "reason"),
+    [(LIFETIME_S + SKEW_S + 1, "expired"), (-SKEW_S - 1, "not_yet"), (LIFETIME_S + SKEW_S - 1, ""), (-SKEW_S + 1, "")],
+)
+def test_it_lapses_after_a_day_and_five_minutes(tab: Page, age: float, reason: str) -> None:
+    assert code(tab, Case().bundle(), now=NOW + age) == reason
+
+
+def test_longer_lifetime_than_a_day_is_refused(tab: Page) -> None:
+    payload = json.loads(base64.urlsafe_b64decode(Case().statement().split(".")[1] + "=="))
+    statement = sign(canonical_bytes({**payload, "exp": payload["exp"] + 1}), ACTIVATION)
+    rules = sign(Case().rules(), ROOT, Type.CLIENT_RULES)
+    assert code(tab, make_bundle(activation=statement, client_rules=rules, key=ACTIVATION)) == "lifetime"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Case(signer=key(Purpose.ACTIVATION)),
+        lambda: Case(stater=key(Purpose.ACTIVATION)),
+        lambda: Case(author=STRANGER),
+    ],
+    ids=["bundle", "statement", "rules"],
+)
+def test_another_key_is_refused(tab: Page, make: Callable[[], Case]) -> None:
+    assert code(tab, make().bundle()) == "unknown_key"
+
+
+def test_another_root_believes_nothing(tab: Page) -> None:
+    assert code(tab, Case().bundle(), root=STRANGER.public.x) == "unvouched_key"
+
+
+def test_key_that_is_listed_but_not_vouched_for_is_refused(tab: Page) -> None:
+    new = key(Purpose.ACTIVATION)
+    bundle = Case(signer=new).bundle()
+    stolen = keyring.entry(ACTIVATION.public, ROOT).sluicegate_signature
+    unsigned = keyring.entry(new.public)
+    for listed in (
+        unsigned,
+        keyring.entry(new.public, STRANGER),
+        unsigned.model_copy(update={"sluicegate_signature": stolen}),
+        unsigned.model_copy(update={"sluicegate_signature": "x.y"}),
+    ):
+        assert code(tab, bundle, jwks=Case().keys(listed)) == "unvouched_key"
+    assert read(tab, bundle, jwks=Case().keys(keyring.entry(new.public, ROOT))) == [["", "7"]]
+
+
+def test_chain_of_version_keys_is_followed_and_falls_with_a_revoked_link(tab: Page) -> None:
+    second, third = key(Purpose.VERSION), key(Purpose.VERSION)
+    links = [keyring.entry(third.public, second), keyring.entry(second.public, ROOT)]
+    bundle = Case(author=third).bundle()
+    assert read(tab, bundle, jwks=Case().keys(*links)) == [["", "7"]]
+    gone = keyring.revoked(links[1], root=ROOT, at="2026-11-01", reason="lost laptop")
+    assert code(tab, bundle, jwks=Case().keys(links[0], gone)) == "unvouched_key"
+    assert code(tab, Case(author=second).bundle(), jwks=Case().keys(gone)) == "revoked_key"
+
+
+def test_key_of_one_purpose_is_not_believed_for_another(tab: Page) -> None:
+    statement, rules = Case().statement(), sign(Case().rules(), ROOT, Type.CLIENT_RULES)
+    assert code(tab, make_bundle(activation=rules, client_rules=statement, key=ACTIVATION)) == "type"
+    assert code(tab, statement) == "type"
+    document = sign(Case().rules(), ROOT)  # a version is signed by the same key
+    assert code(tab, make_bundle(activation=statement, client_rules=document, key=ACTIVATION)) == "type"
+    kid = {"kid": ROOT.public.kid}
+    assert code(tab, forged(Case().bundle(), ACTIVATION_PEM, **kid)) == "unknown_key"
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"alg": "none"}, "algorithm"),
+        ({"alg": "HS256"}, "algorithm"),
+        ({"alg": "EdDSA"}, "algorithm"),
+        ({"alg": "ES256"}, "algorithm"),
+        ({"jku": "https://example.org/keys"}, "header"),
+        ({"jwk": ROOT.public.as_jwk()}, "header"),
+        ({"x5u": "https://example.org/x"}, "header"),
+        ({"crit": ["exp"], "exp": 1}, "header"),
+        ({"typ": Purpose.ACTIVATION.value}, "type"),
+        ({"typ": "JWT"}, "type"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else value,
+)
+def test_header_of_an_attackers_choice_is_refused_though_the_signature_fits(
+    tab: Page, header: dict[str, object], reason: str
+) -> None:
+    assert code(tab, forged(Case().bundle(), ACTIVATION_PEM, **header)) == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"issuer": "them"}, "issuer"),
+        ({"policy": "q"}, "policy"),
+        ({"client_digest": "sha256:0"}, "digest"),
+        ({"client_digest": ""}, "digest"),
+        ({"version": 8}, "digest"),
+        ({"digest": "sha256:8"}, "digest"),
+    ],
+    ids=str,
+)
+def test_statement_about_something_else_is_refused(tab: Page, changes: dict[str, Any], reason: str) -> None:
+    assert code(tab, Case().bundle(**changes)) == reason
+
+
+@pytest.mark.parametrize("jwks", [[], {}, {"keys": {}}, {"keys": [None]}], ids=str)
+def test_what_is_no_set_of_keys_is_refused(tab: Page, jwks: object) -> None:
+    assert code(tab, Case().bundle(), jwks=jwks) == "malformed"
