@@ -21,7 +21,9 @@ from tests.stack.servers import Stack
 
 ARMS = {"on": STARTER, "off": EMPTY, "again": EMPTY}
 """What is compared; "again" is the noise."""
-STREAMS, RATE, TOKENS, ROUNDS = 200, 50.0, 200, 3
+STREAMS, RATE, ROUNDS = 200, 50.0, 3
+TOKENS, FULL_TOKENS = 400, 100
+"""Of an answer, paced (a usual one: what begins and ends it then weighs as it does in use), and as fast as it goes."""
 BUSY = 0.6
 """Of the server's one core, when streams are paced: above it queues form, and what is late is late because of them."""
 MORE_CPU, MORE_MS = 10.0, 5.0
@@ -82,22 +84,24 @@ async def _measured(servers: Stack) -> tuple[dict[str, Arm], dict[str, Arm], int
     """As fast as they go; paced; and how many streams were paced: all, or as many as the server carries."""
     async with _sockets(servers, STREAMS) as made:
         for policy in set(ARMS.values()):
-            await _answers(made, policy, max(2, TOKENS // 10), 0)
-        full = await _arms(servers, made, 0)
-        streamed = await _arms(servers, made[: max(1, STREAMS // 20)], RATE, rounds=1)
+            await _answers(made, policy, 10, 0)
+        full = await _arms(servers, made, FULL_TOKENS, 0)
+        streamed = await _arms(servers, made[: max(1, STREAMS // 20)], TOKENS, RATE, rounds=1)
         each = max(arm.per_chunk_us for arm in streamed.values()) / 1e6 * RATE
         carried = max(1, min(STREAMS, int(BUSY / each)))
-        return full, await _arms(servers, made[:carried], RATE), carried
+        return full, await _arms(servers, made[:carried], TOKENS, RATE), carried
 
 
-async def _arms(servers: Stack, made: list[ClientConnection], rate: float, rounds: int = 0) -> dict[str, Arm]:
+async def _arms(
+    servers: Stack, made: list[ClientConnection], tokens: int, rate: float, rounds: int = 0
+) -> dict[str, Arm]:
     """The arms take turns in changing order, so that a busy moment hits all of them."""
     arms = {name: Arm() for name in ARMS}
     names = list(ARMS)
     for turn in range(rounds or ROUNDS):
         for name in names[turn % 3 :] + names[: turn % 3]:
             began, used = time.monotonic(), cpu_s(servers.webs[0].process.pid)
-            arms[name].late += await _answers(made, ARMS[name], TOKENS, rate)
+            arms[name].late += await _answers(made, ARMS[name], tokens, rate)
             arms[name].cpu += cpu_s(servers.webs[0].process.pid) - used
             arms[name].seconds += time.monotonic() - began
     return arms

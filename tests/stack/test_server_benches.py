@@ -35,7 +35,7 @@ def test_updates_with_and_without_guardrails_are_compared(monkeypatch: pytest.Mo
 
 @pytest.mark.long
 def test_streams_with_and_without_guardrails_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"STREAMS": 6, "TOKENS": 40, "ROUNDS": 1}.items():
+    for name, value in {"STREAMS": 6, "TOKENS": 40, "FULL_TOKENS": 20, "ROUNDS": 1}.items():
         monkeypatch.setattr(guardrails, name, value)
     found = rows("guardrails_on_off")
     assert set(found) == {

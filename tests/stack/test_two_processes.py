@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from itertools import cycle
+from uuid import UUID
 
+import httpx
 import pytest
 
 from tests.stack.clients import Client, Json, Refused, Shown, received
@@ -193,6 +195,30 @@ def test_an_interrupt_reaches_the_process_that_streams(servers: Stack, client: C
             seen.take(received(made))
     (done,) = seen.of("done")
     assert (done["outcome"], done["final"]) == ("interrupted", seen.text)
+
+
+def test_every_process_tells_the_open_sessions_of_all(servers: Stack, client: Client) -> None:
+    """Begun at the one process, told by the metrics of both; and what the store holds is one figure for all."""
+    until("all sessions are over", lambda: servers.rows(_OPEN) == [(0,)])
+    a, b = servers.webs
+    for at in (a, a, b):
+        client.post("/v1/stream/start", {"delta": "one ", "policy": "basic"}, at.url)
+    for web in (a, b):
+        told = metrics(web.url)
+        assert (told['sluicegate_sessions{state="ACTIVE"}'], told['sluicegate_sessions{state="MONITORING"}']) == (3, 0)
+        assert told["sluicegate_store_memory_bytes"] > 100_000
+        assert told["sluicegate_store_keys"] >= 3 * 3, "state, events and their number, of each"
+        assert told["sluicegate_open_sessions"] == 0, "neither runs an answer itself"
+    for (session_id,) in servers.rows("SELECT id FROM streaming_auditsession WHERE state = 'ACTIVE'"):
+        client.post("/v1/stream/finish", {"session_id": str(UUID(str(session_id)))})
+    assert metrics(b.url)['sluicegate_sessions{state="ACTIVE"}'] == 0
+
+
+def metrics(url: str) -> dict[str, float]:
+    """The samples of a process's page, by name and labels."""
+    with httpx.Client(trust_env=False, timeout=60) as http:
+        lines = http.get(f"{url}/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def test_the_log_holds_what_has_happened_here(servers: Stack) -> None:
