@@ -46,6 +46,11 @@ class Policy(models.Model):
         help_text="Runs in MONITOR beside the active version.",
     )  # fmt: skip
 
+    rollout = models.ForeignKey(
+        "Rollout", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
+        help_text="What runs for a part of the conversations.",
+    )  # fmt: skip
+
     class Meta:
         ordering = ["name"]
         verbose_name_plural = "policies"
@@ -205,6 +210,42 @@ class Activation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.version} ({self.serial})"
+
+
+class Rollout(models.Model):
+    """A version that ran for a part of the conversations: from when to when, for whom, and how it ended.
+
+    ``activation`` carries the statement for its cohort. Limits are shares between 0 and 1.
+    """
+
+    class Outcome(models.TextChoices):
+        RUNNING = "running"
+        PROMOTED = "promoted"
+        ENDED = "ended"
+        ROLLED_BACK = "rolled_back"
+
+    policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="rollouts")
+    activation = models.OneToOneField(Activation, on_delete=models.PROTECT, related_name="rollout")
+    percent = models.FloatField(default=0, help_text="Share of the conversations.")
+    groups = models.JSONField(default=list, blank=True, help_text="Names of groups whose members all run it.")
+    max_errors = models.FloatField(null=True, blank=True, help_text="Rolled back if a larger share of sessions fails.")
+    max_would_have = models.FloatField(
+        null=True, blank=True, help_text="Rolled back if MONITOR guardrails would act in a larger share."
+    )
+    sample = models.PositiveIntegerField(default=50, help_text="Sessions that must have ended before limits count.")
+    started_at = models.DateTimeField(default=timezone.now)
+    started_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    outcome = models.CharField(max_length=16, choices=Outcome.choices, default=Outcome.RUNNING)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    ended_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    ended_why = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["-started_at", "-id"]
+        default_permissions = ["view"]
+
+    def __str__(self) -> str:
+        return f"{self.activation.version} for {self.activation.cohort} ({self.outcome})"
 
 
 class ShadowChange(models.Model):

@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 
 import structlog
+from django.contrib.auth.models import Group
 
 from guardrails import models
 from guardrails.bundle import make_bundle
+from guardrails.cohorts import Subject, belongs
 from guardrails.keys import signing_key
 from guardrails.loading import (
     PolicyUnavailable,
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 logger = structlog.get_logger(__name__)
+NOBODY = Subject()
+"""A session of which nothing is known."""
 _last_good: dict[str, Policy] = {}
 _sick: dict[int, tuple[tuple[str, str], float, str]] = {}
 SICK_S = 30.0
@@ -87,6 +91,7 @@ class Running:
 
     policy: Policy
     shadow: ShadowPolicy | None = None
+    cohort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +136,41 @@ def active_policy(name: str) -> Policy:
     return _good_or_last(name, _policy_row(name))
 
 
-def running_policy(name: str) -> Running:
-    """The active version, and its shadow if it has one: one query as well. Raises ``PolicyUnavailable``.
+def running_policy(name: str, subject: Subject = NOBODY) -> Running:
+    """What a session of this subject runs: the version that is being rolled out if it is in that cohort, else the
+    active one; and the shadow if there is one. One query, and one more where groups matter. Raises
+    ``PolicyUnavailable``.
 
+    A version that is being rolled out and does not load is told loudly, and the active one runs.
     A shadow that does not load is no reason to refuse anything; it is told loudly and stands in every session's record.
     """
     row = _policy_row(name)
-    policy = _good_or_last(name, row)
+    policy = None if row is None or row.rollout is None else _rolled_out(row.rollout, subject)
+    cohort = row.rollout.activation.cohort if row is not None and row.rollout is not None and policy else ""
+    policy = policy or _good_or_last(name, row)
     version = row.shadow_version if row is not None else None
-    return Running(policy, None if version is None else _shadow(version))
+    if version is not None and version.digest == policy.digest:
+        version = None  # it would be compared with itself
+    return Running(policy, None if version is None else _shadow(version), cohort)
+
+
+def _rolled_out(rollout: models.Rollout, subject: Subject) -> Policy | None:
+    """The version of a rollout, if the subject is in its cohort and the version can run."""
+    name = f"{rollout.policy_id}/{rollout.pk}"
+    if not belongs(subject, name=name, percent=rollout.percent, groups=rollout.groups, groups_of=_groups_of):
+        return None
+    version = rollout.activation.version
+    try:
+        policy = load(version)
+        check_activation(rollout.activation, version)
+    except PolicyUnavailable as error:
+        logger.error("rollout_unhealthy", policy=version.policy.name, version=version.number, reason=error.reason)
+        return None
+    return policy
+
+
+def _groups_of(user_id: int) -> set[str]:
+    return set(Group.objects.filter(user=user_id, user__is_active=True).values_list("name", flat=True))
 
 
 def _shadow(version: PolicyVersion) -> ShadowPolicy:
@@ -229,7 +260,10 @@ def origin_is_known(origin: str) -> bool:
 def _policy_row(name: str) -> models.Policy | None:
     rows = models.Policy.objects.filter(name=name)
     return rows.select_related(
-        "active_version__policy", "activation__version__policy", "shadow_version__policy"
+        "active_version__policy",
+        "activation__version__policy",
+        "shadow_version__policy",
+        "rollout__activation__version__policy",
     ).first()
 
 

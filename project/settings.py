@@ -152,6 +152,7 @@ CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is 
 CELERY_BEAT_SCHEDULE = {
     "sweep": {"task": "streaming.tasks.sweep", "schedule": 10.0},
     "purge": {"task": "streaming.tasks.purge", "schedule": 3_600.0},
+    "watch_rollouts": {"task": "streaming.tasks.watch_rollouts", "schedule": 30.0},
     "renew_statements": {"task": "guardrails.tasks.renew_statements", "schedule": 900.0},
     "keep_audit_head": {"task": "streaming.tasks.keep_audit_head", "schedule": 3_600.0},
 }

@@ -16,8 +16,9 @@ from uuid import uuid4
 from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
+from guardrails.cohorts import Subject as Whose
 from guardrails.policy import Policy
-from guardrails.selectors import PolicyUnavailable, Running, running_policy
+from guardrails.selectors import NOBODY, PolicyUnavailable, Running, running_policy
 from streaming import demotion, prompting, rollout, selectors, sessions, tasks
 from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.conf import Conf, conf
@@ -85,12 +86,13 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     settings = settings or conf()
     own = asked.own
     prompt = "" if frame.messages is not None else _prompt(frame, settings)
-    running = Running(own.policy) if own.policy else await load_running(frame.policy or asked.default_policy)
+    fresh_id = "" if frame.conversation_id else str(uuid4())
+    whose = Whose(frame.conversation_id or fresh_id, asked.visitor.user_id)
+    running = Running(own.policy) if own.policy else await load_running(frame.policy or asked.default_policy, whose)
     policy = running.policy
     provider, request = _provider(frame, own)
     prompted = await _prompted(frame, asked, policy, prompt, settings)
     request = replace(request, messages=prompted.messages)
-    fresh_id = "" if frame.conversation_id else str(uuid4())
     new = NewSession(
         visitor=asked.visitor,
         prompt=prompted.checked.visible,
@@ -188,18 +190,18 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
     return prompt
 
 
-async def load_running(name: str) -> Running:
-    """The active version of that policy, and its shadow. Raises ``StartRefused``."""
+async def load_running(name: str, whose: Whose = NOBODY) -> Running:
+    """The version of that policy that this conversation runs, and its shadow. Raises ``StartRefused``."""
     try:
-        running: Running = await database_sync_to_async(_running)(name)
+        running: Running = await database_sync_to_async(_running)(name, whose)
     except PolicyUnavailable as error:
         raise StartRefused("policy_unavailable", str(error), "policy") from None
     return running
 
 
-def _running(name: str) -> Running:
+def _running(name: str, whose: Whose) -> Running:
     """With guardrails that are slower than they declare where they are to run now, in one visit to the database."""
-    running = running_policy(name)
+    running = running_policy(name, whose)
     return replace(running, policy=demotion.scheduled(running.policy))
 
 

@@ -11,11 +11,11 @@ An admin's change is seen by the next request of every process because waffle ha
 
 from __future__ import annotations
 
-import hashlib
-
 from django.db import models
 from django.http import HttpRequest
 from waffle.models import AbstractUserFlag
+
+from guardrails.cohorts import place
 
 CONVERSATION = "sluicegate_conversation"
 """Where ``rollout`` leaves the conversation's id, in ``request.META``."""
@@ -47,12 +47,3 @@ class RolloutFlag(AbstractUserFlag):
             return None
         conversation = str(request.META.get(CONVERSATION, ""))
         return bool(conversation) and place(self.name, conversation) < float(self.percent)
-
-
-def place(flag: str, conversation: str) -> float:
-    """Where a conversation stands between 0 and 100 for this flag; the same everywhere and for ever.
-
-    The flag's name is hashed along, so that two flags at 10 % do not pick the same tenth.
-    """
-    digest = hashlib.sha256(f"{flag}\x00{conversation}".encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64 * 100

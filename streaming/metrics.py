@@ -23,6 +23,7 @@ from django.db.models import Count
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
+from guardrails.models import Rollout
 from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.at_work import guardrails_at_work
@@ -160,11 +161,17 @@ GUARDRAIL_SLOW = Gauge(
 SESSIONS = Gauge(
     "sluicegate_sessions", "Sessions that are not over yet, of all processes, by state.", ("state",), registry=REGISTRY
 )
+ROLLOUTS = Gauge(
+    "sluicegate_rollouts",
+    "Rollouts of versions that a policy has had, by outcome; rolled_back: a limit was left.",
+    ("policy", "outcome"),
+    registry=REGISTRY,
+)
 STORE_MEMORY = Gauge("sluicegate_store_memory_bytes", "Memory that the store's data take.", registry=REGISTRY)
 STORE_KEYS = Gauge("sluicegate_store_keys", "Keys in the store.", registry=REGISTRY)
 NOT_READ = Counter(
     "sluicegate_metrics_not_read",
-    "Times that a part of this page could not be asked for: breakers, sessions or store.",
+    "Times that a part of this page could not be asked for: breakers, sessions, store or rollouts.",
     ("part",),
     registry=REGISTRY,
 )
@@ -220,6 +227,19 @@ def _sessions_unknown() -> None:
         SESSIONS.labels(state.value).set(math.nan)
 
 
+def _rollouts() -> list[tuple[str, str, int]]:
+    rows = Rollout.objects.order_by().values_list("policy__name", "outcome")
+    return list(rows.annotate(number=Count("pk")))
+
+
+async def read_rollouts() -> None:
+    """What came of each policy's rollouts; a few rows each."""
+    found = await database_sync_to_async(_rollouts)()
+    ROLLOUTS.clear()
+    for policy, outcome, number in found:
+        ROLLOUTS.labels(policy, outcome).set(number)
+
+
 async def read_store() -> None:
     """What the store holds; two commands whose cost does not grow with it. Raises ``LogUnavailable``."""
     usage = await shared_log().usage()
@@ -245,6 +265,7 @@ PARTS = {
     "breakers": Part(read_breakers),
     "sessions": Part(read_sessions, _sessions_unknown),
     "store": Part(read_store, _store_unknown),
+    "rollouts": Part(read_rollouts, ROLLOUTS.clear),
 }
 
 

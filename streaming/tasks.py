@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 
 from guardrails.keys import signing_key
 from guardrails.signing import KeyRefused, Purpose
+from streaming import cohorts
 from streaming.audit import retention
 from streaming.audit.verify import keep_head
 from streaming.deferred import run_deferred
@@ -30,7 +31,8 @@ from streaming.workers import workers_alive
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["check", "keep_audit_head", "purge", "queue_check", "queue_session", "sweep", "workers_alive"]
+__all__ = ["check", "keep_audit_head", "purge", "queue_check", "queue_session", "sweep", "watch_rollouts",
+           "workers_alive"]  # fmt: skip
 
 
 CHECKS = 5
@@ -59,6 +61,12 @@ async def _sweep() -> None:
         done = await sweep_once(timezone.now(), log, queue_check)
     if done.lost or done.requeued or done.expired:
         logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
+
+
+@shared_task(name="streaming.tasks.watch_rollouts", ignore_result=True, expires=30)
+def watch_rollouts() -> None:
+    """Roll back versions that left the limits of their rollout; runs every half a minute."""
+    cohorts.watch()
 
 
 @shared_task(name="streaming.tasks.purge", ignore_result=True, expires=3_600)

@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema, Status
 from pydantic import AliasChoices, Field
 
+from guardrails.cohorts import Subject
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.selectors import PolicyUnavailable
 from streaming.access import Access
@@ -146,7 +147,8 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     if len(key) > MAX_KEY_CHARS:
         raise ApiError(422, f"“Idempotency-Key” has at most {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
     try:
-        running = await load_running(payload.policy or access.policy)
+        whose = Subject(payload.context.conversation_id, access.visitor.user_id)
+        running = await load_running(payload.policy or access.policy, whose)
     except StartRefused as error:
         raise ApiError(422, str(error), code=error.code, field="policy") from None
     asked = Beginning(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -96,6 +96,19 @@ class Command(BaseCommand):
         bundle.add_argument("--keys", type=Path, metavar="FILE", help="with --verify: the JWK set (default: our own)")
         bundle.add_argument("--root", metavar="X", help="with --verify: the pinned public key (default: our root)")
         bundle.add_argument("--seen", type=int, default=0, metavar="SERIAL", help="with --verify: refuse lower serials")
+        rollout = actions.add_parser("rollout", help="run a signed version for a part of the conversations")
+        rollout.add_argument("policy", metavar="POLICY")
+        rollout.add_argument("version", type=int, nargs="?", metavar="VERSION", help="default: the newest")
+        rollout.add_argument(
+            "--percent", type=float, help="share of the conversations; of one that runs, the new share"
+        )
+        rollout.add_argument("--group", action="append", default=[], metavar="NAME", help="all members run it")
+        rollout.add_argument("--max-errors", type=float, metavar="SHARE", help="roll back above this share (0 to 1)")
+        rollout.add_argument("--max-would-have", type=float, metavar="SHARE", help="the same, of what MONITOR would do")
+        rollout.add_argument("--sample", type=int, default=50, help="sessions before limits count (50)")
+        rollout.add_argument("--end", action="store_true", help="end it: new sessions run the active version")
+        rollout.add_argument("--note", default="", help="why; it is recorded")
+        add_by(rollout)
         diff = actions.add_parser("diff", help="what changed between two versions, rule by rule")
         diff.add_argument("policy", metavar="POLICY")
         diff.add_argument("old", type=int, metavar="OLD")
@@ -169,18 +182,50 @@ class Command(BaseCommand):
         found, operator = self.policy(policy), self.person(by, "activate_policyversion")
         self.now_active(services.rollback(policy=found, number=version, by=operator, note=note))
 
+    def do_rollout(
+        self, *, policy: str, version: int | None, percent: float | None, end: bool, by: str | None, **more: Any
+    ) -> None:
+        """Begin one, give it another share, or end it."""
+        found, operator = self.policy(policy), self.person(by, "activate_policyversion")
+        if end:
+            ended = services.end_rollout(policy=found, by=operator, why=more["note"])
+            if ended is None:
+                raise CommandError(f"no version of {policy} is being rolled out", returncode=1)
+            self.stdout.write(f"{policy}: the rollout of version {ended.activation.version.number} has ended")
+            return
+        if found.rollout is not None and percent is not None and version is None and not more["group"]:
+            changed = services.change_rollout(policy=found, percent=percent, by=operator)
+            self.stdout.write(f"{policy}: version {changed.activation.version.number} now runs for {percent:g} %")
+            return
+        begun = services.begin_rollout(
+            version=self.version(policy, version),
+            percent=percent or 0,
+            groups=more["group"],
+            max_errors=more["max_errors"],
+            max_would_have=more["max_would_have"],
+            sample=more["sample"],
+            by=operator,
+            note=more["note"],
+        )
+        groups = f" and the groups {', '.join(begun.groups)}" if begun.groups else ""
+        self.stdout.write(f"{policy}: version {begun.activation.version.number} runs for {begun.percent:g} %{groups}")
+
     def do_diff(self, *, policy: str, old: int, new: int, **_: object) -> None:
         before, after = self.version(policy, old), self.version(policy, new)
         for change in changes(before.document, after.document):
             self.stdout.write(str(change))
 
     def do_list(self, **_: object) -> None:
-        for policy in Policy.objects.select_related("active_version").prefetch_related("versions"):
+        for policy in Policy.objects.select_related("active_version", "rollout__activation").prefetch_related(
+            "versions"
+        ):
             draft = ", has a draft" if policy.draft is not None else ""
             self.stdout.write(f"{policy.name}{draft}")
             for version in policy.versions.all():
                 marks = ["signed" if version.signature else "unsigned"]
                 marks += ["active"] if policy.active_version_id == version.pk else []
+                if policy.rollout is not None and policy.rollout.activation.version_id == version.pk:
+                    marks.append(f"rolled out to {policy.rollout.percent:g} %")
                 marks += ["shadow"] if policy.shadow_version_id == version.pk else []
                 self.stdout.write(f"  {version.number}  {version.digest}  {', '.join(marks)}")
 
