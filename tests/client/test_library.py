@@ -1,0 +1,280 @@
+"""The browser library with a server: few calls, nothing painted too early, and what happens when somebody fails."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from project.client_library import CLIENT, PARTS, TABLE, built
+from tests.client.pages import Call, Pages, Reply
+from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
+
+DRIVER = Path(__file__).with_name("driver.js").read_text("utf-8")
+LIBRARY = "/static/client/sluicegate.js"
+TEXT = "The number is 123-45-6789, thank you. ".ljust(600, ".")
+CHUNKS = [TEXT[at : at + 30] for at in range(0, 600, 30)]
+CLEAN = TEXT.replace("123-45-6789", "[SSN]")
+DOWN: Any = None
+
+
+@pytest.fixture
+def streams(pages: Pages) -> Iterator[Streams]:
+    server = Streams(policy(SSN, HERON))
+    pages.answer = server.answer
+    return server  # type: ignore[return-value]
+
+
+def drive(tab: Page, *, options: dict[str, object] | None = None, **given: object) -> dict[str, Any]:
+    settings = {"root": ROOT_X, "policy": "t", "patienceMs": 60_000, "rulesMs": 30_000, "limitMs": 20_000}
+    settings |= options or {}
+    call = {"library": LIBRARY, "options": settings, "about": {}, "chunks": CHUNKS, **given}
+    said: dict[str, Any] = tab.evaluate(DRIVER, call)
+    return said
+
+
+def streamed(pages: Pages) -> list[Call]:
+    return [call for call in pages.calls if call.path.startswith("/v1/stream/")]
+
+
+def test_it_works(tab: Page, streams: Streams, pages: Pages) -> None:
+    said = drive(tab)
+    assert (said["visible"], said["state"], said["mode"]) == (CLEAN, "done", "local")
+    assert said["rules"] == {"version": 7, "serial": 9}
+    assert "".join(streams.sessions["session-1"].deltas) == TEXT
+    assert streams.sessions["session-1"].over
+    assert [one["by"] for one in said["findings"]] == ["client", "server"]
+
+
+def test_what_a_page_loads_is_less_than_ten_thousand_bytes(tab: Page, streams: Streams, pages: Pages) -> None:
+    drive(tab)
+    sizes = {path: len(gzip.compress((CLIENT / Path(path).name).read_bytes(), 9)) for path in set(pages.loaded)}
+    table = sizes.pop(f"/static/client/{TABLE}")  # data, whose digest is in the signed rules
+    assert set(sizes) == {"/static/client/sluicegate.js", "/static/client/worker.js"}
+    assert sum(sizes.values()) < 10_000, sizes
+    assert table < 30_000
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_served_is_what_the_sources_give(name: str) -> None:
+    assert (CLIENT / name).read_text("utf-8") == built(name), "run `make client`"
+
+
+def test_served_folding_table_is_the_servers() -> None:
+    assert (CLIENT / TABLE).read_bytes() == (CLIENT.parents[1] / "guardrails" / "patterns" / TABLE).read_bytes()
+
+
+def test_six_hundred_characters_take_three_calls_with_rules_and_six_without(
+    tab: Page, streams: Streams, pages: Pages
+) -> None:
+    said = drive(tab, pauseMs=100)
+    assert said["calls"] == len(streamed(pages)) <= 3
+    tab.reload()
+    pages.calls.clear()
+    said = drive(tab, options={"root": ""}, pauseMs=100)
+    assert (said["visible"], said["mode"]) == (CLEAN, "server")
+    assert said["calls"] == len(streamed(pages)) <= 6
+
+
+@pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
+def test_nothing_is_painted_that_the_final_text_does_not_have(tab: Page, streams: Streams, root: str) -> None:
+    said = drive(tab, options={"root": root}, chunks=list(TEXT))
+    assert said["visible"] == CLEAN
+    assert all(CLEAN.startswith(painted) for painted, _, _ in said["painted"])
+    assert "".join(text for _, _, text in said["painted"]) == CLEAN
+
+
+@pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
+def test_pairs_are_never_split_however_the_text_is_cut(tab: Page, streams: Streams, root: str) -> None:
+    chunks = tab.evaluate("() => ['🙂', '🙂'].join('').split('')")  # lone surrogates do not survive the way here
+    assert len(chunks) == 4
+    tab.evaluate("() => { window.halves = '🙂 1🙂'.split(''); }")
+    script = DRIVER.replace("for (const chunk of chunks)", "for (const chunk of window.halves)")
+    options = {"root": root, "policy": "t", "rulesMs": 30_000, "limitMs": 20_000}
+    said = tab.evaluate(script, {"library": LIBRARY, "options": options, "about": {}, "chunks": []})
+    assert said["visible"] == "🙂 1🙂"
+    assert all("\ufffd" not in painted for painted, _, _ in said["painted"])
+
+
+def test_block_ends_the_painting_and_the_message_for_it_is_never_checked(
+    tab: Page, streams: Streams, pages: Pages
+) -> None:
+    said = drive(
+        tab, chunks=["All of ", "project blue", " heron is secret", " and more"], about={"notice": "[Stopped.]"}
+    )
+    assert (said["visible"], said["state"], said["reason"]["code"]) == ("All of ", "blocked", "blocked")
+    assert "".join(streams.sessions["session-1"].deltas).startswith("All of project blue heron is secret")
+    assert streams.sessions["session-1"].over
+    pages.calls.clear()
+    said = drive(tab, chunks=["[Stopped.]"], cumulative=True)
+    assert (said["visible"], said["state"], streamed(pages)) == ("[Stopped.]", "done", [])
+
+
+def fail_stream(times: int, reply: Reply | None) -> Any:
+    left = [times]
+
+    def fails(call: Call) -> Reply | bool | None:
+        if call.path.startswith("/v1/stream/") and left[0] > 0:
+            left[0] -= 1
+            return reply
+        return False
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [None, (503, {"error": {"code": "unavailable", "message": "Soon."}}, {}), (429, {"error": {"code": "too_many_calls",
+     "message": "Slowly."}}, {"Retry-After": "1"})],
+    ids=["cut", "503", "429"],
+)  # fmt: skip
+def test_calls_without_an_answer_are_sent_again_the_same(
+    tab: Page, streams: Streams, pages: Pages, reply: Reply | None
+) -> None:
+    streams.fails = fail_stream(
+        3 if reply is None else 1, reply
+    )  # Chromium tries a connection that was cut again itself
+    said = drive(tab, options={"patienceMs": 60_000})
+    assert (said["visible"], said["state"]) == (CLEAN, "done")
+    assert said["retries"] >= 1
+    first, second = streamed(pages)[:2]
+    assert first.body == second.body
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert len(streams.sessions) == 1
+
+
+def test_answer_that_was_lost_on_its_way_is_asked_for_again(tab: Page, streams: Streams, pages: Pages) -> None:
+    lost: list[Call] = []
+
+    def fails(call: Call) -> Reply | bool | None:
+        if call.path == "/v1/stream/start" and not lost:
+            lost.append(call)
+            streams._start(call)
+            return None
+        return False
+
+    streams.fails = fails
+    said = drive(tab, options={"root": "", "patienceMs": 30_000})
+    assert (said["visible"], said["state"], len(streams.sessions)) == (CLEAN, "done", 1)
+
+
+def test_server_that_lost_its_newest_state_is_told_again(tab: Page, streams: Streams, pages: Pages) -> None:
+    said = drive(tab, options={"root": ""}, chunks=CHUNKS[:12], pauseMs=150, finish=False)
+    assert len(streams.sessions["session-1"].deltas) >= 2
+    streams.forget("session-1", 1)
+    said = tab.evaluate("""async (rest) => { for (const one of rest) answer.feed(one); await answer.finish();
+        return { visible: answer.visible, state: answer.state }; }""", CHUNKS[12:])  # fmt: skip
+    assert said == {"visible": CLEAN, "state": "done"}
+    assert "".join(streams.sessions["session-1"].deltas) == TEXT
+
+
+def test_reload_goes_on_in_the_same_session(tab: Page, streams: Streams, pages: Pages) -> None:
+    about = {"resume": "answer-1"}
+    drive(tab, about=about, chunks=CHUNKS[:12], finish=False)
+    tab.wait_for_function("() => answer.session")
+    sent = "".join(streams.sessions["session-1"].deltas)
+    tab.reload()
+    said = drive(tab, about=about, chunks=CHUNKS, cumulative=True)
+    assert said["taken"] == TEXT
+    assert (said["visible"], said["state"], len(streams.sessions)) == (CLEAN, "done", 1)
+    assert "".join(streams.sessions["session-1"].deltas) == TEXT
+    assert TEXT.startswith(sent)
+
+
+def down(call: Call) -> Reply | bool | None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("fail", "state", "visible"), [("closed", "closed", ""), ("open", "open", TEXT)], ids=["closed", "open"]
+)
+def test_server_that_is_down_from_the_start(tab: Page, streams: Streams, fail: str, state: str, visible: str) -> None:
+    streams.fails = down
+    said = drive(tab, options={"fail": fail, "patienceMs": 1_500})
+    assert (said["state"], said["visible"], said["reason"]["code"]) == (state, visible, "unreachable")
+    assert said["states"][-1] == f"{state}/server"
+    assert said["refused"] == "unreachable"
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_server_that_goes_down_while_rules_run_here(tab: Page, streams: Streams, fail: str) -> None:
+    streams.fails = lambda call: None if call.path.startswith("/v1/stream/") else False
+    said = drive(tab, options={"fail": fail}, later={"patienceMs": 1_500})
+    assert (said["state"], said["mode"]) == (fail, "local")
+    assert "123-45" not in str(said["painted"])
+    if fail == "open":
+        assert said["visible"] == CLEAN
+
+
+@pytest.mark.parametrize(("fail", "state"), [("closed", "closed"), ("open", "open")])
+def test_worker_that_hangs_is_ended_and_the_setting_obeyed(tab: Page, streams: Streams, fail: str, state: str) -> None:
+    said = drive(tab, options={"fail": fail, "limitMs": 700}, hang=True)
+    assert (said["state"], said["reason"]["code"]) == (state, "worker_timeout")
+    assert said["visible"] == ("" if fail == "closed" else CLEAN)  # open: the server still answers
+    assert said["rules"] is None
+
+
+def test_other_rules_than_the_servers_hand_over_to_its_word(tab: Page, streams: Streams) -> None:
+    drive(tab)
+    streams.policy = policy(SSN, HERON, {"kind": "keywords", "action": "redact", "keywords": ["thank"]}, version=8)
+    said = drive(tab)
+    assert (said["state"], said["mode"], said["reason"]["code"]) == ("done", "server", "other_version")
+    assert said["visible"] == CLEAN.replace("thank", "[REDACTED]")
+
+
+def test_roll_back_is_followed_within_one_refresh_and_its_replay_refused(tab: Page, streams: Streams) -> None:
+    assert drive(tab)["rules"] == {"version": 7, "serial": 9}
+    seven = streams.policy
+    streams.policy, streams.serial = policy(SSN, version=6), 10
+    streams.__post_init__()
+    assert drive(tab, again=True)["rules"] == {"version": 6, "serial": 10}
+    streams.policy, streams.serial = seven, 9
+    streams.__post_init__()
+    said = drive(tab, again=True)
+    assert (said["rules"], said["refused"]) == ({"version": 6, "serial": 10}, "replayed")
+    tab.reload()  # what was seen outlives the page
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["mode"], said["state"]) == (None, "replayed", "server", "done")
+
+
+def test_rules_that_find_other_spans_here_than_signed_are_not_run(tab: Page, streams: Streams) -> None:
+    guardrails: Any = streams.rules["guardrails"]
+    guardrails[0]["rules"][0]["vectors"][0]["spans"] = [[0, 1]]
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["mode"], said["visible"]) == (None, "parity", "server", CLEAN)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"pattern": "a+"}, "pattern"),
+        ({"pattern": "(?:[a]{1,200}){1,400}"}, "pattern"),
+        ({"validators": [{"name": "made_up"}]}, "pattern"),
+    ],
+    ids=["dialect", "too-large", "unknown-check"],
+)
+def test_rules_that_cannot_be_run_here_are_refused_by_name(
+    tab: Page, streams: Streams, change: dict[str, object], code: str
+) -> None:
+    guardrails: Any = streams.rules["guardrails"]
+    guardrails[0]["rules"][0] |= change
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["visible"]) == (None, code, CLEAN)
+
+
+def test_another_folding_table_than_the_signed_one_is_refused(tab: Page, streams: Streams) -> None:
+    streams.rules = json.loads(json.dumps({**streams.rules, "folding": {"version": 1, "digest": "sha256:0"}}))
+    assert drive(tab)["refused"] == "folding"
+
+
+def test_rules_that_do_not_cover_the_policy_paint_nothing_by_themselves(tab: Page, pages: Pages) -> None:
+    server = Streams(policy(SSN, {"kind": "keywords", "action": "redact", "keywords": ["thank"]}))
+    pages.answer = server.answer
+    said = drive(tab)
+    assert (said["mode"], said["refused"], said["rules"]) == ("server", "", {"version": 7, "serial": 9})
+    assert said["visible"] == CLEAN.replace("thank", "[REDACTED]")
