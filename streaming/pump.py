@@ -23,7 +23,7 @@ from channels.db import database_sync_to_async
 from guardrails.findings import Outcome
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail
-from streaming import metrics, sessions, trials
+from streaming import metrics, sessions, totals, trials
 from streaming.agent import MAX_ROUNDS, Agent, Call, Said
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
@@ -100,6 +100,7 @@ class Pump:
         )
         self._idle = False
         self._in_passing = 0
+        self._taken: list[ProviderEvent] = []
         self._writing: asyncio.Task[bool] | None = None
 
     def _shadowed(self) -> Shadow | None:
@@ -173,11 +174,10 @@ class Pump:
                 if isinstance(item, Stop):
                     return Result(item.outcome)
             events: list[ServerEvent] = []
-            taken: list[ProviderEvent] = []
             for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
                     if self._answer.blocked is None:
-                        taken.append(item.event)
+                        self._taken.append(item.event)
                     self._owed += 1
                     self._outlet.came(item.event)
                     events += self._timed(item.event)
@@ -190,7 +190,9 @@ class Pump:
                 elif isinstance(item, Said):
                     events += self._answer.said(item)
                 elif isinstance(item, Judged):
-                    events.append(self._status(item))
+                    status = self._status(item)
+                    events.append(status)
+                    totals.add(self._answer.totals, statuses=[status])
                     events += self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
                 elif isinstance(item, ProviderEnded):
                     ended = item
@@ -206,9 +208,7 @@ class Pump:
             events += self._holds()
             await self._outlet.tell(events)
             await self._periodic()
-            if self._shadow is not None:  # after the readers
-                for event in taken:
-                    self._shadow.take(event, self._answer)
+            self._accompany()
             if blocked:
                 return Result()
             if ended is not None and ended.error is not None:
@@ -272,7 +272,7 @@ class Pump:
         False: this is not the time, it goes through the inbox like everything else.
         """
         busy = not self._idle or not self._inbox.empty() or self._parked or self._asking or self._outlet.unread.full
-        if busy or not isinstance(event, TextDelta | ThinkingDelta) or self._shadow is not None:
+        if busy or not isinstance(event, TextDelta | ThinkingDelta):
             return False
         if self._in_passing >= READ_AHEAD:  # a provider that never pauses leaves room for the others
             return False
@@ -283,9 +283,19 @@ class Pump:
         except Exception as error:  # ours, not the provider's
             self._inbox.put_nowait(Broken(error))
             return True
+        self._taken.append(event)
         if self._outlet.offer(events, event) or self._answer.questions or self._answer.blocked is not None:
             self._inbox.put_nowait(Tick())
+        else:
+            self._accompany()
         return True
+
+    def _accompany(self) -> None:
+        """Show the shadow what was taken; when the readers have been told, or nothing is to be told yet."""
+        if self._shadow is not None:
+            for event in self._taken:
+                self._shadow.take(event, self._answer)
+        self._taken.clear()
 
     def _pay_slots(self) -> None:
         if self._answer.unanswered < MAX_UNANSWERED:

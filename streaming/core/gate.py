@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 
-from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, OnError, Verdict, would_have
+from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, Verdict, would_have
 from guardrails.patterns.folding import (
     MAX_RUN,
     Folded,
@@ -27,7 +27,7 @@ from guardrails.patterns.folding import (
     trailing_ignorables,
     without_head,
 )
-from guardrails.policy import SENTENCE_CHARS, Guardrail, Policy
+from guardrails.policy import Policy
 from streaming.core import snapshot
 from streaming.core.effects import (
     BLOCKED,
@@ -42,7 +42,7 @@ from streaming.core.effects import (
     TextResult,
 )
 from streaming.core.lanes import LaneRun, Span
-from streaming.core.sentences import SentenceCutter
+from streaming.core.questions import Pending, Questions
 from streaming.core.snapshot import GateState
 
 __all__ = ["BLOCKED", "CHECK", "FOUND", "REDACTED", "RELEASE", "Counters", "Effect", "Gate", "Hold", "SentenceCheck",
@@ -56,17 +56,6 @@ _NOTHING: list[Effect] = []
 def _key(span: Span) -> tuple[int, bool, int]:
     """Text order; at one position a block comes first (what starts there is not before it), then policy order."""
     return span.start, span.action is not Action.BLOCK, span.order
-
-
-class Pending:
-    """A text that guardrails were asked about and that still waits for the verdicts of those that decide."""
-
-    __slots__ = ("check", "deciding", "open")
-
-    def __init__(self, check: SentenceCheck, open_: set[str], deciding: set[str]) -> None:
-        self.check = check
-        self.open = open_
-        self.deciding = deciding
 
 
 class Gate:
@@ -115,10 +104,7 @@ class Gate:
         self._settled_end = False
         self._limits = sorted(plan.limits, key=lambda limit: limit[1].max_chars)
         self._watermark = self._limits[0][1].max_chars if self._limits else _NEVER
-        self._sentences = SentenceCutter(SENTENCE_CHARS) if plan.batched else None
-        self._checks: list[Pending] = []
-        self._next_check = 1
-        self._holds_sentences = any(self._decides(guardrail) for guardrail in plan.batched)
+        self._questions = Questions(policy, plan, monitor=monitor)
         self._always = bool(plan.batched or plan.whole)  # the fast path is for pattern rules alone
         self._detained = self._busy = self._always or not self._lanes
 
@@ -184,8 +170,8 @@ class Gate:
         if not (found or self._detained or self._n > self._watermark):
             return self._slide()
         out = []
-        if self._sentences is not None and not self.blocked:
-            self._ask(self._sentences.feed(text), out)
+        if not self.blocked:
+            out = self._questions.feed(text)
         return self._settle(out)
 
     def _flow(self, age: int, keep: int) -> list[Effect]:
@@ -231,15 +217,9 @@ class Gate:
         if self._ended:
             return []
         self._ended = True
-        out: list[Effect] = []
         for lane in self._lanes:
             lane.note_end(self._n)
-        if not self.blocked:
-            if self._sentences is not None:
-                self._ask(self._sentences.finish(), out)
-            if self._plan.whole and self._n:
-                self._ask_whole(out)
-        return self._settle(out)
+        return self._settle([] if self.blocked else self._questions.finish(self._tail, self._n))
 
     # -- verdicts in --------------------------------------------------------------------------------------------
 
@@ -248,80 +228,18 @@ class Gate:
 
         Raises ``KeyError`` for answers nobody waits for.
         """
-        for pending in self._checks:
-            if pending.check.id == check_id and guardrail in pending.open:
-                break
-        else:
-            if self.blocked and 0 < check_id < self._next_check:
-                return []
-            raise KeyError(f"check {check_id} does not wait for {guardrail!r}")
-        pending.open.discard(guardrail)
-        pending.deciding.discard(guardrail)
+        check = self._questions.answered(check_id, guardrail, moot=self.blocked)
+        if check is None:
+            return []
         judge = self.policy.guardrail(guardrail)
-        span = self._judged(judge, pending.check, verdict)
+        span = self._questions.means(judge, check, verdict)
         if span is not None and not (self.blocked and span.start >= self._r):
-            if (self._decides(judge) or verdict.error is not None) and span.action in HIDING and not self.monitor:
+            decides = self._questions.decides(judge)
+            if (decides or verdict.error is not None) and span.action in HIDING and not self.monitor:
                 insort(self._pending, span, key=_key)
             else:
                 self._watched.append(span)
-        if not pending.open:
-            self._checks.remove(pending)
         return self._settle()
-
-    def _judged(self, guardrail: Guardrail, check: SentenceCheck, verdict: Verdict) -> Span | None:
-        """What a verdict means for the text it was about, or None."""
-        order = self.policy.guardrails.index(guardrail)
-        if verdict.error is not None:
-            if guardrail.on_error is OnError.ALLOW or not self._decides(guardrail):
-                return None
-            action = Action.BLOCK if guardrail.on_error is OnError.BLOCK else Action.WARN
-            return Span(guardrail, "error", check.start, check.end, order=order, category="error", action=action)
-        if not verdict.hit:
-            return None
-        return Span(
-            guardrail,
-            verdict.category or guardrail.kind,
-            check.start,
-            check.end,
-            order=order,
-            category=verdict.category,
-            score=verdict.score,
-            placeholder=f"[{guardrail.name.upper()}]",
-        )
-
-    # -- asking the outside -------------------------------------------------------------------------------------
-
-    def _decides(self, guardrail: Guardrail) -> bool:
-        return guardrail.decides and not self.monitor
-
-    def _ask(self, sentences: list[tuple[int, str]], out: list[Effect]) -> None:
-        for start, text in sentences:
-            self._check(text, start, self._plan.batched, out, whole=False)
-
-    def _ask_whole(self, out: list[Effect]) -> None:
-        start = self._n - len(self._tail)
-        self._check(self._tail, start, self._plan.whole, out, whole=True)
-
-    def _check(
-        self, text: str, start: int, guardrails: tuple[Guardrail, ...], out: list[Effect], *, whole: bool
-    ) -> None:
-        names = tuple(guardrail.name for guardrail in guardrails)
-        check = SentenceCheck(self._next_check, text, start, start + len(text), names, whole)
-        self._next_check += 1
-        deciding = {guardrail.name for guardrail in guardrails if self._decides(guardrail)}
-        self._checks.append(Pending(check, set(names), deciding))
-        out.append((CHECK, check))
-
-    def _unjudged_from(self) -> int:
-        """Where the first text stands that a deciding guardrail has not passed yet."""
-        if self._plan.whole and (not self._ended or any(p.check.whole and p.deciding for p in self._checks)):
-            return 0
-        for pending in self._checks:
-            if pending.deciding:
-                return pending.check.start
-        if self._holds_sentences and self._sentences is not None and not self._ended:
-            return self._sentences.start
-        return _NEVER
 
     # -- deciding -----------------------------------------------------------------------------------------------
 
@@ -349,7 +267,7 @@ class Gate:
             for span in (*self._pending, *self._growing):
                 if span.grows:
                     horizon = min(horizon, span.end)
-            self._advance(min(horizon, self._unjudged_from()), out)
+            self._advance(min(horizon, self._questions.unjudged_from(ended=self._ended)), out)
         elif self._growing:
             self._announce_grown(out)
         self._report(out)
@@ -388,7 +306,7 @@ class Gate:
             guardrail, limit, order = self._limits.pop(0)
             at = limit.max_chars
             span = Span(guardrail, limit.rule, at, at + 1, order=order, category=limit.category, placeholder="[…]")
-            if not self._decides(guardrail):
+            if not self._questions.decides(guardrail):
                 self._watched.append(span)
             else:
                 insort(self._pending, span, key=_key)
@@ -453,7 +371,7 @@ class Gate:
         self.blocked = True
         self._pending.clear()
         self._watched = [watched for watched in self._watched if watched.start < at]
-        self._checks = [pending for pending in self._checks if pending.check.start < at]
+        self._questions.close(at)
         self._lanes = [lane for lane in self._lanes if not lane.lane.decides or lane.close()]
         self._one = None
         self._watermark = _NEVER
@@ -593,7 +511,7 @@ class Gate:
 
     def _reload(self, checks: list[tuple[SentenceCheck, set[str], set[str]]]) -> None:
         """Last step of restoring: what follows from the stored state."""
-        self._checks = [Pending(check, open_, deciding) for check, open_, deciding in checks]
+        self._questions.pending = [Pending(check, open_, deciding) for check, open_, deciding in checks]
         self._watermark = self._limits[0][1].max_chars if self._limits and not self.blocked else _NEVER
         ignorables = self._edges(self._edge)[2]
         self._skewed = skewed(self._tail) or ignorables > 0
@@ -605,12 +523,12 @@ class Gate:
     @property
     def waiting(self) -> bool:
         """Does a deciding guardrail still have to answer?"""
-        return any(pending.deciding for pending in self._checks)
+        return any(pending.deciding for pending in self._questions.pending)
 
     @property
     def unanswered(self) -> int:
         """How many texts wait for verdicts (callers stop reading at 10)."""
-        return len(self._checks)
+        return len(self._questions.pending)
 
     @property
     def held(self) -> int:
@@ -625,12 +543,9 @@ class Gate:
         held = self.held
         if not held:
             return None
-        if (unjudged := self._unjudged_from()) <= self._r:
-            for guardrail in (*self._plan.whole, *self._plan.batched):
-                if self._decides(guardrail):
-                    return Hold(
-                        held, guardrail.name, "whole answer" if unjudged == 0 and self._plan.whole else "sentence"
-                    )
+        unjudged = self._questions.unjudged_from(ended=self._ended)
+        if unjudged <= self._r and (why := self._questions.why(unjudged)) is not None:
+            return Hold(held, *why)
         best: LaneRun | None = None
         for lane in self._lanes:
             if lane.lane.decides and (best is None or lane.state.age > best.state.age):

@@ -125,7 +125,7 @@ def dump(gate: Gate) -> GateState:
         return {"next": run.next, "until": run.until, "reach": run.reach, "swallowing": swallowing, "span": span}
 
     edge = gate._edge
-    cutter = gate._sentences
+    cutter = gate._questions.sentences
     pending = [number(span) for span in gate._pending]
     growing = [number(span) for span in gate._growing]
     watched = [number(span) for span in gate._watched]
@@ -176,9 +176,9 @@ def dump(gate: Gate) -> GateState:
                 "open": sorted(p.open),
                 "deciding": sorted(p.deciding),
             }
-            for p in gate._checks
+            for p in gate._questions.pending
         ],
-        "next_check": gate._next_check,
+        "next_check": gate._questions.next,
     }
 
 
@@ -200,7 +200,7 @@ def load(gate: Gate, state: GateState) -> None:
     gate._visible, gate._placeholders, gate._exposed = state["visible"], state["placeholders"], state["exposed"]
     gate.blocked, gate._ended = state["blocked"], state["ended"]
     gate._limits = gate._limits[len(gate._limits) - state["limits"] :]
-    gate._next_check = state["next_check"]
+    gate._questions.next = state["next_check"]
     spans = [_span(gate, span) for span in state["spans"]]
     gate._pending = [spans[i] for i in state["pending"]]
     gate._growing = [spans[i] for i in state["growing"]]
@@ -213,9 +213,9 @@ def load(gate: Gate, state: GateState) -> None:
         gate._one = None
     else:
         gate._one = gate._lanes[0]
-    if gate._sentences is not None and state["sentence"] is not None:
+    if gate._questions.sentences is not None and state["sentence"] is not None:
         start, tail = state["sentence"]
-        gate._sentences.start, gate._sentences.tail = int(start), str(tail)
+        gate._questions.sentences.start, gate._questions.sentences.tail = int(start), str(tail)
     gate._reload(
         [
             (

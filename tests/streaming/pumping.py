@@ -125,6 +125,13 @@ class Trial:
                 wake.clear()
                 await wake.wait()
 
+    async def until_shown(self, text: str) -> None:
+        """Wait until a reader has put together exactly this."""
+        async with asyncio.timeout(10), self.log.attend(self.session_id) as wake:
+            while await self.shown() != text:
+                wake.clear()
+                await wake.wait()
+
 
 async def trial(
     script: Sequence[str | ProviderEvent | Exception | asyncio.Event],

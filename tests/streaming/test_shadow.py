@@ -274,8 +274,7 @@ async def test_verdict_that_never_comes_holds_no_character_and_ends_with_the_ses
         shadow=ShadowPolicy(4, "d4", beside),
     )
     task = asyncio.create_task(case.pump.run())
-    await case.until("message_stream")
-    assert await case.shown() == "A fox sat. It ran. "
+    await case.until_shown("A fox sat. It ran. ")
     more.set()
     await asyncio.wait_for(task, 60)
     row = await row_of(case)
