@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -13,7 +11,8 @@ from csp.middleware import CSPMiddleware, PolicyParts
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+from streaming.correlation import correlation_of
+
 ADMIN_POLICY = {
     "default-src": [NONE],
     "script-src": [SELF, UNSAFE_INLINE, UNSAFE_EVAL],  # Alpine.js in the theme evaluates attributes
@@ -46,8 +45,7 @@ class CorrelationMiddleware:
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Bind the id for the time of the request."""
-        given = request.headers.get("X-Correlation-ID", "")
-        correlation_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        correlation_id = correlation_of(request.headers.get("X-Correlation-ID", ""))
         request.META["sluicegate.correlation_id"] = correlation_id
         with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
             response = await self.get_response(request)

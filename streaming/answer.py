@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
+from streaming import totals
 from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls
 from streaming.checks import Look, Looked
 from streaming.core import gate as gates
@@ -149,6 +150,7 @@ class Answer:
         self._tool_texts = (Telling("tool_arguments"), Telling("tool_result"))
         self._overtaken: list[ServerEvent] = []
         self.findings: list[Finding] = []
+        self.totals: totals.AllTotals = {}
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
         self.stopped: Blocked | None = None
@@ -379,6 +381,7 @@ class Answer:
         """The finding with its number in the session; it is kept."""
         numbered = replace(finding, n=len(self.findings) + 1)
         self.findings.append(numbered)
+        totals.add(self.totals, findings=[numbered])
         return numbered
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from guardrails.findings import AppliesTo, Outcome
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy
+from streaming import totals
 from streaming.answer import Answer, block_reason
 from streaming.checks import CheckedText, Looked, immediate_state
 from streaming.core.events import (
@@ -84,6 +85,8 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
         *(FindingEvent(answer.number(finding)) for finding in run.prompt.findings),
     ]
     lines = {status.guardrail: status for status in run.prompt.statuses}
+    asked = [status for status in run.prompt.statuses if status.checkpoint == Checkpoint.BATCHED.value]
+    totals.add(answer.totals, statuses=asked)
     if (block := run.prompt.blocked) is not None:
         withheld = len(run.prompt_raw) - run.prompt.counters.released
         events += lines.values()
@@ -119,13 +122,19 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
         withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
         exposed=exposed,
         model=answer.model,
-        timing=_timing(answer).payload(),
+        timing={**_timing(answer).payload(), **_counts(answer)},
         last_seq=last_seq,
         error_code=result.error_code,
         error=result.error,
         streaming=chosen(run, answer).streaming,
         fallback=chosen(run, answer).fallback,
     )
+
+
+def _counts(answer: Answer) -> dict[str, object]:
+    """The audit row's counters that no event tells."""
+    checks = sum(one["checks"] for one in answer.totals.values())
+    return {"chunks": answer.arrivals.count, "checks": checks, "guardrails": {**answer.totals}}
 
 
 def chosen(run: Run, answer: Answer) -> ProviderChosen:

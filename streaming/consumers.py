@@ -21,6 +21,7 @@ from streaming.chat import Asked, StartRefused, start_chat
 from streaming.conf import conf
 from streaming.core.events import ErrorEvent
 from streaming.core.wire import to_json
+from streaming.correlation import correlation_of
 from streaming.fragments import FragmentContext, render
 from streaming.frames import AckFrame, FrameError, InterruptFrame, ResumeFrame, StartFrame, parse_frame
 from streaming.limits import Spends, take
@@ -126,12 +127,16 @@ class SessionSocket(AsyncWebsocketConsumer):
         if self.active:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
         await self.count(access)
-        marks = Marks(headers_of(self.scope), query_of(self.scope))
-        asked = Asked(access.visitor, frame.policy or access.policy, marks=marks)
+        headers = headers_of(self.scope)
+        marks = Marks(headers, query_of(self.scope))
+        # One of its own for each answer, unless the socket's opener gave one: a socket lives for hours.
+        correlation_id = correlation_of(dict(headers).get("x-correlation-id", ""))
+        asked = Asked(access.visitor, frame.policy or access.policy, correlation_id=correlation_id, marks=marks)
         # Busy from now on: two frames sent back to back must not begin two answers.
         self.active = "starting"
         try:
-            started = await start_chat(frame, asked, self.log(), self.settings)
+            with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
+                started = await start_chat(frame, asked, self.log(), self.settings)
         except BaseException:
             self.active = ""
             raise

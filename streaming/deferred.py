@@ -56,6 +56,7 @@ class Lease:
     monitor: bool
     started_at: datetime
     last_seq: int
+    correlation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,12 @@ async def run_deferred(
         return False
     if lease is None:
         return False
+    # what the worker logs leads back to the call that asked for the answer
+    with structlog.contextvars.bound_contextvars(correlation_id=lease.correlation_id, session=lease.session_id):
+        return await _make(lease, log, clock, again)
+
+
+async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again: Again | None) -> bool:
     await _tell(log, lease, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "checking")])
     guardrail: Guardrail | None = None
     text = ""
@@ -102,7 +109,7 @@ async def run_deferred(
                 words = f"{checked.verdict.error}; trying again"
                 status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "waiting", error=words)
                 await _tell(log, lease, [status])
-                again(check_id, conf().check_again_s * 2 ** (lease.attempt - 1))
+                again(lease.check_id, conf().check_again_s * 2 ** (lease.attempt - 1))
             return False
     recorded = await database_sync_to_async(record_result)(
         lease=lease, guardrail=guardrail, checked=checked, judged_chars=len(text)
@@ -181,6 +188,7 @@ def take_lease(*, check_id: int) -> Lease | Busy | None:
         monitor=row.session.monitor,
         started_at=row.session.started_at,
         last_seq=row.session.last_seq,
+        correlation_id=row.session.correlation_id,
     )
 
 

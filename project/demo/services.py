@@ -49,7 +49,7 @@ def web(env: Mapping[str, str], port: int) -> Service:
 def _yielding() -> tuple[str, ...]:
     """What begins a command line that shall have the processor only while nobody else wants it."""
     nice = shutil.which("nice")
-    return (nice, "-n", "10") if nice else ()
+    return (nice, "-n", "5") if nice else ()
 
 
 def worker(env: Mapping[str, str]) -> Service:

@@ -18,7 +18,7 @@ from ninja import Router, Schema
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
-from streaming import metrics, sessions, tasks
+from streaming import metrics, sessions, tasks, totals
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.auth import Key
@@ -221,6 +221,9 @@ def _ending(result: CheckedText, deferred: list[DeferredText]) -> Ending:
         "block": Outcome.BLOCKED,
     }[result.action]
     counters = result.counters
+    guardrails: totals.AllTotals = {}
+    checks = totals.add(guardrails, findings=result.findings, statuses=result.statuses)
+    counted = {"calls": 1, "chunks": 1, "checks": checks, "naive_calls": 1, "audit_rows": 3 + len(result.findings)}
     return Ending(
         outcome=outcome,
         status=Message.Status.COMPLETE,
@@ -230,4 +233,5 @@ def _ending(result: CheckedText, deferred: list[DeferredText]) -> Ending:
         released=counters.released,
         withheld=counters.withheld,
         exposed=counters.exposed,
+        timing={**counted, "guardrails": {**guardrails}},
     )

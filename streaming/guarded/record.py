@@ -19,6 +19,7 @@ from typing import TypedDict
 from guardrails.findings import Action, Finding, FindingDict, Mode, Outcome
 from streaming.core.snapshot import GateState
 from streaming.sealed import SealBroken, seal, unseal
+from streaming.totals import AllTotals
 
 FORM = 1
 
@@ -27,16 +28,6 @@ class RecordBroken(ValueError):
     """A stored record that cannot be read any more. Permanent."""
 
     permanent = True
-
-
-class Totals(TypedDict):
-    """What one guardrail did in this stream; times are milliseconds."""
-
-    checks: int
-    hits: int
-    errors: int
-    ms: float
-    last_ms: float
 
 
 class ShadowState(TypedDict):
@@ -106,7 +97,7 @@ class Record:
     raw: str = ""
     redactions: list[tuple[int, str]] = field(default_factory=list)
     findings: list[FindingDict] = field(default_factory=list)
-    guardrails: dict[str, Totals] = field(default_factory=dict)
+    guardrails: AllTotals = field(default_factory=dict)
     calls: int = 0
     chunks: int = 0
     checks: int = 0

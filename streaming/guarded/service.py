@@ -27,7 +27,7 @@ from guardrails.kinds.base import Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy, policy_by_digest
-from streaming import metrics, tasks
+from streaming import metrics, tasks, totals
 from streaming.answer import block_reason
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
@@ -36,7 +36,7 @@ from streaming.core.gate import Gate
 from streaming.core.snapshot import StateError
 from streaming.guarded import rows, shadow
 from streaming.guarded.hints import hints
-from streaming.guarded.record import Answer, Block, Record, RecordBroken, Totals, action_of, unsealed
+from streaming.guarded.record import Answer, Block, Record, RecordBroken, action_of, unsealed
 from streaming.guarded.store import Behind, Following, Store, Swapped
 from streaming.guarded.telling import LAST, events_after, last_events
 from streaming.log_redis import RedisLog
@@ -440,20 +440,13 @@ class Streams:
         record.counts = (counters.chars_in, counters.released, counters.withheld, counters.exposed)
         for finding in text.findings:
             record.findings.append(replace(finding, n=len(record.findings) + 1).as_dict())
-            _totals(record, finding.guardrail)["hits"] += 1
         if (block := text.blocked) is not None:
             reason = block_reason(block, "prompt" if record.kind == AppliesTo.PROMPT else "answer")
             record.block = Block(
                 after=len(record.findings), guardrail=block.guardrail, reason=reason,
                 withheld=record.counts[0] - record.counts[1],
             )  # fmt: skip
-        for status in text.statuses:
-            totals = _totals(record, status.guardrail)
-            totals["checks"] += 1
-            totals["errors"] += status.state in ("error", "timeout")
-            totals["last_ms"] = status.last_ms or 0.0
-            totals["ms"] = round(totals["ms"] + totals["last_ms"], 3)
-            record.checks += 1
+        record.checks += totals.add(record.guardrails, findings=text.findings, statuses=text.statuses)
 
     async def _turns(self, record: Record, policy: Policy) -> tuple[Turn, ...]:
         if not any(g.impl.wants_conversation for g in policy.running(AppliesTo(record.kind))):
@@ -481,7 +474,3 @@ def _channel(record: Record) -> str:
 
 def _action(gate: Gate, findings: list[FindingDict]) -> str:
     return "block" if gate.blocked else action_of(findings)
-
-
-def _totals(record: Record, guardrail: str) -> Totals:
-    return record.guardrails.setdefault(guardrail, Totals(checks=0, hits=0, errors=0, ms=0.0, last_ms=0.0))

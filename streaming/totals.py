@@ -1,0 +1,45 @@
+"""What each guardrail did in one session, added up.
+
+Exists so that streams, answers and single checks count alike; the sums stand in the session's audit row. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+from guardrails.findings import Finding
+from streaming.core.events import GuardrailStatus
+
+
+class Totals(TypedDict):
+    """One guardrail: findings, questions that it was asked, how many of those failed; times are milliseconds."""
+
+    checks: int
+    hits: int
+    errors: int
+    ms: float
+    last_ms: float
+
+
+AllTotals = dict[str, Totals]
+"""By guardrail; one that was never asked and found nothing has none."""
+
+
+def add(totals: AllTotals, *, findings: Iterable[Finding] = (), statuses: Iterable[GuardrailStatus] = ()) -> int:
+    """Count findings and answered questions in; returns how many questions."""
+    for finding in findings:
+        _of(totals, finding.guardrail)["hits"] += 1
+    asked = 0
+    for status in statuses:
+        asked += 1
+        mine = _of(totals, status.guardrail)
+        mine["checks"] += 1
+        mine["errors"] += status.state in ("error", "timeout")
+        mine["last_ms"] = status.last_ms or 0.0
+        mine["ms"] = round(mine["ms"] + mine["last_ms"], 3)
+    return asked
+
+
+def _of(totals: AllTotals, guardrail: str) -> Totals:
+    return totals.setdefault(guardrail, Totals(checks=0, hits=0, errors=0, ms=0.0, last_ms=0.0))

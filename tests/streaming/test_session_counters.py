@@ -1,0 +1,185 @@
+"""The counters of a session's audit row are what happened, whoever owned the stream; one id leads through all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+import structlog
+from channels.db import database_sync_to_async
+from django.test import AsyncClient
+
+from guardrails.services import install
+from streaming import deferred, tasks
+from streaming.audit.verify import log_faults
+from streaming.core.events import GuardrailStatus
+from streaming.log import MemoryLog
+from streaming.log_redis import close_shared_log
+from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding
+from streaming.totals import AllTotals, add
+
+from .test_consumers import connected
+from .test_stream_api import Client, forget_store, new_key
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+SSN = "536-22-8145"
+CHUNKS = ["My number is 5", "36-22-81", "45. The blue ", "heron sings. ", "Shut up, you ", "stupid moron."]
+TEXT = "".join(CHUNKS)
+POLICY: dict[str, object] = {
+    "policy": "counted",
+    "guardrails": [
+        {"name": "pii", "kind": "pii", "action": "redact", "config": {"entities": {"ssn": True}}},
+        {"name": "heron", "kind": "regex", "action": "warn",
+         "config": {"rules": [{"id": "h", "pattern": "blue heron"}]}},
+        {"name": "tone", "kind": "toxicity", "mode": "MONITOR", "action": "warn"},
+    ],
+}  # fmt: skip
+
+
+class Settings:
+    SLUICEGATE_DEMO: bool
+
+
+@pytest.fixture(autouse=True)
+async def closing(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> AsyncIterator[None]:
+    async def queue(session_id: str) -> None:
+        return None
+
+    monkeypatch.setattr(tasks, "queue_session", queue)
+    settings.SLUICEGATE_DEMO = True
+    await database_sync_to_async(install)(document=POLICY)
+    yield
+    await close_shared_log()
+
+
+async def stored(session_id: object) -> AuditSession:
+    return await AuditSession.objects.aget(pk=str(session_id))
+
+
+def characters(row: AuditSession) -> dict[str, int]:
+    return {name: getattr(row, name) for name in ("chars_in", "released", "withheld", "exposed")}
+
+
+COUNTED = {"chars_in": len(TEXT), "released": len(TEXT) - len(SSN), "withheld": len(SSN), "exposed": 36}
+"""Exposed: what was only warned of, and the sentence that its guardrail saw when it was out."""
+
+
+def totals(row: AuditSession) -> dict[str, tuple[int, int, int]]:
+    """Per guardrail: questions, findings, failures."""
+    for one in row.timing["guardrails"].values():
+        assert 0 <= one["last_ms"] <= one["ms"]
+        assert one["checks"] or not one["ms"]
+    return {name: (one["checks"], one["hits"], one["errors"]) for name, one in row.timing["guardrails"].items()}
+
+
+async def streamed(client: Client, *, doubled: bool = False) -> AuditSession:
+    """The text as a stream that its client owns; ``doubled``: every call is sent twice."""
+    began = await client.start()
+    session_id = began["session_id"]
+    for seq, chunk in enumerate(CHUNKS, start=1):
+        for _ in range(2 if doubled else 1):
+            assert (await client.update(session_id, seq, chunk))[0] == 200
+    for _ in range(2 if doubled else 1):
+        assert (await client.finish(session_id))[0] == 200
+    return await stored(session_id)
+
+
+async def test_it_works() -> None:
+    row = await streamed(Client(await new_key(policy="counted")))
+    assert (row.state, row.outcome, row.would_have) == ("COMPLETE", "redacted", "")
+    assert characters(row) == COUNTED
+    assert (row.timing["chunks"], row.timing["calls"]) == (len(CHUNKS), len(CHUNKS) + 2)
+    assert row.timing["checks"] == totals(row)["tone"][0] == 3, "three sentences"
+    assert totals(row) == {"pii": (0, 1, 0), "heron": (0, 1, 0), "tone": (3, 1, 0)}
+    assert row.answered_at is not None
+    assert row.ended_at is not None
+    assert row.started_at <= row.answered_at <= row.ended_at
+    assert await Finding.objects.filter(session=row).acount() == 3
+    entries = [entry.kind async for entry in AuditEntry.objects.order_by("seq")]
+    assert row.timing["audit_rows"] == 1 + len(entries) + 3
+    assert entries == ["opened", "sealed"]
+    assert await database_sync_to_async(lambda: list(log_faults()))() == []
+
+
+async def test_calls_that_come_twice_count_once() -> None:
+    row = await streamed(Client(await new_key(policy="counted")), doubled=True)
+    assert characters(row) == COUNTED
+    assert (row.timing["chunks"], row.timing["checks"], row.timing["calls"]) == (len(CHUNKS), 3, len(CHUNKS) + 2)
+    assert totals(row) == {"pii": (0, 1, 0), "heron": (0, 1, 0), "tone": (3, 1, 0)}
+    assert await Finding.objects.filter(session=row).acount() == 3
+
+
+async def test_a_store_that_lost_everything_takes_no_counter_with_it_and_doubles_none() -> None:
+    client = Client(await new_key(policy="counted"))
+    session_id = (await client.start())["session_id"]
+    for seq, chunk in enumerate(CHUNKS, start=1):
+        await forget_store()
+        assert (await client.update(session_id, seq, chunk))[0] == 200
+    await forget_store()
+    assert (await client.finish(session_id))[0] == 200
+    row = await stored(session_id)
+    assert characters(row) == COUNTED
+    assert totals(row) == {"pii": (0, 1, 0), "heron": (0, 1, 0), "tone": (3, 1, 0)}
+    assert (row.timing["chunks"], row.timing["checks"], row.timing["calls"]) == (len(CHUNKS), 3, len(CHUNKS) + 2)
+    assert await Finding.objects.filter(session=row).acount() == 3
+
+
+async def test_a_single_check_counts_alike() -> None:
+    response = await AsyncClient().post(
+        "/v1/check", json.dumps({"text": TEXT, "kind": "response", "accepts": ["redact"]}),
+        content_type="application/json", headers={"Authorization": f"Bearer {await new_key(policy='counted')}"},
+    )  # fmt: skip
+    row = await stored(json.loads(response.content)["session_id"])
+    assert (row.origin, characters(row)) == ("check", COUNTED)
+    assert (row.timing["chunks"], row.timing["calls"], row.timing["checks"]) == (1, 1, 3)
+    assert totals(row) == {"pii": (0, 1, 0), "heron": (0, 1, 0), "tone": (3, 1, 0)}
+    rows = 1 + await AuditEntry.objects.acount() + await Finding.objects.filter(session=row).acount()
+    assert row.timing["audit_rows"] == rows
+
+
+async def test_an_answer_of_ours_counts_alike() -> None:
+    async with connected() as visitor:
+        await visitor.send(type="start", provider="scripted", policy="counted", scenario="own_text", text=TEXT)
+        await visitor.over()
+    row = await AuditSession.objects.alatest("started_at")
+    assert (row.origin, characters(row)) == ("chat", COUNTED)
+    assert row.timing["chunks"] == row.timing["naive_calls"] > 0
+    assert row.timing["checks"] == sum(one[0] for one in totals(row).values()) > 0
+    assert sum(one[1] for one in totals(row).values()) == await Finding.objects.filter(session=row).acount()
+
+
+def test_times_and_failures_are_added_up() -> None:
+    sums: AllTotals = {}
+    said = [("passed", 4.0), ("error", 2.5), ("timeout", None), ("hit", 0.25)]
+    statuses = [GuardrailStatus("judge", "BATCHED", state, ms) for state, ms in said]
+    assert add(sums, statuses=statuses[:2]) == 2
+    assert add(sums, statuses=statuses[2:]) == 2
+    assert sums == {"judge": {"checks": 4, "hits": 0, "errors": 2, "ms": 6.75, "last_ms": 0.25}}
+
+
+async def test_one_id_leads_from_the_socket_to_the_session_and_to_what_the_worker_logs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with connected(**{"x-correlation-id": "order-4711"}) as visitor:
+        await visitor.send(type="start", prompt="", scenario="pii")
+        await visitor.over()
+    async with connected(**{"x-correlation-id": "<forged>\n"}) as visitor:
+        await visitor.send(type="start", prompt="", scenario="pii")
+        await visitor.over()
+    ids = [row.correlation_id async for row in AuditSession.objects.order_by("started_at")]
+    assert ids[0] == "order-4711"
+    assert re.fullmatch(r"[0-9a-f]{32}", ids[1])
+    bound: list[object] = []
+
+    async def checked(*args: object) -> bool:
+        bound.append(structlog.contextvars.get_contextvars().get("correlation_id"))
+        return True
+
+    monkeypatch.setattr(deferred, "_make", checked)
+    async for check in DeferredCheck.objects.order_by("id"):
+        assert await deferred.run_deferred(check.pk, MemoryLog())
+    assert bound
+    assert set(bound) == set(ids)
+    assert "correlation_id" not in structlog.contextvars.get_contextvars()
