@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from guardrails import selectors
-from guardrails.models import Policy
+from guardrails.models import Policy, PolicyVersion
 from guardrails.policy import normalise
 
 pytestmark = pytest.mark.django_db
@@ -128,6 +128,44 @@ def test_an_unknown_policy_is_said(args: tuple[str, ...]) -> None:
 
 def test_an_unknown_version_is_said(tmp_path: Path) -> None:
     run("import", write(tmp_path))
-    assert fails("sign", "desk") == (1, "desk: there is no version")
+    assert fails("sign", "desk") == (1, "desk: there is no version; its draft is not published")
     assert fails("export", "desk", 7) == (1, "desk: there is no version 7")
     assert fails("rollback", "desk")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"colour": "red"}, "colour: unknown key"),
+        ({"guardrails": [{"kind": "keywords", "keywords": ["a"], "colour": 1}]}, "guardrails[0].colour: unknown key"),
+        ({"guardrails": [{"kind": "keywords", "config": {"keywords": ["a"], "colour": 1}}]},
+         "guardrails[0].config.colour: unknown key"),
+        ({"guardrails": [{"kind": "regex", "config": {"rules": [{"id": "a", "pattern": "b", "colour": 1}]}}]},
+         "guardrails[0].config.rules[0].colour: unknown key"),
+        ({"guardrails": [{"kind": "ai_judge", "rubric": "r", "client": True}]},
+         "guardrails[0].client: kind 'ai_judge' cannot be sent to clients"),
+        ({"guardrails": [{"kind": "regex", "config": {"rules": [
+            {"id": "a", "pattern": "b", "must_match": ["c"]}]}}]}, "must match, but does not: 'c'"),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_what_must_not_be_published_is_refused_with_its_place(
+    changes: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    status, words = fails("import", write(tmp_path, **changes), "--publish", "--sign", "--activate")
+    assert status == 1
+    assert said in words
+    assert not PolicyVersion.objects.exists()
+
+
+def test_steps_out_of_order_are_refused_with_the_reason(tmp_path: Path) -> None:
+    run("import", write(tmp_path), "--publish")
+    assert fails("activate", "desk") == (1, "desk v1 is not signed")
+    assert fails("rollback", "desk") == (1, "desk has no active version to roll back from")
+    assert fails("bundle", "desk")[0] == 1
+    assert fails("rollout", "desk", "--percent", 5)[0] == 1
+    run("sign", "desk")
+    run("activate", "desk")
+    assert fails("rollback", "desk") == (1, "no version of desk older than version 1 was ever active")
+    run("import", write(tmp_path, description="two"))
+    assert fails("sign", "desk") == (1, "desk v1 is signed already")  # the draft is no version

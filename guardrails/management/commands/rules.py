@@ -297,7 +297,8 @@ class Command(BaseCommand):
         found = versions.first() if number is None else versions.filter(number=number).first()
         if found is None:
             wanted = "no version" if number is None else f"no version {number}"
-            raise CommandError(f"{name}: there is {wanted}", returncode=1)
+            draft = "; its draft is not published" if number is None and self.policy(name).draft is not None else ""
+            raise CommandError(f"{name}: there is {wanted}{draft}", returncode=1)
         return found
 
     def person(self, name: str | None, permission: str) -> User | None:
