@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from guardrails.cohorts import Subject
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
 from streaming import metrics, sessions, tasks, totals
 from streaming.access import Access
@@ -132,7 +133,8 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     if len(payload.text) > conf().max_own_text_chars:
         raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
     try:
-        running = await load_running(payload.policy or access.policy)
+        whose = Subject(payload.context.conversation_id or payload.context.sessionId, access.visitor.user_id)
+        running = await load_running(payload.policy or access.policy, whose)
     except StartRefused as error:
         raise ApiError(422, str(error), code=error.code, field=error.field) from None
     policy = running.policy
