@@ -22,7 +22,7 @@ from tests.stack.servers import ROOT, Stack, stack
 
 STARTER, EMPTY = "basic", "bench_empty"
 SLOW_LOG = "log_unavailable"
-"""Told to a reader whose server had no time for the store; the reader waits, and gets all of the answer."""
+"""Told to a reader whose server had no time for the store; the reader gets the answer from the database then."""
 LIMIT_S = 600.0
 """For one answer on a machine that does much else."""
 _INSTALL = """
@@ -78,7 +78,10 @@ async def shown(made: ClientConnection, **frame: object) -> AsyncGenerator[tuple
 
 
 async def lateness(made: ClientConnection, policy: str, tokens: int, rate: float) -> list[float]:
-    """How late every token of an answer by ``tests.bench.stamped_app`` was, in ms."""
+    """How late every token of an answer by ``tests.bench.stamped_app`` was, in ms.
+
+    Fewer than ``tokens`` when the server had no time for its store: then the answer came in one piece, at its end.
+    """
     text, late = "", list[float]()
     async with asyncio.timeout(LIMIT_S):
         async for now, piece in shown(made, prompt=f"{tokens} {rate:g}", provider="stamped", policy=policy):
@@ -86,8 +89,6 @@ async def lateness(made: ClientConnection, policy: str, tokens: int, rate: float
             while (len(late) + 1) * stamps.SIZE <= len(text) + 1:  # the space after it may be on its way
                 at = len(late) * stamps.SIZE
                 late.append(stamps.late_ms(text[at : at + stamps.LETTERS], now))
-    if len(late) != tokens:
-        raise RuntimeError(f"{len(late)} of {tokens} tokens came")
     return late
 
 
