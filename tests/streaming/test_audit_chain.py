@@ -328,6 +328,32 @@ def test_heads_are_kept_hour_by_hour_and_all_of_them_count(db: None, settings: S
     tasks.keep_audit_head()
 
 
+def test_the_command_believes_a_head_of_the_key_in_the_file_and_of_no_other(log: list[str], tmp_path: Path) -> None:
+    """Somebody with the database writes a new history and signs its head with a key of their own."""
+    ours, theirs = (tmp_path / "ours.pem", tmp_path / "theirs.pem")
+    for file in (ours, theirs):
+        file.write_bytes(new_key_pem())
+    old = SigningKey.from_pem(ours.read_bytes(), Purpose.AUDIT)
+    (tmp_path / "head").write_text(signed_head(old))
+    kept = ("--head", str(tmp_path / "head"))
+    with pytest.raises(CommandError) as failed:
+        run("verify", *kept)
+    assert failed.value.returncode == 1, "the key was changed since, and nobody says which it was"
+    assert "every kept head among them" in run("verify", *kept, "--key", str(ours))
+    (tmp_path / "head").write_text(signed_head(SigningKey.from_pem(theirs.read_bytes(), Purpose.AUDIT)))
+    with pytest.raises(CommandError, match="not trusted") as failed:
+        run("verify", *kept, "--key", str(ours))
+    assert failed.value.returncode == 1
+    (tmp_path / "head").write_text(signed_head(old))
+    alter("DELETE FROM streaming_auditentry WHERE seq > 4")
+    last = list(stored_entries())[-1]
+    AuditHead.objects.update(seq=last.seq, hash=last.hash)
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command("audit", "verify", *kept, "--key", str(ours), "--json", stdout=out)
+    assert [json.loads(line)["code"] for line in out.getvalue().splitlines()] == ["cut_off"]
+
+
 @pytest.mark.parametrize("content", ["", "not a head", "a.b.c"])
 def test_the_command_refuses_a_head_that_is_none(log: list[str], tmp_path: Path, content: str) -> None:
     (tmp_path / "head").write_text(content)

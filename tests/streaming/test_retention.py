@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from io import StringIO
 from unittest.mock import Mock
@@ -85,6 +86,19 @@ def test_every_policy_may_have_a_time_of_its_own(aged: list[str]) -> None:
 def test_a_text_that_somebody_removed_by_hand_is_pointed_at(aged: list[str]) -> None:
     Message.objects.filter(sessions_answered__pk=aged[0]).update(content="", salt="")
     assert [fault.code for fault in log_faults()] == ["text_missing"]
+
+
+def test_the_timeline_and_the_findings_outlive_the_texts_and_hold_none_of_them(aged: list[str]) -> None:
+    rows = AuditSession.objects.filter(pk=aged[1])
+    before = rows.values().get()
+    findings = list(rows.get().findings.values())
+    purge(aged)
+    assert rows.values().get() == before
+    assert before["timing"]["arrivals"] == [[1, 2]], "milliseconds and lengths"
+    assert list(rows.get().findings.values()) == findings
+    words = json.dumps([before, findings, *AuditEntry.objects.values()], default=str)
+    assert "answer of day" not in words
+    assert "the prompt" not in words
 
 
 def test_metadata_keeps_nothing_of_the_words(aged: list[str]) -> None:
