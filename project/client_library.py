@@ -3,6 +3,7 @@
 Two files, ``sluicegate.js`` for pages and ``worker.js`` for their rules, without comments and long names, because every
 page pays for each byte; the folding table, which is data with a digest of its own, is copied beside them. The result is
 kept under version control, so that nobody needs a tool to serve it; a test says when it is not what the sources give.
+The example of a browser extension, which may load nothing from elsewhere, has a copy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from guardrails.patterns import folding
 
 CLIENT = Path(__file__).resolve().parents[1] / "static" / "client"
+COPY = CLIENT.parents[1] / "examples" / "browser-extension" / "lib"
 TABLE = f"folding_v{folding.table().version}.json"
 PARTS = {
     "sluicegate.js": ("verify", "rules", "answer", "sluicegate"),
@@ -37,7 +39,7 @@ def built(name: str) -> str:
     else:
         body = f"(() => {{ {body}\n}})();"
     said: str = minify.string("text/javascript", body)
-    return f"// Made from static/client/src by `make client`.\n{said}\n"
+    return f"// make client\n{said}\n"
 
 
 def main() -> None:
@@ -45,6 +47,9 @@ def main() -> None:
     for name in PARTS:
         (CLIENT / name).write_text(built(name), "utf-8")
     shutil.copyfile(Path(folding.__file__).with_name(TABLE), CLIENT / TABLE)
+    COPY.mkdir(exist_ok=True)
+    for name in (*PARTS, TABLE):
+        shutil.copyfile(CLIENT / name, COPY / name)
 
 
 if __name__ == "__main__":

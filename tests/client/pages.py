@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-STATIC = ROOT / "static"
+MOUNTS = {"/static/": ROOT / "static", "/chat/": ROOT / "examples" / "browser-extension" / "chat"}
 TYPES = {".js": "text/javascript", ".json": "application/json", ".html": "text/html", ".css": "text/css"}
 
 Json = dict[str, object]
@@ -54,10 +54,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/blank":
             self._send(200, b"<!doctype html><title>blank</title><main></main>", {"Content-Type": "text/html"})
-        elif path.startswith("/static/"):
+        elif mount := next((mount for mount in MOUNTS if path.startswith(mount)), ""):
             self.pages.loaded.append(path)
-            file = (STATIC / path.removeprefix("/static/")).resolve()
-            if STATIC in file.parents and file.is_file():
+            file = (MOUNTS[mount] / path.removeprefix(mount)).resolve()
+            if MOUNTS[mount] in file.parents and file.is_file():
                 self._send(200, file.read_bytes(), {"Content-Type": TYPES.get(file.suffix, "text/plain")})
             else:
                 self._send(404, b"", {})

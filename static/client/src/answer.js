@@ -58,7 +58,9 @@ export class Answer extends EventTarget {
     super();
     this.#gate = gate;
     this.#about = { kind: "response", notice: "[This answer was stopped by a guardrail.]", ...about };
-    this.#work = this.#begin().then(() => Promise.all([this.#readOn(), this.#talk()]));
+    this.#work = this.#begin()
+      .then(() => Promise.all([this.#readOn(), this.#talk()]))
+      .catch((error) => this.#fail(error));
   }
 
   /** The text that was taken so far, also before a reload. */
@@ -324,9 +326,9 @@ export class Answer extends EventTarget {
     this.#enter("blocked");
   }
 
-  #fail({ code = "error", message }) {
+  #fail({ code, message }) {
     if (this.#over) return;
-    this.reason = { code, message };
+    this.reason = { code: code?.length ? code : "error", message };
     this.#enter(this.#gate.fail);
   }
 

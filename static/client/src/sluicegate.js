@@ -94,7 +94,7 @@ export class Sluicegate extends EventTarget {
         }
         this.refused = null;
       } catch (error) {
-        this.refused = error;
+        this.refused = error instanceof Refused ? error : new Refused("error", `${error}`);
       }
     }
     this.#asking = null;

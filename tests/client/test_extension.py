@@ -1,0 +1,232 @@
+"""The extension in Chromium, on a chat page that behaves badly: nothing unguarded is seen, an answer is one session."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from project.client_library import CLIENT, COPY, PARTS, TABLE
+from tests.client.pages import ROOT, Call, Pages, Reply
+from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
+from tests.e2e.conftest import QUIET, chromium
+from tests.e2e.server import Demo, demo
+
+EXTENSION = ROOT / "examples" / "browser-extension"
+SECRET = "123-45-6789"
+TEXT = f"My number is {SECRET}, and the weather is fine. ".ljust(600, "x")
+CLEAN = TEXT.replace(SECRET, "[SSN]")
+LOAD_MS = 60_000
+
+WATCH = """() => {
+  // All that could be seen, at every frame and after every change: text that is not displayed is not in innerText.
+  window.seen = new Set();
+  const look = () => document.querySelector("main") && window.seen.add(document.querySelector("main").innerText);
+  const all = { subtree: true, childList: true, characterData: true, attributes: true };
+  new MutationObserver(look).observe(document, all);
+  const frame = () => { look(); requestAnimationFrame(frame); };
+  frame();
+}"""
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def extended(browser: Browser, tmp_path: Path) -> Iterator[BrowserContext]:
+    """Chromium with the extension."""
+    args = [
+        *QUIET,
+        "--headless=new",
+        f"--disable-extensions-except={EXTENSION}",
+        f"--load-extension={EXTENSION}",
+        "--disable-features=DisableLoadExtensionCommandLineSwitch",
+    ]
+    context = browser.browser_type.launch_persistent_context(
+        tmp_path / "profile", executable_path=chromium(), headless=False, args=args
+    )
+    context.set_default_timeout(LOAD_MS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def chat(extended: BrowserContext, pages: Pages) -> Open:
+    """``chat(url=…, **settings)``: saves the settings on the options page and opens the chat page."""
+
+    def open_chat(**settings: str) -> Page:
+        if not extended.service_workers:
+            extended.wait_for_event("serviceworker")
+        home = extended.service_workers[0].url.removesuffix("background.js")
+        options = extended.new_page()
+        options.goto(f"{home}options.html")
+        given = {"url": pages.url, "key": "k", "root": ROOT_X, "policy": "t", "fail": "closed", **settings}
+        for name in ("url", "key", "root", "policy"):
+            options.fill(f"[name={name}]", given[name])
+        options.check(f"[name=fail][value={given['fail']}]")
+        options.click("button")
+        expect(options.locator("output")).to_have_text("Saved.")
+        page = extended.new_page()
+        page.goto(f"{pages.url}/chat/index.html")
+        page.evaluate(WATCH)
+        return page
+
+    return open_chat
+
+
+def ask(page: Page, text: str = TEXT, *, pieces: int = 20, pause: int = 50) -> None:
+    page.fill("[name=text]", text)
+    page.fill("[name=pieces]", str(pieces))
+    page.fill("[name=pause]", str(pause))
+    page.click("button")
+
+
+def note(page: Page, state: str, *, n: int = 0) -> None:
+    expect(page.locator(".sluicegate-note").nth(n)).to_have_attribute("data-state", state, timeout=LOAD_MS)
+
+
+def shown(page: Page, n: int = 0) -> str:
+    return page.locator(".sluicegate-answer").nth(n).text_content() or ""
+
+
+def seen(page: Page) -> list[str]:
+    said: list[str] = page.evaluate("() => [...window.seen]")
+    return said
+
+
+def until_rules_run(page: Page) -> None:
+    """A first answer, and more until the rules have been fetched and run here."""
+    for n in range(20):
+        ask(page, "Hello.", pieces=1, pause=0)
+        note(page, "done", n=n)
+        if page.locator(".sluicegate").nth(n).get_attribute("data-mode") == "local":
+            page.evaluate("() => { document.querySelector('main').replaceChildren(); window.seen.clear(); }")
+            return
+    raise AssertionError("the rules were never run")
+
+
+def test_it_works(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat()
+    until_rules_run(page)
+    before = len(streams.sessions)
+    pages.calls.clear()
+    ask(page)
+    note(page, "done")
+    assert shown(page) == CLEAN
+    assert len(streams.sessions) == before + 1
+    assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 3
+    assert len(seen(page)) > 5  # it was seen to grow
+    assert not [text for text in seen(page) if "123" in text]
+
+
+def test_the_page_without_the_extension_shows_it_all(browser: Browser, pages: Pages) -> None:
+    """The control: were the watching blind, nothing would be found here either."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{pages.url}/chat/index.html")
+    page.evaluate(WATCH)
+    ask(page, pause=5)
+    page.wait_for_selector("[data-state=done]")
+    assert any(SECRET in text for text in seen(page))
+    context.close()
+
+
+def test_the_extensions_library_is_a_copy() -> None:
+    for name in (*PARTS, TABLE):
+        assert (COPY / name).read_bytes() == (CLIENT / name).read_bytes(), "run `make client`"
+
+
+def test_without_rules_the_server_guards_with_six_calls(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root="")
+    ask(page)
+    note(page, "done")
+    assert (shown(page), len(streams.sessions)) == (CLEAN, 1)
+    assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 6
+    assert not [text for text in seen(page) if "123" in text]
+
+
+def test_blocked_answer_says_so_and_its_message_is_not_checked(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat()
+    ask(page, "This is all about project blue heron and nothing else.")
+    note(page, "blocked")
+    assert shown(page).startswith("This is all about \n\n[This answer was stopped")
+    page.wait_for_selector("[data-state=done]", state="attached")
+    assert len(streams.sessions) == 1
+    assert "heron" not in str(seen(page))
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_server_down_what_the_setting_says_happens_visibly(chat: Open, pages: Pages, fail: str) -> None:
+    pages.answer = lambda call: None
+    page = chat(fail=fail)
+    ask(page, pause=10)
+    note(page, fail)
+    if fail == "closed":
+        assert shown(page) == ""
+        assert "123" not in str(seen(page))
+        expect(page.locator(".sluicegate-note")).to_contain_text("cannot be checked")
+    else:
+        expect(page.locator(".sluicegate-answer")).to_have_text(TEXT)
+        expect(page.locator(".sluicegate-note")).to_contain_text("NOT GUARDED")
+
+
+def test_several_answers_at_once_are_a_session_each(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat()
+    for _ in range(3):
+        ask(page, pieces=40, pause=20)
+    for n in range(3):
+        note(page, "done", n=n)
+        assert shown(page, n) == CLEAN
+    assert len(streams.sessions) == 3
+    assert not [text for text in seen(page) if "123" in text]
+
+
+def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
+    """The demo's own policy, keys, bundle and streams, behind a relay that counts the calls."""
+    with ExitStack() as stack:
+        (tmp_path / "demo").mkdir()
+        server = stack.enter_context(demo(tmp_path / "demo"))
+        pages.answer = lambda call: forwarded(server, call)
+        root = server.get("/.well-known/jwks.json")
+        page = chat(root=root_of(root[1]), key=server.info["api_key"], policy="basic")
+        until_rules_run(page)
+        pages.calls.clear()
+        before = server.rows("SELECT count(*) FROM streaming_auditsession")[0][0]
+        ask(page)
+        note(page, "done")
+        assert shown(page) == CLEAN
+        assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 3
+        assert server.rows("SELECT count(*) FROM streaming_auditsession")[0][0] == int(str(before)) + 1
+        assert not [text for text in seen(page) if "123" in text]
+
+
+def root_of(key_set: str) -> str:
+    members = json.loads(key_set)["keys"]
+    (root,) = [one["x"] for one in members if "sluicegate_signature" not in one]
+    return str(root)
+
+
+def forwarded(server: Demo, call: Call) -> Reply | None:
+    headers = {name: value for name, value in call.headers.items() if name in ("Authorization", "Idempotency-Key")}
+    data = json.dumps(call.body).encode() if call.method == "POST" else None
+    request = urllib.request.Request(
+        server.url + call.path, data, {**headers, "Content-Type": "application/json"}, method=call.method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.loads(response.read()), {"ETag": response.headers.get("ETag") or ""}
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read()), {}
