@@ -93,6 +93,10 @@ class FailingNetwork:
             await self._deliver(request)
         line.held.clear()
 
+    def spared(self, name: str) -> bool:
+        """Whether a failure of this client's events is still to come: its reader went, or had all, before that."""
+        return bool(self._lines[name].events)
+
     async def reached(self, failures: int) -> bool:
         """Wait until so many have been met; False when they never will be, because nobody calls any more."""
         event = asyncio.Event()

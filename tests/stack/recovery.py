@@ -150,6 +150,9 @@ async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected
             seen.take(await owned.finish(last))
             await network.deliver_all(str(n))
             await reader
+            while network.spared(str(n)):
+                read = Seen()
+                await read.read(gate, owned.session_id)
         finally:
             reader.cancel()
         done.tries, done.calls = done.tries + gate.tries, done.calls + gate.calls
