@@ -11,12 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from guardrails.client.parity import finder_in_python, finder_in_re2, group_numbers
-from guardrails.client.prefix import beginnings
 from guardrails.client.vectors import vectors
 from guardrails.findings import AppliesTo, Mode
 from guardrails.patterns import folding
 from guardrails.patterns.compiler import CompiledRule, compile_rule
-from guardrails.patterns.emit import Dialect, char_class, emit
+from guardrails.patterns.emit import Dialect, char_class
 from guardrails.patterns.rule import Rule
 from guardrails.patterns.tree import Alt, Assert, Group, Node, Repeat, Seq
 from guardrails.patterns.validators import Contains, as_data
@@ -26,8 +25,7 @@ from guardrails.policy import Guardrail, Policy
 KINDS = ("regex", "keywords", "pii", "secrets")
 CLASSES = (PerformanceClass.INSTANT, PerformanceClass.FAST)
 LONGEST_PATTERN = 20_000
-LONGEST_PREFIX = 60_000
-"""Characters of one pattern: a longer one costs a client more than a call to the server."""
+"""Characters of a pattern: a longer one costs a client more than a call to the server."""
 WORD = "{{word}}"
 """Stands in patterns for the class of word characters, which ``classes`` holds once; else no pattern has ``{{``."""
 MOST_RULES = 1_000
@@ -116,7 +114,7 @@ def client_subset(policy: Policy, *, version: int, digest: str) -> Subset:
         "covers": {text.value: covers(policy, text, whole) for text in (AppliesTo.PROMPT, AppliesTo.RESPONSE)},
         "guardrails": entries,
     }
-    if any(WORD in str(rule.data["prefix"]) + str(rule.data["pattern"]) for rule in made):
+    if any(WORD in str(rule.data["pattern"]) for rule in made):
         payload["classes"] = {WORD: word_class()}
     return Subset(payload, len(made), sum(rule.vectors for rule in made), tuple(left_out), tuple(failures))
 
@@ -145,17 +143,7 @@ def why_not_rule(compiled: CompiledRule) -> str:
         return f"its check ({Contains.__name__.lower()}) looks at text before the match"
     if len(_short(compiled.emit(Dialect.JAVASCRIPT).pattern)) > LONGEST_PATTERN:
         return f"its pattern takes more than {LONGEST_PATTERN:,} characters"
-    if len(_short(prefix_of(compiled, Dialect.JAVASCRIPT))) > LONGEST_PREFIX:
-        return f"the pattern of its beginnings takes more than {LONGEST_PREFIX:,} characters"
     return ""
-
-
-def prefix_of(compiled: CompiledRule, dialect: Dialect) -> str:
-    """The pattern of what may still become a match of the rule."""
-    tree = beginnings(compiled.tree)
-    assert tree is not None  # no rule matches the empty string
-    source = compiled.source
-    return emit(tree, dialect, not_after=source.not_after, not_before=source.not_before).pattern
 
 
 def covers(policy: Policy, text: AppliesTo, whole: set[str]) -> bool:
@@ -195,7 +183,6 @@ def _client_rule(rule: Rule, most: int) -> _ClientRule:
         "id": rule.id,
         "pattern": _short(compiled.emit(Dialect.JAVASCRIPT).pattern),
         "flags": "u",
-        "prefix": _short(prefix_of(compiled, Dialect.JAVASCRIPT)),
         "bound": compiled.bound.characters,
         "fold": compiled.folds,
         "placeholder": rule.placeholder,

@@ -1,5 +1,4 @@
-// Client rules as a client runs them, but for folding and checks: spans of every vector by the rule's own pattern, and
-// where the beginnings of a match start in each beginning of a text. Offsets are code points.
+// Client rules but for folding and checks: spans of every vector by the rule's own pattern. Offsets are code points.
 function expand(pattern, classes) {
   return Object.entries(classes).reduce((text, [name, set]) => text.replaceAll(name, set), pattern);
 }
@@ -36,21 +35,10 @@ function spans(rule, text, classes) {
   return out;
 }
 
-// For each beginning of the text the leftmost code point that may not be shown yet (its length: all may).
-function held(rule, text, classes) {
-  const regex = new RegExp(`(?:${expand(rule.prefix, classes)})$`, "u");
-  const chars = Array.from(text);
-  return chars.map((_, n) => {
-    const part = chars.slice(0, n + 1).join("");
-    const at = part.search(regex);
-    return at < 0 ? n + 1 : Array.from(part.slice(0, at)).length;
-  });
-}
-
 let input = "";
 process.stdin.on("data", (chunk) => (input += chunk));
 process.stdin.on("end", () => {
   const { classes, cases } = JSON.parse(input);
-  const answer = cases.map(([rule, text]) => [spans(rule, text, classes), held(rule, text, classes)]);
+  const answer = cases.map(([rule, text]) => spans(rule, text, classes));
   process.stdout.write(JSON.stringify(answer));
 });
