@@ -1,15 +1,6 @@
 // Drives an answer in a page and keeps all that it said.
-async ({ library, options, about, chunks, pauseMs, cumulative, finish = true, hang, again, later }) => {
+async ({ library, options, about, chunks, pauseMs, cumulative, finish = true, again, later }) => {
   const { Sluicegate } = await import(library);
-  if (hang) {
-    const Plain = globalThis.Worker;
-    // The worker answers until the rules are loaded; then it hangs for good.
-    globalThis.Worker = class extends Plain {
-      postMessage(message) {
-        if (message.does !== "feed") super.postMessage(message);
-      }
-    };
-  }
   const gate = (window.gate ??= new Sluicegate({ url: location.origin, key: "k", ...options }));
   await gate.ready;
   Object.assign(gate.options, later);

@@ -14,6 +14,7 @@ from playwright.sync_api import Page
 from project.client_library import CLIENT, PARTS, TABLE, built
 from tests.client.pages import Call, Pages, Reply
 from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
+from tests.e2e.server import wait_for
 
 DRIVER = Path(__file__).with_name("driver.js").read_text("utf-8")
 LIBRARY = "/static/client/sluicegate.js"
@@ -211,12 +212,24 @@ def test_server_that_goes_down_while_rules_run_here(tab: Page, streams: Streams,
         assert said["visible"] == CLEAN
 
 
-@pytest.mark.parametrize(("fail", "state"), [("closed", "closed"), ("open", "open")])
-def test_worker_that_hangs_is_ended_and_the_setting_obeyed(tab: Page, streams: Streams, fail: str, state: str) -> None:
-    said = drive(tab, options={"fail": fail, "limitMs": 700}, hang=True)
-    assert (said["state"], said["reason"]["code"]) == (state, "worker_timeout")
+HANGING = """
+const plain = onmessage;
+onmessage = (event) => {
+  while (event.data.does === "feed");
+  plain(event);
+};
+"""
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_worker_that_hangs_is_ended_and_the_setting_obeyed(tab: Page, streams: Streams, fail: str) -> None:
+    body = (CLIENT / "worker.js").read_text("utf-8") + HANGING
+    tab.route("**/worker.js", lambda route: route.fulfill(body=body, content_type="text/javascript"))
+    said = drive(tab, options={"fail": fail, "limitMs": 700})
+    assert (said["state"], said["reason"]["code"]) == (fail, "worker_timeout")
     assert said["visible"] == ("" if fail == "closed" else CLEAN)  # open: the server still answers
     assert said["rules"] is None
+    wait_for("the worker has ended", lambda: tab.evaluate("1") and not tab.workers)
 
 
 def test_other_rules_than_the_servers_hand_over_to_its_word(tab: Page, streams: Streams) -> None:
