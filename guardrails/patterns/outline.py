@@ -93,13 +93,26 @@ class Outline:
                     self.beginnings.setdefault(instr.rule, []).append((conditions, position))
                     by_set = self.begins.setdefault(self._merge(conditions), {})
                     by_set.setdefault(instr.set_, []).append(instr.rule)
-        for instr in program.instrs if self.leading or self.openings else ():
-            # only where every thread that gets there starts there
-            for target in instr.targets if instr.op in (CHAR, REP, ASSERT) else ():
-                there = program.arrive(target)[0]
-                self.leading.difference_update(there)
-                if instr.op != ASSERT:
-                    self.openings.difference_update(there)
+        if self.leading or self.openings:  # only where every thread that gets there starts there
+            self.leading -= self._reached_by(ASSERT)
+            inside = self._reached_by(CHAR, REP)
+            self.leading -= inside
+            self.openings -= inside
+
+    def _reached_by(self, *ops: int) -> set[int]:
+        """Where threads from instructions of these kinds rest next, behind assertions as well: where an optional word
+        and its word boundary lead to a repeat, not all that is in the repeat has started there.
+        """
+        program = self.program
+        todo = [target for instr in program.instrs if instr.op in ops for target in instr.targets]
+        reached: set[int] = set()
+        while todo:
+            for position in program.arrive(todo.pop())[0]:
+                if position not in reached:
+                    reached.add(position)
+                    if program.at(position).op == ASSERT:
+                        todo.extend(program.at(position).targets)
+        return reached
 
     def _merge(self, conditions: tuple[int, ...]) -> tuple[int, ...]:
         """Conditions that mean the same share one key, so that 10,000 keywords are asked for once."""

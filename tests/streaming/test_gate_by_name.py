@@ -286,6 +286,22 @@ def test_no_turn_of_a_repeat_is_taken_for_younger_than_it_is(pattern: str, text:
         assert (got.visible, got.findings) == (want.visible, want.findings), chunks
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text", "visible"),
+    [
+        (r"^(?:abcdefgh\b)?[a-z-]{0,12}12", "abcdefgh-----------12", "[REDACTED]"),
+        (r"\b(?:abcdefgh\b)?[a-z-]{0,12}12", "-abcdefgh-ab-cd-ef-g12", "-[REDACTED]"),
+    ],
+)
+def test_an_optional_word_before_the_repeat_a_rule_may_begin_with_does_not_leak(
+    pattern: str, text: str, visible: str
+) -> None:
+    """The repeat's own turns say nothing of how long ago the match began: the word in front of it comes on top."""
+    rule = {"id": "r", "pattern": pattern}
+    guardrail = {"name": "g", "kind": "regex", "action": "redact", "config": {"rules": [rule]}}
+    assert everywhere_long(compile_policy({"policy": "t", "guardrails": [guardrail]}), text).visible == visible
+
+
 def everywhere_long(policy: Policy, text: str) -> Driven:
     want = gate_text(policy, text, applies_to="response")  # type: ignore[arg-type]
     results = [drive(policy, chunks, visible=want.visible) for chunks in ([text], list(text), random_cut(text, 3))]
