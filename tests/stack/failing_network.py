@@ -204,7 +204,12 @@ class FailingNetwork:
         self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Future[bytes], left: int | None
     ) -> bool:
         """Pass events on until ``left`` bytes of them are through; False when one of the two sides has gone before."""
-        writer.write(await answers.readuntil(b"\r\n\r\n"))
+        head = asyncio.ensure_future(answers.readuntil(b"\r\n\r\n"))
+        await asyncio.wait({head, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not head.done():
+            head.cancel()
+            return False
+        writer.write(head.result())
         while left is None or left > 0:
             coming = asyncio.ensure_future(answers.read(left or 65_536))
             await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
