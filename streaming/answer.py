@@ -418,7 +418,7 @@ class Answer:
 
     def _settle(self, lane: Lane) -> None:
         """Note what is held no longer: shown, or hidden for good. Arrivals less these is what was held at any time."""
-        settled = lane.gate.counters.chars_in - lane.gate.held
+        settled = lane.gate.settled
         if self.blocked is None and lane.channel != "tool_result" and settled > lane.settled:
             self.releases.add(self._now(), settled - lane.settled)
             lane.settled = settled

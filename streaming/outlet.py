@@ -15,6 +15,9 @@ from streaming.core.events import ProviderEvent, ServerEvent
 from streaming.log import SessionLog
 from streaming.unread import Unread
 
+SAME_S = 0.001
+"""Alarms this close are one: the loop's clock is no finer."""
+
 
 class Outlet:
     """One session's way into the log. ``clock`` is in seconds; ``ms`` the time since the start; ``awake`` is called
@@ -62,7 +65,7 @@ class Outlet:
         """Look again then, or sooner: one alarm is enough, whoever wants it."""
         loop = asyncio.get_running_loop()
         if self._alarm is not None:
-            if self._alarm.when() <= loop.time() + seconds:
+            if self._alarm.when() <= loop.time() + seconds + SAME_S:
                 return
             self._alarm.cancel()
         self._alarm = loop.call_later(seconds, self._ring)

@@ -538,6 +538,11 @@ class Gate:
         return max(0, self._n - max(self._r, min(self._hidden_to, self._n)))
 
     @property
+    def settled(self) -> int:
+        """Characters read and held no longer: shown, or hidden for good."""
+        return self._n - self.held
+
+    @property
     def hold(self) -> Hold | None:
         """What is held now and why, or None."""
         held = self.held
