@@ -70,6 +70,10 @@ class Guarded {
 
   show(said) {
     this.said = said;
+    if (said.state === "done" || said.state === "closed") {
+      this.port?.disconnect();
+      this.port = null;
+    }
     look();
   }
 

@@ -11,7 +11,7 @@ from streaming.core.gate import BLOCKED, FOUND, REDACTED, RELEASE, Gate
 from tests.client.rules import Json, client_rules
 from tests.streaming import generate
 
-TEXTS_OF_A_POLICY = 5
+TEXTS_OF_A_POLICY = 10
 ACTIONS = ("redact", "redact", "redact", "mask", "block", "warn")
 CHECKS: tuple[Json, ...] = ({}, {}, {"entropy": 0.9}, {"keywords": ["A1", "b"]}, {"allow": [{"stopwords": ["ab"]}]})
 

@@ -68,8 +68,9 @@ def test_it_works(tab: Page) -> None:
     ]  # fmt: skip
 
 
-def test_ten_thousand_texts_come_out_as_on_the_server(tab: Page) -> None:
-    groups = random_cases(7, CASES)
+@pytest.mark.parametrize("seed", [7, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(8, 17))])
+def test_ten_thousand_texts_come_out_as_on_the_server(tab: Page, seed: int) -> None:
+    groups = random_cases(seed, CASES)
     hits = blocks = 0
     for case, gated, rules in in_browser(tab, groups):
         compare(case, gated, rules)
