@@ -79,7 +79,7 @@ def chat(extended: BrowserContext, pages: Pages) -> Open:
     return open_chat
 
 
-def ask(page: Page, text: str = TEXT, *, pieces: int = 20, pause: int = 50) -> None:
+def ask(page: Page, text: str = TEXT, *, pieces: int = 20, pause: int = 25) -> None:
     page.fill("[name=text]", text)
     page.fill("[name=pieces]", str(pieces))
     page.fill("[name=pause]", str(pause))

@@ -73,11 +73,11 @@ def test_served_folding_table_is_the_servers() -> None:
 def test_six_hundred_characters_take_three_calls_with_rules_and_six_without(
     tab: Page, streams: Streams, pages: Pages
 ) -> None:
-    said = drive(tab, pauseMs=100)
+    said = drive(tab, pauseMs=60)
     assert said["calls"] == len(streamed(pages)) <= 3
     tab.reload()
     pages.calls.clear()
-    said = drive(tab, options={"root": ""}, pauseMs=100)
+    said = drive(tab, options={"root": ""}, pauseMs=60)
     assert (said["visible"], said["mode"]) == (CLEAN, "server")
     assert said["calls"] == len(streamed(pages)) <= 6
 
