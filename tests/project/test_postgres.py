@@ -32,6 +32,12 @@ def start():
             cursor.execute("UPDATE guardrails_policyversion SET canonical = 'x' WHERE id = %s", [version.pk])
     except DatabaseError:
         print("a version stays")
+    for column, value in (("client_rules", "x"), ("report", "{}"), ("client_signature", "x"), ("client_digest", "x")):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(f"UPDATE guardrails_publication SET {column} = %s", [value])
+        except DatabaseError:
+            print(column, "stays")
     connection.close()
 
 with PostgresServer(Path(sys.argv[1]), cleanup_mode="delete") as server:
@@ -55,5 +61,6 @@ def test_it_works(tmp_path: Path) -> None:
     result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert result.returncode == 0, result.stderr
     starters = len(list(ROOT.glob("guardrails/starters/*.json")))
-    assert result.stdout.splitlines() == [f"postgresql {starters} 1", "a version stays"]
+    stays = [f"{one} stays" for one in ("a version", "client_rules", "report", "client_signature", "client_digest")]
+    assert result.stdout.splitlines() == [f"postgresql {starters} 1", *stays]
     assert not (places["data"] / "sluicegate.sqlite3").exists()
