@@ -129,7 +129,7 @@ class Move:
                 self.accepts = bool(accepts)
                 self.rests = tuple(map(home.rest, there))
                 if home.is_many(position):
-                    self.rests += ((position, instr.high, instr.high),)
+                    self.rests += ((position, instr.high - 1, instr.high - 1),)
         self.crowds = sum([home.is_long(rest) for rest, _, _ in self.rests])
 
 
@@ -346,7 +346,7 @@ class Strands:
                 for position in positions:
                     del reached[position]
                 instr = self.program.at(base)
-                reached[base + instr.high] = instr.high
+                reached[base + instr.high] = instr.high - 1  # who has taken the last turn rests here no longer
                 for position in self.program.arrive(instr.targets[0])[0]:  # a way on comes from any of them
                     if position in reached:
                         reached[position] = max(reached[position], instr.high)
