@@ -14,7 +14,7 @@ from django.db.models import Q
 
 _LOOK = (
     "guardrails.view_policy", "guardrails.view_policyversion", "guardrails.view_activation",
-    "guardrails.view_publication", "guardrails.view_shadowchange",
+    "guardrails.view_publication", "guardrails.view_shadowchange", "guardrails.view_rollout",
 )  # fmt: skip
 _RECORD = ("streaming.view_auditsession", "streaming.view_finding", "streaming.view_review")
 ROLES: dict[str, tuple[str, ...]] = {

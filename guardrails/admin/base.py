@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from django.contrib import messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
 from django.db.models import Model
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin as UnfoldAdmin
@@ -43,9 +45,18 @@ class ReadOnlyAdmin(ModelAdmin[M]):
 
 
 def each(request: HttpRequest, rows: Iterable[M], step: Callable[[M], str]) -> None:
-    """Do a step with each row, one after the other; tell what happened to each."""
+    """Do a step with each row, one after the other; tell what happened to each, and keep it in the row's history."""
     for row in rows:
         try:
-            messages.success(request, step(row))
+            done = step(row)
         except REFUSALS as error:
             messages.error(request, f"{row}: {error}")
+            continue
+        messages.success(request, done)
+        LogEntry.objects.log_actions(
+            user_id=cast("User", request.user).pk,
+            queryset=[row],
+            action_flag=CHANGE,
+            change_message=done,
+            single_object=True,
+        )

@@ -24,7 +24,7 @@ from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
 from guardrails.admin.rules import views
 from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
-from guardrails.models import Activation, Policy, PolicyVersion, Publication
+from guardrails.models import Activation, Policy, PolicyVersion, Publication, Rollout
 from guardrails.publication import report_lines
 from guardrails.selectors import version_state
 
@@ -223,6 +223,20 @@ class ActivationAdmin(ReadOnlyAdmin[Activation]):
     list_display = ["version", "serial", "cohort", "activated_at", "activated_by", "note"]
     list_filter = ["policy"]
     list_select_related = ["version__policy", "activated_by"]
+
+
+@admin.register(Rollout)
+class RolloutAdmin(ReadOnlyAdmin[Rollout]):
+    """What ran for a part of the conversations, and how it ended."""
+
+    list_display = ["version", "outcome", "percent", "groups", "started_at", "started_by", "ended_at", "ended_why"]
+    list_filter = ["policy", "outcome"]
+    list_select_related = ["activation__version__policy", "started_by"]
+
+    @admin.display(description="Version")
+    def version(self, rollout: Rollout) -> str:
+        """Which version of which policy."""
+        return str(rollout.activation.version)
 
 
 def version_words(version: PolicyVersion) -> str:

@@ -225,3 +225,32 @@ def test_page_of_a_version_shows_what_publication_found_out(root: Client) -> Non
     shown = page(root, "policyversion_change", version.pk)
     assert "compiled in " in shown
     assert "examples: 0 of 0 right" in shown
+
+
+def test_every_step_is_in_the_history_and_a_refused_one_is_not(cast: Cast) -> None:
+    author, signer, operator = map(signed_in, (cast.author, cast.signer, cast.operator))
+    author.post(reverse("admin:guardrails_policy_add"), {"draft": json.dumps(document("acme"))})
+    policy = Policy.objects.get()
+    act(author, "policy", "publish", policy.pk)
+    version = PolicyVersion.objects.get()
+    act(operator, "policyversion", "activate", version.pk)  # not signed yet
+    act(author, "policyversion", "sign", version.pk)  # not allowed
+    act(signer, "policyversion", "sign", version.pk)
+    act(operator, "policyversion", "activate", version.pk)
+    steps = LogEntry.objects.order_by("action_time").values_list("user__username", "change_message")
+    assert [(who, what) for who, what in steps if not what.startswith("[")] == [
+        ("author", "support v1 published"),
+        ("signer", "support v1 signed"),
+        ("operator", "support v1 activated"),
+    ]
+    assert "support v1 signed" in page(signer, "policyversion_history", version.pk)
+    assert "support v1 published" in page(author, "policy_history", policy.pk)
+
+
+def test_rollouts_stand_in_a_list(root: Client) -> None:
+    services.install(document=document("acme"))
+    second = services.publish(policy=services.save_draft(document=document("heron")))
+    services.begin_rollout(version=services.sign(version=second), percent=12)
+    shown = page(root, "rollout_changelist")
+    assert "support v2" in shown
+    assert "12" in shown
