@@ -193,12 +193,14 @@ def _shadow(version: PolicyVersion) -> ShadowPolicy:
     return ShadowPolicy(version.number, version.digest, None, why)
 
 
-def _good_or_last(name: str, row: models.Policy | None) -> Policy:
+def _good_or_last(name: str, row: models.Policy | None, *, again: bool = True) -> Policy:
     try:
         version = _active(name, row)
         policy = load(version)
         check_activation(row.activation if row is not None else None, version)
     except PolicyUnavailable as error:
+        if error.reason == "replayed" and again:  # another thread saw an activation that is newer than our row
+            return _good_or_last(name, _policy_row(name), again=False)
         good = _last_good.get(name)
         if good is None or error.reason in ("unknown", "inactive"):
             raise

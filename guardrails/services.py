@@ -157,14 +157,17 @@ def _sign_client_rules(version: PolicyVersion, publication: Publication, key: Si
 
 
 @transaction.atomic
-def activate(*, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "") -> Activation:
+def activate(
+    *, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "", serial: int = 0
+) -> Activation:
     """Put a signed version to work; an older one than the active is a roll-back. Raises ``PolicyUnavailable``.
 
+    ``serial``: the least that its serial has to be, for a database that was restored and is behind what clients saw.
     Sessions that run keep the version that they began with. A version that was the policy's shadow is so no more.
     """
     policy = Policy.objects.select_for_update().get(pk=version.policy_id)
     load(version)
-    activation = _stated(policy, version, by, note, cohort=EVERYONE)
+    activation = _stated(policy, version, by, note, cohort=EVERYONE, least=serial)
     policy.active_version = version
     policy.activation = activation
     policy.description = str(version.document["description"])
@@ -247,12 +250,13 @@ def _at_work() -> list[int]:
 
 
 def _stated(
-    policy: Policy, version: PolicyVersion, by: AbstractBaseUser | None, note: str, *, cohort: str
+    policy: Policy, version: PolicyVersion, by: AbstractBaseUser | None, note: str, *, cohort: str, least: int = 0
 ) -> Activation:
     """The next activation of a policy, with its statement."""
     last = policy.activations.aggregate(last=Max("serial"))["last"] or 0
+    serial = max(last + 1, least)
     activation = Activation(
-        policy=policy, version=version, serial=last + 1, activated_by_id=_id(by), note=note[:200], cohort=cohort
+        policy=policy, version=version, serial=serial, activated_by_id=_id(by), note=note[:200], cohort=cohort
     )
     subject = subject_of(activation, client_digest=verified_client_digest(version))
     activation.statement = issue(subject, now=wall_clock(), key=signing_key(Purpose.ACTIVATION))

@@ -15,6 +15,7 @@ from guardrails.models import Activation, Policy, PolicyVersion
 from guardrails.services import Refused
 from guardrails.signing import Purpose, SigningKey, canonical_bytes, new_key_pem, sign
 from guardrails.statements import LIFETIME_S, SKEW_S, StatementRefused, Subject
+from project.celery import app
 from tests.conftest import Cast, forget_policies
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
@@ -282,3 +283,40 @@ def test_statement_is_about_what_it_says_and_nothing_else() -> None:
     statements.check_subject(statement, subject)
     with pytest.raises(StatementRefused, match="another serial"):
         statements.check_subject(statement, Subject("us", "p", "", 4, 2, "sha256:0", ""))
+
+
+def test_row_that_another_thread_has_overtaken_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("acme")
+    stale = selectors._policy_row("support")
+    install("acme", "other")
+    assert selectors.active_policy("support").version == 2
+    selectors.forget()  # no last good version could stand in
+    rows = iter([stale])
+    fresh = selectors._policy_row
+    monkeypatch.setattr(selectors, "_policy_row", lambda name: next(rows, None) or fresh(name))
+    assert selectors.active_policy("support").version == 2
+    assert "policy_unhealthy" not in caplog.text
+
+
+def test_restored_database_goes_on_above_what_was_seen() -> None:
+    """Serials of the backup are lower than what this process saw: a replay, until activated above them."""
+    version = install("acme")
+    for _ in range(3):
+        services.activate(version=version)
+    assert selectors.active_policy("support").version == 1
+    first = Activation.objects.get(serial=1)
+    Policy.objects.update(activation=first)
+    Activation.objects.filter(serial__gt=1).delete()
+    selectors.forget()
+    assert reason() == "replayed"
+    assert services.activate(version=version, serial=100).serial == 100
+    assert services.activate(version=version, serial=100).serial == 101
+    assert selectors.active_policy("support").version == 1
+
+
+def test_worker_knows_every_periodic_task() -> None:
+    app.loader.import_default_modules()
+    wanted = {entry["task"] for entry in app.conf.beat_schedule.values()}
+    assert {"guardrails.tasks.renew_statements", "streaming.tasks.watch_rollouts"} <= wanted <= set(app.tasks)

@@ -88,6 +88,8 @@ class Command(BaseCommand):
                 add_by(action)
             if verb in ("activate", "rollback"):
                 action.add_argument("--note", default="", help="why; it is recorded")
+            if verb == "activate":
+                action.add_argument("--serial", type=int, default=0, metavar="N", help="at least N, after a restore")
         bundle = actions.add_parser(
             "bundle", help="the signed rules for clients, as /v1/rules gives them; or verify some"
         )
@@ -175,8 +177,10 @@ class Command(BaseCommand):
     def do_sign(self, *, policy: str, version: int | None, by: str | None, **_: object) -> None:
         self.signed(self.version(policy, version), by)
 
-    def do_activate(self, *, policy: str, version: int | None, by: str | None, note: str, **_: object) -> None:
-        self.activated(self.version(policy, version), by, note)
+    def do_activate(
+        self, *, policy: str, version: int | None, by: str | None, note: str, serial: int, **_: object
+    ) -> None:
+        self.activated(self.version(policy, version), by, note, serial)
 
     def do_rollback(self, *, policy: str, version: int | None, by: str | None, note: str, **_: object) -> None:
         found, operator = self.policy(policy), self.person(by, "activate_policyversion")
@@ -323,9 +327,9 @@ class Command(BaseCommand):
         services.sign(version=version, by=self.person(by, "sign_policyversion"))
         self.stdout.write(f"{version.policy.name}: signed version {version.number}")
 
-    def activated(self, version: PolicyVersion, by: str | None, note: str = "") -> None:
+    def activated(self, version: PolicyVersion, by: str | None, note: str = "", serial: int = 0) -> None:
         operator = self.person(by, "activate_policyversion")
-        self.now_active(services.activate(version=version, by=operator, note=note))
+        self.now_active(services.activate(version=version, by=operator, note=note, serial=serial))
 
     def now_active(self, activation: Activation) -> None:
         version = activation.version
