@@ -89,6 +89,20 @@ def test_a_rule_that_swallows_hides_all_of_it_however_long(tab: Page) -> None:
     assert "".join(out) == "use [API_KEY] now"
 
 
+def test_listed_words_end_where_words_of_all_scripts_end(tab: Page) -> None:
+    document = {"policy": "t", "guardrails": [
+        {"kind": "keywords", "action": "redact", "config": {"keywords": ["über", "acme corp", "漢"]}},
+        {"kind": "keywords", "name": "plain", "action": "redact", "config": {"keywords": ["heron"], "fold": False}},
+    ]}  # fmt: skip
+    words = compile_policy(document)
+    texts = ["das ist über alles", "überall", "асme  corp, ACME CORP漢字", "漢 字 漢字", "ubér", "🙂über🙂",
+             "\u1e9eüber", "heron hérons heron\u0301", "heron字"]  # fmt: skip
+    cases = [judged(words, list(text)) for text in texts]
+    for case, gated, rules in in_browser(tab, [(client_rules(words), cases)]):
+        compare(case, gated, rules)
+    assert sum(bool(case.findings) for case in cases) > 5
+
+
 def test_no_half_of_a_pair_is_ever_let_through(tab: Page) -> None:
     out = painted(tab, policy(SSN), "🙂", "🙂1", "2", "🙂")
     assert "".join(out) == "🙂🙂12🙂"

@@ -203,7 +203,7 @@ export class Answer extends EventTarget {
     const said = await this.#post("start", ...this.#opening);
     this.session = said.session_id;
     if (this.mode === "local" && said.policy.digest !== rules_version) {
-      this.#hand({ code: "other_version", message: "The server guards this answer under another version." });
+      this.#hand({ code: "other_version", message: "The server guards by another version." });
       this.#gate.refresh();
     }
     this.#accept(said, 1);
@@ -215,7 +215,7 @@ export class Answer extends EventTarget {
     const { body } = await this.#gate.call("GET", `/v1/stream/status?session_id=${this.session}`);
     if (body.state !== "ACTIVE") {
       this.session = "";
-      throw { code: "ended", message: "The guarded stream of this answer is over." };
+      throw { code: "ended", message: "The stream of this answer is over." };
     }
     this.#enter("guarding");
     await this.#sendFrom(body.expected_seq);
@@ -286,7 +286,7 @@ export class Answer extends EventTarget {
     for (const finding of findings) this.#found(finding, "server");
     const agrees = this.#server.startsWith(this.#local) || this.#local.startsWith(this.#server);
     if (this.mode === "local" && !agrees) {
-      this.#hand({ code: "differs", message: "The server's visible text differs from what these rules let through." });
+      this.#hand({ code: "differs", message: "The server's text differs from that of these rules." });
     }
     if (this.mode === "server") this.#hints = hints ?? this.#hints;
     this.#repaint();

@@ -64,6 +64,7 @@ export class Rule {
   #edges = 0;
   #inner;
   #judge;
+  #top; // no set tells characters from here on apart: one stands for all, or each would cost transitions of its own
 
   /**
    * @param {object} data a rule of the signed client rules
@@ -80,6 +81,8 @@ export class Rule {
     this.#inner = data.secret_group.length && ["(?=[^]$)", "$"].map((end) => new RegExp(bare + end, "duy"));
     this.#add({});
     this.#entry = this.#parse(pattern)(0);
+    const cuts = [...new Set(this.#at)].flatMap(({ set = [] }) => set.map((code, n) => code + (n & 1)));
+    this.#top = Math.max(128, ...cuts.filter((code) => code < 0x10ffff));
   }
 
   /** A new instruction: a set with its turns (a position for each), an assertion, or a choice of ways on. */
@@ -184,6 +187,7 @@ export class Rule {
 
   /** The state in front of a match; `before` is the character in front of it, or EDGE. */
   start(before) {
+    before = this.#same(before);
     let state = this.#starts.get(before);
     if (!state) {
       const rest = [];
@@ -194,8 +198,13 @@ export class Rule {
     return state;
   }
 
+  #same(code) {
+    return code > this.#top && code < 0x10ffff ? this.#top : code;
+  }
+
   /** The state after one more character. */
   step(state, code) {
+    code = this.#same(code);
     let following = state.next.get(code);
     if (!following) {
       if (++this.#edges > MOST_EDGES) {

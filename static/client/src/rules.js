@@ -23,7 +23,7 @@ export class Runner {
   ask(does, more, limitMs) {
     return new Promise((resolve, reject) => {
       if (this.lost) return reject(this.lost);
-      const late = () => this.end("worker_timeout", `The rules took longer than ${limitMs} ms and were stopped.`);
+      const late = () => this.end("worker_timeout", `The rules took longer than ${limitMs} ms.`);
       const timer = setTimeout(late, limitMs);
       const settled = (done) => (value) => done(value, clearTimeout(timer));
       this.#asked.set(++this.#n, [settled(resolve), settled(reject)]);
@@ -37,7 +37,7 @@ export class Runner {
 
   leave(answer) {
     this.#answers.delete(answer);
-    if (this.#old && !this.#answers.size) this.end("retired", "Newer rules have taken their place.");
+    if (this.#old && !this.#answers.size) this.end("retired", "Newer rules came.");
   }
 
   /** Newer rules are there: end when the last answer has left. */

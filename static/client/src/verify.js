@@ -26,7 +26,7 @@ const jsonOf = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 function decode(text) {
   const plain = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
   const again = btoa(plain).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
-  ensure(again === text, "malformed", "It is not in the one form of base64url.");
+  ensure(again === text, "malformed", "It is not canonical base64url.");
   return Uint8Array.from(plain, (char) => char.charCodeAt(0));
 }
 
@@ -45,11 +45,11 @@ async function verify(compact, keys, type, purpose) {
   const { alg, kid, typ, ...more } = jsonOf(header);
   ensure(parts.length === 3, "malformed", "It has not three parts.");
   ensure(alg === "Ed25519", "algorithm", "Its algorithm is not Ed25519.");
-  ensure(!Object.keys(more)[0], "header", "Its header holds more than alg, kid and typ.");
+  ensure(!Object.keys(more)[0], "header", "Its header holds other members.");
   ensure(typ === `sluicegate-${type}+jws`, "type", `Its type is not ${type}.`);
   const key = keys.get(kid);
   ensure(key !== null, "revoked_key", "Its key was revoked.");
-  ensure(key !== 0, "unvouched_key", "Nobody who is trusted vouches for its key.");
+  ensure(key !== 0, "unvouched_key", "Nobody trusted vouches for its key.");
   ensure(key?.purpose === purpose, "unknown_key", "Its key is not trusted for this.");
   const good = await crypto.subtle.verify("Ed25519", await keyOf(key.x), signature, bytesOf(`${parts[0]}.${parts[1]}`));
   ensure(good, "signature", "The signature does not fit the signed bytes.");
