@@ -89,7 +89,8 @@ class Outlet:
         if self._ready:
             payloads = [event.payload() for event in self._ready]
             self._ready = []
-            self.seq = await self._log.append(self._session_id, payloads, ms=self._ms())
+            # A store that came back with nothing goes on from here, or its readers would wait for seqs they have had.
+            self.seq = await self._log.append(self._session_id, payloads, ms=self._ms(), floor=self.seq)
         if self._untold and self._buffer.due_at is None:
             self.unread.taken(self._untold)
             self._untold = []

@@ -417,6 +417,7 @@ class Pump:
         feeds_ms = self._marks.feeds_ms
         metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=self._ms(), feeds_ms=feeds_ms)
         if self._shadow is not None:
+            self._accompany()  # the loop may have ended between taking and telling
             did = acted(self._run.policy, self._answer.findings, monitor=self._run.monitor)
             stored = replace(stored, shadow=await self._shadow.record(self._answer, acted=did))
             metrics.shadowed(self._run.policy.name, stored.shadow)

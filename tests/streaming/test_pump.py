@@ -309,6 +309,20 @@ async def test_what_is_written_through_is_never_ahead_of_what_was_told() -> None
     await asyncio.wait_for(run, 10)
 
 
+async def test_a_store_that_came_back_with_nothing_counts_on_for_those_who_read() -> None:
+    go = asyncio.Event()
+    case = await trial(["One. ", go, "Two. "], policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await case.until_shown("One. ")
+    seen = int(str((await case.events())[-1]["seq"]))
+    case.log._seq.clear()
+    case.log._events.clear()
+    go.set()
+    await asyncio.wait_for(run, 10)
+    assert [event["seq"] for event in await case.events()][:3] == [seen + 1, seen + 2, seen + 3]
+    assert await case.shown() == "Two. "
+
+
 async def test_provider_that_never_pauses_leaves_room_for_an_interrupt() -> None:
     case = await trial(["word "] * 200_000, policy=policy_of(without="harm"))
     run = asyncio.create_task(case.pump.run())

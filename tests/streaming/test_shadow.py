@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -21,6 +22,7 @@ from streaming.audit.rows import SESSION_FIELDS, session_digest, stamp
 from streaming.audit.verify import log_faults
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.gate import Gate, gate_text
+from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.metrics import REGISTRY
 from streaming.models import AuditSession
 from streaming.models import Finding as FindingRow
@@ -154,6 +156,18 @@ async def test_sessions_are_counted_by_comparison() -> None:
         await run(await trial([text], policy=policy(words("w", "redact", "den")), shadow=beside))
     await run(await trial(["a heron"], policy=policy(words("w", "redact", "den"))))
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1]
+
+
+async def test_text_whose_telling_failed_is_compared_as_well() -> None:
+    class Deaf(MemoryLog):
+        async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+            if any(payload["type"] == "message_stream" for payload in payloads):
+                raise LogUnavailable("gone")
+            return await super().append(session_id, payloads, ms=ms, floor=floor)
+
+    active, beside = policy(words("w", "redact", "den")), shadow(words("new", "block", "heron"))
+    row = await run(await trial(["a heron. "], policy=active, shadow=beside, log=Deaf()))
+    assert (row.outcome, row.released, row.shadow_comparison) == ("error", len("a heron. "), "only_shadow")
 
 
 async def test_no_shadow_leaves_no_trace() -> None:
