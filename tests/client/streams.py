@@ -40,6 +40,9 @@ class Session:
     visible: str = ""
     blocked: bool = False
     over: bool = False
+    body: Json = field(default_factory=dict)
+    """The last call's, whose answer is kept."""
+    said: Json = field(default_factory=dict)
 
 
 @dataclass
@@ -105,13 +108,16 @@ class Streams:
     def _more(self, call: Call, *, last: bool) -> Reply:
         session = self.sessions[str(call.body["session_id"])]
         seq, delta = int(str(call.body["seq"])), call.body.get("delta")
+        if call.body == session.body:
+            return 200, session.said, {}
         expected = len(session.deltas) + 1
         if session.over or seq != expected:
             error = {"code": "seq_conflict", "message": "Out of turn.", "expected_seq": expected}
             return 409, {"error": error}, {}
         said = self._fed(session, str(delta or ""), last=last, counts=delta is not None)
         session.over = last
-        return 200, {**said, **({"summary": {"outcome": "allowed"}} if last else {})}, {}
+        session.body, session.said = call.body, {**said, **({"summary": {"outcome": "allowed"}} if last else {})}
+        return 200, session.said, {}
 
     def _fed(self, session: Session, delta: str, *, last: bool = False, counts: bool = True) -> Json:
         if counts:

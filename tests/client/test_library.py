@@ -174,6 +174,31 @@ def test_server_that_lost_its_newest_state_is_told_again(tab: Page, streams: Str
     assert "".join(streams.sessions["session-1"].deltas) == TEXT
 
 
+def test_reload_while_an_answer_was_on_its_way_loses_none_of_it(tab: Page, streams: Streams, pages: Pages) -> None:
+    def fails(call: Call) -> Reply | bool | None:
+        if call.path != "/v1/stream/update":
+            return False
+        streams._more(call, last=False)  # applied, and the answer never comes
+        return None
+
+    about = {"resume": "answer-1"}
+    drive(tab, options={"root": ""}, about=about, chunks=["My number", " is 123-45-6789."], finish=False)
+    streams.fails = fails
+    tab.evaluate("() => answer.feed(' Thanks. ')")
+    wait_for("the delta is applied", lambda: tab.evaluate("1") and len(streams.sessions["session-1"].deltas) > 1)
+    tab.reload()
+    streams.fails = lambda call: False
+    text = "My number is 123-45-6789. Thanks. Bye."
+    said = drive(tab, options={"root": ""}, about=about, chunks=[text], cumulative=True)
+    assert (said["visible"], said["state"]) == ("My number is [SSN]. Thanks. Bye.", "done")
+
+
+def test_start_that_is_still_under_way_is_waited_for(tab: Page, streams: Streams) -> None:
+    busy = {"error": {"code": "seq_conflict", "message": "It is being started.", "expected_seq": 1}}
+    streams.fails = fail_stream(1, (409, busy, {}))
+    assert drive(tab)["state"] == "done"
+
+
 def test_reload_goes_on_in_the_same_session(tab: Page, streams: Streams, pages: Pages) -> None:
     about = {"resume": "answer-1"}
     drive(tab, about=about, chunks=CHUNKS[:12], finish=False)

@@ -42,6 +42,7 @@ export class Answer extends EventTarget {
   #ended = false;
   #told = 0; // of the text, put into deltas (UTF-16)
   #sent = []; // deltas by seq
+  #answered = 0; // the last seq whose answer has come
   #opening = null; // the body of the start and its key, the same however often it is sent
   #decided = 0; // characters of the text that the server has let through or hidden
   #server = ""; // what the server let through
@@ -116,7 +117,7 @@ export class Answer extends EventTarget {
     const { session, rulesMs } = this.#gate.options;
     const saved = this.#slot && JSON.parse(session.getItem(this.#slot));
     if (saved) {
-      [this.session, this.#opening, this.#sent, this.#server] = saved;
+      [this.session, this.#opening, this.#sent, this.#server, this.#answered] = saved;
       this.#raw = this.#sent.join("");
       this.#told = this.#raw.length;
       this.#repaint();
@@ -218,7 +219,8 @@ export class Answer extends EventTarget {
       throw { code: "ended", message: "The stream of this answer is over." };
     }
     this.#enter("guarding");
-    await this.#sendFrom(body.expected_seq);
+    // The answer to the delta that was on its way is lost with the old page; the same delta again brings it.
+    await this.#sendFrom(Math.min(body.expected_seq, this.#answered + 1));
   }
 
   /** Wait until text is due, and send it. */
@@ -280,6 +282,7 @@ export class Answer extends EventTarget {
   /** What the server has answered. `released` belongs where `released_chars` says: a seq that was lost is judged anew. */
   #accept(said, seq, last = "") {
     const { released, released_chars, held_chars = 0, hints, findings, action } = said;
+    this.#answered = seq;
     const at = released_chars - points(released).length;
     this.#server = points(this.#server).slice(0, at).join("") + released;
     this.#decided = points(this.#sent.slice(0, seq).join("") + last).length - held_chars;
@@ -361,7 +364,7 @@ export class Answer extends EventTarget {
 
   #save() {
     if (!this.#slot) return;
-    const kept = [this.session, this.#opening, this.#sent, this.#server];
+    const kept = [this.session, this.#opening, this.#sent, this.#server, this.#answered];
     this.#gate.options.session.setItem(this.#slot, JSON.stringify(kept));
   }
 }

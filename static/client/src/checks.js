@@ -78,6 +78,6 @@ const CHECKS = {
  * @returns {((secret: string, match: string) => boolean) | null}
  */
 export function accepting(validators) {
-  for (const { name } of validators) if (!CHECKS[name]) throw new SyntaxError(`no check is named ${name}`);
+  for (const { name } of validators) if (!CHECKS[name]) throw new SyntaxError(`no check ${name}`);
   return validators[0] ? (secret, match) => validators.every((one) => CHECKS[one.name](secret, one, match)) : null;
 }

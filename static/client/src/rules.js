@@ -37,7 +37,7 @@ export class Runner {
 
   leave(answer) {
     this.#answers.delete(answer);
-    if (this.#old && !this.#answers.size) this.end("retired", "Newer rules came.");
+    if (this.#old && !this.#answers.size) this.end("retired", "It is retired.");
   }
 
   /** Newer rules are there: end when the last answer has left. */

@@ -22,7 +22,7 @@ export class Sluicegate extends EventTarget {
   calls = 0; // calls of streams that were answered
   notices = new Set(); // our own messages in place of blocked answers: never checked
   refused = null; // why there are no (newer) rules: a Refused
-  #options;
+  options; // what was asked for, with all that was left out
   #rules = null;
   #etag = "";
   #triedAt = 0;
@@ -45,7 +45,7 @@ export class Sluicegate extends EventTarget {
    */
   constructor(options) {
     super();
-    this.#options = {
+    this.options = {
       root: "", policy: "", issuer: "sluicegate", fail: "closed", patienceMs: 10_000, limitMs: 1_000, rulesMs: 2_000,
       refreshMs: 300_000, store: globalThis.localStorage, session: globalThis.sessionStorage, ...options,
     };
@@ -53,13 +53,8 @@ export class Sluicegate extends EventTarget {
     this.ready = this.refresh();
   }
 
-  /** What was asked for, with all that was left out. */
-  get options() {
-    return this.#options;
-  }
-
   get fail() {
-    return this.#options.fail;
+    return this.options.fail;
   }
 
   /** The verified rules that are run here: {policy, version, digest, serial, cohort, expires, covers}, or null. */
@@ -74,9 +69,9 @@ export class Sluicegate extends EventTarget {
   }
 
   async #refresh() {
-    const { root, policy, store } = this.#options;
+    const { root, policy, store } = this.options;
     if (root) {
-      const name = `sluicegate ${this.#options.url}`;
+      const name = `sluicegate ${this.options.url}`;
       this.#triedAt = Date.now();
       try {
         const bundle = this.call("GET", `/v1/rules${policy && `?policy=${encodeURIComponent(policy)}`}`, undefined, {
@@ -86,7 +81,7 @@ export class Sluicegate extends EventTarget {
         const [said, { body }] = await Promise.all([bundle, jwks]);
         if (said.body) {
           const serials = JSON.parse(store?.getItem(name) ?? "{}");
-          await this.#take(await opened(said.body.bundle, { jwks: body, ...this.#options, now: Date.now() / 1000, serials }));
+          await this.#take(await opened(said.body.bundle, { jwks: body, ...this.options, now: Date.now() / 1000, serials }));
           this.#etag = said.etag;
           const { issuer, cohort, serial } = this.#rules;
           serials[[issuer, this.#rules.policy, cohort].join("\n")] = serial;
@@ -112,7 +107,7 @@ export class Sluicegate extends EventTarget {
   async #run(rules) {
     const { version, digest } = rules.folding;
     const bytes = await (await fetch(new URL(`./folding_v${version}.json`, import.meta.url))).arrayBuffer();
-    ensure((await digestOf(bytes)) === digest, "folding", "The folding table is not the one of these rules.");
+    ensure((await digestOf(bytes)) === digest, "folding", "The folding table is another one.");
     const runner = new Runner();
     try {
       const wrong = await runner.ask("load", { rules, table: JSON.parse(new TextDecoder().decode(bytes)) }, LOAD_MS);
@@ -128,7 +123,7 @@ export class Sluicegate extends EventTarget {
   async fresh() {
     await this.ready;
     const age = Date.now() - this.#triedAt;
-    const most = Math.min(this.#options.refreshMs, this.rules ? Infinity : 1000 * AGAIN_S);
+    const most = Math.min(this.options.refreshMs, this.rules ? Infinity : 1000 * AGAIN_S);
     if (age > most || (!this.rules && !this.refused)) await this.refresh();
     return this.rules;
   }
@@ -144,7 +139,7 @@ export class Sluicegate extends EventTarget {
 
   /** A call with its tries: min(1 s × 2ⁿ, 10 s) with jitter, or what Retry-After says. Rejects with a `Refused`. */
   async call(method, path, body, headers, tell = () => {}) {
-    const { url, key, patienceMs } = this.#options;
+    const { url, key, patienceMs } = this.options;
     const end = Date.now() + patienceMs;
     for (let n = 0; ; n++) {
       let why;
@@ -162,7 +157,9 @@ export class Sluicegate extends EventTarget {
         if (ok || !said) return { body: said, etag: response.headers.get("ETag") };
         const { code, message, expected_seq: expected } = said.error;
         why = new Refused(code, message, { expected });
-        if (status < 500 && status !== 429) throw why;
+        // 409 with a key: an earlier try of this very start is still under way
+        const starting = status === 409 && headers?.["Idempotency-Key"];
+        if (status < 500 && status !== 429 && !starting) throw why;
         pause = 1000 * response.headers.get("Retry-After") || pause;
       } catch (error) {
         if (error === why) throw why;

@@ -43,16 +43,16 @@ async function verify(compact, keys, type, purpose) {
   const parts = compact.split(".");
   const [header, payload, signature] = parts.map(decode);
   const { alg, kid, typ, ...more } = jsonOf(header);
-  ensure(parts.length === 3, "malformed", "It has not three parts.");
+  ensure(parts.length === 3, "malformed", "It has no three parts.");
   ensure(alg === "Ed25519", "algorithm", "Its algorithm is not Ed25519.");
   ensure(!Object.keys(more)[0], "header", "Its header holds other members.");
   ensure(typ === `sluicegate-${type}+jws`, "type", `Its type is not ${type}.`);
   const key = keys.get(kid);
-  ensure(key !== null, "revoked_key", "Its key was revoked.");
-  ensure(key !== 0, "unvouched_key", "Nobody trusted vouches for its key.");
-  ensure(key?.purpose === purpose, "unknown_key", "Its key is not trusted for this.");
+  ensure(key !== null, "revoked_key", "Its key is revoked.");
+  ensure(key !== 0, "unvouched_key", "Its key is not vouched for.");
+  ensure(key?.purpose === purpose, "unknown_key", "Its key is not trusted.");
   const good = await crypto.subtle.verify("Ed25519", await keyOf(key.x), signature, bytesOf(`${parts[0]}.${parts[1]}`));
-  ensure(good, "signature", "The signature does not fit the signed bytes.");
+  ensure(good, "signature", "The signature does not fit.");
   return payload;
 }
 
@@ -100,13 +100,13 @@ export async function opened(bundle, { jwks, root, policy, issuer, now, serials 
     const name = [statement.issuer, statement.policy, cohort].join("\n");
     ensure(statement.issuer === issuer, "issuer", "It is of another issuer.");
     ensure(!policy || statement.policy === policy, "policy", "It is of another policy.");
-    ensure(exp - iat <= LIFETIME_S, "lifetime", "Its statement holds for more than a day.");
-    ensure(iat <= now + SKEW_S, "not_yet", "Its statement is of the future.");
-    ensure(now < exp + SKEW_S, "expired", "Its statement has expired.");
+    ensure(exp - iat <= LIFETIME_S, "lifetime", "It holds for more than a day.");
+    ensure(iat <= now + SKEW_S, "not_yet", "It is of the future.");
+    ensure(now < exp + SKEW_S, "expired", "It has expired.");
     ensure(serial >= (serials[name] ?? 1), "replayed", "Its serial is lower than one that was seen.");
     const same = ["policy", "version", "digest"].every((member) => rules[member] === statement[member]);
     const fits = same && statement.client_digest === (await digestOf(bytes));
-    ensure(fits, "digest", "Its rules are not those of its statement.");
+    ensure(fits, "digest", "Its rules are others than stated.");
     return { rules, statement, name };
   } catch (error) {
     throw error.code?.length ? error : new Refused(error.name === "NotSupportedError" ? "unsupported" : "malformed", `${error}`);
