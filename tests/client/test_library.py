@@ -193,6 +193,17 @@ def test_reload_while_an_answer_was_on_its_way_loses_none_of_it(tab: Page, strea
     assert (said["visible"], said["state"]) == ("My number is [SSN]. Thanks. Bye.", "done")
 
 
+def test_session_that_is_over_after_a_reload_is_begun_anew(tab: Page, streams: Streams, pages: Pages) -> None:
+    about = {"resume": "answer-1"}
+    drive(tab, about=about, chunks=CHUNKS[:12], finish=False)
+    tab.wait_for_function("() => answer.session")
+    streams.sessions["session-1"].over = True
+    tab.reload()
+    said = drive(tab, about=about, chunks=CHUNKS, cumulative=True)
+    assert (said["visible"], said["state"]) == (CLEAN, "done")
+    assert "".join(streams.sessions["session-2"].deltas) == TEXT
+
+
 def test_start_that_is_still_under_way_is_waited_for(tab: Page, streams: Streams) -> None:
     busy = {"error": {"code": "seq_conflict", "message": "It is being started.", "expected_seq": 1}}
     streams.fails = fail_stream(1, (409, busy, {}))

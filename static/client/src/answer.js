@@ -211,12 +211,13 @@ export class Answer extends EventTarget {
     if (this.state === "waiting") this.#enter("guarding");
   }
 
-  /** After a reload: the session goes on where the server stands. */
+  /** After a reload: the session goes on where the server stands, or the text begins anew. */
   async #again() {
     const { body } = await this.#gate.call("GET", `/v1/stream/status?session_id=${this.session}`);
     if (body.state !== "ACTIVE") {
-      this.session = "";
-      throw { code: "ended", message: "The stream of this answer is over." };
+      // It ended, or expired, behind our back: the text is guarded once more.
+      [this.session, this.#sent, this.#told, this.#server, this.#opening] = ["", [], 0, "", null];
+      return this.#start();
     }
     this.#enter("guarding");
     // The answer to the delta that was on its way is lost with the old page; the same delta again brings it.
