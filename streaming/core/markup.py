@@ -7,8 +7,8 @@ is looked at, and only these forms, as the models' published chat templates writ
     [TOOL_CALLS][{"name": …, "arguments": {…}}, …]            Mistral, up to the end of the answer
     <|python_tag|>{"name": …, "parameters": {…}}              Llama 3, up to the end of the answer
 
-Sans-IO. What may be the beginning of markup is held back, fifteen characters at most; markup that cannot be read is
-dropped and told, never shown.
+Sans-IO. What may be the beginning of markup is held back, thirteen characters at most; markup that cannot be read is
+dropped and told, never shown. What closes markup does not where it stands in an argument, within a JSON string.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ FIRST_INDEX = 1_000_000
 MAX_CHARS = 1_000_000
 """Longer markup is dropped."""
 
+PIECE = 4_096
+"""Characters looked at in one go: a long text full of calls is not copied for each of them."""
+
 UNREADABLE = "The model wrote a tool call that cannot be read; it was not made."
 
 
@@ -35,27 +38,35 @@ class MarkupReader:
 
     def __init__(self, choice: int, numbers: Iterator[int]) -> None:
         self._choice, self._numbers = choice, numbers
-        self._text = ""
-        self._opened = ""
+        self._text = self._coming = self._opened = ""
+        self._trusting = True
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known of what stands in the markup."""
         self._inside: list[str] = []
-        self._size = 0
+        self._size = self._passed = 0
+        self._json = self._quoted = self._escaped = False
 
     def feed(self, text: str) -> Iterator[ProviderEvent]:
         """What is known now that ``text`` has come."""
-        self._text += text
-        while self._text:
-            before = self._text
-            yield from self._in_markup() if self._opened else self._in_text()
-            if self._text == before:
-                return
+        self._coming += text
+        while self._coming:
+            self._text, self._coming = self._text + self._coming[:PIECE], self._coming[PIECE:]
+            before = ""
+            while self._text and self._text != before:
+                before = self._text
+                yield from self._in_markup() if self._opened else self._in_text()
 
     def finish(self) -> Iterator[ProviderEvent]:
         """The answer is over."""
-        rest, self._text = self._text, ""
-        if self._opened:
+        while self._opened:
+            rest, self._text = self._text, ""
             self._keep(rest)
-            yield from self._close()
-        elif rest:
+            yield from self._close("")
+            yield from self.feed("")
+        rest, self._text = self._text, ""
+        if rest:
             yield TextDelta(rest, self._choice)
 
     def _in_text(self) -> Iterator[ProviderEvent]:
@@ -72,26 +83,45 @@ class MarkupReader:
     def _in_markup(self) -> Iterator[ProviderEvent]:
         closing = FORMS[self._opened]
         at = self._text.find(closing) if closing else -1
-        if at >= 0:
-            self._keep(self._text[:at])
-            self._text = self._text[at + len(closing) :]
-            yield from self._close()
+        if at < 0:
+            kept = _beginning(self._text, (closing,)) if closing else 0
+            self._keep(self._text[: len(self._text) - kept])
+            self._text = self._text[len(self._text) - kept :]
             return
-        kept = _beginning(self._text, (closing,)) if closing else 0
-        self._keep(self._text[: len(self._text) - kept])
-        self._text = self._text[len(self._text) - kept :]
+        self._keep(self._text[:at])
+        self._text = self._text[at + len(closing) :]
+        if self._json and self._quoted and self._trusting and self._size <= MAX_CHARS:
+            self._keep(closing)  # an argument speaks of markup
+            self._passed = self._passed or self._size
+        else:
+            yield from self._close(closing)
 
     def _keep(self, text: str) -> None:
+        if not self._size:
+            text = text.lstrip()
+            self._json = text[:1] in ("{", "[")
         self._size += len(text)
-        if self._size <= MAX_CHARS:
-            self._inside.append(text)
+        if self._size > MAX_CHARS:
+            return
+        self._inside.append(text)
+        for char in text:
+            if self._escaped:
+                self._escaped = False
+            elif char == "\\":
+                self._escaped = self._quoted
+            elif char == '"':
+                self._quoted = not self._quoted
 
-    def _close(self) -> Iterator[ProviderEvent]:
-        inside, whole = "".join(self._inside), self._size <= MAX_CHARS
-        self._opened, self._inside, self._size = "", [], 0
+    def _close(self, closing: str) -> Iterator[ProviderEvent]:
+        inside, whole, passed = "".join(self._inside), self._size <= MAX_CHARS, self._passed
+        self._opened = ""
+        self._begin()
         calls = _calls(inside) if whole else None
         if calls is None:
             yield ProviderNotice("tool_markup", UNREADABLE)
+            if whole and passed:  # it was no argument: the text behind goes on, and nothing is passed over again
+                self._coming = inside[passed:] + closing + self._text + self._coming
+                self._text, self._trusting = "", False
             return
         for name, arguments in calls:
             yield ToolCallDelta(next(self._numbers), "", name, arguments, self._choice)

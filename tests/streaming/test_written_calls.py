@@ -76,6 +76,24 @@ def test_markup_that_cannot_be_read_is_told_and_not_shown(inside: str) -> None:
     assert (text, calls, [notice.code for notice in told]) == ("ab", [], ["tool_markup"])
 
 
+ABOUT_MARKUP = '{"name": "note", "arguments": {"text": "Close \\\\ with </tool_call>, say \\"</tool_call>\\"."}}'
+
+
+def test_an_argument_that_speaks_of_markup_does_not_end_its_call_and_is_not_shown() -> None:
+    written = f"a <tool_call> {ABOUT_MARKUP}</tool_call> b <tool_call>{CALL}</tool_call> c"
+    want = "a  b  c", [("note", json.loads(ABOUT_MARKUP)["arguments"]), ("calculator", ARGUMENTS)], []
+    assert read([written]) == read(list(written)) == want
+    for at in range(len(written)):
+        assert read([written[:at], written[at:]]) == want, at
+
+
+@pytest.mark.parametrize("turns", [1, 20_000])
+def test_text_behind_a_broken_call_with_a_quote_too_many_is_not_lost(turns: int) -> None:
+    written = '<tool_call>{"\\"</tool_call>.' * turns + f" so <tool_call>{CALL}</tool_call> it is"
+    text, calls, told = read([written[at : at + 50_000] for at in range(0, len(written), 50_000)])
+    assert (text, calls, len(told)) == ("." * turns + " so  it is", [("calculator", ARGUMENTS)], turns)
+
+
 def test_markup_without_end_is_not_kept_in_memory() -> None:
     reader = MarkupReader(0, itertools.count())
     assert list(reader.feed("<tool_call>")) == []
