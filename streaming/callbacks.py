@@ -23,10 +23,11 @@ import structlog
 
 from streaming.chat import Asked, start_chat
 from streaming.conf import Conf, conf
+from streaming.correlation import correlation_of
 from streaming.frames import StartFrame, parse_frame
 from streaming.log import SessionLog
 from streaming.reader import follow
-from streaming.sessions import Visitor
+from streaming.sessions import Started, Visitor
 
 logger = structlog.get_logger(__name__)
 
@@ -63,10 +64,10 @@ class StreamCallbacks:
 
 
 class StreamHandle:
-    """A running stream."""
+    """A running stream. ``correlation_id``: the id of all that is logged and stored about it."""
 
-    def __init__(self, session_id: str, log: SessionLog, task: asyncio.Task[str]) -> None:
-        self.session_id = session_id
+    def __init__(self, started: Started, log: SessionLog, task: asyncio.Task[str]) -> None:
+        self.session_id, self.correlation_id = started.session_id, started.correlation_id
         self._log = log
         self._task = task
 
@@ -87,19 +88,29 @@ async def start_stream(
     log: SessionLog,
     policy: str = "basic",
     settings: Conf | None = None,
+    correlation_id: str = "",
 ) -> StreamHandle:
-    """Begin an answer; ``start`` has the fields of a start frame. Raises ``FrameError`` with the field's name."""
+    """Begin an answer; ``start`` has the fields of a start frame. Raises ``FrameError`` with the field's name.
+
+    ``correlation_id``: the one of what you do it for; without one, or with one that is not well formed, a new one.
+    """
     settings = settings or conf()
     frame = parse_frame(json.dumps({**start, "type": "start"}), settings)
     assert isinstance(frame, StartFrame)
-    started = await start_chat(frame, Asked(visitor, policy), log, settings)
-    task = asyncio.get_running_loop().create_task(_read(started.session_id, callbacks, log, settings))
-    return StreamHandle(started.session_id, log, task)
+    asked = Asked(visitor, policy, correlation_id=correlation_of(correlation_id))
+    started = await start_chat(frame, asked, log, settings)
+    task = asyncio.get_running_loop().create_task(
+        _read(started.session_id, started.correlation_id, callbacks, log, settings)
+    )
+    return StreamHandle(started, log, task)
 
 
-async def _read(session_id: str, callbacks: StreamCallbacks, log: SessionLog, settings: Conf) -> str:
+async def _read(
+    session_id: str, correlation_id: str, callbacks: StreamCallbacks, log: SessionLog, settings: Conf
+) -> str:
     told = _Told(callbacks)
-    async with aclosing(follow(log, session_id, 0, settings)) as batches:
+    structlog.contextvars.bind_contextvars(correlation_id=correlation_id)  # of this task alone
+    async with aclosing(follow(log, session_id, 0, settings, correlation_id=correlation_id)) as batches:
         async for batch in batches:
             for event in batch:
                 await told.tell(event)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
+import structlog
 from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
@@ -23,6 +24,7 @@ from streaming import demotion, prompting, rollout, selectors, sessions, tasks
 from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.conf import Conf, conf
 from streaming.core.text import unusable
+from streaming.correlation import correlation_of
 from streaming.frames import FrameError, StartFrame, check_lengths
 from streaming.log import SessionLog
 from streaming.messages import BadMessages
@@ -70,7 +72,8 @@ class Own:
 class Asked:
     """Who asks, under which policy if none is named, and whether the whole policy runs in MONITOR.
 
-    ``marks``: what the call or socket says that a rollout flag under test looks at.
+    ``marks``: what the call or socket says that a rollout flag under test looks at. ``correlation_id``: who has none is
+    given one.
     """
 
     visitor: Visitor
@@ -103,7 +106,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         prompt_metadata=prompt_metadata(prompted.checked),
         blocked=prompted.checked.blocked is not None,
         monitor=asked.monitor,
-        correlation_id=asked.correlation_id,
+        correlation_id=asked.correlation_id or correlation_of(""),
         fresh_id=fresh_id,
         shadow=running.shadow.version if running.shadow else 0,
     )
@@ -125,7 +128,8 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     )
     alive = _always if own.queue_checks else workers_alive
     around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
-    spawn(started.session_id, Pump(run, around).run())
+    with structlog.contextvars.bound_contextvars(correlation_id=started.correlation_id):
+        spawn(started.session_id, Pump(run, around).run())
     return started
 
 

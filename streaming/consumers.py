@@ -46,6 +46,7 @@ class Place:
 
     session_id: str
     conversation_id: str
+    correlation_id: str
     after: int
     resumed: bool
     told: bool = False
@@ -141,7 +142,7 @@ class SessionSocket(AsyncWebsocketConsumer):
             self.active = ""
             raise
         self.active = started.session_id
-        self.read(started.session_id, 0, started.conversation_id)
+        self.read(Place(started.session_id, started.conversation_id, started.correlation_id, 0, resumed=False))
 
     async def count(self, access: Access) -> None:
         """What an API key begins here counts like a call that begins something. Raises ``StartRefused``."""
@@ -167,28 +168,27 @@ class SessionSocket(AsyncWebsocketConsumer):
             old.cancel()
         if found.state == found.State.ACTIVE:
             self.active = session_id
-        self.read(session_id, frame.last_seq, str(found.conversation_id or ""), resumed=True)
+        conversation_id = str(found.conversation_id or "")
+        self.read(Place(session_id, conversation_id, found.correlation_id, frame.last_seq, resumed=True))
 
     def log(self) -> SessionLog:
         """The process's session log. Raises ``LogUnavailable``."""
         return shared_log()
 
-    def read(self, session_id: str, after: int, conversation_id: str, *, resumed: bool = False) -> None:
+    def read(self, place: Place) -> None:
         """Deliver the session's events beside whatever else the socket does."""
-        work = self.deliver(session_id, after, conversation_id, resumed=resumed)
-        self.readers[session_id] = asyncio.get_running_loop().create_task(work)
+        self.readers[place.session_id] = asyncio.get_running_loop().create_task(self.deliver(place))
 
-    async def deliver(self, session_id: str, after: int, conversation_id: str, *, resumed: bool) -> None:
-        """Every event of the session from ``after`` on; through a log that goes away and comes back."""
-        task = asyncio.current_task()
-        place = Place(session_id, conversation_id, after, resumed)
+    async def deliver(self, place: Place) -> None:
+        """Every event of the session from there on; through a log that goes away and comes back."""
+        task, session_id = asyncio.current_task(), place.session_id
         try:
             while not await self.read_on(place):  # noqa: ASYNC110
                 # Nothing here tells us when a store is back, so we look again.
                 await asyncio.sleep(AGAIN_S)
         except Exception:
-            logger.exception("reader_failed", session=session_id)
-            await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), session_id)
+            logger.exception("reader_failed", session=session_id, correlation_id=place.correlation_id)
+            await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), place)
         finally:
             if self.active == session_id:
                 self.active = ""
@@ -199,7 +199,13 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Read until the session is COMPLETE (True) or the log is away (False, and the client knows)."""
         try:
             batches = follow(
-                self.log(), place.session_id, place.after, self.settings, resumed=place.resumed, told=place.told
+                self.log(),
+                place.session_id,
+                place.after,
+                self.settings,
+                correlation_id=place.correlation_id,
+                resumed=place.resumed,
+                told=place.told,
             )
             async with aclosing(batches):
                 async for batch in batches:
@@ -208,14 +214,15 @@ class SessionSocket(AsyncWebsocketConsumer):
                         place.after = max(place.after, int(str(event["seq"])))
         except LogUnavailable as error:
             if not place.warned:
-                await self.say(log_error(error), place.session_id)
+                await self.say(log_error(error), place)
             place.warned = place.resumed = True
             # Without a log the database still says how the answer ended, as soon as the pump has recorded it.
             state, said = await over(place.session_id)
             complete = state is AuditSession.State.COMPLETE
             news = said if not place.told else said[-1:] if complete else ()
             for item in news:
-                await self.pass_on(from_database(item, place.session_id), place.conversation_id)
+                event = from_database(item, place.session_id, place.correlation_id)
+                await self.pass_on(event, place.conversation_id)
             place.told = bool(said)
             return complete
         return True
@@ -246,11 +253,11 @@ class SessionSocket(AsyncWebsocketConsumer):
         if self.unacked_bytes < self.settings.max_unacked_bytes:
             self.room.set()
 
-    async def say(self, event: ErrorEvent, session_id: str = "") -> None:
+    async def say(self, event: ErrorEvent, place: Place | None = None) -> None:
         """An error that stands in no log, sent directly."""
         payload = event.payload()
-        if session_id:
-            payload = from_database(event, session_id)
+        if place is not None:
+            payload = from_database(event, place.session_id, place.correlation_id)
         await self.send(text_data=self.write(payload, ""))
 
     def write(self, event: dict[str, object], conversation_id: str) -> str:

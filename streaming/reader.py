@@ -1,8 +1,9 @@
 """Reading a session's events, from any seq, until the session is COMPLETE.
 
-Exists so that sockets and SSE read in the same way. Protects three rules: a lost wake-up is no hang (the log is also
-polled), a reader that is told nothing asks the database before it waits on (a lost log is no hang either), and a
-reader that comes too late for the log still learns how the session ended.
+Exists so that sockets and SSE read in the same way. Protects four rules: a lost wake-up is no hang (the log is also
+polled), a reader that is told nothing asks the database before it waits on (a lost log is no hang either), a reader
+that comes too late for the log still learns how the session ended, and every event carries the id under which its
+session was begun. The id is the same in all of them, so it is put on here and not stored with each.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ async def follow(
     after: int,
     settings: Conf,
     *,
+    correlation_id: str,
     resumed: bool = False,
     told: bool = False,
     session_over: Over = over,
 ) -> AsyncGenerator[Batch, None]:
     """Batches of stamped events with seqs above ``after``, as they come; ends after COMPLETE.
 
-    Chunks that are read together are joined. The last seq of the last batch is where the reader is. ``resumed``: look
-    into the database at once when the log has nothing. ``told``: the reader knows already how the answer ended (the
-    session may still be MONITORING). Raises ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such
-    session.
+    Chunks that are read together are joined. The last seq of the last batch is where the reader is.
+    ``correlation_id``: the one of the session's row, which whoever follows has seen already. ``resumed``: look into the
+    database at once when the log has nothing. ``told``: the reader knows already how the answer ended (the session may
+    still be MONITORING). Raises ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such session.
     """
     quiet = settings.idle_check_s if resumed else 0.0
     lost = done = False
@@ -53,15 +55,19 @@ async def follow(
             if events := await log.read(session_id, after, READ_AT_ONCE):
                 if int(str(events[0]["seq"])) > after + 1 and not told:
                     lost = True
-                    yield [from_database(LOST, session_id)]
+                    yield [from_database(LOST, session_id, correlation_id)]
                 after, quiet = int(str(events[-1]["seq"])), 0.0
                 complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
                 done = done or any(event["type"] == "done" for event in events)
                 if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
-                    yield [from_database(event, session_id) for event in said if not isinstance(event, StateChange)]
-                yield coalesce_stamped(events)
+                    yield [
+                        from_database(event, session_id, correlation_id)
+                        for event in said
+                        if not isinstance(event, StateChange)
+                    ]
+                yield [{**event, "correlation_id": correlation_id} for event in coalesce_stamped(events)]
                 if complete:
                     return
                 if len(events) == READ_AT_ONCE:
@@ -71,11 +77,11 @@ async def follow(
                 state, said = await session_over(session_id)
                 if state is State.COMPLETE and not await log.read(session_id, after, 1):
                     # The last step was taken but never told, or the log is gone: the database tells it.
-                    yield [from_database(event, session_id) for event in said]
+                    yield [from_database(event, session_id, correlation_id) for event in said]
                     return
                 if said and not told and not await log.read(session_id, 0, 1):
                     told = True
-                    yield [from_database(event, session_id) for event in said]
+                    yield [from_database(event, session_id, correlation_id) for event in said]
                 continue
             if not await _woken(wake, settings.log_poll_s):
                 quiet += settings.log_poll_s
@@ -101,6 +107,7 @@ async def _woken(wake: asyncio.Event, limit_s: float) -> bool:
     return True
 
 
-def from_database(event: ServerEvent, session_id: str) -> dict[str, object]:
+def from_database(event: ServerEvent, session_id: str, correlation_id: str) -> dict[str, object]:
     """An event that stands in no log: its seq is 0, so that it never hides one that does."""
-    return stamp(event.payload(), seq=0, session_id=session_id, ms=0)
+    stamped = stamp(event.payload(), seq=0, session_id=session_id, ms=0)
+    return {**stamped, "correlation_id": correlation_id}

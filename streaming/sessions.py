@@ -88,13 +88,14 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Ids of the rows that now exist, and when the session began."""
+    """Ids of the rows that now exist, when the session began, and the id that leads from its call to all of it."""
 
     session_id: str
     conversation_id: str
     prompt_id: str
     answer_id: str
     started_at: datetime
+    correlation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,8 @@ def start_session(new: NewSession) -> Started:
             heartbeat_at=now,
         )
         audit.opened(session=session)
-    return Started(str(session.id), str(conversation.id), str(prompt.id), str(answer.id), now)
+    ids = (str(session.id), str(conversation.id), str(prompt.id), str(answer.id))
+    return Started(*ids, now, session.correlation_id)
 
 
 def conversation_of(visitor: Visitor, conversation_id: str) -> Conversation:

@@ -25,10 +25,16 @@ HEARTBEAT_S = 15.0
 
 
 async def event_stream(
-    log: SessionLog, session_id: str, after: int, settings: Conf, *, heartbeat_s: float = HEARTBEAT_S
+    log: SessionLog,
+    session_id: str,
+    after: int,
+    settings: Conf,
+    *,
+    correlation_id: str,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> AsyncGenerator[bytes, None]:
     """Frames of every event above ``after`` until the session is COMPLETE, with a comment every ``heartbeat_s``."""
-    batches = follow(log, session_id, after, settings, resumed=True)
+    batches = follow(log, session_id, after, settings, correlation_id=correlation_id, resumed=True)
     try:
         async with aclosing(batches):
             next_batch = asyncio.ensure_future(anext(batches, None))
@@ -47,14 +53,9 @@ async def event_stream(
                 next_batch.cancel()
                 await asyncio.wait({next_batch})
     except LogUnavailable as error:
-        yield _told(
-            ErrorEvent(error.code, "The session log cannot be reached now; read on in a moment.", True), session_id
-        )
+        said = "The session log cannot be reached now; read on in a moment."
+        yield to_sse(from_database(ErrorEvent(error.code, said, True), session_id, correlation_id))
     except Exception:
-        logger.exception("reader_failed", session=session_id)
+        logger.exception("reader_failed", session=session_id, correlation_id=correlation_id)
         said = "Something went wrong on the server."
-        yield _told(ErrorEvent("internal", said, recoverable=True), session_id)
-
-
-def _told(event: ErrorEvent, session_id: str) -> bytes:
-    return to_sse(from_database(event, session_id))
+        yield to_sse(from_database(ErrorEvent("internal", said, recoverable=True), session_id, correlation_id))

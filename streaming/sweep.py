@@ -2,17 +2,20 @@
 
 Exists because a killed pump or worker says nothing. Protects the rule that no session stays open for ever and no
 check is forgotten: each repair is a conditional UPDATE, so that a sweep that runs twice, or beside a process that
-was merely slow, changes nothing twice.
+was merely slow, changes nothing twice. What is done to a session is in the log under the session's own correlation id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import structlog
 from channels.db import database_sync_to_async
 from django.db import transaction
+from django.db.models import QuerySet
 
 from guardrails.findings import Outcome
 from guardrails.performance import Checkpoint
@@ -27,7 +30,11 @@ from streaming.log_redis import RedisLog
 from streaming.models import AuditSession, DeferredCheck
 from streaming.salvage import salvage
 
+logger = structlog.get_logger(__name__)
+
 LOST = "The process that streamed this answer is gone; what had been shown is kept."
+AT_ONCE = 500
+"""Silent streams that one round ends at most."""
 _State = AuditSession.State
 _Check = DeferredCheck.State
 
@@ -45,58 +52,92 @@ class Swept:
 async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) -> Swept:
     """One round of repair at the time ``now``; ``queue`` hands a check to the workers."""
     done = Swept()
-    for session_id, message_id in await database_sync_to_async(_stale_sessions)(now):
-        ended = await database_sync_to_async(sessions.end_lost)(
-            session_id=session_id,
-            stale_before=now - timedelta(seconds=conf().stale_s),
-            error=LOST,
-            salvaged=await salvage(log, session_id, message_id),
-        )
-        if ended:
-            done.lost.append(session_id)
-            await _announce(log, session_id, [ErrorEvent("pump_lost", LOST, recoverable=True)])
-    for session_id in await database_sync_to_async(_overdue_sessions)(now):
-        names = await database_sync_to_async(expire)(session_id=session_id, now=now)
-        if names is not None:
-            done.expired.append(session_id)
-            statuses = [GuardrailStatus(name, Checkpoint.DEFERRED.value, "expired") for name in names]
-            await _announce(log, session_id, list[ServerEvent](statuses), answer=False)
-    for session_id in await database_sync_to_async(_done_but_open)():
-        if await database_sync_to_async(sessions.complete_if_done)(session_id):
-            done.completed.append(session_id)
-            await _announce(log, session_id, [], answer=False)
+    for one in await database_sync_to_async(_stale_sessions)(now):
+        with one.logged():
+            ended = await database_sync_to_async(sessions.end_lost)(
+                session_id=one.session_id,
+                stale_before=now - timedelta(seconds=conf().stale_s),
+                error=LOST,
+                salvaged=await salvage(log, one.session_id, one.answer_id),
+            )
+            if ended:
+                done.lost.append(one.session_id)
+                logger.warning("session_lost")
+                await _announce(log, one.session_id, [ErrorEvent("pump_lost", LOST, recoverable=True)])
+    for one in await database_sync_to_async(_overdue_sessions)(now):
+        with one.logged():
+            names = await database_sync_to_async(expire)(session_id=one.session_id, now=now)
+            if names is not None:
+                done.expired.append(one.session_id)
+                statuses = [GuardrailStatus(name, Checkpoint.DEFERRED.value, "expired") for name in names]
+                await _announce(log, one.session_id, list[ServerEvent](statuses), answer=False)
+    for one in await database_sync_to_async(_done_but_open)():
+        with one.logged():
+            if await database_sync_to_async(sessions.complete_if_done)(one.session_id):
+                done.completed.append(one.session_id)
+                await _announce(log, one.session_id, [], answer=False)
     if isinstance(log, RedisLog):
         streams = Streams(log, conf())
-        for session_id in await database_sync_to_async(silent)(now - timedelta(seconds=conf().stream_expiry_s), 500):
+        for one in await database_sync_to_async(_silent_streams)(now):
             try:
-                if await streams.expire(session_id):
-                    done.expired.append(session_id)
+                with one.logged():
+                    if await streams.expire(one.session_id):
+                        done.expired.append(one.session_id)
             except LogUnavailable:
                 break  # whether they are silent is known to the store alone
     await database_sync_to_async(forget)(now - timedelta(seconds=conf().tombstone_s))
     done.requeued = await database_sync_to_async(requeue)(now=now)
-    for check_id in done.requeued:
-        queue(check_id)
+    for check_id, one in await database_sync_to_async(_sessions_of)(done.requeued):
+        with one.logged():
+            queue(check_id)
     return done
 
 
-def _stale_sessions(now: datetime) -> list[tuple[str, str]]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A session that something has to be done about."""
+
+    session_id: str
+    correlation_id: str
+    answer_id: str = ""
+
+    @classmethod
+    def among(cls, rows: QuerySet[AuditSession]) -> list[_Found]:
+        found = rows.values_list("pk", "correlation_id", "answer_id")
+        return [cls(str(pk), correlation_id, str(answer_id)) for pk, correlation_id, answer_id in found]
+
+    def logged(self) -> AbstractContextManager[object]:
+        """What is logged inside leads to the call that began the session, like everything else about it."""
+        return structlog.contextvars.bound_contextvars(correlation_id=self.correlation_id, session=self.session_id)
+
+
+def _stale_sessions(now: datetime) -> list[_Found]:
     """Sessions without a sign of life, each with its answer's id."""
     stale = now - timedelta(seconds=conf().stale_s)
     rows = AuditSession.objects.filter(state=_State.ACTIVE, origin=AuditSession.Origin.CHAT, heartbeat_at__lt=stale)
-    return [(str(pk), str(answer_id)) for pk, answer_id in rows.values_list("pk", "answer_id")]
+    return _Found.among(rows)
 
 
-def _overdue_sessions(now: datetime) -> list[str]:
+def _overdue_sessions(now: datetime) -> list[_Found]:
     overdue = now - timedelta(seconds=conf().monitoring_limit_s)
-    rows = AuditSession.objects.filter(state=_State.MONITORING, answered_at__lt=overdue)
-    return [str(pk) for pk in rows.values_list("pk", flat=True)]
+    return _Found.among(AuditSession.objects.filter(state=_State.MONITORING, answered_at__lt=overdue))
 
 
-def _done_but_open() -> list[str]:
+def _done_but_open() -> list[_Found]:
     """Sessions whose last check ended in a process that died before it could take the last step."""
-    rows = AuditSession.objects.filter(state=_State.MONITORING).exclude(deferred_checks__state__in=DeferredCheck.OPEN)
-    return [str(pk) for pk in rows.values_list("pk", flat=True)]
+    rows = AuditSession.objects.filter(state=_State.MONITORING)
+    return _Found.among(rows.exclude(deferred_checks__state__in=DeferredCheck.OPEN))
+
+
+def _silent_streams(now: datetime) -> list[_Found]:
+    return _Found.among(silent(now - timedelta(seconds=conf().stream_expiry_s), AT_ONCE))
+
+
+def _sessions_of(check_ids: Sequence[int]) -> list[tuple[int, _Found]]:
+    """Each check with its session, in the order given."""
+    rows = DeferredCheck.objects.filter(pk__in=check_ids).values_list("pk", "session_id", "session__correlation_id")
+    found = {pk: _Found(str(session_id), correlation_id) for pk, session_id, correlation_id in rows}
+    return [(check_id, found[check_id]) for check_id in check_ids if check_id in found]
 
 
 def expire(*, session_id: str, now: datetime) -> list[str] | None:

@@ -134,7 +134,7 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
         raise ApiError(404, "There is no such session.", field="session_id") from None
     except LogUnavailable:
         raise ApiError(503, "The session log cannot be reached now.") from None
-    frames = event_stream(log, str(session.pk), after, conf())
+    frames = event_stream(log, str(session.pk), after, conf(), correlation_id=session.correlation_id)
     response = StreamingHttpResponse(frames, content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"

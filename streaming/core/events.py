@@ -3,7 +3,7 @@
 Exists so that pump, workers, sockets, SSE and the terminal share one vocabulary with exact names and fields.
 Protects the rule "one word per idea": the ``type`` strings and field names below are the public contract; an event
 is never built as a loose dict anywhere else. ``seq``, ``session_id`` and ``ms`` are the envelope, added by the
-session's log (see ``streaming.log``) and by ``stamp`` below.
+session's log (see ``streaming.log``) and by ``stamp`` below; a reader puts the session's ``correlation_id`` on.
 """
 
 from __future__ import annotations

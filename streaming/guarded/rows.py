@@ -6,12 +6,12 @@ goes over a newer one, that a finding is stored once however often it is written
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from guardrails.findings import AppliesTo, Outcome
@@ -221,12 +221,12 @@ def kept(session_id: str) -> Kept | None:
     return Kept(session.client, state, session.outcome, session.error_code, row.seq + 1, blob)
 
 
-def silent(before: datetime, most: int) -> Sequence[str]:
+def silent(before: datetime, most: int) -> QuerySet[AuditSession]:
     """Open streams that the database has not heard of since ``before``, oldest first."""
     rows = AuditSession.objects.filter(
         state=State.ACTIVE, origin=AuditSession.Origin.STREAM, heartbeat_at__lt=before
     ).order_by("heartbeat_at")
-    return [str(pk) for pk in rows.values_list("pk", flat=True)[:most]]
+    return rows[:most]
 
 
 def heard_of(*, session_id: str, ago_s: float) -> None:

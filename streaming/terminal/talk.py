@@ -103,7 +103,9 @@ class Talk:
         self._session_id, self._conversation_id = started.session_id, started.conversation_id
         self.view.begin()
         try:
-            async with aclosing(follow(self._log, started.session_id, 0, self.settings)) as batches:
+            async with aclosing(
+                follow(self._log, started.session_id, 0, self.settings, correlation_id=started.correlation_id)
+            ) as batches:
                 async for batch in batches:
                     for event in batch:
                         if event["type"] == StateChange.type:

@@ -104,7 +104,7 @@ async def _answer(policy: str) -> list[float]:
     started = await start_chat(StartFrame(type="start", prompt="go on"), asked, log)
     late: list[float] = []
     chars = 0
-    async with aclosing(follow(log, started.session_id, 0, conf())) as batches:
+    async with aclosing(follow(log, started.session_id, 0, conf(), correlation_id="")) as batches:
         async for batch in batches:
             if any(event["type"] == "done" for event in batch):
                 chars = TOKENS * len(TOKEN)

@@ -101,7 +101,7 @@ async def _stream(tokens: int, rate: float) -> float:
     asked = Asked(Visitor(session_key="bench"), "basic", own=Own(Steady(), flagged=False))
     began, chars = time.process_time(), 0
     started = await start_chat(StartFrame(type="start", prompt="go on"), asked, log)
-    async with aclosing(follow(log, started.session_id, 0, conf())) as batches:
+    async with aclosing(follow(log, started.session_id, 0, conf(), correlation_id="")) as batches:
         async for batch in batches:
             for event in batch:
                 to_json(event).encode()

@@ -503,7 +503,7 @@ async def test_callbacks_hear_thinking_failures_of_tools_and_of_the_provider(too
     case = await answer([script, ["So ", ProviderNotice("malformed_line", "lost a line"), StreamCutOff("cut")]], tools)
     await case.pump.run()
     heard = Heard()
-    assert await _read(case.session_id, heard, case.log, QUICK) == "error"
+    assert await _read(case.session_id, "order-4711", heard, case.log, QUICK) == "error"
     assert heard.text == "One moment. So "
     assert ("thinking", "Hm. ") in heard.calls
     assert ("use", "bad", {"text": "x"}) in heard.calls

@@ -162,18 +162,23 @@ async def _never(session_id: str) -> tuple[object, tuple[ServerEvent, ...]]:
 async def test_chunks_that_are_read_together_are_joined_and_say_the_last_seq() -> None:
     log = MemoryLog()
     await _append(log, text("a"), text("b"))
-    async with asyncio.timeout(5), aclosing(follow(log, "s", 0, Conf(), session_over=_never)) as batches:  # type: ignore[arg-type]
+    async with (
+        asyncio.timeout(5),
+        aclosing(follow(log, "s", 0, Conf(), correlation_id="c", session_over=_never)) as batches,
+    ):  # type: ignore[arg-type]
         assert [(event["chunk"], event["seq"]) for event in await anext(batches)] == [("ab", 2)]
 
 
 async def test_resume_from_the_last_event_that_was_given_misses_nothing() -> None:
     log, got = MemoryLog(), ""
     await _append(log, text("a"), text("b"), text("c"))
-    async with aclosing(follow(log, "s", 0, Conf(), session_over=_never)) as batches:  # type: ignore[arg-type]
+    async with aclosing(follow(log, "s", 0, Conf(), correlation_id="c", session_over=_never)) as batches:  # type: ignore[arg-type]
         (event,) = await anext(batches)
         got += str(event["chunk"])
     await _append(log, text("d"), Done("abcd", "allowed"), StateChange("COMPLETE", "allowed"))
-    async with aclosing(follow(log, "s", int(str(event["seq"])), Conf(), session_over=_never)) as batches:  # type: ignore[arg-type]
+    async with aclosing(
+        follow(log, "s", int(str(event["seq"])), Conf(), correlation_id="c", session_over=_never)
+    ) as batches:  # type: ignore[arg-type]
         async for batch in batches:
             got += "".join(str(event.get("chunk", "")) for event in batch)
     assert got == "abcd"

@@ -206,7 +206,7 @@ async def test_a_silent_stream_is_kept_alive_and_closing_it_leaves_nothing_behin
     log = MemoryLog()
     session = await AuditSession.objects.acreate(policy_name="p", policy_version=1, started_at=timezone.now())
     before = asyncio.all_tasks()
-    stream = event_stream(log, str(session.pk), 0, Conf(idle_check_s=60), heartbeat_s=0.01)
+    stream = event_stream(log, str(session.pk), 0, Conf(idle_check_s=60), correlation_id="c", heartbeat_s=0.01)
     assert await anext(stream) == HEARTBEAT
     await log.append(str(session.pk), [{"type": "state", "state": "ACTIVE"}], ms=1)
     while (frame := await anext(stream)) == HEARTBEAT:
@@ -222,6 +222,6 @@ async def test_a_log_that_goes_away_is_told_without_moving_the_readers_place() -
         async def read(self, session_id: str, after: int, count: int = 500) -> list[Event]:
             raise LogUnavailable("the store is away")
 
-    told = b"".join([part async for part in event_stream(Away(), "s", 3, Conf())])
+    told = b"".join([part async for part in event_stream(Away(), "s", 3, Conf(), correlation_id="c")])
     assert b"log_unavailable" in told
     assert b"\nid:" not in told

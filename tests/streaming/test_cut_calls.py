@@ -383,7 +383,7 @@ async def test_a_reader_learns_of_an_end_that_was_stored_and_never_told(moments:
     sent = await cut_behind_the_database(moments, "demo", VISITOR)
     check = await DeferredCheck.objects.aget(session=sent.session_id)
     assert await run_deferred(check.pk, shared_log())
-    batches = [batch async for batch in follow(shared_log(), sent.session_id, 0, conf())]
+    batches = [batch async for batch in follow(shared_log(), sent.session_id, 0, conf(), correlation_id="")]
     told = [event for batch in batches for event in batch]
     assert [event["final"] for event in told if event["type"] == "done"] == [
         "The number is [SSN]. Write to [EMAIL], or ask [SSN]. "

@@ -156,7 +156,7 @@ async def abandoned(number: int) -> None:
     for _ in range(number):
         asked = Asked(VISITOR, "basic", own=Own(Stuck(), flagged=False))
         started = await start_chat(StartFrame(type="start", prompt="go on"), asked, shared_log())
-        async with aclosing(follow(shared_log(), started.session_id, 0, conf())) as batches:
+        async with aclosing(follow(shared_log(), started.session_id, 0, conf(), correlation_id="")) as batches:
             async for batch in batches:
                 if any(event["type"] == "message_stream" for event in batch):
                     break

@@ -134,7 +134,7 @@ async def test_store_that_cannot_be_reached_is_a_typed_error_and_quick() -> None
 async def drain(log: SessionLog, session: str, after: int, **kwargs: object) -> list[dict[str, object]]:
     out: list[dict[str, object]] = []
     async with asyncio.timeout(10):
-        async for batch in follow(log, session, after, FAST, **kwargs):
+        async for batch in follow(log, session, after, FAST, correlation_id="order-4711", **kwargs):
             out += batch
     return out
 
