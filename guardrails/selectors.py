@@ -145,7 +145,7 @@ def running_policy(name: str, subject: Subject = NOBODY) -> Running:
     A shadow that does not load is no reason to refuse anything; it is told loudly and stands in every session's record.
     """
     row = _policy_row(name)
-    policy = None if row is None or row.rollout is None else _rolled_out(row.rollout, subject)
+    policy = None if row is None or row.rollout is None else _rolled_out(row, row.rollout, subject)
     cohort = row.rollout.activation.cohort if row is not None and row.rollout is not None and policy else ""
     policy = policy or _good_or_last(name, row)
     version = row.shadow_version if row is not None else None
@@ -154,17 +154,18 @@ def running_policy(name: str, subject: Subject = NOBODY) -> Running:
     return Running(policy, None if version is None else _shadow(version), cohort)
 
 
-def _rolled_out(rollout: models.Rollout, subject: Subject) -> Policy | None:
+def _rolled_out(row: models.Policy, rollout: models.Rollout, subject: Subject) -> Policy | None:
     """The version of a rollout, if the subject is in its cohort and the version can run."""
     name = f"{rollout.policy_id}/{rollout.pk}"
     if not belongs(subject, name=name, percent=rollout.percent, groups=rollout.groups, groups_of=_groups_of):
         return None
     version = rollout.activation.version
     try:
+        _check_own(row, version)
         policy = load(version)
         check_activation(rollout.activation, version)
     except PolicyUnavailable as error:
-        logger.error("rollout_unhealthy", policy=version.policy.name, version=version.number, reason=error.reason)
+        logger.error("rollout_unhealthy", policy=row.name, version=version.number, reason=error.reason)
         return None
     return policy
 
@@ -228,10 +229,9 @@ def policy_by_digest(digest: str) -> Policy:
 
 def policy_choices() -> list[PolicyInfo]:
     """Policies with an active version, by name, each with its state as of now."""
-    rows = models.Policy.objects.filter(active_version__isnull=False).select_related(
-        "active_version__policy", "activation__version__policy", "shadow_version__policy"
-    )
-    return [_info(row, row.active_version, row.shadow_version) for row in rows if row.active_version is not None]
+    rows = models.Policy.objects.filter(active_version__isnull=False).select_related(*_WITH)
+    wired = map(_wired, rows)
+    return [_info(row, row.active_version, row.shadow_version) for row in wired if row.active_version is not None]
 
 
 def version_state(version: PolicyVersion) -> tuple[bool, str]:
@@ -260,13 +260,24 @@ def origin_is_known(origin: str) -> bool:
 
 
 def _policy_row(name: str) -> models.Policy | None:
-    rows = models.Policy.objects.filter(name=name)
-    return rows.select_related(
-        "active_version__policy",
-        "activation__version__policy",
-        "shadow_version__policy",
-        "rollout__activation__version__policy",
-    ).first()
+    row = models.Policy.objects.filter(name=name).select_related(*_WITH).first()
+    return None if row is None else _wired(row)
+
+
+_WITH = ("active_version", "activation", "shadow_version", "rollout__activation__version")
+"""What one query brings along; policies of versions and versions of activations are mostly what is there already."""
+
+
+def _wired(row: models.Policy) -> models.Policy:
+    """Without the queries, or joins over large columns, for rows that are at hand. What does not fit stays unwired, and
+    is then found out by whoever looks."""
+    rolled_out = None if row.rollout is None else row.rollout.activation.version
+    for version in (row.active_version, row.shadow_version, rolled_out):
+        if version is not None and version.policy_id == row.pk:
+            version.policy = row
+    if row.activation is not None and row.activation.version_id == row.active_version_id:
+        row.activation.version = row.active_version  # type: ignore[assignment]  # the ids say that it is one
+    return row
 
 
 def _active(name: str, policy: models.Policy | None) -> PolicyVersion:
@@ -274,17 +285,25 @@ def _active(name: str, policy: models.Policy | None) -> PolicyVersion:
         raise PolicyUnavailable("unknown", f"there is no policy “{name}”")
     if policy.active_version is None:
         raise PolicyUnavailable("inactive", f"the policy “{name}” has no active version")
+    _check_own(policy, policy.active_version)
     return policy.active_version
+
+
+def _check_own(policy: models.Policy, version: PolicyVersion) -> None:
+    """Raises ``PolicyUnavailable`` for a version of another policy, however well it is signed and stated."""
+    if version.policy_id != policy.pk:
+        raise PolicyUnavailable("altered", f"{version} is no version of the policy “{policy.name}”")
 
 
 def _info(row: models.Policy, version: PolicyVersion, shadow: PolicyVersion | None) -> PolicyInfo:
     signed, error = True, ""
     try:
+        _check_own(row, version)
         load(version)
         check_activation(row.activation, version)
     except PolicyUnavailable as trouble:
         signed, error = trouble.reason == "broken", str(trouble)
-    name, description = version.policy.name, version.policy.description
+    name, description = row.name, row.description
     number, shadow_error = 0, ""
     if shadow is not None:
         tried = _shadow(shadow)

@@ -123,6 +123,17 @@ def test_version_that_cannot_run_is_told_and_the_active_one_runs(
     assert selectors.active_policy("support").version == 1
 
 
+def test_rollout_of_another_policys_version_is_told_and_not_run(
+    policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    services.install(document=document("x") | {"policy": "lax"})
+    services.sign(version=services.publish(policy=services.save_draft(document=document("y") | {"policy": "lax"})))
+    other = services.begin_rollout(version=PolicyVersion.objects.get(policy__name="lax", number=2), percent=100)
+    Policy.objects.filter(pk=policy.pk).update(rollout=other)
+    assert selectors.running_policy("support", Subject("x")).policy.name == "support"
+    assert "rollout_unhealthy" in caplog.text
+
+
 def test_statement_for_a_cohort_is_renewed_and_stands_for_no_other(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

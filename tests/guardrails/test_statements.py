@@ -175,6 +175,19 @@ def test_altered_activation_is_refused_not_renewed_and_the_last_good_stays(
     assert "statement_not_renewed" in caplog.text
 
 
+def test_version_of_another_policy_is_refused_though_it_is_signed_and_stated(caplog: pytest.LogCaptureFixture) -> None:
+    install("acme")
+    lax = install("nothing", name="lax")
+    good = selectors.active_policy("support")
+    Policy.objects.filter(name="support").update(active_version=lax, activation=activation("lax"))
+    assert selectors.active_policy("support") is good
+    assert "policy_unhealthy" in caplog.text
+    selectors.forget()
+    assert reason() == "altered"
+    assert {info.name: info.healthy for info in selectors.policy_choices()} == {"support": False, "lax": True}
+    assert selectors.active_policy("lax").version == 1
+
+
 def test_old_activation_put_back_is_a_replay(caplog: pytest.LogCaptureFixture) -> None:
     first = install("acme")
     old = activation()
