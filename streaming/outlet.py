@@ -31,15 +31,17 @@ class Outlet:
         self._log, self._session_id = log, session_id
         self._clock, self._ms, self._awake = clock, ms, awake
         self._buffer = ResponseBuffer()
+        self.coming: list[ServerEvent] = []
+        """Events that have come up, in their order: told at the end at the latest, whatever fails meanwhile."""
         self._ready: list[ServerEvent] = []
         self._untold: list[ProviderEvent] = []
         self._alarm: asyncio.TimerHandle | None = None
         self.unread = Unread()
         self.seq = 0
 
-    def offer(self, events: list[ServerEvent], source: ProviderEvent) -> bool:
-        """Take events that came of ``source`` without waiting; True when some are ready to be told."""
-        self._pass(events)
+    def offer(self, source: ProviderEvent) -> bool:
+        """Take what came of ``source`` without waiting; True when some of it is ready to be told."""
+        self._pass()
         if self._ready or self._buffer.due_at is not None:
             self.unread.count(source)
             self._untold.append(source)
@@ -49,15 +51,15 @@ class Outlet:
         """What comes of this event, counted already, is told next."""
         self._untold.append(source)
 
-    async def tell(self, events: list[ServerEvent]) -> None:
+    async def tell(self) -> None:
         """Append what is ready by now; the rest has its time. Raises ``LogUnavailable``."""
-        self._pass(events)
+        self._pass()
         await self._append()
 
-    async def tell_all(self, events: list[ServerEvent]) -> None:
+    async def tell_all(self) -> None:
         """Append everything, due or not. Raises ``LogUnavailable``."""
         now = self._clock()
-        self._ready += self._buffer.take(events, now)
+        self._take(now)
         self._ready += self._buffer.flush(now)
         await self._append()
 
@@ -79,9 +81,13 @@ class Outlet:
         self._alarm = None
         self._awake()
 
-    def _pass(self, events: list[ServerEvent]) -> None:
+    def _take(self, now: float) -> None:
+        self._ready += self._buffer.take(self.coming, now)
+        self.coming.clear()
+
+    def _pass(self) -> None:
         now = self._clock()
-        self._ready += self._buffer.take(events, now)
+        self._take(now)
         if (due_at := self._buffer.due_at) is not None:
             self.wake_in(due_at - now)
 

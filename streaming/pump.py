@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -27,9 +27,10 @@ from streaming import metrics, sessions, totals, trials
 from streaming.agent import MAX_ROUNDS, Agent, Call, Said
 from streaming.answer import Answer, Question
 from streaming.bookends import Result, Run, closing, ending, opening
-from streaming.checks import run_check, status_after
+from streaming.checks import Later, run_check, status_after
 from streaming.conf import Conf
 from streaming.core.events import (
+    FindingEvent,
     GuardrailStatus,
     ProviderEvent,
     ProviderNotice,
@@ -37,7 +38,18 @@ from streaming.core.events import (
     TextDelta,
     ThinkingDelta,
 )
-from streaming.inbox import Arrived, Broken, CallsEnded, Item, Judged, ProviderEnded, RoundEnded, Stop, Tick
+from streaming.inbox import (
+    Arrived,
+    Broken,
+    CallsEnded,
+    Item,
+    Judged,
+    JudgedLater,
+    ProviderEnded,
+    RoundEnded,
+    Stop,
+    Tick,
+)
 from streaming.log import LogUnavailable, SessionLog
 from streaming.outlet import Outlet
 from streaming.providers.base import ProviderError, ProviderRequest
@@ -95,6 +107,7 @@ class Pump:
         self._next: asyncio.Queue[ProviderRequest | None] = asyncio.Queue()
         self._owed = 0
         self._asking: set[asyncio.Task[None]] = set()
+        self._asking_later: set[asyncio.Task[None]] = set()
         self._outlet = Outlet(
             around.log, run.started.session_id, around.clock, self._ms, lambda: self._inbox.put_nowait(Tick())
         )
@@ -114,7 +127,10 @@ class Pump:
         result = Result()
         try:
             result = await self._guarded()
+            await self._hear_out()
         except asyncio.CancelledError:
+            for task in self._asking_later:
+                task.cancel()
             result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
             await self._surely(self._end(result))
             raise
@@ -144,7 +160,9 @@ class Pump:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def _stream(self, stop: asyncio.Event) -> Result:
-        await self._outlet.tell(opening(self._run, self._answer))
+        self._outlet.coming += opening(self._run, self._answer)
+        self._outlet.coming += self._ask_later(self._run.prompt.later)
+        await self._outlet.tell()
         if self._shadow is not None:
             for looked in self._run.looked:
                 self._shadow.look(looked)
@@ -173,7 +191,7 @@ class Pump:
             for item in batch:
                 if isinstance(item, Stop):
                     return Result(item.outcome)
-            events: list[ServerEvent] = []
+            events = self._outlet.coming  # what is in there is told, even if something below fails
             for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
                     if self._answer.blocked is None:
@@ -188,7 +206,11 @@ class Pump:
                 elif isinstance(item, Broken):
                     raise item.error
                 elif isinstance(item, Said):
+                    later = item.later if self._answer.blocked is None else ()
                     events += self._answer.said(item)
+                    events += self._ask_later(later)
+                elif isinstance(item, JudgedLater):
+                    events += self._judged_later(item)
                 elif isinstance(item, Judged):
                     status = self._status(item)
                     events.append(status)
@@ -206,7 +228,7 @@ class Pump:
                 events += self._ask()
                 self._pay_slots()
             events += self._holds()
-            await self._outlet.tell(events)
+            await self._outlet.tell()
             await self._periodic()
             self._accompany()
             if blocked:
@@ -278,13 +300,13 @@ class Pump:
             return False
         self._in_passing += 1
         try:
-            events = self._timed(event)
-            events += self._holds()
+            self._outlet.coming += self._timed(event)
+            self._outlet.coming += self._holds()
         except Exception as error:  # ours, not the provider's
             self._inbox.put_nowait(Broken(error))
             return True
         self._taken.append(event)
-        if self._outlet.offer(events, event) or self._answer.questions or self._answer.blocked is not None:
+        if self._outlet.offer(event) or self._answer.questions or self._answer.blocked is not None:
             self._inbox.put_nowait(Tick())
         else:
             self._accompany()
@@ -325,6 +347,41 @@ class Pump:
         request = CheckRequest(question.check.text, question.applies_to, turns, guardrail.time_limit_s)
         checked = await run_check(guardrail, request, self._around.clock)
         self._inbox.put_nowait(Judged(question, guardrail, checked))
+
+    def _ask_later(self, questions: Iterable[Later]) -> list[ServerEvent]:
+        """Ask guardrails that nobody waits for, but the end of the session."""
+        events: dict[str, ServerEvent] = {}
+        for later in questions:
+            task = asyncio.create_task(self._judge_later(later))
+            self._asking_later.add(task)
+            task.add_done_callback(self._asking_later.discard)
+            name, checkpoint = later.guardrail.name, later.guardrail.checkpoint.value
+            events[name] = GuardrailStatus(name, checkpoint, "checking")
+        return list(events.values())
+
+    async def _judge_later(self, later: Later) -> None:
+        checked = await run_check(later.guardrail, later.request, self._around.clock)
+        self._inbox.put_nowait(JudgedLater(later, checked))
+
+    def _judged_later(self, item: JudgedLater) -> list[ServerEvent]:
+        status = status_after(item.later.guardrail, item.checked)
+        totals.add(self._answer.totals, statuses=[status])
+        return [status, *(FindingEvent(self._answer.number(one)) for one in item.later.findings(item.checked))]
+
+    async def _hear_out(self) -> None:
+        """However the answer ended, what guardrails find in texts that did not wait for them belongs to the session.
+
+        All that is shown has been told by then, and nobody is asked for more; each has its time limit.
+        """
+        while self._asking_later or not self._inbox.empty():
+            while not self._inbox.empty():
+                if isinstance(item := self._inbox.get_nowait(), JudgedLater):
+                    self._outlet.coming += self._judged_later(item)
+            with contextlib.suppress(LogUnavailable):  # the database will tell
+                await self._outlet.tell_all()
+                await self._periodic()
+            if self._asking_later:
+                await asyncio.wait(self._asking_later, timeout=self._around.settings.write_through_s)
 
     def _turns(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text) for message in self._run.request.messages)
@@ -377,7 +434,7 @@ class Pump:
         if now - self._marks.wrote < settings.write_through_s:
             return
         self._marks.wrote = now
-        await self._outlet.tell_all([])  # what is written is never ahead of what was told
+        await self._outlet.tell_all()  # what is written is never ahead of what was told
         if self._lost_the_session():
             self._inbox.put_nowait(Stop(Outcome.ERROR))
         elif self._writing is None or self._writing.done():
@@ -438,7 +495,8 @@ class Pump:
         if not result.log_down:
             try:
                 last = closing(self._run, self._answer, result, stored, state, workers=workers, feeds_ms=feeds_ms)
-                await self._outlet.tell_all(last)
+                self._outlet.coming += last
+                await self._outlet.tell_all()
             except LogUnavailable:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
         if state is State.MONITORING:

@@ -15,6 +15,7 @@ from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Guardrail, Policy
 from streaming import selectors
+from streaming.core.effects import Effect
 from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from streaming.core.gate import Gate
 from streaming.log import LogUnavailable, MemoryLog
@@ -347,6 +348,22 @@ async def test_a_gate_that_fails_is_not_the_providers_failure(monkeypatch: pytes
     await asyncio.wait_for(run, 10)
     assert (await session_row(case)).error_code == "internal"
     assert case.provider.closed
+
+
+async def test_what_was_released_before_a_gate_failed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Gate.feed
+
+    def fail_at_three(gate: Gate, text: str) -> list[Effect]:
+        if text == "three ":
+            raise RuntimeError("a bug of ours")
+        return feed(gate, text)
+
+    monkeypatch.setattr(Gate, "feed", fail_at_three)
+    case = await trial(["one ", "two ", "three ", asyncio.Event()], policy=policy_of(without="harm"))
+    await asyncio.wait_for(case.pump.run(), 10)
+    row = await session_row(case)
+    assert row.error_code == "internal"
+    assert await case.shown() == row.answer.content == "one two "
 
 
 async def test_holds_are_told_at_most_every_50_ms_and_end() -> None:
