@@ -15,7 +15,7 @@ from project.client_library import CLIENT, COPY, PARTS, TABLE
 from tests.client.pages import ROOT, Call, Pages, Reply
 from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
 from tests.e2e.conftest import QUIET, chromium
-from tests.e2e.server import Demo, demo
+from tests.e2e.server import Demo, demo, wait_for
 
 EXTENSION = ROOT / "examples" / "browser-extension"
 SECRET = "123-45-6789"
@@ -60,11 +60,11 @@ def chat(extended: BrowserContext, pages: Pages) -> Open:
     """``chat(url=…, **settings)``: saves the settings on the options page and opens the chat page."""
 
     def open_chat(**settings: str) -> Page:
-        if not extended.service_workers:
-            extended.wait_for_event("serviceworker")
-        home = extended.service_workers[0].url.removesuffix("background.js")
-        options = extended.new_page()
-        options.goto(f"{home}options.html")
+        # The extension opens its settings itself when it is installed, perhaps in the tab that is there already.
+        wait_for("the settings are open", lambda: settings_page(extended), limit_s=60)
+        options = settings_page(extended)
+        assert options is not None
+        options.wait_for_load_state()
         given = {"url": pages.url, "key": "k", "root": ROOT_X, "policy": "t", "fail": "closed", **settings}
         for name in ("url", "key", "root", "policy"):
             options.fill(f"[name={name}]", given[name])
@@ -77,6 +77,11 @@ def chat(extended: BrowserContext, pages: Pages) -> Open:
         return page
 
     return open_chat
+
+
+def settings_page(context: BrowserContext) -> Page | None:
+    context.cookies()  # any question: it lets the driver hear what has happened
+    return next((page for page in context.pages if page.url.endswith("/options.html")), None)
 
 
 def ask(page: Page, text: str = TEXT, *, pieces: int = 20, pause: int = 25) -> None:
