@@ -23,5 +23,5 @@ from streaming.routing import CheckedOrigins, websocket_urlpatterns  # noqa: E40
 
 sockets = URLRouter(websocket_urlpatterns)  # type: ignore[arg-type]  # the stubs want a class that only they have
 application = ProtocolTypeRouter(
-    {"http": django_application, "websocket": CheckedOrigins(AuthMiddlewareStack(sockets))}
+    {"http": django_application, "websocket": CheckedOrigins(keyed=sockets, ours=AuthMiddlewareStack(sockets))}
 )

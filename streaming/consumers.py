@@ -8,7 +8,6 @@ an error that names the field, and a reader never sees a traceback.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -31,6 +30,7 @@ from streaming.models import AuditSession
 from streaming.reader import follow, from_database, over
 from streaming.rollout import Marks
 from streaming.selectors import owned_session
+from streaming.wake import Wake
 
 logger = structlog.get_logger(__name__)
 
@@ -67,10 +67,9 @@ class SessionSocket(AsyncWebsocketConsumer):
         self.readers: dict[str, asyncio.Task[None]] = {}
         self.active = ""
         self.last_read = ""
-        self.unacked: deque[tuple[str, int, int]] = deque()
+        self.unacked: list[tuple[str, int, int]] = []
         self.unacked_bytes = 0
-        self.room = asyncio.Event()
-        self.room.set()
+        self.room = Wake(is_set=True)
         await self.accept()
         try:
             self.access: Access | None = await visitor_of(self.scope, keys=self.takes_keys)
@@ -248,8 +247,8 @@ class SessionSocket(AsyncWebsocketConsumer):
         for position, (session, sent, _) in enumerate(self.unacked):
             if session == session_id and sent <= seq:
                 last = position
-        for _ in range(last + 1):
-            self.unacked_bytes -= self.unacked.popleft()[2]
+        self.unacked_bytes -= sum(size for _, _, size in self.unacked[: last + 1])
+        del self.unacked[: last + 1]
         if self.unacked_bytes < self.settings.max_unacked_bytes:
             self.room.set()
 

@@ -9,7 +9,6 @@ Protects the order of events: ``seq`` is given atomically with the append, so tw
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,6 +16,7 @@ from itertools import islice, takewhile
 from typing import Protocol
 
 from streaming.core.events import stamp
+from streaming.wake import Wake
 
 Payload = Mapping[str, object]
 
@@ -40,10 +40,10 @@ class SessionLog(Protocol):
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """Stamped events with a seq above ``after``, oldest first, at most ``count``."""
 
-    def attend(self, session_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+    def attend(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
         """A reader is there, which keeps the session from being abandoned; appends set the event."""
 
-    def run(self, session_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+    def run(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
         """The caller runs the session; ``interrupt`` from any process sets the event."""
 
     async def attended(self, session_id: str) -> bool:
@@ -60,7 +60,7 @@ class LocalEvents:
     """The events of readers and pumps of this process, by session; both logs lean on it."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: dict[str, tuple[Wake, ...]] = {}
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._waiting
@@ -69,24 +69,28 @@ class LocalEvents:
         """Sessions that somebody here waits for."""
         return list(self._waiting)
 
-    def add(self, session_id: str) -> asyncio.Event:
+    def alone(self, session_id: str) -> bool:
+        """Whether only one here waits for the session."""
+        return len(self._waiting.get(session_id, ())) == 1
+
+    def add(self, session_id: str) -> Wake:
         """A new event for this session."""
-        event = asyncio.Event()
-        self._waiting[session_id].add(event)
+        event = Wake()
+        self._waiting[session_id] = (*self._waiting.get(session_id, ()), event)
         return event
 
-    def remove(self, session_id: str, event: asyncio.Event) -> bool:
+    def remove(self, session_id: str, event: Wake) -> bool:
         """Forget the event; True when it was the session's last one here."""
-        self._waiting[session_id].discard(event)
-        if not self._waiting[session_id]:
-            del self._waiting[session_id]
-            return True
-        return False
+        if left := tuple(other for other in self._waiting[session_id] if other is not event):
+            self._waiting[session_id] = left
+            return False
+        del self._waiting[session_id]
+        return True
 
     def set(self, session_id: str) -> bool:
         """Wake everybody here who waits for the session; False when nobody does."""
         waiting = self._waiting.get(session_id, ())
-        for event in tuple(waiting):
+        for event in waiting:
             event.set()
         return bool(waiting)
 
@@ -118,7 +122,7 @@ class MemoryLog:
         return list(islice(reversed([*islice(reversed(events), later)]), count))
 
     @asynccontextmanager
-    async def attend(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+    async def attend(self, session_id: str) -> AsyncIterator[Wake]:
         """See ``SessionLog``."""
         event = self._readers.add(session_id)
         try:
@@ -127,7 +131,7 @@ class MemoryLog:
             self._readers.remove(session_id, event)
 
     @asynccontextmanager
-    async def run(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+    async def run(self, session_id: str) -> AsyncIterator[Wake]:
         """See ``SessionLog``."""
         event = self._runners.add(session_id)
         try:

@@ -14,11 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypedDict, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -34,6 +32,7 @@ from redis.exceptions import RedisError
 from streaming.conf import Conf, conf, redis_url
 from streaming.core.wire import from_json, to_json
 from streaming.log import LocalEvents, LogUnavailable, Payload
+from streaming.wake import Wake
 
 T = TypeVar("T")
 logger = structlog.get_logger(__name__)
@@ -71,6 +70,13 @@ RECENT_EVENTS = 64
 NO_CHANNEL = "none!"
 """Names a process that cannot be woken (yet)."""
 
+MAX_CONNECTIONS = 32
+"""Of a process to its store. More would carry no more to a store that does one thing at a time, and none is given back:
+a moment in which a thousand sessions want something would cost a thousand connections for good."""
+
+ROOM_LIMIT_S = 3.0
+"""So long a call waits for one of them; then the store counts as away."""
+
 WAKE_LIMIT_S = 1.0
 """A wake-up is a convenience: it may never hold up the writer for longer than a reader's poll takes."""
 
@@ -105,7 +111,7 @@ class Recent:
     __slots__ = ("_events", "_last")
 
     def __init__(self) -> None:
-        self._events: deque[dict[str, object]] = deque(maxlen=RECENT_EVENTS)
+        self._events: list[dict[str, object]] = []
         self._last = 0
 
     def add(self, events: Sequence[dict[str, object]], last: int) -> None:
@@ -114,12 +120,17 @@ class Recent:
         if first != self._last + 1:
             self._events.clear()
         self._events.extend({**event, "seq": seq} for seq, event in enumerate(events, start=first))
+        del self._events[:-RECENT_EVENTS]
         self._last = last
 
     def after(self, seq: int, count: int) -> list[dict[str, object]]:
         """Events above ``seq``, at most ``count``; none if the next one is not among these."""
         skipped = seq - (self._last - len(self._events))
-        return list(islice(self._events, skipped, skipped + count)) if skipped >= 0 else []
+        return self._events[skipped : skipped + count] if skipped >= 0 else []
+
+    def forget(self, seq: int) -> None:
+        """Nobody will ask for what stands at ``seq`` or before it any more."""
+        del self._events[: max(0, seq - (self._last - len(self._events)))]
 
 
 class RedisLog:
@@ -136,6 +147,7 @@ class RedisLog:
         self._recent: dict[str, Recent] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[object]] = set()
+        self._room = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
         """See ``SessionLog``."""
@@ -147,14 +159,17 @@ class RedisLog:
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
-        if (recent := self._recent.get(session_id)) is not None and (events := recent.after(after, count)):
-            return events
+        if (recent := self._recent.get(session_id)) is not None:
+            if self._readers.alone(session_id):
+                recent.forget(after)
+            if events := recent.after(after, count):
+                return events
         answer = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
         rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
         return [{**from_json(row[b"e"]), "seq": int(name.split(b"-")[0])} for name, row in rows]
 
     @asynccontextmanager
-    async def attend(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+    async def attend(self, session_id: str) -> AsyncIterator[Wake]:
         """See ``SessionLog``. Does not raise when the store is away; the first ``read`` says so."""
         await self._start()
         event = self._readers.add(session_id)
@@ -169,7 +184,7 @@ class RedisLog:
                     await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
 
     @asynccontextmanager
-    async def run(self, session_id: str) -> AsyncIterator[asyncio.Event]:
+    async def run(self, session_id: str) -> AsyncIterator[Wake]:
         """See ``SessionLog``. Does not raise when the store is away; the first ``append`` says so."""
         await self._start()
         event = self._runners.add(session_id)
@@ -288,13 +303,30 @@ class RedisLog:
         a command, and a reader that cannot be cancelled would outlive its socket. So the caller is cancelled, and
         the command (bounded by the socket's time limits) comes to its end beside it.
         """
-        task = asyncio.ensure_future(call)
+        task = asyncio.ensure_future(self._in_turn(call))
         self._under_way.add(cast("asyncio.Future[object]", task))
         task.add_done_callback(self._arrived)
         try:
             return await asyncio.shield(task)
         except (RedisError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"the session log cannot be reached ({type(error).__name__})") from error
+
+    async def _in_turn(self, call: Awaitable[T]) -> T:
+        """The call, once it has a connection to itself."""
+        if self._room.locked():
+            try:
+                async with asyncio.timeout(ROOM_LIMIT_S):
+                    await self._room.acquire()
+            except BaseException:
+                if isinstance(call, Coroutine):
+                    call.close()
+                raise
+        else:
+            await self._room.acquire()
+        try:
+            return await call
+        finally:
+            self._room.release()
 
     def _arrived(self, done: asyncio.Future[T]) -> None:
         self._under_way.discard(cast("asyncio.Future[object]", done))

@@ -57,6 +57,7 @@ from streaming.sessions import State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
 from streaming.tools.base import all_tools
+from streaming.wake import Wake
 
 logger = structlog.get_logger(__name__)
 
@@ -159,7 +160,7 @@ class Pump:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    async def _stream(self, stop: asyncio.Event) -> Result:
+    async def _stream(self, stop: Wake) -> Result:
         self._outlet.coming += opening(self._run, self._answer)
         self._outlet.coming += self._ask_later(self._run.prompt.later)
         await self._outlet.tell()
@@ -168,7 +169,8 @@ class Pump:
                 self._shadow.look(looked)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
-        helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick(), self._watch(stop))]
+        stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
+        helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick())]
         try:
             return await self._turn()
         finally:
@@ -423,10 +425,6 @@ class Pump:
         while True:
             await asyncio.sleep(self._around.settings.write_through_s)
             self._inbox.put_nowait(Tick())
-
-    async def _watch(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._inbox.put_nowait(Stop(Outcome.INTERRUPTED))
 
     async def _periodic(self) -> None:
         """Write through, and see whether anybody still reads and nobody wants it stopped."""

@@ -8,7 +8,6 @@ session was begun. The id is the same in all of them, so it is put on here and n
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from channels.db import database_sync_to_async
@@ -83,7 +82,7 @@ async def follow(
                     told = True
                     yield [from_database(event, session_id, correlation_id) for event in said]
                 continue
-            if not await _woken(wake, settings.log_poll_s):
+            if not await wake.wait(settings.log_poll_s):
                 quiet += settings.log_poll_s
 
 
@@ -95,16 +94,6 @@ async def _ended_in(log: SessionLog, session_id: str) -> bool:
             return True
         after = int(str(events[-1]["seq"]))
     return False
-
-
-async def _woken(wake: asyncio.Event, limit_s: float) -> bool:
-    """Wait for the event, ``limit_s`` seconds at most; False when it did not come."""
-    try:
-        async with asyncio.timeout(limit_s):
-            await wake.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def from_database(event: ServerEvent, session_id: str, correlation_id: str) -> dict[str, object]:

@@ -24,13 +24,16 @@ websocket_urlpatterns = [
 
 
 class CheckedOrigins:
-    """ASGI middleware: an ``Origin`` that is not ours passes only with a key or a token, and only where they count."""
+    """ASGI middleware: an ``Origin`` that is not ours passes only with a key or a token, and only where they count.
 
-    def __init__(self, application: Any) -> None:
-        self._any = application
-        self._ours = AllowedHostsOriginValidator(application)
+    Who shows one of those is known by it: ``keyed`` needs no session and no user, ``ours`` brings them.
+    """
+
+    def __init__(self, *, keyed: Any, ours: Any) -> None:
+        self._keyed = keyed
+        self._ours = AllowedHostsOriginValidator(ours)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         """Hand the socket on, or refuse it before it is accepted."""
         keyed = scope["path"] == KEYED and (key_in(headers_of(scope)) or token_in(scope))
-        return await (self._any if keyed else self._ours)(scope, receive, send)
+        return await (self._keyed if keyed else self._ours)(scope, receive, send)

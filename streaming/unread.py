@@ -6,10 +6,10 @@ Exists because a provider can be faster than the guardrails and the log. Protect
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
+from streaming.wake import Wake
 
 MAX_UNREAD = 1_000_000
 """Characters."""
@@ -20,8 +20,7 @@ class Unread:
 
     def __init__(self) -> None:
         self._chars = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        self._room = Wake(is_set=True)
 
     async def put(self, event: ProviderEvent) -> None:
         """Wait for room, and count the event."""

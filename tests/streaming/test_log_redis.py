@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 from channels.layers import get_channel_layer
 
+from streaming import log_redis as logs
 from streaming.conf import Conf
 from streaming.core.events import Done, ServerEvent, StateChange
 from streaming.log import LogUnavailable, MemoryLog, SessionLog
-from streaming.log_redis import RedisLog
+from streaming.log_redis import MAX_CONNECTIONS, RedisLog
 from streaming.models import AuditSession
 from streaming.reader import follow
 
@@ -220,10 +221,50 @@ async def test_reader_beside_the_writer_need_not_ask_the_store(
         stored = await redis_log.read(session, 0)
         monkeypatch.setattr(redis_log, "_redis", None)
         assert await redis_log.read(session, 0) == stored
-        assert [e["chunk"] for e in await redis_log.read(session, 1)] == ["b"]
         assert [e["chunk"] for e in await redis_log.read(session, 0, 1)] == ["a"]
+        assert [e["chunk"] for e in await redis_log.read(session, 1)] == ["b"]
         monkeypatch.undo()
         assert await redis_log.read(session, 2) == []
+
+
+async def test_what_the_only_reader_has_read_is_not_kept(redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    async with redis_log.attend(session):
+        await redis_log.append(session, [chunk("a"), chunk("b")], ms=5)
+        stored = await redis_log.read(session, 0)
+        async with redis_log.attend(session):  # another one may be behind
+            await redis_log.read(session, 2)
+            assert redis_log._recent[session].after(0, 9) == stored
+        await redis_log.read(session, 1)
+        assert redis_log._recent[session].after(0, 9) == []
+        assert redis_log._recent[session].after(1, 9) == stored[1:]
+        assert await redis_log.read(session, 0) == stored, "the store has it"
+        await redis_log.append(session, [chunk("c")], ms=6)
+        assert [e["chunk"] for e in await redis_log.read(session, 2)] == ["c"]
+
+
+async def test_many_calls_at_once_share_a_few_connections(redis_log: RedisLog) -> None:
+    sessions = [str(uuid4()) for _ in range(5 * MAX_CONNECTIONS)]
+    await asyncio.gather(*(redis_log.append(session, [chunk("a")], ms=1) for session in sessions))
+    found = await asyncio.gather(*(redis_log.read(session, 0) for session in sessions))
+    assert all([event["chunk"] for event in events] == ["a"] for events in found)
+    pool = redis_log._redis.connection_pool
+    assert 1 <= len(pool._available_connections) + len(pool._in_use_connections) <= MAX_CONNECTIONS
+
+
+async def test_a_call_that_finds_no_free_connection_fails_in_time(
+    redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "ROOM_LIMIT_S", 0.01)
+    never = asyncio.get_running_loop().create_future()
+    held = [asyncio.create_task(redis_log._reach(never)) for _ in range(MAX_CONNECTIONS)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(LogUnavailable):
+        await redis_log.ping()
+    never.set_result(None)
+    await asyncio.gather(*held)
+    await redis_log.ping()
 
 
 async def test_what_the_writer_remembers_is_what_the_store_has(redis_log: RedisLog, valkey_url: str) -> None:
