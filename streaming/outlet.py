@@ -1,18 +1,20 @@
 """What the pump tells, and when: through the response buffer into the session log.
 
-Exists so that the pump is only a loop. Protects three rules: what was released is told within a tenth of a second
-without another event, what was taken from the provider counts as unread until the log has what came of it, and events
-that are ready are appended in their order whoever found them ready.
+Exists so that the pump is only a loop. Protects four rules: what was released is told within a tenth of a second
+without another event, what was taken from the provider counts as unread until the log has what came of it, events
+that are ready are appended in their order whoever found them ready, and each of them once, whoever is stopped
+meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from streaming.core.buffer import ResponseBuffer
 from streaming.core.events import ProviderEvent, ServerEvent
-from streaming.log import SessionLog
+from streaming.log import LogUnavailable, SessionLog
 from streaming.unread import Unread
 
 SAME_S = 0.001
@@ -96,7 +98,15 @@ class Outlet:
             payloads = [event.payload() for event in self._ready]
             self._ready = []
             # A store that came back with nothing goes on from here, or its readers would wait for seqs they have had.
-            self.seq = await self._log.append(self._session_id, payloads, ms=self._ms(), floor=self.seq)
+            append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=self.seq)
+            task = asyncio.ensure_future(append)
+            try:
+                self.seq = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # These are no longer ready and not yet told; the session's last events have to come behind them.
+                with contextlib.suppress(LogUnavailable):
+                    self.seq = await task
+                raise
         if self._untold and self._buffer.due_at is None:
             self.unread.taken(self._untold)
             self._untold = []

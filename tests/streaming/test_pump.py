@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from streaming import selectors
 from streaming.core.effects import Effect
 from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from streaming.core.gate import Gate
-from streaming.log import LogUnavailable, MemoryLog
+from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
 from streaming.providers.base import ChatMessage, StreamCutOff
 from streaming.sealed import unseal
@@ -242,6 +243,30 @@ async def test_server_that_stops_records_the_end() -> None:
     row = await session_row(case)
     assert (row.outcome, row.error_code, row.answer.content) == ("error", "server_stopped", "so far ")
     assert case.provider.closed
+
+
+async def test_text_on_its_way_into_the_log_when_the_server_stops_is_told_once_and_before_the_end() -> None:
+    class Slow(MemoryLog):
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+            if any(payload["type"] == "message_stream" and payload["chunk"] == "so far " for payload in payloads):
+                self.asked.set()
+                await self.go.wait()
+            return await super().append(session_id, payloads, ms=ms, floor=floor)
+
+    case = await trial(["so far ", asyncio.Event()], log=Slow(), policy=policy_of(without="harm"))
+    run = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(Slow.asked.wait(), 10)
+    run.cancel()
+    await settle()
+    Slow.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, 10)
+    row = await session_row(case)
+    assert await case.shown() == row.answer.content == "so far "
+    kinds = [event["type"] for event in await case.events()]
+    assert kinds.index("message_stream") < kinds.index("done")
 
 
 async def test_deferred_checks_are_in_the_outbox_when_readers_hear_of_them() -> None:
