@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -57,7 +56,7 @@ from streaming.sessions import State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
 from streaming.tools.base import all_tools
-from streaming.wake import Wake
+from streaming.wake import Line, Wake
 
 logger = structlog.get_logger(__name__)
 
@@ -99,13 +98,13 @@ class Pump:
         self._shadow = self._shadowed()
         look = self._shadow.look if self._shadow is not None else None
         self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms, look=look)
-        self._inbox: asyncio.Queue[Item] = asyncio.Queue()
-        self._parked: deque[Item] = deque()
+        self._inbox = Line[Item]()
+        self._parked: list[Item] = []
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock, look=look)
         self._request = run.request
         self._calls: list[Call] = []
-        self._next: asyncio.Queue[ProviderRequest | None] = asyncio.Queue()
+        self._next = Line[ProviderRequest | None]()
         self._owed = 0
         self._asking: set[asyncio.Task[None]] = set()
         self._asking_later: set[asyncio.Task[None]] = set()
@@ -170,16 +169,18 @@ class Pump:
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
         stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
-        helpers = [asyncio.create_task(job) for job in (self._feed(), self._tick())]
+        self._tick_later()
+        feeding = asyncio.create_task(self._feed())
         try:
             return await self._turn()
         finally:
-            working = (*helpers, *self._asking, *self._agent.tasks)
+            working = (feeding, *self._asking, *self._agent.tasks)
             for task in working:
                 task.cancel()
             # Waited for, so that the provider's response is closed before anybody hears that the answer is over.
             await asyncio.gather(*working, return_exceptions=True)
             self._outlet.close()
+            self._ticking.cancel()
 
     async def _turn(self) -> Result:
         """Take what has arrived, tell the readers, until the answer is over."""
@@ -252,7 +253,7 @@ class Pump:
 
     def _fitting(self) -> Iterator[Item]:
         while self._parked and (self._answer.unanswered < MAX_UNANSWERED or self._failed()):
-            yield self._parked.popleft()
+            yield self._parked.pop(0)
 
     def _failed(self) -> bool:
         """After a failure nothing is waited for: what came before it is told first."""
@@ -397,7 +398,7 @@ class Pump:
             self._outlet.wake_in(later_ms / 1000)
         return events
 
-    # -- helpers that run beside the loop -----------------------------------------------------------------------
+    # -- what runs beside the loop ------------------------------------------------------------------------------
 
     async def _feed(self) -> None:
         """Provider -> inbox, no faster than the loop takes it; round after round."""
@@ -421,10 +422,12 @@ class Pump:
         else:
             self._inbox.put_nowait(ProviderEnded())
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(self._around.settings.write_through_s)
-            self._inbox.put_nowait(Tick())
+    def _tick(self) -> None:
+        self._inbox.put_nowait(Tick())
+        self._tick_later()
+
+    def _tick_later(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(self._around.settings.write_through_s, self._tick)
 
     async def _periodic(self) -> None:
         """Write through, and see whether anybody still reads and nobody wants it stopped."""

@@ -1,13 +1,17 @@
-"""A flag that can be waited for, and that weighs next to nothing.
+"""A flag and a line that can be waited for, and that weigh next to nothing.
 
-Exists because a thousand open streams hold thousands of them, and an ``asyncio.Event`` makes room for 64 waiters before
-there is one. Protects the rule that a flag which was set while nobody looked is seen by whoever looks next.
+Exists because a thousand open streams hold thousands of them: an ``asyncio.Event`` makes room for 64 waiters before
+there is one, an ``asyncio.Queue`` four times that. Protects the rule that what came while nobody looked is seen by
+whoever looks next.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Wake:
@@ -63,3 +67,41 @@ class Wake:
             if not came:
                 self._calls = tuple(call for call in self._calls if call is not end)
         return came
+
+
+class Line(Generic[T]):
+    """Items in the order in which they came, for one taker. Short: taking the first one moves the others."""
+
+    __slots__ = ("_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def empty(self) -> bool:
+        """Whether nothing is there to be taken."""
+        return not self._items
+
+    def qsize(self) -> int:
+        """How many items are there to be taken."""
+        return len(self._items)
+
+    def put_nowait(self, item: T) -> None:
+        """Add an item; who waits for one goes on."""
+        self._items.append(item)
+        if (waiter := self._waiter) is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def get_nowait(self) -> T:
+        """The first item, there must be one."""
+        return self._items.pop(0)
+
+    async def get(self) -> T:
+        """The first item, as soon as there is one."""
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._items.pop(0)

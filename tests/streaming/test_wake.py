@@ -1,4 +1,4 @@
-"""The light flag: no set is lost, however it falls between looking and waiting."""
+"""The light flag and the light line: nothing is lost, however it falls between looking and waiting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streaming.wake import Wake
+from streaming.wake import Line, Wake
 
 LIMIT_S = 30.0
 
@@ -70,3 +70,36 @@ async def test_a_call_is_made_once() -> None:
     wake.clear()
     wake.set()
     assert called == [1]
+
+
+async def test_a_line_keeps_its_order_whoever_is_first() -> None:
+    line, taken = Line[int](), list[int]()
+
+    async def take() -> None:
+        for _ in range(4):
+            taken.append(await line.get())
+
+    line.put_nowait(1)
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(0)
+    assert (taken, line.empty()) == ([1], True)
+    line.put_nowait(2)
+    line.put_nowait(3)  # before the taker has run
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    line.put_nowait(4)
+    async with asyncio.timeout(LIMIT_S):
+        await taking
+    assert taken == [1, 2, 3, 4]
+
+
+async def test_a_taker_that_is_cancelled_takes_nothing() -> None:
+    line = Line[int]()
+    taking = asyncio.create_task(line.get())
+    await asyncio.sleep(0)
+    taking.cancel()
+    line.put_nowait(1)
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert line.get_nowait() == 1
+    assert line.empty()
