@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta, ToolCallDelta
+from streaming.core.text import Mender
 
 FORMS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": "", "<|python_tag|>": ""}
 """How markup opens, and how it closes (empty: with the answer)."""
@@ -124,7 +125,7 @@ class MarkupReader:
                 self._text, self._trusting = "", False
             return
         for name, arguments in calls:
-            yield ToolCallDelta(next(self._numbers), "", name, arguments, self._choice)
+            yield ToolCallDelta(next(self._numbers), "", _mended(name), _mended(arguments), self._choice)
 
 
 def _beginning(text: str, forms: Iterable[str]) -> int:
@@ -134,6 +135,12 @@ def _beginning(text: str, forms: Iterable[str]) -> int:
         if any(form.startswith(text[-length:]) for form in forms):
             return length
     return 0
+
+
+def _mended(text: str) -> str:
+    """What JSON could spell and no store takes, replaced: the text was mended before it was read as JSON."""
+    mender = Mender()
+    return mender.feed(text) + mender.finish()
 
 
 def _calls(inside: str) -> list[tuple[str, str]] | None:

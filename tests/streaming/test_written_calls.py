@@ -94,6 +94,13 @@ def test_text_behind_a_broken_call_with_a_quote_too_many_is_not_lost(turns: int)
     assert (text, calls, len(told)) == ("." * turns + " so  it is", [("calculator", ARGUMENTS)], turns)
 
 
+@pytest.mark.parametrize("arguments", [r'{"x": "\udc00"}', r'"{\"x\": \"\udc00\"}"'], ids=["object", "text"])
+def test_a_call_spelled_with_what_no_store_takes_can_be_stored(arguments: str) -> None:
+    inside = rf'"name": "a\ud800\u0000", "arguments": {arguments}'
+    _, calls, _ = read([f"<tool_call>{{{inside}}}</tool_call>"])
+    assert calls == [("a\ufffd\ufffd", {"x": "\ufffd"})]
+
+
 def test_markup_without_end_is_not_kept_in_memory() -> None:
     reader = MarkupReader(0, itertools.count())
     assert list(reader.feed("<tool_call>")) == []
