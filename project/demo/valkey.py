@@ -45,6 +45,8 @@ def embedded(data_dir: Path, port: int, env: Mapping[str, str]) -> tuple[Service
         "appendonly": "no",
         "tcp-backlog": "128",
         "loglevel": "notice",
+        # A session's log begins with room for this many bytes (4096 by default), and every open session has one.
+        "stream-node-max-bytes": "1024",
     }
     configuration = home / "valkey.conf"
     configuration.unlink(missing_ok=True)

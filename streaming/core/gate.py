@@ -65,6 +65,14 @@ class Gate:
     them without deciding anything. Offsets everywhere are code points of the original text.
     """
 
+    # More than instances can share the names of: without slots every gate would have a dictionary to itself.
+    __slots__ = (
+        "_always", "_busy", "_detained", "_edge", "_ended", "_exposed", "_folded", "_growing", "_hidden", "_hidden_to",
+        "_lanes", "_lead", "_limits", "_n", "_one", "_pending", "_placeholders", "_plan", "_questions", "_r",
+        "_settled_end", "_skewed", "_stopped_by", "_tail", "_visible", "_watched", "_watermark", "applies_to", "block",
+        "blocked", "channel", "monitor", "policy",
+    )  # fmt: skip
+
     def __init__(
         self,
         policy: Policy,
