@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.policy import Policy
-from streaming.checks import CheckedText, Look, check_text, looked_at
+from streaming.checks import CheckedText, Later, Look, check_text, looked_at
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
 from streaming.core.gate import Hold, gate_text
 from streaming.tools.base import Context, Tool, ToolError
@@ -129,7 +129,8 @@ class ToolCalls:
 class Said:
     """What a call has to tell: events, and what the guardrails found on the way. ``over``: the call has ended.
 
-    ``held``: a text of it is kept back from now on; the next word of the call ends that.
+    ``held``: a text of it is kept back from now on; the next word of the call ends that. ``later``: what guardrails
+    that do not decide are still to be asked; neither tool nor model waits for them.
     """
 
     call: Call
@@ -139,6 +140,7 @@ class Said:
     withheld: int = 0
     over: bool = False
     held: tuple[str, Hold] | None = None
+    later: tuple[Later, ...] = ()
 
 
 Tell = Callable[[Said], object]
@@ -157,7 +159,7 @@ async def make_call(
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
     arguments, kind = _unescaped(call.arguments), AppliesTo.TOOL_ARGUMENTS
     checked = await check_text(
-        policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments",
+        policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments", later=True,
         held=lambda hold: tell(Said(call, held=("tool_arguments", hold))),
     )  # fmt: skip
     if look is not None:
@@ -174,7 +176,7 @@ async def make_call(
         result, failed = str(error), True
     kind = AppliesTo.TOOL_RESULT
     checked = await check_text(
-        policy, result, applies_to=kind, monitor=monitor, channel="tool_result",
+        policy, result, applies_to=kind, monitor=monitor, channel="tool_result", later=True,
         held=lambda hold: tell(Said(call, held=("tool_result", hold))),
     )  # fmt: skip
     if look is not None:
@@ -186,7 +188,8 @@ async def make_call(
 
 def _said(call: Call, checked: CheckedText, events: tuple[ServerEvent, ...], *, over: bool) -> Said:
     withheld = checked.counters.chars_in - checked.counters.released if checked.blocked is not None else 0
-    return Said(call, (*events, *checked.statuses), tuple(checked.findings), checked.blocked, withheld, over)
+    said, later = (*events, *checked.statuses), tuple(checked.later)
+    return Said(call, said, tuple(checked.findings), checked.blocked, withheld, over, later=later)
 
 
 class _Running:

@@ -170,9 +170,38 @@ def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:
     return GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state, took, p95, checked.verdict.error)
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a guardrail that does not decide has yet to be asked about a text. Nobody waits for its verdict."""
+
+    gate: Gate
+    check: SentenceCheck
+    guardrail: Guardrail
+    conversation: tuple[Turn, ...] = ()
+
+    @property
+    def request(self) -> CheckRequest:
+        """What the guardrail is asked."""
+        return _request(self.check, self.guardrail, self.gate.applies_to, self.conversation)
+
+    def findings(self, checked: Checked) -> list[Finding]:
+        """What the verdict amounts to, now that it is there."""
+        _warned(self.guardrail, checked)
+        effects = self.gate.verdict(self.check.id, self.guardrail.name, checked.verdict)
+        return [effect[1] for effect in effects if effect[0] == gates.FOUND]
+
+
+def _warned(guardrail: Guardrail, checked: Checked) -> None:
+    if checked.verdict.error is not None and guardrail.on_error is OnError.WARN and not guardrail.decides:
+        logger.warning("check_error", guardrail=guardrail.name, error=checked.verdict.error)
+
+
 @dataclass(slots=True)
 class CheckedText:
-    """A whole text after all guardrails that answer at once. ``redactions``: [visible offset, placeholder]."""
+    """A whole text after all guardrails that answer at once. ``redactions``: [visible offset, placeholder].
+
+    ``later``: what is still to be asked, where nobody waits for guardrails that do not decide.
+    """
 
     action: str = "allow"
     visible: str = ""
@@ -182,6 +211,7 @@ class CheckedText:
     counters: Counters = field(default_factory=Counters)
     statuses: list[GuardrailStatus] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    later: list[Later] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,33 +248,45 @@ async def check_text(
     conversation: tuple[Turn, ...] = (),
     clock: Clock = time.monotonic,
     held: Callable[[Hold], object] | None = None,
+    later: bool = False,
 ) -> CheckedText:
     """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands.
 
-    ``held`` is told, before anybody is asked, when the text is kept back until guardrails that decide have answered.
+    ``later``: guardrails that do not decide are not asked here; what they are to be asked is handed back. ``held`` is
+    told, before anybody is asked, when the text is kept back until guardrails that decide have answered.
     """
     gate = Gate(policy, applies_to, channel, monitor=monitor)
     effects = [*gate.feed(text), *gate.finish()]
     if held is not None and gate.waiting and (hold := gate.hold) is not None:
         held(hold)
-    out = await settled(gate, effects, conversation=conversation, clock=clock)
+    out = await settled(gate, effects, conversation=conversation, clock=clock, later=later)
     out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out
 
 
 async def settled(
-    gate: Gate, effects: list[gates.Effect], *, conversation: tuple[Turn, ...] = (), clock: Clock = time.monotonic
+    gate: Gate,
+    effects: list[gates.Effect],
+    *,
+    conversation: tuple[Turn, ...] = (),
+    clock: Clock = time.monotonic,
+    later: bool = False,
 ) -> CheckedText:
     """What these effects come to once every guardrail that the gate asks for has answered, all at the same time.
 
-    Findings stand in the order in which they became certain; the counters are the gate's own, since its beginning.
+    ``later``: once every one that decides has; the others are not asked. Findings stand in the order in which they
+    became certain; the counters are the gate's own, since its beginning.
     """
     policy, out = gate.policy, CheckedText()
     parts: list[str] = []
     waiting = _collect(effects, out, parts)
     while waiting:
         jobs = [(check, policy.guardrail(name)) for check in waiting for name in check.guardrails]
+        if later:
+            aside = [(check, guardrail) for check, guardrail in jobs if gate.monitor or not guardrail.decides]
+            out.later += [Later(gate, check, guardrail, conversation) for check, guardrail in aside]
+            jobs = [job for job in jobs if job not in aside]
         results = await asyncio.gather(
             *(run_check(guardrail, _request(check, guardrail, gate.applies_to, conversation), clock)
               for check, guardrail in jobs)
@@ -254,13 +296,13 @@ async def settled(
             out.statuses.append(status_after(guardrail, checked))
             if checked.verdict.error is not None:
                 out.failed.append(guardrail.name)
-                if guardrail.on_error is OnError.WARN and not guardrail.decides:
-                    logger.warning("check_error", guardrail=guardrail.name, error=checked.verdict.error)
+                _warned(guardrail, checked)
             try:
                 effects = gate.verdict(check.id, guardrail.name, checked.verdict)
             except KeyError:  # a block before this sentence has made the question moot
                 continue
             waiting += _collect(effects, out, parts)
+    out.later = [question for question in out.later if gate.awaits(question.check.id)]
     out.visible = "".join(parts)
     out.counters = gate.counters
     out.action = strongest(out.findings)

@@ -12,7 +12,7 @@ from guardrails.findings import Outcome
 from guardrails.policy import Guardrail
 from streaming.agent import Said
 from streaming.answer import Question
-from streaming.checks import Checked
+from streaming.checks import Checked, Later
 from streaming.core.events import ProviderEvent
 from streaming.providers.base import ProviderError
 
@@ -49,6 +49,14 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedLater:
+    """A guardrail that nobody waits for has answered about a prompt, or about what a tool is given or returns."""
+
+    later: Later
+    checked: Checked
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """Something of ours failed outside the loop; the loop fails with it."""
 
@@ -66,5 +74,5 @@ class Tick:
     """Time has passed: a hold may be due, or it is time to write through."""
 
 
-Item = Arrived | Broken | RoundEnded | CallsEnded | Said | ProviderEnded | Judged | Stop | Tick
+Item = Arrived | Broken | RoundEnded | CallsEnded | Said | ProviderEnded | Judged | JudgedLater | Stop | Tick
 """``Said``: a tool call has something to tell."""

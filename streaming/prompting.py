@@ -3,6 +3,7 @@
 Exists because a conversation comes from our database or from the client, and both end in one list of messages.
 Protects the rule that nothing reaches a model that has not passed a guardrail: what our database holds passed when it
 was new; what a client hands over passes now, message by message, each text on the channel that it belongs to.
+A guardrail that decides is waited for, and no other: the rest is asked while the provider already answers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ async def with_history(policy: Policy, prompt: str, history: tuple[ChatMessage, 
     """A prompt that goes on a conversation of ours."""
     turns = tuple(Turn(message.role, message.text) for message in history)
     checked = await check_text(
-        policy, prompt, applies_to=AppliesTo.PROMPT, monitor=monitor, channel="prompt", conversation=turns
+        policy, prompt, applies_to=AppliesTo.PROMPT, monitor=monitor, channel="prompt", conversation=turns, later=True
     )
     checked.statuses += immediate_statuses(policy, AppliesTo.PROMPT, checked.findings)
     looked = looked_at(checked, prompt, AppliesTo.PROMPT, "prompt", turns)
@@ -58,7 +59,13 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
     def check(number: int, name: str, text: str, applies_to: AppliesTo) -> None:
         channel = "prompt" if number == asked else f"messages[{number}]"
         job = check_text(
-            policy, text, applies_to=applies_to, monitor=monitor, channel=channel, conversation=turns[:number]
+            policy,
+            text,
+            applies_to=applies_to,
+            monitor=monitor,
+            channel=channel,
+            conversation=turns[:number],
+            later=True,
         )
         jobs.append((number, name, job))
         texts.append((text, applies_to, channel, turns[:number]))
@@ -92,6 +99,7 @@ def _together(prompt: CheckedText, all_of_it: Sequence[CheckedText]) -> CheckedT
         blocked=next((checked.blocked for checked in all_of_it if checked.blocked is not None), None),
         statuses=[status for checked in all_of_it for status in checked.statuses],
         failed=[name for checked in all_of_it for name in checked.failed],
+        later=[question for checked in all_of_it for question in checked.later],
     )
 
 

@@ -374,17 +374,25 @@ class Pump:
     async def _hear_out(self) -> None:
         """However the answer ended, what guardrails find in texts that did not wait for them belongs to the session.
 
-        All that is shown has been told by then, and nobody is asked for more; each has its time limit.
+        All that is shown has been told by then, and nobody is asked for more; each of them has its time limit.
         """
-        while self._asking_later or not self._inbox.empty():
-            while not self._inbox.empty():
-                if isinstance(item := self._inbox.get_nowait(), JudgedLater):
-                    self._outlet.coming += self._judged_later(item)
-            with contextlib.suppress(LogUnavailable):  # the database will tell
-                await self._outlet.tell_all()
-                await self._periodic()
-            if self._asking_later:
-                await asyncio.wait(self._asking_later, timeout=self._around.settings.write_through_s)
+        try:
+            while True:
+                judged: list[JudgedLater] = []
+                while not self._inbox.empty():
+                    if isinstance(item := self._inbox.get_nowait(), JudgedLater):
+                        judged.append(item)
+                if not judged and not self._asking_later:
+                    return
+                for one in judged:
+                    self._outlet.coming += self._judged_later(one)
+                with contextlib.suppress(LogUnavailable):  # the database will tell
+                    await self._outlet.tell_all()
+                    await self._periodic()
+                if self._asking_later:
+                    await asyncio.wait(self._asking_later, timeout=self._around.settings.write_through_s)
+        except Exception:
+            logger.exception("pump_failed", session=self._run.started.session_id)
 
     def _turns(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text) for message in self._run.request.messages)

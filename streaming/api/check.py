@@ -2,7 +2,8 @@
 
 Exists for clients that have a finished text; plugins of earlier systems speak this form. Protects the rule that the
 one-shot check is the very gate that streams pass, and that it leaves the same records: a session, its findings, and
-outbox rows for guardrails that answer later.
+outbox rows for guardrails that answer later. There is one answer and no log after it, so it waits for every check at
+sentence ends, in MONITOR too, for its time limit at most.
 """
 
 from __future__ import annotations

@@ -533,6 +533,10 @@ class Gate:
         """Does a deciding guardrail still have to answer?"""
         return any(pending.deciding for pending in self._questions.pending)
 
+    def awaits(self, check_id: int) -> bool:
+        """Would an answer to this ``CHECK`` still change anything? A block before its text makes it moot."""
+        return any(pending.check.id == check_id for pending in self._questions.pending)
+
     @property
     def unanswered(self) -> int:
         """How many texts wait for verdicts (callers stop reading at 10)."""

@@ -149,7 +149,9 @@ async def trial(
     """A session whose rows exist and whose pump has not begun."""
     policy = policy or policy_of()
     provider, log, queued = Controlled(script), log or MemoryLog(), []
-    checked = await check_text(policy, prompt, applies_to=AppliesTo.PROMPT, channel="prompt", monitor=monitor)
+    checked = await check_text(
+        policy, prompt, applies_to=AppliesTo.PROMPT, channel="prompt", monitor=monitor, later=True
+    )
     new = NewSession(
         visitor=Visitor(session_key="browser"),
         prompt=checked.visible,
