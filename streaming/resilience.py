@@ -120,6 +120,24 @@ class _Trial:
     async def events(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
         """Up to ``TRIES`` times. Raises ``ProviderError``."""
         await self._enter()
+        begun: list[AsyncGenerator[ProviderEvent, None]] = []
+        try:
+            async with aclosing(self._tries(request, begun, streaming=streaming)) as tries:
+                async for event in tries:
+                    yield event
+            del tries  # what is kept for another try weighs more than the stream that needs none
+            for call in begun:
+                async for event in call:
+                    yield event
+        finally:
+            for call in begun:
+                await call.aclose()
+        await self._answered()  # an answer of nothing is an answer
+
+    async def _tries(
+        self, request: ProviderRequest, begun: list[AsyncGenerator[ProviderEvent, None]], *, streaming: bool
+    ) -> AsyncGenerator[ProviderEvent, None]:
+        """Events up to the first token, however many tries that takes; the call that goes on is put into ``begun``."""
         attempts = stamina.retry_context(
             on=self._again,
             attempts=TRIES,
@@ -130,12 +148,15 @@ class _Trial:
         )
         async for attempt in attempts:
             with attempt:
+                events = self._call(request, streaming=streaming)
                 try:
-                    async with aclosing(self._call(request, streaming=streaming)) as events:
-                        async for event in events:
-                            if isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
-                                await self._answered()
-                            yield event
+                    async for event in events:
+                        if isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
+                            await self._answered()
+                            begun.append(events)
+                        yield event
+                        if begun:
+                            return
                 except ProviderError as error:
                     wait = self._again(error)
                     if wait is not False and attempt.num < TRIES:
@@ -143,7 +164,9 @@ class _Trial:
                         words = f"{error}; trying again ({attempt.num + 1} of {TRIES})"
                         yield ProviderNotice(error.code, words, attempt=attempt.num, delay_s=wait_s)
                     raise
-        await self._answered()  # an answer of nothing is an answer
+                finally:
+                    if not begun:
+                        await events.aclose()
 
     def _call(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
         events = self._provider.stream(request) if streaming else self._provider.standard(request)

@@ -199,6 +199,17 @@ async def test_a_reader_who_goes_away_closes_the_provider_in_every_phase() -> No
         assert provider.closed
 
 
+async def test_who_stops_reading_at_any_event_closes_the_provider() -> None:
+    for last in (ModelNamed("m"), TextDelta("first"), TextDelta("second")):
+        provider = Named(scripts=[[ModelNamed("m"), "first", "second", "third"]])
+        async with aclosing(Upstreams((provider,)).ask(ASK)) as events:
+            async for event in events:
+                if event == last:
+                    assert not provider.closed
+                    break
+        assert provider.closed, last
+
+
 @pytest.mark.django_db(transaction=True)
 async def test_every_try_and_every_change_is_a_recoverable_error_event_that_a_reader_gets() -> None:
     first = Named(scripts=[[DOWN]])
