@@ -243,6 +243,13 @@ async def test_what_the_only_reader_has_read_is_not_kept(redis_log: RedisLog) ->
         assert [e["chunk"] for e in await redis_log.read(session, 2)] == ["c"]
 
 
+async def test_the_embedded_store_gives_a_log_little_room_to_begin_with(redis_log: RedisLog) -> None:
+    session = str(uuid4())
+    await redis_log.append(session, [chunk("a"), chunk("b")], ms=1)
+    taken = await redis_log._redis.memory_usage(f"sg:log:{{{session}}}")
+    assert 200 < taken < 2_500, "a stream has room for 4096 bytes unless the store is told otherwise"
+
+
 async def test_many_calls_at_once_share_a_few_connections(redis_log: RedisLog) -> None:
     sessions = [str(uuid4()) for _ in range(5 * MAX_CONNECTIONS)]
     await asyncio.gather(*(redis_log.append(session, [chunk("a")], ms=1) for session in sessions))
