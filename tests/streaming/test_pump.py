@@ -141,6 +141,19 @@ async def test_a_bug_in_an_adapter_is_an_error_event_without_a_traceback() -> No
     assert (await session_row(case)).outcome == "error"
 
 
+async def test_an_answer_that_waits_for_its_provider_holds_two_tasks_and_leaves_none() -> None:
+    others = asyncio.all_tasks()
+    case = await trial(["a ", asyncio.Event()])
+    run = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    async with asyncio.timeout(30):
+        while len(asyncio.all_tasks() - others) > 2:  # noqa: ASYNC110 - what is written through comes to its end
+            await asyncio.sleep(0.001)
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 30)
+    assert not asyncio.all_tasks() - others
+
+
 async def test_held_text_is_not_released_by_an_interrupt() -> None:
     never = asyncio.Event()
     case = await trial(["Take 536-22-", never])
