@@ -1,4 +1,4 @@
-"""``GET /v1/rules`` and the key set: what a client gets verifies with what it pinned; or it gets nothing, and a reason."""
+"""``GET /v1/rules`` and the key set: what a client gets verifies with what it pinned; or it gets a reason only."""
 
 from __future__ import annotations
 
