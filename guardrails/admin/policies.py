@@ -16,11 +16,13 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from guardrails import services
 from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
+from guardrails.admin.differences import comparison
 from guardrails.admin.rules import views
 from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
@@ -29,6 +31,7 @@ from guardrails.publication import report_lines
 from guardrails.selectors import version_state
 
 SHADOW_PAGE = "admin:streaming_shadowedpolicy_change"
+DIFF_PAGE = "admin:guardrails_policy_diff"
 
 
 def _user(request: HttpRequest) -> User:
@@ -41,7 +44,7 @@ class PolicyAdmin(ModelAdmin[Policy]):
 
     form = PolicyForm
     fields = ["draft"]
-    list_display = ["name", "description", "active_version", "state", "shadow", "has_draft"]
+    list_display = ["name", "description", "active_version", "state", "shadow", "has_draft", "differences"]
     list_select_related = ["active_version__policy", "shadow_version__policy"]
     search_fields = ["name", "description"]
     actions = ["publish"]
@@ -68,6 +71,7 @@ class PolicyAdmin(ModelAdmin[Policy]):
         own = [
             path("lint/", site.admin_view(self.lint), name="guardrails_policy_lint"),
             path("<int:pk>/file/", site.admin_view(self.file), name="guardrails_policy_file"),
+            path("<int:pk>/diff/", site.admin_view(self.diff), name="guardrails_policy_diff"),
         ]
         return [*own, *super().get_urls()]
 
@@ -83,6 +87,21 @@ class PolicyAdmin(ModelAdmin[Policy]):
         if not self.has_view_permission(request, policy):
             raise PermissionDenied
         return views.policy_file(policy)
+
+    def diff(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """What differs between two versions, or a version and the draft; for those who see both pages."""
+        policy = get_object_or_404(Policy.objects.select_related("active_version", "shadow_version"), pk=pk)
+        if not (self.has_view_permission(request, policy) and request.user.has_perm("guardrails.view_policyversion")):
+            raise PermissionDenied
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"What differs in {policy.name}",
+            "opts": self.opts,
+            "original": policy,
+            "policy": policy,
+            **comparison(policy, request.GET),
+        }
+        return TemplateResponse(request, "admin/guardrails/policy/diff.html", context)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -104,6 +123,11 @@ class PolicyAdmin(ModelAdmin[Policy]):
         trouble = version_state(policy.shadow_version)[1]
         words = f"version {policy.shadow_version.number}" + (f", unusable: {trouble}" if trouble else "")
         return format_html('<a href="{}">{}</a>', reverse(SHADOW_PAGE, args=[policy.pk]), words)
+
+    @admin.display(description="Differences")
+    def differences(self, policy: Policy) -> str:
+        """The way to what differs between its versions."""
+        return format_html('<a href="{}">Compare</a>', reverse(DIFF_PAGE, args=[policy.pk]))
 
     @admin.display(boolean=True, description="Draft")
     def has_draft(self, policy: Policy) -> bool:
@@ -129,6 +153,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "state",
         "active",
         "shadow",
+        "differences",
         "digest",
         "published_at",
         "published_by",
@@ -168,6 +193,19 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         """Whether it runs in MONITOR beside the active one."""
         return version.policy.shadow_version_id == version.pk
 
+    @admin.display(description="Differences")
+    def differences(self, version: PolicyVersion) -> str:
+        """The way to what differs from what is active, or for the active one from what was before."""
+        active = version.policy.active_version
+        if active is not None and active.pk != version.pk:
+            other, words = active.number, f"What differs from version {active.number}, which is active"
+        elif version.number > 1:
+            other, words = version.number - 1, f"What differs from version {version.number - 1}"
+        else:
+            return "It is the first version."
+        address = reverse(DIFF_PAGE, args=[version.policy_id])
+        return format_html('<a href="{}?old={}&amp;new={}">{}</a>', address, other, version.number, words)
+
     @admin.display(description="Publication report")
     def report(self, version: PolicyVersion) -> str:
         """What publication found out, in words."""
@@ -179,7 +217,11 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     @admin.display(description="Document")
     def text(self, version: PolicyVersion) -> str:
         """The document, one key a line."""
-        return format_html("<pre>{}</pre>", json.dumps(version.document, indent=2, ensure_ascii=False))
+        try:
+            document = version.document
+        except (KeyError, TypeError, ValueError):
+            return "It cannot be read; it was altered."
+        return format_html("<pre>{}</pre>", json.dumps(document, indent=2, ensure_ascii=False))
 
     @admin.action(description="Sign", permissions=["sign"])
     def sign(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
