@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
 from guardrails import services
-from guardrails.admin.base import ModelAdmin, each
+from guardrails.admin.base import StepsAdmin, each
 from guardrails.models import ApiKey, Policy, Scope
 from guardrails.origins import origin
 
@@ -57,7 +57,7 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin[ApiKey]):
+class ApiKeyAdmin(StepsAdmin[ApiKey]):
     """API keys."""
 
     form = ApiKeyForm

@@ -18,14 +18,17 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
+from django.utils.formats import date_format
+from django.utils.html import format_html, format_html_join
+from django.utils.timezone import localtime
 
 from guardrails import services
-from guardrails.admin.base import ModelAdmin, ReadOnlyAdmin, each
+from guardrails.admin.base import ReadOnlyAdmin, StepsAdmin, each, remember
 from guardrails.admin.differences import comparison
 from guardrails.admin.rules import views
 from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
+from guardrails.admin.steps import Step, steps_of
 from guardrails.models import Activation, Policy, PolicyVersion, Publication, Rollout
 from guardrails.publication import report_lines
 from guardrails.selectors import version_state
@@ -39,7 +42,7 @@ def _user(request: HttpRequest) -> User:
 
 
 @admin.register(Policy)
-class PolicyAdmin(ModelAdmin[Policy]):
+class PolicyAdmin(StepsAdmin[Policy]):
     """Policies; publishing takes the draft."""
 
     form = PolicyForm
@@ -137,7 +140,13 @@ class PolicyAdmin(ModelAdmin[Policy]):
     @admin.action(description="Publish the draft as the next version", permissions=["publish"])
     def publish(self, request: HttpRequest, rows: QuerySet[Policy]) -> None:
         """Freeze drafts."""
-        each(request, rows, lambda policy: f"{services.publish(policy=policy, by=_user(request))} published")
+
+        def freeze(policy: Policy) -> str:
+            version = services.publish(policy=policy, by=_user(request))
+            remember(request, version, f"{version} published")
+            return f"{version} published"
+
+        each(request, rows, freeze)
 
 
 @admin.register(PolicyVersion)
@@ -155,10 +164,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "shadow",
         "differences",
         "digest",
-        "published_at",
-        "published_by",
-        "signed_at",
-        "signed_by",
+        "steps",
         "notes",
         "report",
         "text",
@@ -206,6 +212,14 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         address = reverse(DIFF_PAGE, args=[version.policy_id])
         return format_html('<a href="{}?old={}&amp;new={}">{}</a>', address, other, version.number, words)
 
+    @admin.display(description="Steps")
+    def steps(self, version: PolicyVersion) -> str:
+        """Every step on record, the oldest first, with who and when."""
+        return format_html(
+            '<ol class="version-steps">{}</ol>',
+            format_html_join("", "<li>{}{} by <strong>{}</strong>{}</li>", map(_step_words, steps_of(version))),
+        )
+
     @admin.display(description="Publication report")
     def report(self, version: PolicyVersion) -> str:
         """What publication found out, in words."""
@@ -231,9 +245,16 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     @admin.action(description="Activate (or roll back to)", permissions=["activate"])
     def activate(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
         """Put versions to work."""
-        each(
-            request, rows, lambda version: f"{services.activate(version=version, by=_user(request)).version} activated"
-        )
+
+        def put_to_work(version: PolicyVersion) -> str:
+            active = Policy.objects.select_related("active_version").get(pk=version.policy_id).active_version
+            if active is not None and version.number < active.number:
+                services.rollback(policy=version.policy, number=version.number, by=_user(request))
+                return f"{version} activated: rolled back from version {active.number}"
+            services.activate(version=version, by=_user(request))
+            return f"{version} activated"
+
+        each(request, rows, put_to_work)
 
     @admin.action(description="Run as shadow beside the active version", permissions=["shadow"])
     def run_as_shadow(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
@@ -279,6 +300,11 @@ class RolloutAdmin(ReadOnlyAdmin[Rollout]):
     def version(self, rollout: Rollout) -> str:
         """Which version of which policy."""
         return str(rollout.activation.version)
+
+
+def _step_words(step: Step) -> tuple[str, str, str, str]:
+    when = date_format(localtime(step.at), ", j M Y, H:i:s,") if step.at else ""
+    return step.what, when, step.by or "nobody on record", f" ({step.note})" if step.note else ""
 
 
 def version_words(version: PolicyVersion) -> str:

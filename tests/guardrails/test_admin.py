@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html import unescape
 from typing import Any
 
@@ -239,12 +240,65 @@ def test_every_step_is_in_the_history_and_a_refused_one_is_not(cast: Cast) -> No
     act(operator, "policyversion", "activate", version.pk)
     steps = LogEntry.objects.order_by("action_time").values_list("user__username", "change_message")
     assert [(who, what) for who, what in steps if not what.startswith("[")] == [
-        ("author", "support v1 published"),
+        ("author", "support v1 published"),  # in the version's history
+        ("author", "support v1 published"),  # and in the policy's
         ("signer", "support v1 signed"),
         ("operator", "support v1 activated"),
     ]
     assert "support v1 signed" in page(signer, "policyversion_history", version.pk)
     assert "support v1 published" in page(author, "policy_history", policy.pk)
+    assert "support v1 published" in page(signer, "policyversion_history", version.pk)
+
+
+def test_a_forged_step_of_somebody_else_is_an_error(cast: Cast) -> None:
+    version = services.publish(policy=services.save_draft(document=document("acme")))
+    services.save_draft(document=document("acme", "other"))
+    cast.outsider.is_staff = True
+    cast.outsider.save()
+    every = {"author", "signer", "operator", "reviewer", "outsider"}
+    steps = {
+        ("policy", "publish"): "author",
+        ("policyversion", "sign"): "signer",
+        ("policyversion", "activate"): "operator",
+        ("policyversion", "run_as_shadow"): "operator",
+        ("policyversion", "end_shadow"): "operator",
+    }
+    for (model, step), who in steps.items():
+        url = reverse(f"admin:guardrails_{model}_changelist")
+        row = version.policy.pk if model == "policy" else version.pk
+        for sent in ([step], ["", step], [step, ""]):
+            for name in every - {who}:
+                forged = {"action": sent, "_selected_action": [str(row)], "index": "0"}
+                assert signed_in(getattr(cast, name)).post(url, forged).status_code == 403, (name, step, sent)
+    assert not LogEntry.objects.exists()
+    assert PolicyVersion.objects.get().signature == ""
+
+
+def test_roll_back_says_so_and_the_version_tells_every_step(cast: Cast) -> None:
+    author, signer, operator = map(signed_in, (cast.author, cast.signer, cast.operator))
+    policy = services.save_draft(document=document("acme"), by=cast.author)
+    act(author, "policy", "publish", policy.pk)
+    services.save_draft(document=document("acme", "heron"), by=cast.author)
+    act(author, "policy", "publish", policy.pk)
+    second, first = PolicyVersion.objects.all()
+    act(signer, "policyversion", "sign", first.pk, second.pk)
+    act(operator, "policyversion", "activate", first.pk)
+    act(operator, "policyversion", "activate", second.pk)
+    assert "support v1 activated: rolled back from version 2" in act(operator, "policyversion", "activate", first.pk)
+    assert first.activations.latest("serial").note == "Roll-back from version 2."
+    first.refresh_from_db()
+    services.activate(version=first, note="<b>asked</b>")
+    shown = operator.get(reverse("admin:guardrails_policyversion_change", args=[first.pk])).content.decode()
+    steps = re.findall(r"<li>(.*?)</li>", shown.partition('class="version-steps"')[2].partition("</ol>")[0], re.DOTALL)
+    told = [re.sub(r", \d+ \w+ \d{4}, [\d:]{8}, by", ", WHEN, by", step) for step in steps]
+    assert told == [
+        "Draft saved by <strong>author</strong>",
+        "Published, WHEN, by <strong>author</strong>",
+        "Signed, WHEN, by <strong>signer</strong>",
+        "Activated for everyone with serial 1, WHEN, by <strong>operator</strong>",
+        "Activated for everyone with serial 3, WHEN, by <strong>operator</strong> (Roll-back from version 2.)",
+        "Activated for everyone with serial 4, WHEN, by <strong>nobody on record</strong> (&lt;b&gt;asked&lt;/b&gt;)",
+    ]
 
 
 def test_rollouts_stand_in_a_list(root: Client) -> None:
