@@ -308,3 +308,10 @@ def test_rollouts_stand_in_a_list(root: Client) -> None:
     shown = page(root, "rollout_changelist")
     assert "support v2" in shown
     assert "12" in shown
+
+
+def test_a_policy_that_was_published_and_never_activated_is_not_edited_from_nothing(root: Client) -> None:
+    version = services.publish(policy=services.save_draft(document=document("acme")))
+    assert "acme" in page(root, "policy_change", version.policy_id)
+    file = root.get(reverse("admin:guardrails_policy_file", args=[version.policy_id])).json()
+    assert file == version.document

@@ -29,6 +29,16 @@ def as_file(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
+def stored_document(policy: Policy) -> Mapping[str, object]:
+    """What editing begins with: the draft, else what is active, else the newest version; empty if there is nothing."""
+    if policy.draft:
+        return policy.draft
+    version = policy.active_version
+    if version is None and policy.pk:
+        version = policy.versions.order_by("-number").first()
+    return version.document if version else {}
+
+
 class PolicyForm(forms.ModelForm[Policy]):
     """A policy's draft. ``cleaned_data["draft"]`` is the document with its defaults, whichever way it came."""
 
@@ -47,8 +57,7 @@ class PolicyForm(forms.ModelForm[Policy]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        active = self.instance.active_version
-        self.stored: Mapping[str, object] = self.instance.draft or (active.document if active else EMPTY)
+        self.stored: Mapping[str, object] = stored_document(self.instance) or EMPTY
         self.initial["draft"] = as_file(self.stored) if self.instance.pk else ""
         self.facts = Facts()
 

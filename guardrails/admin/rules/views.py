@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 
 from guardrails.admin.rules.envelope import read
-from guardrails.admin.rules.form import as_file
+from guardrails.admin.rules.form import as_file, stored_document
 from guardrails.admin.rules.live import TYPING_BUDGET_S, Facts, examine_draft
 from guardrails.admin.rules.nodes import home_of
 from guardrails.admin.rules.reading import Reading, pairs_from_json
@@ -52,10 +52,9 @@ def lint(request: HttpRequest) -> JsonResponse:
 
 
 def policy_file(policy: Policy) -> HttpResponse:
-    """The draft, or what is active, as a policy file."""
-    document = policy.draft or (policy.active_version.document if policy.active_version else {})
+    """What editing begins with, as a policy file."""
     return HttpResponse(
-        as_file(document) + "\n",
+        as_file(stored_document(policy)) + "\n",
         content_type="application/json; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{policy.name}.json"'},
     )
