@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from django import forms
 from django.http import QueryDict
@@ -32,7 +32,7 @@ def as_file(document: object) -> str:
 def stored_document(policy: Policy) -> Mapping[str, object]:
     """What editing begins with: the draft, else what is active, else the newest version; empty if there is nothing."""
     if policy.draft:
-        return policy.draft
+        return cast("dict[str, object]", policy.draft)
     version = policy.active_version
     if version is None and policy.pk:
         version = policy.versions.order_by("-number").first()
