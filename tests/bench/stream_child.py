@@ -1,6 +1,6 @@
 """One stream of many tokens through gate, pump, log, buffer and socket text, measured in a process of its own.
 
-Run as ``python -m tests.bench.stream_child TOKENS RATE`` with a fresh data directory; prints one JSON object. It exists
+Run as ``python -m tests.bench.stream_child TOKENS RATE STREAMS`` with a fresh data directory; prints one JSON object. It exists
 apart because a benchmark must touch neither the database nor the memory of whoever runs it. With ``REDIS_URL`` set the
 session log is the one that servers have, else the terminal's.
 """
@@ -22,16 +22,16 @@ WARM_UP = 300
 """What a process does once (imports, automata, the first connection) is not the stream's."""
 
 
-def main(tokens: int, rate: float) -> dict[str, float]:
-    """CPU per token at ``rate`` tokens a second; with rate 0, as fast as it goes, memory at its peak."""
+def main(tokens: int, rate: float, streams: int) -> dict[str, float]:
+    """CPU per token at ``rate`` tokens a second in each of ``streams``; with rate 0, memory at its peak."""
     django.setup()
     from guardrails.bootstrap import prepare_database
 
     prepare_database()
-    return asyncio.run(_measured(tokens, rate))
+    return asyncio.run(_measured(tokens, rate, streams))
 
 
-async def _measured(tokens: int, rate: float) -> dict[str, float]:
+async def _measured(tokens: int, rate: float, streams: int) -> dict[str, float]:
     from streaming.log_redis import close_shared_log
 
     try:
@@ -112,4 +112,4 @@ async def _stream(tokens: int, rate: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(int(sys.argv[1]), float(sys.argv[2]))))
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))))
