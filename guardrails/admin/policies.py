@@ -7,7 +7,7 @@ shown, not read from a column.
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from django import forms
 from django.contrib import admin, messages
@@ -172,6 +172,9 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     )
     actions = ["sign", "activate", "run_as_shadow", "end_shadow"]
 
+    class Media:
+        css: ClassVar[dict[str, list[str]]] = {"all": ["admin-rules/version.css"]}
+
     def has_sign_permission(self, request: HttpRequest) -> bool:
         """For the action below."""
         return request.user.has_perm("guardrails.sign_policyversion")
@@ -202,14 +205,14 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
     @admin.display(description="Differences")
     def differences(self, version: PolicyVersion) -> str:
         """The way to what differs from what is active, or for the active one from what was before."""
+        address = reverse(DIFF_PAGE, args=[version.policy_id])
         active = version.policy.active_version
         if active is not None and active.pk != version.pk:
             other, words = active.number, f"What differs from version {active.number}, which is active"
         elif version.number > 1:
             other, words = version.number - 1, f"What differs from version {version.number - 1}"
         else:
-            return "It is the first version."
-        address = reverse(DIFF_PAGE, args=[version.policy_id])
+            return format_html('<a href="{}">Compare versions</a>', address)
         return format_html('<a href="{}?old={}&amp;new={}">{}</a>', address, other, version.number, words)
 
     @admin.display(description="Steps")
@@ -226,7 +229,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         publication = Publication.objects.filter(pk=version.pk).first()
         if publication is None:
             return "It was published before there were reports."
-        return format_html("<pre>{}</pre>", "\n".join(report_lines(publication.report)))
+        return format_html('<pre class="version-text">{}</pre>', "\n".join(report_lines(publication.report)))
 
     @admin.display(description="Document")
     def text(self, version: PolicyVersion) -> str:
@@ -235,7 +238,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
             document = version.document
         except (KeyError, TypeError, ValueError):
             return "It cannot be read; it was altered."
-        return format_html("<pre>{}</pre>", json.dumps(document, indent=2, ensure_ascii=False))
+        return format_html('<pre class="version-text">{}</pre>', json.dumps(document, indent=2, ensure_ascii=False))
 
     @admin.action(description="Sign", permissions=["sign"])
     def sign(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
@@ -292,7 +295,17 @@ class ActivationAdmin(ReadOnlyAdmin[Activation]):
 class RolloutAdmin(ReadOnlyAdmin[Rollout]):
     """What ran for a part of the conversations, and how it ended."""
 
-    list_display = ["version", "outcome", "percent", "groups", "started_at", "started_by", "ended_at", "ended_why"]
+    list_display = [
+        "version",
+        "outcome",
+        "share",
+        "whole",
+        "limits",
+        "started_at",
+        "started_by",
+        "ended_at",
+        "ended_why",
+    ]
     list_filter = ["policy", "outcome"]
     list_select_related = ["activation__version__policy", "started_by"]
 
@@ -300,6 +313,23 @@ class RolloutAdmin(ReadOnlyAdmin[Rollout]):
     def version(self, rollout: Rollout) -> str:
         """Which version of which policy."""
         return str(rollout.activation.version)
+
+    @admin.display(description="Share", ordering="percent")
+    def share(self, rollout: Rollout) -> str:
+        """Of the conversations."""
+        return f"{rollout.percent:g} %"
+
+    @admin.display(description="Groups")
+    def whole(self, rollout: Rollout) -> str:
+        """Whose members all run it."""
+        return ", ".join(map(str, rollout.groups)) or "none"
+
+    @admin.display(description="Rolled back above")
+    def limits(self, rollout: Rollout) -> str:
+        """The shares of sessions that end it by itself."""
+        limits = {"errors": rollout.max_errors, "would-haves": rollout.max_would_have}
+        told = [f"{100 * limit:g} % {what}" for what, limit in limits.items() if limit is not None]
+        return ", ".join(told) or "no limit"
 
 
 def _step_words(step: Step) -> tuple[str, str, str, str]:

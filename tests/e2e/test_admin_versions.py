@@ -170,6 +170,10 @@ def test_it_works(people: dict[str, Visitor], shared_demo: Demo) -> None:
             re.compile(rf"^Activated for everyone with serial 3{whens}Operator \(Roll-back from version 2\.\)$"),
         ]
     )
+    page.set_viewport_size({"width": 390, "height": 900})
+    for address in (f"policyversion/{first}/change", f"policy/{policy}/diff", "rollout"):
+        page.goto(f"{shared_demo.url}/admin/guardrails/{address}/")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
     for visitor in people.values():
         visitor.assert_clean()
 

@@ -304,10 +304,11 @@ def test_roll_back_says_so_and_the_version_tells_every_step(cast: Cast) -> None:
 def test_rollouts_stand_in_a_list(root: Client) -> None:
     services.install(document=document("acme"))
     second = services.publish(policy=services.save_draft(document=document("heron")))
-    services.begin_rollout(version=services.sign(version=second), percent=12)
+    services.begin_rollout(version=services.sign(version=second), percent=12.5, max_errors=0.025)
     shown = page(root, "rollout_changelist")
-    assert "support v2" in shown
-    assert "12" in shown
+    for told in ("support v2", "12.5 %", "2.5 % errors"):
+        assert told in shown
+    assert "would-haves" not in shown
 
 
 def test_a_policy_that_was_published_and_never_activated_is_not_edited_from_nothing(root: Client) -> None:
