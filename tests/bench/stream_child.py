@@ -1,8 +1,8 @@
 """One stream of many tokens through gate, pump, log, buffer and socket text, measured in a process of its own.
 
-Run as ``python -m tests.bench.stream_child TOKENS RATE STREAMS`` with a fresh data directory; prints one JSON object. It exists
-apart because a benchmark must touch neither the database nor the memory of whoever runs it. With ``REDIS_URL`` set the
-session log is the one that servers have, else the terminal's.
+Run as ``python -m tests.bench.stream_child TOKENS RATE STREAMS`` with a fresh data directory; prints one JSON object.
+It exists apart because a benchmark must touch neither database nor memory of whoever runs it. With ``REDIS_URL``
+set the session log is the one that servers have, else the terminal's.
 """
 
 from __future__ import annotations
