@@ -22,7 +22,7 @@ from typing import Literal
 from django.conf import settings
 
 from guardrails.keys import Generation, generation, trusted_keys
-from guardrails.models import Activation, PolicyVersion, Publication
+from guardrails.models import EVERYONE, Activation, PolicyVersion, Publication
 from guardrails.policy import Policy, PolicyError, compile_policy
 from guardrails.signing import KeyRefused, Purpose, SignatureRefused, Type, digest_of, verify
 from guardrails.statements import Reason as StatementReason
@@ -111,12 +111,15 @@ def subject_of(activation: Activation, *, client_digest: str = "") -> Subject:
     )
 
 
-def check_activation(activation: Activation | None, version: PolicyVersion) -> None:
-    """Raises ``PolicyUnavailable`` unless a valid statement says that this activation put this version to work."""
+def check_activation(activation: Activation | None, version: PolicyVersion, *, cohort: str = EVERYONE) -> None:
+    """Raises ``PolicyUnavailable`` unless a valid statement says that this activation put this version to work for this
+    cohort."""
     if activation is None:
         raise PolicyUnavailable("missing", f"nothing signed says that {version} is active; activate it anew")
     if activation.version_id != version.pk:
         raise PolicyUnavailable("altered", f"{version} is not the version that was activated last")
+    if activation.cohort != cohort:  # what a few were to try was never said to be for all
+        raise PolicyUnavailable("altered", f"{version} was put to work for another cohort ({activation.cohort})")
     place = (version.policy.name, activation.cohort)
     try:
         statement = verified_statement(activation)

@@ -27,7 +27,7 @@ from guardrails.loading import (
 )
 from guardrails.models import ApiKey, PolicyVersion
 from guardrails.policy import Policy
-from guardrails.services import note_key_used
+from guardrails.services import COHORT, note_key_used
 from guardrails.signing import Purpose
 from guardrails.tokens import key_hash, key_prefix
 
@@ -163,7 +163,7 @@ def _rolled_out(row: models.Policy, rollout: models.Rollout, subject: Subject) -
     try:
         _check_own(row, version)
         policy = load(version)
-        check_activation(rollout.activation, version)
+        check_activation(rollout.activation, version, cohort=COHORT)
     except PolicyUnavailable as error:
         logger.error("rollout_unhealthy", policy=row.name, version=version.number, reason=error.reason)
         return None

@@ -213,10 +213,14 @@ def renew_statement(*, activation: Activation) -> bool:
     """Say again, from now on, what an activation's statement says; False if that is not due.
 
     What the database says is not taken for it: only a statement that the activation key signed, about this very
-    activation, is said again; how long ago it lapsed does not matter. Raises ``StatementRefused``, ``KeyRefused``.
+    activation, is said again; how long ago it lapsed does not matter. One that another has followed is a replay, and is
+    not: else an old row put back would be given a new life. Raises ``StatementRefused``, ``KeyRefused``.
     """
     activation = Activation.objects.select_for_update().get(pk=activation.pk)
     said = verified_statement(activation)
+    later = Activation.objects.filter(policy=activation.policy_id, cohort=activation.cohort, serial__gt=said.serial)
+    if later.exists():
+        raise StatementRefused("replayed", f"serial {said.serial} was followed by a higher one")
     now = wall_clock()
     if said.iat <= now < said.iat + RENEWED_AFTER_S:
         return False

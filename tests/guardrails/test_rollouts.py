@@ -142,6 +142,9 @@ def test_statement_for_a_cohort_is_renewed_and_stands_for_no_other(
     monkeypatch.setattr(services, "wall_clock", lambda: now)
     assert services.renew_statements() == 2
     Policy.objects.update(active_version=version(2), activation=rollout.activation)
+    for ask in (selectors.active_policy, selectors.client_bundle):
+        with pytest.raises(PolicyUnavailable, match="another cohort"):
+            ask("support")
     Activation.objects.filter(pk=rollout.activation.pk).update(cohort="")
     with pytest.raises(PolicyUnavailable, match="another cohort"):
         selectors.active_policy("support")

@@ -199,6 +199,19 @@ def test_old_activation_put_back_is_a_replay(caplog: pytest.LogCaptureFixture) -
     assert "replayed" in caplog.text
 
 
+def test_old_activation_put_back_is_never_renewed(later: Any, caplog: pytest.LogCaptureFixture) -> None:
+    first = install("acme")
+    old = activation()
+    install("acme", "other")
+    Policy.objects.filter(name="support").update(active_version=first, activation=old)
+    forget_policies()
+    later(25)
+    assert services.renew_statements() == 0
+    assert "statement_not_renewed" in caplog.text
+    assert activation().statement == old.statement
+    assert reason() == "expired"
+
+
 def test_statement_by_any_other_key_is_refused() -> None:
     version = install("acme")
     row = activation()
