@@ -291,6 +291,13 @@ def test_roll_back_is_followed_within_one_refresh_and_its_replay_refused(tab: Pa
     assert (said["rules"], said["refused"], said["mode"], said["state"]) == (None, "replayed", "server", "done")
 
 
+def test_page_without_a_store_refuses_what_it_has_seen_replayed(tab: Page, streams: Streams) -> None:
+    assert drive(tab, options={"store": None})["rules"] == {"version": 7, "serial": 9}
+    streams.serial = 8
+    said = drive(tab, again=True)
+    assert (said["rules"], said["refused"]) == ({"version": 7, "serial": 9}, "replayed")
+
+
 def test_rules_that_find_other_spans_here_than_signed_are_not_run(tab: Page, streams: Streams) -> None:
     guardrails: Any = streams.rules["guardrails"]
     guardrails[0]["rules"][0]["vectors"][0]["spans"] = [[0, 1]]

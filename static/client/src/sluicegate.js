@@ -25,6 +25,7 @@ export class Sluicegate extends EventTarget {
   options; // what was asked for, with all that was left out
   #rules = null;
   #etag = "";
+  #serials = {}; // where there is no store
   #triedAt = 0;
   #asking = null;
 
@@ -80,12 +81,12 @@ export class Sluicegate extends EventTarget {
         const jwks = this.call("GET", "/.well-known/jwks.json");
         const [said, { body }] = await Promise.all([bundle, jwks]);
         if (said.body) {
-          const serials = JSON.parse(store?.getItem(name) ?? "{}");
-          await this.#take(await opened(said.body.bundle, { jwks: body, ...this.options, now: Date.now() / 1000, serials }));
-          this.#etag = said.etag;
-          const { issuer, cohort, serial } = this.#rules;
-          serials[[issuer, this.#rules.policy, cohort].join("\n")] = serial;
+          const serials = store ? JSON.parse(store.getItem(name) ?? "{}") : this.#serials;
+          const found = await opened(said.body.bundle, { jwks: body, ...this.options, now: Date.now() / 1000, serials });
+          serials[found.name] = found.statement.serial; // at once: other pages share the store
           store?.setItem(name, JSON.stringify(serials));
+          await this.#take(found);
+          this.#etag = said.etag;
         }
         this.refused = null;
       } catch (error) {
