@@ -20,7 +20,7 @@ from django.db.models import Max, Q
 from django.utils import timezone
 
 from guardrails import tokens
-from guardrails.keys import signing_key
+from guardrails.keys import signing_key, trusted_keys
 from guardrails.loading import is_about, load, subject_of, verified_client_digest, verified_statement, wall_clock
 from guardrails.models import (
     CALLS_PER_MINUTE,
@@ -38,9 +38,19 @@ from guardrails.models import (
 from guardrails.origins import origin
 from guardrails.policy import normalise
 from guardrails.publication import examine_document
-from guardrails.signing import KeyRefused, Purpose, SigningKey, Type, canonical_bytes, digest_of
+from guardrails.signing import (
+    KeyRefused,
+    Purpose,
+    SignatureRefused,
+    SigningKey,
+    Type,
+    canonical_bytes,
+    digest_of,
+    verify,
+)
 from guardrails.signing import sign as sign_bytes
-from guardrails.statements import RENEWED_AFTER_S, StatementRefused, issue
+from guardrails.statements import RENEWED_AFTER_S, StatementRefused, Subject, issue
+from guardrails.statements import read as read_statement
 
 logger = structlog.get_logger(__name__)
 COHORT = "rollout"
@@ -137,10 +147,13 @@ def _sign(version: PolicyVersion, by: AbstractBaseUser | None) -> PolicyVersion:
     if digest_of(record) != version.digest:
         raise Refused(f"{version} was altered after it was published")
     key = signing_key(Purpose.VERSION)
+    signature = sign_bytes(record, key)
+    try:
+        verify(signature, trusted_keys(Purpose.VERSION), Purpose.VERSION)
+    except SignatureRefused as error:  # a version is signed once: by a key that nobody believes it would be lost
+        raise KeyRefused(f"{version} is left unsigned, nobody would believe it: {error}") from error
     with transaction.atomic():
-        if not PolicyVersion.objects.all().add_signature(
-            pk=version.pk, signature=sign_bytes(record, key), user_id=_id(by)
-        ):
+        if not PolicyVersion.objects.all().add_signature(pk=version.pk, signature=signature, user_id=_id(by)):
             raise Refused(f"{version} is signed already")
         if publication is not None:
             _sign_client_rules(version, publication, key)
@@ -164,6 +177,7 @@ def activate(
 
     ``serial``: the least that its serial has to be, for a database that was restored and is behind what clients saw.
     Sessions that run keep the version that they began with. A version that was the policy's shadow is so no more.
+    Raises ``KeyRefused`` if nobody believes the activation key.
     """
     policy = Policy.objects.select_for_update().get(pk=version.policy_id)
     load(version)
@@ -224,7 +238,7 @@ def renew_statement(*, activation: Activation) -> bool:
     now = wall_clock()
     if said.iat <= now < said.iat + RENEWED_AFTER_S:
         return False
-    activation.statement = issue(said.subject, now=now, key=signing_key(Purpose.ACTIVATION))
+    activation.statement = _issued(said.subject, now=now)
     activation.renewed_at = timezone.now()
     activation.save(update_fields=["statement", "renewed_at"])
     return True
@@ -248,6 +262,16 @@ def renew_statements() -> int:
     return renewed
 
 
+def _issued(subject: Subject, *, now: float) -> str:
+    """A statement that is believed. One by a key that nobody believes would put out of work what runs."""
+    statement = issue(subject, now=now, key=signing_key(Purpose.ACTIVATION))
+    try:
+        read_statement(statement, trusted_keys(Purpose.ACTIVATION))
+    except StatementRefused as error:
+        raise KeyRefused(f"nothing is stated, nobody would believe it: {error}") from error
+    return statement
+
+
 def _at_work() -> list[int]:
     rows = Policy.objects.values_list("activation", "rollout__activation")
     return [pk for row in rows for pk in row if pk is not None]
@@ -263,7 +287,7 @@ def _stated(
         policy=policy, version=version, serial=serial, activated_by_id=_id(by), note=note[:200], cohort=cohort
     )
     subject = subject_of(activation, client_digest=verified_client_digest(version))
-    activation.statement = issue(subject, now=wall_clock(), key=signing_key(Purpose.ACTIVATION))
+    activation.statement = _issued(subject, now=wall_clock())
     activation.save()
     return activation
 

@@ -109,9 +109,39 @@ def test_version_key_is_changed_and_the_pin_stays(shop: Shop) -> None:
 def test_version_key_that_nobody_vouched_for_is_not_believed_and_the_check_says_so(shop: Shop) -> None:
     run("vouch", shop.new("spare"), "--purpose", "version", "--by", shop.folder / "version.pem")
     shop.use(Purpose.VERSION, shop.new("stranger"))
-    with pytest.raises(PolicyUnavailable, match="not trusted here"):
+    with pytest.raises(KeyRefused, match=r"left unsigned, .* not trusted here"):
         install("acme")
+    version = PolicyVersion.objects.get()
+    assert version.signature == ""
     assert "sluicegate.E011" in [found.id for found in checks.check_signing_keys(None)]
+    shop.use(Purpose.VERSION, shop.folder / "version.pem")  # nothing is lost: it is signed once there is a key for it
+    services.sign(version=version)
+    services.activate(version=version)
+    assert selectors.active_policy("support").version == 1
+
+
+def test_revoked_keys_sign_and_state_nothing_more(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = install("acme")
+    root = shop.folder / "version.pem"
+    for purpose in (Purpose.VERSION, Purpose.ACTIVATION):
+        name = f"late-{purpose.name.lower()}"
+        run("vouch", shop.new(name), "--purpose", purpose.name.lower(), "--by", root)
+        run("revoke", shop.kid(name, purpose), "--by", root, "--reason", "stolen")
+    run("vouch", shop.folder / "activation.pem", "--purpose", "activation", "--by", root)
+    shop.use(Purpose.ACTIVATION, shop.folder / "late-activation.pem")
+    with pytest.raises(KeyRefused, match=r"nothing is stated, .*revoked: .*stolen"):
+        services.activate(version=version)
+    in_a_while = wall_clock() + 7 * 3_600
+    monkeypatch.setattr(services, "wall_clock", lambda: in_a_while)
+    assert services.renew_statements() == 0
+    assert selectors.active_policy("support").version == 1
+    assert Activation.objects.count() == 1
+    shop.use(Purpose.VERSION, shop.folder / "late-version.pem")
+    draft = services.publish(policy=services.save_draft(document=document("acme", "other")))
+    with pytest.raises(KeyRefused, match=r"left unsigned, .*revoked: .*stolen"):
+        services.sign(version=draft)
+    draft.refresh_from_db()
+    assert draft.signature == ""
 
 
 def test_activation_key_is_changed_without_a_gap(shop: Shop) -> None:
