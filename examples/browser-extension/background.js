@@ -4,6 +4,9 @@
 const DEFAULTS = { url: "http://127.0.0.1:8000", key: "", root: "", policy: "", fail: "closed" };
 let opening = null;
 
+// Without this, content scripts, which run in the processes of web pages, could read the key as well.
+chrome.storage.local.setAccessLevel({ accessLevel: "TRUSTED_CONTEXTS" });
+
 async function open() {
   const there = await chrome.runtime.getContexts({ contextTypes: ["OFFSCREEN_DOCUMENT"] });
   if (!there.length) {

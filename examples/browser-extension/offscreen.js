@@ -6,7 +6,7 @@ let written = "";
 let gate = null;
 
 chrome.runtime.onMessage.addListener(({ to, settings }, sender, answer) => {
-  if (to !== "offscreen") return;
+  if (to !== "offscreen" || sender.tab) return; // settings come from background.js, never out of a page's process
   if (JSON.stringify(settings) !== written) {
     written = JSON.stringify(settings);
     gate = new Sluicegate({ ...settings, rulesMs: 4_000, patienceMs: 8_000 });

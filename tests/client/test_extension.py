@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -184,6 +185,28 @@ def test_server_down_what_the_setting_says_happens_visibly(chat: Open, pages: Pa
     else:
         expect(page.locator(".sluicegate-answer")).to_have_text(TEXT)
         expect(page.locator(".sluicegate-note")).to_contain_text("NOT GUARDED")
+
+
+def test_what_runs_in_the_page_reads_no_key_and_changes_no_setting(chat: Open, pages: Pages) -> None:
+    pages.answer = lambda call: None
+    page = chat()
+    worlds: list[dict[str, Any]] = []
+    session = page.context.new_cdp_session(page)
+    session.on("Runtime.executionContextCreated", lambda said: worlds.append(said["context"]))
+    session.send("Runtime.enable")
+    (ours,) = [one["id"] for one in worlds if one["origin"].startswith("chrome-extension://")]
+
+    def run(script: str) -> str:
+        asked = {"expression": script, "contextId": ours, "awaitPromise": True, "returnByValue": True}
+        return str(session.send("Runtime.evaluate", asked)["result"].get("value"))
+
+    read = run("chrome.storage.local.get('key').then((kept) => `read ${kept.key}`, (error) => `${error}`)")
+    assert "not allowed" in read
+    ask(page, "First.", pieces=1, pause=0)
+    note(page, "closed")
+    unguarded = {"url": pages.url, "key": "k", "root": "", "policy": "t", "fail": "open"}
+    told = json.dumps({"to": "offscreen", "settings": unguarded})
+    assert run(f"chrome.runtime.sendMessage({told}).then((said) => `${{said}}`, () => 'refused')") != "true"
 
 
 def test_several_answers_at_once_are_a_session_each(chat: Open, pages: Pages) -> None:
