@@ -366,6 +366,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.GUARDRAIL_BREAKERS.labels("trial", "harm", "closed").set(1)
     metrics.GUARDRAIL_DEMOTED.labels("trial", "tone", "DEFERRED").set(1)
     metrics.GUARDRAIL_SLOW.labels("trial", "tone", "MONITOR").set(1)
+    metrics.ROLLOUTS.labels("trial", "running").set(1)
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
