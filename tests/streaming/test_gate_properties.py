@@ -8,8 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hypothesis import HealthCheck, assume, given, reject, settings
-from hypothesis import strategies as st
+import pytest
 
 from guardrails.patterns.folding import trailing_ignorables
 from guardrails.patterns.nfa import REP
@@ -18,15 +17,11 @@ from streaming.core.gate import Gate
 from tests.streaming import generate
 from tests.streaming.drive import drive, random_cut
 from tests.streaming.oracle import expected
+from tests.streaming.seeds import LeftOut, Seeds
 
 EXAMPLES = int(os.environ.get("GATE_EXAMPLES", "2000"))
-profile = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES <= 2000,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-)
+PART = 1000
+seeds = pytest.mark.parametrize("seeds", [Seeds(first, PART) for first in range(0, EXAMPLES, PART)], ids=str)
 
 
 def random_policy(chance: random.Random, actions: tuple[str, ...] = ("redact", "redact", "block", "warn")) -> Policy:
@@ -65,7 +60,7 @@ def within_reason() -> Iterator[None]:
     """
 
     def too_slow(*_: object) -> None:
-        reject()
+        raise LeftOut("the oracle takes too long")
 
     before = signal.signal(signal.SIGVTALRM, too_slow)
     signal.setitimer(signal.ITIMER_VIRTUAL, 10)
@@ -80,17 +75,32 @@ def result(driven) -> tuple:
     return driven.visible, driven.findings, driven.blocked
 
 
-seeds = st.integers(min_value=0, max_value=2**48)
-
-
 def test_it_works() -> None:
     policy, text, _ = sample(1)
     assert drive(policy, [text]).visible == expected(policy, text).visible
 
 
-@profile
-@given(seeds)
-def test_every_cut_gives_the_whole_text_verdict_and_never_shows_more(seed: int) -> None:
+def test_a_check_that_fails_names_its_seed() -> None:
+    seen: list[int] = []
+
+    def fails_in_the_end(seed: int) -> None:
+        seen.append(seed)
+        assert len(seen) < 9
+
+    with pytest.raises(AssertionError) as caught:
+        Seeds(0, 20).each(fails_in_the_end)
+    assert caught.value.__notes__ == [f"seed {seen[-1]}"]
+
+
+def test_a_check_that_leaves_out_most_is_no_check() -> None:
+    def says_nothing(seed: int) -> None:
+        raise LeftOut
+
+    with pytest.raises(AssertionError, match="20 of 20"):
+        Seeds(0, 20).each(says_nothing)
+
+
+def every_cut_gives_the_whole_text_verdict_and_never_shows_more(seed: int) -> None:
     policy, text, chance = sample(seed)
     with within_reason():
         want = expected(policy, text)
@@ -99,9 +109,7 @@ def test_every_cut_gives_the_whole_text_verdict_and_never_shows_more(seed: int) 
         assert result(got) == (want.visible, want.findings, want.blocked), chunks
 
 
-@profile
-@given(seeds)
-def test_state_survives_every_code_point(seed: int) -> None:
+def state_survives_every_code_point(seed: int) -> None:
     policy, text, _ = sample(seed)
     with within_reason():
         want = expected(policy, text)
@@ -109,26 +117,43 @@ def test_state_survives_every_code_point(seed: int) -> None:
     assert result(got) == (want.visible, want.findings, want.blocked)
 
 
-@profile
-@given(seeds)
-def test_never_holds_more_than_the_stated_bound(seed: int) -> None:
+def never_holds_more_than_the_stated_bound(seed: int) -> None:
     policy, text, chance = sample(seed)
     bound = policy.bound("response")  # type: ignore[arg-type]
     got = drive(policy, random_cut(text, chance.getrandbits(32), 5))
     assert max(got.held, default=0) <= bound.with_ignorables
 
 
-@profile
-@given(seeds)
-def test_holds_only_what_a_live_thread_may_have_started(seed: int) -> None:
+def holds_only_what_a_live_thread_may_have_started(seed: int) -> None:
     """Promise 4, exactly: brute force over every start says which characters may still become a violation.
 
     Long repeats are taken for a little more than they are; they have the test below.
     """
     policy, text, _ = sample(seed)
-    assume(not has_long_repeats(policy))
+    if has_long_repeats(policy):
+        raise LeftOut("a long repeat")
     for read, held, least in holds(policy, text):
         assert held <= least, read
+
+
+@seeds
+def test_every_cut_gives_the_whole_text_verdict_and_never_shows_more(seeds: Seeds) -> None:
+    seeds.each(every_cut_gives_the_whole_text_verdict_and_never_shows_more)
+
+
+@seeds
+def test_state_survives_every_code_point(seeds: Seeds) -> None:
+    seeds.each(state_survives_every_code_point)
+
+
+@seeds
+def test_never_holds_more_than_the_stated_bound(seeds: Seeds) -> None:
+    seeds.each(never_holds_more_than_the_stated_bound)
+
+
+@seeds
+def test_holds_only_what_a_live_thread_may_have_started(seeds: Seeds) -> None:
+    seeds.each(holds_only_what_a_live_thread_may_have_started)
 
 
 def test_long_repeats_hold_hardly_more_than_is_needed() -> None:
