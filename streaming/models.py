@@ -153,6 +153,15 @@ class AuditSession(models.Model):
                 condition=models.Q(shadow_version__gt=0),
                 name="session_by_shadow",
             ),
+            # What the audit list is filtered by, each in the list's own order.
+            models.Index(fields=["started_at", "id"], name="session_by_time"),
+            models.Index(fields=["policy_name", "policy_version", "started_at", "id"], name="session_by_policy"),
+            models.Index(fields=["outcome", "started_at", "id"], name="session_by_outcome"),
+            models.Index(fields=["provider", "started_at", "id"], name="session_by_provider"),
+            models.Index(
+                fields=["client", "started_at", "id"], condition=~models.Q(client=""), name="session_by_client"
+            ),
+            models.Index(fields=["started_at", "id"], condition=~models.Q(would_have=""), name="session_by_would_have"),
         ]
 
     def __str__(self) -> str:
@@ -190,6 +199,7 @@ class Finding(models.Model):
     class Meta:
         ordering = ["session", "n"]
         constraints = [models.UniqueConstraint(fields=["session", "n"], name="finding_once_per_session")]
+        indexes = [models.Index(fields=["guardrail", "session"], name="finding_by_guardrail")]
 
     def __str__(self) -> str:
         return f"{self.guardrail}/{self.rule} {self.start}-{self.end}"
@@ -365,3 +375,40 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.seq} {self.kind} {self.session}"
+
+
+class ChainCheck(models.Model):
+    """A verification of the whole audit log that somebody asked for on the page, and what came out.
+
+    ``checked`` of about ``total`` steps are done: one for each entry, one more for each that commits to rows. Counts
+    alone say nothing of the time: ``heartbeat_at`` tells a slow check from one whose worker died.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        CHECKING = "checking"
+        VERIFIED = "verified"
+        FAULTY = "faulty"
+        ERROR = "error"
+
+    state = models.CharField(max_length=16, choices=State.choices, default=State.WAITING)
+    place = models.PositiveSmallIntegerField(
+        null=True, blank=True, unique=True, default=1, help_text="1 until it has ended: there is one at a time."
+    )
+    by = models.CharField(max_length=150)
+    asked_at = models.DateTimeField(default=timezone.now)
+    heartbeat_at = models.DateTimeField(default=timezone.now)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    total = models.PositiveBigIntegerField(default=0)
+    checked = models.PositiveBigIntegerField(default=0)
+    last_seq = models.PositiveBigIntegerField(default=0, help_text="The last entry when it began.")
+    fault_count = models.PositiveBigIntegerField(default=0)
+    faults = models.JSONField(default=list, blank=True, help_text="The first ones, as seq, code and message.")
+    error = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.asked_at:%Y-%m-%d %H:%M} {self.state}"
