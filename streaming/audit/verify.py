@@ -20,11 +20,11 @@ from typing import TypeVar
 from uuid import UUID
 
 from django.db import DatabaseError, connection, transaction
-from django.db.models import TextField
+from django.db.models import QuerySet, TextField
 from django.db.models.functions import Cast
 
 from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey, canonical_bytes, sign, verify
-from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults
+from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults, next_entry
 from streaming.audit.people import review_body
 from streaming.audit.rows import finding_digest, session_digest
 from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
@@ -140,18 +140,86 @@ class _Noted:
             yield entry
 
 
-def log_faults(heads: Heads | None = None) -> Iterator[Fault]:
-    """Everything that is wrong with the stored log, and with the rows that it commits to."""
+def log_faults(heads: Heads | None = None, *, told: Callable[[], None] = lambda: None) -> Iterator[Fault]:
+    """Everything that is wrong with the stored log, and with the rows that it commits to.
+
+    ``told`` is called once for each entry and once for each that commits to a session's rows.
+    """
     noted = _Noted()
-    yield from faults(noted.walk(stored_entries()), heads=heads)
+    yield from faults(_counted(noted.walk(stored_entries()), told), heads=heads)
     stored = _try(lambda: AuditHead.objects.filter(pk=AuditHead.ONLY).first())
     last = noted.last
     if (stored.seq, stored.hash) != last if stored else last[0]:
         names = stored.seq if stored else 0
         yield Fault(last[0], "cut_off", f"The log ends at entry {last[0]}, and its head names entry {names}.")
     for start in range(0, len(noted.sealed), AT_ONCE):
-        yield from _row_faults(noted.sealed[start : start + AT_ONCE], noted)
+        some = noted.sealed[start : start + AT_ONCE]
+        yield from _row_faults(some, noted)
+        for _ in some:
+            told()
     yield from _review_faults(noted)
+
+
+def _counted(entries: Iterable[Entry], told: Callable[[], None]) -> Iterator[Entry]:
+    for entry in entries:
+        yield entry
+        told()
+
+
+def session_faults(session: AuditSession) -> tuple[list[Entry], list[Fault]]:
+    """The entries of one session, and what is wrong with them, with their neighbours in the chain and with its rows.
+
+    Costs what the session costs, not what the log costs; only ``log_faults`` sees what was done to the rest.
+    """
+    key = str(session.pk)
+    seqs = list(AuditEntry.objects.filter(session=key).order_by("seq").values_list("seq", flat=True))
+    around = {seq + step for seq in seqs for step in (-1, 0, 1)} - {0}
+    stored = {seq: entry for seq, entry in _each(_entries, sorted(around)) if entry is not None}
+    noted, found = _Noted(), []
+    entries = list(noted.walk(stored[seq] for seq in seqs if seq in stored))
+    for entry in entries:
+        found += _place_faults(entry, stored)
+    kinds = {entry.kind for entry in entries}
+    over = session.state == AuditSession.State.COMPLETE
+    for kind in [AuditEntry.Kind.OPENED, *([AuditEntry.Kind.SEALED] if over else [])]:
+        if kind not in kinds:
+            found.append(Fault(0, "entry_missing", f"No entry says that the session was {kind.value}."))
+    found += _row_faults(noted.sealed, noted)
+    found += _review_faults(noted, Review.objects.filter(finding__session=session))
+    return entries, found
+
+
+def _fits(entry: Entry) -> bool:
+    try:
+        written = next_entry(
+            last_seq=entry.seq - 1,
+            last_hash=entry.before,
+            kind=entry.kind,
+            session=entry.session,
+            at=entry.at,
+            body=entry.body,
+        )
+    except (ValueError, RecursionError):
+        return False  # whatever stands there, nobody could have hashed it
+    return written.hash == entry.hash
+
+
+def _place_faults(entry: Entry, stored: Mapping[int, Entry]) -> Iterator[Fault]:
+    """Whether an entry is as it was hashed, and hangs between the two beside it."""
+    if not _fits(entry):
+        yield Fault(entry.seq, "altered", f"Entry {entry.seq} was altered after it was written.")
+    before = stored.get(entry.seq - 1)
+    if entry.seq > 1 and before is None:
+        yield Fault(entry.seq, "gap", f"Entry {entry.seq}: the entry before it is missing.")
+    elif entry.before != (before.hash if before else GENESIS):
+        yield Fault(entry.seq, "broken", f"Entry {entry.seq} does not follow the entry before it.")
+    after = stored.get(entry.seq + 1)
+    if after is not None and after.before != entry.hash:
+        yield Fault(after.seq, "broken", f"Entry {after.seq} does not follow the entry before it.")
+    elif after is None:
+        head = _try(lambda: AuditHead.objects.filter(pk=AuditHead.ONLY).first())
+        if head is None or (head.seq, head.hash) != (entry.seq, entry.hash):
+            yield Fault(entry.seq, "cut_off", f"No entry follows entry {entry.seq}, and the head names another.")
 
 
 def _row_faults(sealed: list[Entry], noted: _Noted) -> Iterator[Fault]:
@@ -248,9 +316,11 @@ def _reviews(keys: Sequence[int]) -> dict[int, Review]:
     return {row.pk: row for row in rows.filter(pk__in=keys)}
 
 
-def _review_faults(noted: _Noted) -> Iterator[Fault]:
+def _review_faults(noted: _Noted, rows: QuerySet[Review] | None = None) -> Iterator[Fault]:
+    """Of all reviews, or of those in ``rows``, which are all that the entries noted tell of."""
     said = dict(noted.reviews)
-    for key, review in _each(_reviews, Review.objects.order_by("pk").values_list("pk", flat=True)):
+    rows = Review.objects.all() if rows is None else rows
+    for key, review in _each(_reviews, rows.order_by("pk").values_list("pk", flat=True)):
         if review is None or (present := _try(partial(review_body, review, review.finding.n))) is None:
             yield Fault(noted.last[0], "review_unreadable", f"Review {key} cannot be read.")
             continue
