@@ -55,6 +55,8 @@ class Verified:
 
     statement: Statement
     client_rules: Mapping[str, object]
+    keys_serial: int
+    """The serial of the key set that it was verified with: with ``statement.serial`` what a client keeps."""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -83,16 +85,21 @@ def verify_bundle(
     issuer: str,
     policy: str,
     seen: Mapping[tuple[str, str, str], int] | None = None,
+    keys_seen: int = 0,
 ) -> Verified:
     """What a bundle says, if all of it is believed. Raises ``BundleRefused``.
 
     ``key_set`` is the parsed JWK set; ``root`` the pinned public key (base64url); ``now`` seconds since 1970; ``seen``
-    the highest serial that the client knows of each (issuer, policy, cohort).
+    the highest serial that the client knows of each (issuer, policy, cohort), ``keys_seen`` that of the key set.
     """
     try:
         ring = believed(read_set(key_set), root_key(root))
     except KeyringRefused as error:
-        raise BundleRefused("malformed", str(error)) from error
+        raise BundleRefused("malformed" if error.reason == "form" else error.reason, str(error)) from error
+    if ring.serial < keys_seen:
+        raise BundleRefused(
+            "replayed", f"the serial of its keys, {ring.serial}, is lower than {keys_seen}, seen before"
+        )
     parts = _parts(_signed(compact, ring, Type.BUNDLE))
     _signed(parts.activation, ring, Purpose.ACTIVATION)
     try:
@@ -108,7 +115,7 @@ def verify_bundle(
         raise BundleRefused("policy", f"it is of the policy “{statement.policy}”")
     if statement.client_digest != digest_of(rules):
         raise BundleRefused("digest", "the rules are not those that were activated")
-    found = Verified(statement, _rules(rules, statement))
+    found = Verified(statement, _rules(rules, statement), ring.serial)
     if statement.serial < (known := (seen or {}).get(found.place, 0)):
         raise BundleRefused("replayed", f"serial {statement.serial} is lower than {known}, which was seen before")
     return found

@@ -15,7 +15,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
-from guardrails.keys import key_file, keyring_file, read_keyring, signing_key, trusted_keys, untrusted_keys
+from guardrails.keys import key_file, keyring_in_use, signing_key, trusted_keys, untrusted_keys
 from guardrails.signing import KeyRefused, Purpose
 
 
@@ -104,7 +104,7 @@ def _check_keyring() -> list[CheckMessage]:
     """Every key that signs is believed by whoever knows the root; without a keyring the version key is the root."""
     hint = "docs/signing.md says how keys are vouched for and changed."
     try:
-        if read_keyring(keyring_file()) is None:
+        if keyring_in_use() is None:
             return []
         refused = untrusted_keys()
         signing = [signing_key(purpose).public.kid for purpose in Purpose]

@@ -5,7 +5,8 @@ and only ``signing`` sees it. A file that nobody named is generated once (mode 0
 that (check ``sluicegate.E004``).
 
 Keys that were in use before, or that are revoked, stand in the keyring: a file too, because the database is what
-signatures guard. Without one, the version key itself is the root, and it vouches for the other two.
+signatures guard. Without one, the version key itself is the root, and it vouches for the other two. A keyring that
+settings name and that is not there is no such case: with it, every revocation would be gone.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from django.conf import settings
 
 from guardrails import keyring
-from guardrails.keyring import Jwk, Keyring, KeyringRefused
+from guardrails.keyring import Keyring, KeyringRefused, KeySet, Stated
 from guardrails.signing import KeyRefused, PublicKey, Purpose, SigningKey, new_key_pem
 
 _SETTING = {
@@ -55,8 +56,9 @@ def untrusted_keys() -> dict[str, str]:
 
 
 def key_set() -> dict[str, object]:
-    """The public keys as a JWK set: those of the keyring and those that sign now. Raises ``KeyRefused``."""
-    return {"keys": [member.as_dict() for member in _members()]}
+    """The public keys as a JWK set: those of the keyring and those that sign now, with what the root states about
+    them. Raises ``KeyRefused``."""
+    return _set().as_dict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,11 @@ class KeyringFile:
     """A keyring as it stands in its file."""
 
     root: str
-    keys: tuple[Jwk, ...]
+    keys: KeySet
 
     def as_json(self) -> str:
         """What is written."""
-        return json.dumps({"root": self.root, "keys": [member.as_dict() for member in self.keys]}, indent=2) + "\n"
+        return json.dumps({"root": self.root, **self.keys.as_dict()}, indent=2) + "\n"
 
 
 def keyring_file() -> Path:
@@ -81,7 +83,7 @@ def read_keyring(path: Path) -> KeyringFile | None:
     """The keyring in a file; None if there is no file. Raises ``KeyRefused``."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        members = tuple(keyring.read_set(found))
+        members = keyring.read_set(found)
         root = found["root"]
     except FileNotFoundError:
         return None
@@ -92,6 +94,15 @@ def read_keyring(path: Path) -> KeyringFile | None:
     if not isinstance(root, str):
         raise KeyRefused(f"{path}: not a keyring: “root” must be a key")
     return KeyringFile(root, members)
+
+
+def keyring_in_use() -> KeyringFile | None:
+    """The keyring that counts; None if there is none and settings name none. Raises ``KeyRefused``."""
+    path = keyring_file()
+    ring = read_keyring(path)
+    if ring is None and settings.SLUICEGATE_KEYRING_FILE:
+        raise KeyRefused(f"{path}: settings name this keyring, and it is not there")
+    return ring
 
 
 def write_keyring(path: Path, ring: KeyringFile) -> None:
@@ -106,7 +117,7 @@ def write_keyring(path: Path, ring: KeyringFile) -> None:
 
 def root() -> PublicKey:
     """The root that clients pin. Raises ``KeyRefused``."""
-    ring = read_keyring(keyring_file())
+    ring = keyring_in_use()
     return keyring.root_key(ring.root) if ring is not None else signing_key(Purpose.VERSION).public
 
 
@@ -128,20 +139,24 @@ def _stamp(path: Path) -> tuple[Path, int, int] | None:
 
 @lru_cache(maxsize=4)
 def _trust(_: Generation) -> Keyring:
-    return keyring.believed(_members(), root())
+    try:
+        return keyring.believed(_set(), root())
+    except KeyringRefused as error:
+        raise KeyRefused(f"{keyring_file()}: {error}") from error
 
 
-def _members() -> list[Jwk]:
+def _set() -> KeySet:
     """The keyring's keys, then those that sign now, vouched for by the version key at hand."""
-    ring = read_keyring(keyring_file())
-    members = {member.kid: member for member in (ring.keys if ring is not None else ())}
+    ring = keyring_in_use()
     version = signing_key(Purpose.VERSION)
+    found = KeySet((), keyring.state(Stated(serial=1, revoked=()), version)) if ring is None else ring.keys
+    members = {member.kid: member for member in found.members}
     for purpose in Purpose:
         public = signing_key(purpose).public
         itself = public.kid == version.public.kid
         if public.kid not in members:
             members[public.kid] = keyring.entry(public, None if itself else version)
-    return list(members.values())
+    return replace(found, members=tuple(members.values()))
 
 
 def write_new_key(path: Path) -> bool:

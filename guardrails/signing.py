@@ -55,14 +55,14 @@ class Type(StrEnum):
     CLIENT_RULES = "sluicegate-client-rules+jws"
     BUNDLE = "sluicegate-bundle+jws"
     KEY = "sluicegate-key+jws"
-    REVOCATION = "sluicegate-revocation+jws"
+    KEY_SET = "sluicegate-key-set+jws"
 
 
 SIGNED_BY = {
     Type.CLIENT_RULES: Purpose.VERSION,
     Type.BUNDLE: Purpose.ACTIVATION,
     Type.KEY: Purpose.VERSION,
-    Type.REVOCATION: Purpose.VERSION,
+    Type.KEY_SET: Purpose.VERSION,
 }
 """The purpose of the keys whose word counts for a type."""
 

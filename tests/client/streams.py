@@ -22,7 +22,7 @@ from guardrails.signing import Type, canonical_bytes, digest_of, sign
 from guardrails.statements import Subject, issue
 from streaming.core.gate import BLOCKED, FOUND, REDACTED, RELEASE, Effect, Gate
 from tests.client.pages import Call, Json, Reply
-from tests.guardrails.test_bundle import ACTIVATION, ROOT
+from tests.guardrails.test_bundle import ACTIVATION, ROOT, said_of_keys
 
 ROOT_X = ROOT.public.x
 USUAL = {"max_delta_chars": 1_000, "flush_ms": 1_000}
@@ -52,6 +52,8 @@ class Streams:
     policy: Policy
     rules: Json = field(default_factory=dict)
     serial: int = 9
+    keys_serial: int = 1
+    revoked: tuple[str, ...] = ()
     sessions: dict[str, Session] = field(default_factory=dict)
     starts: dict[str, tuple[Json, Json]] = field(default_factory=dict)
     fails: Callable[[Call], Reply | bool | None] = lambda call: False
@@ -65,15 +67,16 @@ class Streams:
     def answer(self, call: Call) -> Reply | None:
         """What the server says to a call."""
         with self.lock:
-            said = self.fails(call)
-            if not isinstance(said, bool):
-                return said
+            failed = self.fails(call)
+            if not isinstance(failed, bool):
+                return failed
             path = call.path.partition("?")[0]
             if path == "/v1/rules":
                 return 200, {"bundle": self.bundle()}, {"ETag": f'"{self.serial}"'}
             if path == "/.well-known/jwks.json":
-                members = [keyring.entry(ROOT.public), keyring.entry(ACTIVATION.public, ROOT)]
-                return 200, {"keys": [member.as_dict() for member in members]}, {}
+                members = (keyring.entry(ROOT.public), keyring.entry(ACTIVATION.public, ROOT))
+                said = said_of_keys(self.keys_serial, *self.revoked)
+                return 200, keyring.KeySet(members, said).as_dict(), {}
             if path == "/v1/stream/start":
                 return self._start(call)
             if path == "/v1/stream/status":

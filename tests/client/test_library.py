@@ -15,6 +15,7 @@ from project.client_library import CLIENT, PARTS, TABLE, built
 from tests.client.pages import Call, Pages, Reply
 from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
 from tests.e2e.server import wait_for
+from tests.guardrails.test_bundle import ACTIVATION
 
 DRIVER = Path(__file__).with_name("driver.js").read_text("utf-8")
 LIBRARY = "/static/client/sluicegate.js"
@@ -289,6 +290,24 @@ def test_roll_back_is_followed_within_one_refresh_and_its_replay_refused(tab: Pa
     tab.reload()  # what was seen outlives the page
     said = drive(tab)
     assert (said["rules"], said["refused"], said["mode"], said["state"]) == (None, "replayed", "server", "done")
+
+
+@pytest.mark.parametrize("rules", ["unchanged", "unavailable", "served"])
+def test_rules_of_a_key_that_was_revoked_go_with_the_next_refresh(tab: Page, streams: Streams, rules: str) -> None:
+    """Also where the server has no other rules to hand out: what is run is verified anew with the keys as they are."""
+    assert drive(tab)["mode"] == "local"
+    unavailable: Reply = (409, {"error": {"code": "no_client_rules", "message": "There are none."}}, {})
+    instead: dict[str, Reply] = {"unchanged": (304, {}, {}), "unavailable": unavailable}
+    streams.fails = lambda call: instead.get(rules, False) if call.path.startswith("/v1/rules") else False
+    said = drive(tab, again=True)  # the control: nothing was revoked
+    assert said["rules"] == {"version": 7, "serial": 9}
+    streams.keys_serial, streams.revoked = 2, (ACTIVATION.public.kid,)
+    said = drive(tab, again=True)
+    assert (said["rules"], said["mode"], said["visible"]) == (None, "server", CLEAN)
+    streams.keys_serial, streams.revoked = 1, ()  # who serves the keys leaves it out
+    streams.fails = lambda call: False
+    said = drive(tab, again=True)
+    assert (said["rules"], said["refused"], said["visible"]) == (None, "replayed", CLEAN)
 
 
 def test_page_without_a_store_refuses_what_it_has_seen_replayed(tab: Page, streams: Streams) -> None:

@@ -14,13 +14,26 @@ from guardrails import keyring
 from guardrails.bundle import make_bundle
 from guardrails.signing import Purpose, Type, canonical_bytes, sign
 from guardrails.statements import LIFETIME_S, SKEW_S
-from tests.guardrails.test_bundle import ACTIVATION, ACTIVATION_PEM, NOW, ROOT, STRANGER, Case, forged, key
+from tests.guardrails.test_bundle import (
+    ACTIVATION,
+    ACTIVATION_PEM,
+    NOW,
+    ROOT,
+    STRANGER,
+    Case,
+    forged,
+    key,
+    said_of_keys,
+)
 
 OPENED = """async ([bundles, against]) => {
-  const { Refused, opened } = await import("/static/client/src/verify.js");
+  const { Refused, opened, trusted } = await import("/static/client/src/verify.js");
   const said = [];
   for (const bundle of bundles) {
-    said.push(await opened(bundle, against).then(
+    const store = { ...against.store };
+    const all = { ...against, store };
+    const read = async () => opened(bundle, { ...all, keys: await trusted(against.jwks, all) });
+    said.push(await read().then(
       ({ statement }) => ["", `${statement.version}`],
       (error) => (error instanceof Refused ? [error.code, error.message] : ["not a refusal", `${error}`]),
     ));
@@ -36,7 +49,7 @@ def read(tab: Page, *bundles: str, jwks: object = None, **changes: Any) -> list[
         "policy": "p",
         "issuer": "us",
         "now": NOW,
-        "serials": {},
+        "store": {},
         **changes,
     }
     said: list[list[str]] = tab.evaluate(OPENED, [list(bundles), against])
@@ -72,10 +85,11 @@ def test_every_byte_of_the_parts_counts_though_the_bundle_around_them_is_signed_
 
 
 def test_lower_serial_is_refused_and_a_roll_back_followed(tab: Page) -> None:
-    seen = {"us\np\n": 10}
-    assert code(tab, Case().bundle(), serials=seen) == "replayed"
-    assert read(tab, Case(version=6, serial=10).bundle(), serials=seen) == [["", "6"]]
-    assert read(tab, Case().bundle(), serials={"us\nq\n": 10, "us\np\nbeta": 10}) == [["", "7"]]
+    root = f"sluicegate {ROOT.public.x}"
+    seen = {f"{root}\nus\np\n": "10"}
+    assert code(tab, Case().bundle(), store=seen) == "replayed"
+    assert read(tab, Case(version=6, serial=10).bundle(), store=seen) == [["", "6"]]
+    assert read(tab, Case().bundle(), store={f"{root}\nus\nq\n": 10, f"{root}\nus\np\nbeta": 10}) == [["", "7"]]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +121,7 @@ def test_another_key_is_refused(tab: Page, make: Callable[[], Case]) -> None:
 
 
 def test_another_root_believes_nothing(tab: Page) -> None:
-    assert code(tab, Case().bundle(), root=STRANGER.public.x) == "unvouched_key"
+    assert code(tab, Case().bundle(), root=STRANGER.public.x) == "unknown_key"
 
 
 def test_key_that_is_listed_but_not_vouched_for_is_refused(tab: Page) -> None:
@@ -130,9 +144,31 @@ def test_chain_of_version_keys_is_followed_and_falls_with_a_revoked_link(tab: Pa
     links = [keyring.entry(third.public, second), keyring.entry(second.public, ROOT)]
     bundle = Case(author=third).bundle()
     assert read(tab, bundle, jwks=Case().keys(*links)) == [["", "7"]]
-    gone = keyring.revoked(links[1], root=ROOT, at="2026-11-01", reason="lost laptop")
-    assert code(tab, bundle, jwks=Case().keys(links[0], gone)) == "unvouched_key"
-    assert code(tab, Case(author=second).bundle(), jwks=Case().keys(gone)) == "revoked_key"
+    gone = (second.public.kid,)
+    assert code(tab, bundle, jwks=Case().keys(*links, revoked=gone)) == "unvouched_key"
+    assert code(tab, Case(author=second).bundle(), jwks=Case().keys(*links, revoked=gone)) == "revoked_key"
+    assert code(tab, Case(author=second).bundle(), jwks=Case().keys(revoked=gone)) == "revoked_key"
+
+
+def test_revocation_cannot_be_left_out_by_who_serves_the_keys(tab: Page) -> None:
+    bundle = Case().bundle()
+    assert code(tab, bundle, jwks=Case().keys(serial=2, revoked=(ACTIVATION.public.kid,))) == "revoked_key"
+    seen = {f"sluicegate {ROOT.public.x}": "2"}
+    assert code(tab, bundle, jwks=Case().keys(serial=1), store=seen) == "replayed"
+    assert read(tab, bundle, jwks=Case().keys(serial=2), store=seen) == [["", "7"]]
+    assert code(tab, bundle, jwks={"keys": Case().keys()["keys"]}) == "malformed"
+    second = key(Purpose.VERSION)
+    vouched = Case().keys(keyring.entry(second.public, ROOT))
+    for statement, reason in (
+        (said_of_keys(3, by=STRANGER), "unknown_key"),
+        (said_of_keys(3, by=second), "unknown_key"),  # the root alone says what is revoked
+        (said_of_keys(3)[:-4] + "AAAA", "signature"),
+        (sign(b'{"serial":3,"revoked":[]}', ROOT, Type.CLIENT_RULES), "type"),
+        (sign(b'{"serial":0,"revoked":[]}', ROOT, Type.KEY_SET), "replayed"),
+        (sign(b'{"serial":3}', ROOT, Type.KEY_SET), "malformed"),
+        (7, "malformed"),
+    ):
+        assert code(tab, bundle, jwks=vouched | {"sluicegate_statement": statement}) == reason
 
 
 def test_key_of_one_purpose_is_not_believed_for_another(tab: Page) -> None:

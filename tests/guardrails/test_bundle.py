@@ -58,9 +58,15 @@ class Case:
         rules = sign(self.rules(), self.author, Type.CLIENT_RULES)
         return make_bundle(activation=self.statement(**changes), client_rules=rules, key=self.signer)
 
-    def keys(self, *more: keyring.Jwk) -> dict[str, object]:
-        own = [keyring.entry(ROOT.public), keyring.entry(ACTIVATION.public, ROOT)]
-        return {"keys": [member.as_dict() for member in (*own, *more)]}
+    def keys(self, *more: keyring.Jwk, serial: int = 1, revoked: tuple[str, ...] = ()) -> dict[str, object]:
+        own = (keyring.entry(ROOT.public), keyring.entry(ACTIVATION.public, ROOT))
+        return keyring.KeySet((*own, *more), said_of_keys(serial, *revoked)).as_dict()
+
+
+def said_of_keys(serial: int, *revoked: str, by: SigningKey = ROOT) -> str:
+    """What the root says about a set of keys."""
+    gone = [keyring.Revocation(kid=kid, revoked_at="2026-11-01", reason="lost laptop") for kid in revoked]
+    return keyring.state(keyring.Stated(serial=serial, revoked=tuple(gone)), by)
 
 
 def read(compact: str, keys: object = None, **changes: Any) -> Verified:
@@ -190,14 +196,14 @@ def test_key_that_is_listed_but_not_vouched_for_is_refused_and_the_reason_says_s
 def test_key_under_the_name_of_a_believed_one_is_refused() -> None:
     fake = keyring.entry(key(Purpose.ACTIVATION).public).model_copy(update={"kid": "activation-mine"})
     assert refused(Case().bundle(), Case().keys(fake, fake))[0] == "malformed"
-    ring = keyring.believed([fake], ROOT.public)
+    ring = keyring.believed(keyring.KeySet((fake,), said_of_keys(1)), ROOT.public)
     assert ring.refused == {"activation-mine": "its name does not fit the key"}
 
 
 def test_set_without_the_root_still_has_the_pinned_one_and_another_root_believes_nothing() -> None:
-    keys = {"keys": [keyring.entry(ACTIVATION.public, ROOT).as_dict()]}
+    keys = Case().keys() | {"keys": [keyring.entry(ACTIVATION.public, ROOT).as_dict()]}
     assert read(Case().bundle(), keys).statement.version == 7
-    assert refused(Case().bundle(), root=STRANGER.public.x)[0] == "unvouched_key"
+    assert refused(Case().bundle(), root=STRANGER.public.x)[0] == "unknown_key"
 
 
 def test_chain_of_version_keys_is_followed_and_falls_with_a_revoked_link() -> None:
@@ -205,16 +211,34 @@ def test_chain_of_version_keys_is_followed_and_falls_with_a_revoked_link() -> No
     links = [keyring.entry(third.public, second), keyring.entry(second.public, ROOT)]
     bundle = Case(author=third).bundle()
     assert read(bundle, Case().keys(*links)).statement.version == 7
-    gone = keyring.revoked(links[1], root=ROOT, at="2026-11-01", reason="lost laptop")
-    assert refused(bundle, Case().keys(links[0], gone))[0] == "unvouched_key"
-    reason, words = refused(Case(author=second).bundle(), Case().keys(gone))
+    gone = (second.public.kid,)
+    assert refused(bundle, Case().keys(*links, revoked=gone))[0] == "unvouched_key"
+    reason, words = refused(Case(author=second).bundle(), Case().keys(*links, revoked=gone))
     assert (reason, "lost laptop" in words) == ("revoked_key", True)
+    assert refused(Case(author=second).bundle(), Case().keys(revoked=gone))[0] == "revoked_key"  # nor by leaving it out
 
 
-def test_revocation_that_nobody_can_read_is_one_all_the_same() -> None:
-    listed = keyring.entry(ACTIVATION.public, ROOT).model_copy(update={"sluicegate_revocation": "x"})
-    keys = {"keys": [keyring.entry(ROOT.public).as_dict(), listed.as_dict()]}
-    assert refused(Case().bundle(), keys)[0] == "revoked_key"
+def test_revocation_cannot_be_left_out_by_who_serves_the_keys() -> None:
+    """The set before the revocation has a lower serial; a set with no statement, or another's, is no set."""
+    gone = (ACTIVATION.public.kid,)
+    assert refused(Case().bundle(), Case().keys(serial=2, revoked=gone))[0] == "revoked_key"
+    assert read(Case().bundle(), Case().keys(serial=1), keys_seen=1).keys_serial == 1
+    assert refused(Case().bundle(), Case().keys(serial=1), keys_seen=2)[0] == "replayed"
+    without = {"keys": Case().keys()["keys"]}
+    assert refused(Case().bundle(), without)[0] == "malformed"
+    second = key(Purpose.VERSION)
+    vouched = Case().keys(keyring.entry(second.public, ROOT))
+    for statement, reason in (
+        (said_of_keys(3, by=STRANGER), "unknown_key"),
+        (said_of_keys(3, by=second), "unknown_key"),  # the root alone says what is revoked
+        (said_of_keys(3)[:-4] + "AAAA", "signature"),
+        (sign(b'{"serial":3,"revoked":[]}', ROOT, Type.CLIENT_RULES), "type"),
+        (sign(b'{"serial":0,"revoked":[]}', ROOT, Type.KEY_SET), "malformed"),
+        (sign(b'{"serial":3}', ROOT, Type.KEY_SET), "malformed"),
+        (sign(b'{"serial":3,"revoked":[{"kid":"x"}]}', ROOT, Type.KEY_SET), "malformed"),
+        (7, "malformed"),
+    ):
+        assert refused(Case().bundle(), vouched | {"sluicegate_statement": statement})[0] == reason
 
 
 @pytest.mark.parametrize(

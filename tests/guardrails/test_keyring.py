@@ -27,7 +27,8 @@ class Shop:
         self.folder, self.settings = folder, settings
         for purpose in Purpose:
             self.use(purpose, self.new(purpose.name.lower()))
-        settings.SLUICEGATE_KEYRING_FILE = str(folder / "keyring.json")
+        settings.SLUICEGATE_DATA_DIR = folder
+        self.ring = folder / "keys" / "keyring.json"
 
     def new(self, name: str) -> Path:
         path = self.folder / f"{name}.pem"
@@ -213,7 +214,7 @@ def test_what_the_command_refuses(shop: Shop) -> None:
 
 def test_list_fails_when_a_listed_key_is_not_believed(shop: Shop) -> None:
     run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
-    path = shop.folder / "keyring.json"
+    path = shop.ring
     ring = json.loads(path.read_text())
     del ring["keys"][1]["sluicegate_signature"]
     path.write_text(json.dumps(ring))
@@ -224,7 +225,8 @@ def test_list_fails_when_a_listed_key_is_not_believed(shop: Shop) -> None:
     "text", ["", "[]", "{}", '{"keys": []}', '{"root": 1, "keys": []}', '{"root": "x", "keys": [{}]}']
 )
 def test_keyring_that_cannot_be_read_stops_everything_and_is_told(shop: Shop, text: str) -> None:
-    (shop.folder / "keyring.json").write_text(text)
+    shop.ring.parent.mkdir()
+    shop.ring.write_text(text)
     with pytest.raises(KeyRefused, match="keyring"):
         keys.trusted_keys(Purpose.VERSION)
     assert [found.id for found in checks.check_signing_keys(None)] == ["sluicegate.E010"]
@@ -232,10 +234,62 @@ def test_keyring_that_cannot_be_read_stops_everything_and_is_told(shop: Shop, te
         install("acme")
 
 
-def test_keyring_is_replaced_whole(shop: Shop) -> None:
-    path = shop.folder / "keyring.json"
+def test_named_keyring_that_is_not_there_is_no_keyring_of_nothing_revoked(shop: Shop) -> None:
+    """Without it the version key would be the root, and what was revoked believed again."""
+    root = shop.folder / "version.pem"
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", root)
+    run("revoke", shop.kid("next", Purpose.VERSION), "--by", root, "--reason", "stolen")
+    shop.settings.SLUICEGATE_KEYRING_FILE = str(shop.ring)
+    version = install("acme")
+    assert checks.check_signing_keys(None) == []
+    shop.ring.rename(shop.folder / "away.json")
+    (found,) = checks.check_signing_keys(None)
+    assert (found.id, "it is not there" in str(found.msg)) == ("sluicegate.E010", True)
+    with pytest.raises(KeyRefused, match="it is not there"):
+        keys.key_set()
+    forget_policies()
+    with pytest.raises(PolicyUnavailable, match="it is not there"):
+        selectors.active_policy("support")
+    with pytest.raises((PolicyUnavailable, KeyRefused), match="it is not there"):
+        services.activate(version=version)
+    (shop.folder / "away.json").rename(shop.ring)
+    assert selectors.active_policy("support").version == 1
+
+
+def test_revocation_raises_the_serial_and_a_restored_keyring_gets_a_higher_one(shop: Shop) -> None:
+    root = shop.folder / "version.pem"
+    install("acme")
+    assert verified(keys.root().x).keys_serial == 1  # also without a keyring
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", root)
+    assert verified(keys.root().x).keys_serial == 1  # a key more takes nothing away
+    before = shop.ring.read_text()
+    assert "serial 2" in run("revoke", shop.kid("next", Purpose.VERSION), "--by", root, "--reason", "stolen")
+    assert verified(keys.root().x).keys_serial == 2
+    shop.ring.write_text(before)
+    assert verified(keys.root().x).keys_serial == 1  # which whoever saw 2 refuses
+    assert "serial 7" in run("state", "--by", root, "--serial", 7)
+    assert verified(keys.root().x).keys_serial == 7
+    assert "serial 8" in run("state", "--by", root)
+    assert "serial 8" in run("list")
+    assert "not the root" in fails("state", "--by", shop.folder / "next.pem")[1]
+    shop.ring.unlink()
+    assert "no keyring" in fails("state", "--by", root)[1]
+
+
+def test_keyring_that_the_root_has_stated_nothing_about_is_refused(shop: Shop) -> None:
     run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
-    assert [name for name in os.listdir(shop.folder) if name.startswith(".")] == []
+    ring = json.loads(shop.ring.read_text())
+    shop.ring.write_text(json.dumps(ring | {"sluicegate_statement": ""}))
+    assert [found.id for found in checks.check_signing_keys(None)] == ["sluicegate.E010"]
+    assert "stated nothing" in fails("list")[1]
+    with pytest.raises((PolicyUnavailable, KeyRefused), match="stated nothing"):
+        install("acme")
+
+
+def test_keyring_is_replaced_whole(shop: Shop) -> None:
+    path = shop.ring
+    run("vouch", shop.new("next"), "--purpose", "version", "--by", shop.folder / "version.pem")
+    assert [name for name in os.listdir(shop.ring.parent) if name.startswith(".")] == []
     assert path.stat().st_mode & 0o777 == 0o644
     assert "PRIVATE" not in path.read_text()
 
@@ -255,7 +309,8 @@ def test_bundle_command_gives_and_verifies(shop: Shop) -> None:
     rules("bundle", "support", "--verify", file, "--keys", set_, "--root", root)
     for extra, reason in (
         (("--seen", 2), "replayed"),
-        (("--root", SigningKey.from_pem(new_key_pem(), Purpose.VERSION).public.x), "unvouched_key"),
+        (("--keys-seen", 2), "replayed"),
+        (("--root", SigningKey.from_pem(new_key_pem(), Purpose.VERSION).public.x), "unknown_key"),
     ):
         with pytest.raises(CommandError, match=reason) as failed:
             rules("bundle", "support", "--verify", file, *extra)

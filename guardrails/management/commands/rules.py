@@ -98,6 +98,7 @@ class Command(BaseCommand):
         bundle.add_argument("--keys", type=Path, metavar="FILE", help="with --verify: the JWK set (default: our own)")
         bundle.add_argument("--root", metavar="X", help="with --verify: the pinned public key (default: our root)")
         bundle.add_argument("--seen", type=int, default=0, metavar="SERIAL", help="with --verify: refuse lower serials")
+        bundle.add_argument("--keys-seen", type=int, default=0, metavar="SERIAL", help="the same for the key set")
         rollout = actions.add_parser("rollout", help="run a signed version for a part of the conversations")
         rollout.add_argument("policy", metavar="POLICY")
         rollout.add_argument("version", type=int, nargs="?", metavar="VERSION", help="default: the newest")
@@ -240,11 +241,19 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(chosen.document, indent=2, ensure_ascii=False))
 
     def do_bundle(
-        self, *, policy: str, verify: Path | None, keys: Path | None, root: str | None, seen: int, **_: object
+        self,
+        *,
+        policy: str,
+        verify: Path | None,
+        keys: Path | None,
+        root: str | None,
+        seen: int,
+        keys_seen: int,
+        **_: object,
     ) -> None:
         if verify is None:
-            if keys or root or seen:
-                raise CommandError("--keys, --root and --seen need --verify", returncode=2)
+            if keys or root or seen or keys_seen:
+                raise CommandError("--keys, --root, --seen and --keys-seen need --verify", returncode=2)
             found = selectors.client_bundle(policy)
             self.stdout.write(json.dumps(asdict(found), indent=2))
             return
@@ -258,6 +267,7 @@ class Command(BaseCommand):
                 issuer=settings.SLUICEGATE_ISSUER,
                 policy=policy,
                 seen={place: seen},
+                keys_seen=keys_seen,
             )
         except BundleRefused as error:
             raise CommandError(f"{verify}: {error.reason}: {error}", returncode=1) from None
@@ -266,7 +276,8 @@ class Command(BaseCommand):
         statement = verified.statement
         until = datetime.fromtimestamp(statement.exp, UTC).isoformat(timespec="seconds")
         self.stdout.write(
-            f"{policy}: version {statement.version}, serial {statement.serial}, good until {until}, {statement.digest}"
+            f"{policy}: version {statement.version}, serial {statement.serial}, good until {until}, "
+            f"{statement.digest}, keys of serial {verified.keys_serial}"
         )
 
     def text_of(self, file: Path) -> str:

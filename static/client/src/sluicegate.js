@@ -6,11 +6,12 @@
 //   for await (const chunk of model) answer.feed(chunk);
 //   await answer.finish();
 //
-// Nothing of a bundle is used before all of it was verified, its parity vectors included.
+// Nothing of a bundle is used before all of it was verified, its parity vectors included; and what is used is verified
+// again, with the keys as they are then, whenever the rules are asked for.
 
 import { Answer } from "./answer.js";
 import { Runner } from "./rules.js";
-import { Refused, digestOf, ensure, opened } from "./verify.js";
+import { Refused, digestOf, ensure, jsonOf, opened, trusted } from "./verify.js";
 
 export { Answer, Refused };
 
@@ -24,8 +25,8 @@ export class Sluicegate extends EventTarget {
   refused = null; // why there are no (newer) rules: a Refused
   options; // what was asked for, with all that was left out
   #rules = null;
+  #bundle = "";
   #etag = "";
-  #serials = {}; // where there is no store
   #triedAt = 0;
   #asking = null;
 
@@ -41,7 +42,7 @@ export class Sluicegate extends EventTarget {
    * @param {number} [options.limitMs] for the local rules and one piece of text
    * @param {number} [options.rulesMs] an answer waits so long for rules; then the server guards it
    * @param {number} [options.refreshMs] age at which the rules are asked for again
-   * @param {Storage} [options.store] keeps the highest serials that were seen
+   * @param {Storage|object} [options.store] keeps the highest serials that were seen, each as a property
    * @param {Storage} [options.session] keeps answers that may be resumed after a reload
    */
   constructor(options) {
@@ -50,6 +51,7 @@ export class Sluicegate extends EventTarget {
       root: "", policy: "", issuer: "sluicegate", fail: "closed", patienceMs: 10_000, limitMs: 1_000, rulesMs: 2_000,
       refreshMs: 300_000, store: globalThis.localStorage, session: globalThis.sessionStorage, ...options,
     };
+    this.options.store ??= {};
     ensure(["open", "closed"].includes(this.fail), "fail", "“fail” is open or closed.");
     this.ready = this.refresh();
   }
@@ -70,24 +72,29 @@ export class Sluicegate extends EventTarget {
   }
 
   async #refresh() {
-    const { root, policy, store } = this.options;
+    const { root, policy } = this.options;
     if (root) {
-      const name = `sluicegate ${this.options.url}`;
       this.#triedAt = Date.now();
       try {
         const bundle = this.call("GET", `/v1/rules${policy && `?policy=${encodeURIComponent(policy)}`}`, undefined, {
           ...(this.rules && { "If-None-Match": this.#etag }),
         });
         const jwks = this.call("GET", "/.well-known/jwks.json");
-        const [said, { body }] = await Promise.all([bundle, jwks]);
-        if (said.body) {
-          const serials = store ? JSON.parse(store.getItem(name) ?? "{}") : this.#serials;
-          const found = await opened(said.body.bundle, { jwks: body, ...this.options, now: Date.now() / 1000, serials });
-          serials[found.name] = found.statement.serial; // at once: other pages share the store
-          store?.setItem(name, JSON.stringify(serials));
-          await this.#take(found);
-          this.#etag = said.etag;
+        let [{ body, etag, error }, keys] = await Promise.all([bundle.catch((error) => ({ error })), jwks]);
+        const against = { ...this.options, now: Date.now() / 1000 };
+        against.keys = await trusted(keys.body, against);
+        // Also where the server has nothing new to say, or nothing at all.
+        if (this.rules) {
+          await opened(this.#bundle, against).catch((why) => {
+            this.#rules.runner.retire(); // answers that began under it keep it, none begins under it
+            this.#rules = null;
+            error ??= why;
+          });
         }
+        if (body) {
+          await this.#take(await opened(body.bundle, against));
+          [this.#bundle, this.#etag] = [body.bundle, etag];
+        } else if (error) throw error;
         this.refused = null;
       } catch (error) {
         this.refused = error instanceof Refused ? error : new Refused("error", `${error}`);
@@ -111,7 +118,7 @@ export class Sluicegate extends EventTarget {
     ensure((await digestOf(bytes)) === digest, "folding", "The folding table is another one.");
     const runner = new Runner();
     try {
-      const wrong = await runner.ask("load", { rules, table: JSON.parse(new TextDecoder().decode(bytes)) }, LOAD_MS);
+      const wrong = await runner.ask("load", { rules, table: jsonOf(bytes) }, LOAD_MS);
       ensure(!wrong, "parity", `Rule ${wrong} finds other spans here than signed.`);
     } catch (error) {
       runner.end(error.code, error.message);
