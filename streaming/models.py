@@ -100,6 +100,7 @@ class AuditSession(models.Model):
         CHAT = "chat"
         CHECK = "check"
         STREAM = "stream"
+        GATEWAY = "gateway"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     origin = models.CharField(max_length=16, choices=Origin.choices, default=Origin.CHAT)

@@ -84,6 +84,7 @@ class NewSession:
     streaming: bool = True
     fallback: str = ""
     shadow: int = 0
+    origin: AuditSession.Origin = AuditSession.Origin.CHAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ def start_session(new: NewSession) -> Started:
         )
         Message.objects.bulk_create([prompt, answer])
         session = AuditSession.objects.create(
+            origin=new.origin,
             conversation=conversation,
             prompt=prompt,
             answer=answer,

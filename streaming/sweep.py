@@ -114,7 +114,8 @@ class _Found:
 def _stale_sessions(now: datetime) -> list[_Found]:
     """Sessions without a sign of life, each with its answer's id."""
     stale = now - timedelta(seconds=conf().stale_s)
-    rows = AuditSession.objects.filter(state=_State.ACTIVE, origin=AuditSession.Origin.CHAT, heartbeat_at__lt=stale)
+    pumped = (AuditSession.Origin.CHAT, AuditSession.Origin.GATEWAY)
+    rows = AuditSession.objects.filter(state=_State.ACTIVE, origin__in=pumped, heartbeat_at__lt=stale)
     return _Found.among(rows)
 
 
