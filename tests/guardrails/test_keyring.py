@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from guardrails import bundle, checks, keys, selectors, services
+from guardrails import bundle, checks, keys, selectors, services, stating
 from guardrails.loading import PolicyUnavailable, wall_clock
 from guardrails.models import Activation, PolicyVersion
 from guardrails.signing import KeyRefused, Purpose, SigningKey, new_key_pem
@@ -133,7 +133,7 @@ def test_revoked_keys_sign_and_state_nothing_more(shop: Shop, monkeypatch: pytes
     with pytest.raises(KeyRefused, match=r"nothing is stated, .*revoked: .*stolen"):
         services.activate(version=version)
     in_a_while = wall_clock() + 7 * 3_600
-    monkeypatch.setattr(services, "wall_clock", lambda: in_a_while)
+    monkeypatch.setattr(stating, "wall_clock", lambda: in_a_while)
     assert services.renew_statements() == 0
     assert selectors.active_policy("support").version == 1
     assert Activation.objects.count() == 1

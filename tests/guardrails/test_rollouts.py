@@ -10,7 +10,7 @@ from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
 from pytest_django import DjangoAssertNumQueries
 
-from guardrails import loading, selectors, services
+from guardrails import loading, selectors, services, stating
 from guardrails.cohorts import Counts, Limits, Subject, exceeded, place
 from guardrails.loading import PolicyUnavailable, verified_statement
 from guardrails.models import Activation, Policy, PolicyVersion, Rollout
@@ -139,7 +139,7 @@ def test_statement_for_a_cohort_is_renewed_and_stands_for_no_other(
 ) -> None:
     rollout = services.begin_rollout(version=version(2), percent=100)
     now = loading.wall_clock() + 7 * 3_600
-    monkeypatch.setattr(services, "wall_clock", lambda: now)
+    monkeypatch.setattr(stating, "wall_clock", lambda: now)
     assert services.renew_statements() == 2
     Policy.objects.update(active_version=version(2), activation=rollout.activation)
     for ask in (selectors.active_policy, selectors.client_bundle):

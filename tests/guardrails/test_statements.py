@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guardrails import bootstrap, keys, loading, selectors, services, statements, tasks
+from guardrails import bootstrap, keys, loading, selectors, services, statements, stating, tasks
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import Activation, Policy, PolicyVersion
 from guardrails.services import Refused
@@ -59,7 +59,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Any:
     def pass_(hours: float) -> None:
         now = time.time() + hours * HOUR
         monkeypatch.setattr(loading, "wall_clock", lambda: now)
-        monkeypatch.setattr(services, "wall_clock", lambda: now)
+        monkeypatch.setattr(stating, "wall_clock", lambda: now)
 
     return pass_
 

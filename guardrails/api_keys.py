@@ -1,0 +1,129 @@
+"""API keys: made, changed, revoked.
+
+Protects the rules that the key itself is never kept, that a key opens only what somebody named, and that a revoked one
+stays revoked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypedDict
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from guardrails import tokens
+from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey, Policy, Scope
+from guardrails.origins import origin
+from guardrails.stating import Refused, user_id
+
+KEY_USE_NOTED_EVERY = timedelta(minutes=1)
+"""A busy key costs one UPDATE in this time, not one per call."""
+
+
+def create_api_key(
+    *,
+    name: str,
+    scopes: Sequence[str],
+    policy: str = "",
+    origins: Sequence[str] = (),
+    calls_per_minute: int = CALLS_PER_MINUTE,
+    updates_per_second: int = UPDATES_PER_SECOND,
+    by: AbstractBaseUser | None = None,
+) -> tuple[ApiKey, str]:
+    """Make an API key; the second value is the key itself, which nothing can show again. Raises ``Refused``."""
+    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second)
+    plaintext = tokens.new_key()
+    key, made = ApiKey.objects.get_or_create(
+        name=allowed["name"],
+        defaults={
+            **allowed,
+            "prefix": tokens.key_prefix(plaintext),
+            "key_hash": tokens.key_hash(plaintext),
+            "created_by_id": user_id(by),
+        },
+    )
+    if not made:
+        raise Refused(f"there is a key named “{name}” already")
+    return key, plaintext
+
+
+@transaction.atomic
+def change_api_key(
+    *,
+    key: ApiKey,
+    name: str,
+    scopes: Sequence[str],
+    policy: str,
+    origins: Sequence[str],
+    calls_per_minute: int,
+    updates_per_second: int,
+) -> ApiKey:
+    """Change what a key may do; the key itself stays what it is. Raises ``Refused``."""
+    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second)
+    if ApiKey.objects.filter(name=allowed["name"]).exclude(pk=key.pk).exists():
+        raise Refused(f"there is a key named “{name}” already")
+    ApiKey.objects.filter(pk=key.pk).update(**allowed)
+    key.refresh_from_db()
+    return key
+
+
+def revoke_api_key(*, key: ApiKey) -> ApiKey:
+    """Close a key for good; the first time stays recorded."""
+    ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=timezone.now())
+    key.refresh_from_db()
+    return key
+
+
+def note_key_used(*, key: ApiKey) -> None:
+    """Record that a key was used."""
+    now = timezone.now()
+    stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - KEY_USE_NOTED_EVERY)
+    if key.last_used_at is None or key.last_used_at < now - KEY_USE_NOTED_EVERY:
+        ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
+
+
+class _Allowed(TypedDict):
+    """What a key may do, as its columns hold it."""
+
+    name: str
+    scopes: list[str]
+    policy: str
+    origins: list[str]
+    calls_per_minute: int
+    updates_per_second: int
+
+
+def _allowed(
+    name: str,
+    scopes: Sequence[str],
+    policy: str,
+    origins: Sequence[str],
+    calls_per_minute: int,
+    updates_per_second: int,
+) -> _Allowed:
+    if not name.strip():
+        raise Refused("a key needs a name")
+    if unknown := sorted(set(scopes) - set(Scope.values)):
+        raise Refused(f"unknown scopes: {', '.join(unknown)}; known: {', '.join(Scope.values)}")
+    if not scopes:
+        raise Refused("a key without a scope opens nothing")
+    if policy and not Policy.objects.filter(name=policy).exists():
+        raise Refused(f"there is no policy “{policy}”")
+    if min(calls_per_minute, updates_per_second) < 1:
+        raise Refused("a key's limits are 1 or more; to close a key, revoke it")
+    try:
+        as_sent = [origin(written) for written in origins]
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    return {
+        "name": name.strip(),
+        "scopes": [scope for scope in Scope.values if scope in scopes],
+        "policy": policy,
+        "origins": list(dict.fromkeys(as_sent)),
+        "calls_per_minute": calls_per_minute,
+        "updates_per_second": updates_per_second,
+    }
