@@ -50,7 +50,7 @@ class State(dict["str | int", "State"]):
         self.scanner = scanner
         self.strands = strands
         self.prev = prev
-        self.contexts = scanner.strands.behind(prev)
+        self.contexts = scanner.strands.contexts[prev]
         self.run = run
         self.seen = seen
         self.skew = skew
@@ -66,16 +66,13 @@ class State(dict["str | int", "State"]):
         scanner = self.scanner
         code = ord(char)
         key = (scanner.pages.get(code >> 10) or scanner.page(code >> 10))[code & 1023]
-        cost = 0
         following = self.get(key)  # another thread may drop all edges at any moment
         if following is None:
             following = self[key] = scanner.step(self, key)
-            cost = _EDGE_COST
+            scanner.used += _EDGE_COST
         if code < 128 or len(self) < _WIDE_EDGES:
             self[char] = following
-            cost += _EDGE_COST
-        if cost:
-            scanner.spend(cost)
+            scanner.spend(_EDGE_COST)
         return following
 
     @property
@@ -155,9 +152,11 @@ class Scanner:
         if news:
             return self._marked_step(state, key)
         strands = frozenset(reached.values())
-        known = self._plain[key].get(strands)
+        states = self._plain[key]
+        known = states.get(strands)
         if known is None:
-            known = self._plain[key].setdefault(strands, self._new(strands, self._after[key], 0, (), skew=False))
+            known = states.setdefault(strands, State(self, strands, self._after[key], 0, (), False))
+            self.used += _STATE_COST + _MEMBER_COST * len(strands)  # the new edge asks whether that is too much
         return known
 
     def _marked_step(self, state: State, key: int) -> State:

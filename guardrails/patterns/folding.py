@@ -144,6 +144,23 @@ def without_head(folded: Folded, offset: int) -> Folded:
     return Folded(folded.text[at:], starts, offset, folded.length - (offset - folded.base), folded.run)
 
 
+def fold_end(text: str, before: str, run: int) -> tuple[str, int]:
+    """The last folded character of a text, and how many ignorable ones end it (``MAX_RUN + 1`` at the most).
+
+    ``before`` and ``run``: the same of what stands directly before the text.
+    """
+    fold = table().fold
+    ignorables = 0
+    for char in reversed(text):
+        folded = fold.get(char, char)
+        if folded:
+            before, run = folded[-1], 0
+            break
+        ignorables += 1
+    run += ignorables
+    return (before, run) if run <= MAX_RUN else (SENTINEL, MAX_RUN + 1)
+
+
 def raw_text(text: str, *, base: int = 0) -> Folded:
     """The same shape for rules that do not fold. The sentinel itself, should a text contain it, is replaced."""
     return Folded(text.replace(SENTINEL, "\ufffd"), None, base, len(text), 0)

@@ -12,6 +12,7 @@ to one side only: no accept is missed, nothing is held beyond its rule's bound.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
@@ -143,7 +144,8 @@ class Strands:
         """A set of their own that every character is in."""
         self._spend = spend
         self._known: dict[tuple[int, Threads, bool], Strand] = {}
-        self._contexts: dict[int, dict[int, Context]] = {}
+        self.contexts: defaultdict[int, dict[int, Context]] = defaultdict(dict)
+        """Those known, by the context bits of the character before, and by part of the alphabet."""
         self._firsts: dict[tuple[int, int], First] = {}
         self._moves: dict[int, Move] = {}
         self._ways_on: dict[int, tuple[Rests, bool]] = {}
@@ -159,7 +161,7 @@ class Strands:
         strands = list(self._known.values())
         for cache in cast(
             "list[dict[object, object]]",
-            [self._known, self._firsts, self._moves, self._resolved, *self._contexts.values()],
+            [self._known, self._firsts, self._moves, self._resolved, *self.contexts.values()],
         ):
             cache.clear()
         for strand in strands:
@@ -167,13 +169,9 @@ class Strands:
 
     # -- one step -----------------------------------------------------------------------------------------------
 
-    def behind(self, prev: int) -> dict[int, Context]:
-        """The known contexts of characters behind one with these context bits, by part of the alphabet."""
-        return self._contexts.setdefault(prev, {})
-
     def context(self, prev: int, part: int) -> Context:
         """What a character of this part of the alphabet is, behind one with these context bits."""
-        contexts = self.behind(prev)
+        contexts = self.contexts[prev]
         known = contexts.get(part)
         if known is None:
             known = contexts[part] = Context(self, prev, part)

@@ -19,6 +19,7 @@ from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, Verdic
 from guardrails.patterns.folding import (
     MAX_RUN,
     Folded,
+    fold_end,
     fold_plain,
     fold_text,
     joined,
@@ -131,7 +132,7 @@ class Gate:
         tail = self._tail + text
         if state.live or n > self._watermark:
             self._tail = tail
-            return self._settle() if state.seen or n > self._watermark else self._slide()
+            return self._settle() if state.seen or n > self._watermark else self._slide(text)
         cut = len(tail) - state.age  # never below 0: the tail begins at the release pointer
         if cut <= 0:
             self._tail = tail
@@ -173,10 +174,10 @@ class Gate:
         self._tail += text
         if not (live or self._busy or self._n > self._watermark):
             return self._flow(age, keep)
+        if not (found or self._detained or self._n > self._watermark):
+            return self._slide(text)
         if self._folded is not None:
             self._folded = joined(self._folded, text)
-        if not (found or self._detained or self._n > self._watermark):
-            return self._slide()
         out = []
         if not self.blocked:
             out = self._questions.feed(text)
@@ -197,12 +198,16 @@ class Gate:
             self._tail = tail[cut:]
         return [(RELEASE, text)] if text else []
 
-    def _slide(self) -> list[Effect]:
-        """As ``_flow``, where offsets of folded and original text have parted."""
+    def _slide(self, more: str) -> list[Effect]:
+        """As ``_flow``, where offsets of folded and original text have parted. ``more``: what was fed just now."""
         n, tail = self._n, self._tail
+        if not any([lane.state.age for lane in self._lanes]):
+            return self._let_go()
         if self._folded is None:
             self._skewed = True
             self._folded = self._fold()
+        else:
+            self._folded = joined(self._folded, more)
         to = keep = n
         for lane in self._lanes:
             lane.state = lane.lane.scanner.unmark(lane.state)
@@ -218,6 +223,25 @@ class Gate:
         if (cut := min(to, keep) - base) > 0:
             self._drop(cut)
         self._busy = self._skewed
+        return [(RELEASE, text)] if text else []
+
+    def _let_go(self) -> list[Effect]:
+        """As ``_slide``, where no thread lives: all of the text goes, and nothing of it need be folded."""
+        n, tail = self._n, self._tail
+        for lane in self._lanes:
+            lane.state = lane.lane.scanner.unmark(lane.state)
+            lane.horizon = n
+        text = tail[self._r - n + len(tail) :]
+        self._visible += len(text)
+        self._r = n
+        if self._plan.lead_width:
+            self._lead = (self._lead + tail)[-self._plan.lead_width :]
+        _, before, run = self._edges(self._edge)
+        last, run = fold_end(tail, before, run)
+        self._tail = ""
+        self._edge = (tail[-1], last, run)
+        self._skewed = self._busy = run > 0
+        self._folded = Folded("", None, n, 0, run) if run else None
         return [(RELEASE, text)] if text else []
 
     def finish(self) -> list[Effect]:

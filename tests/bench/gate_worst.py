@@ -111,32 +111,44 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """The twelve rules with a pair that is never idle, the shipped kinds, and 300 rules of a pack's sorts."""
 
 
-def worst(make_policy: Callable[[], Policy], workload: str, plain: list[str]) -> float:
-    """p99 of a chunk in µs, on automata that know prose and nothing else: what only an attacker needs is paid for.
+TURNS = 5
 
-    The lowest of three texts: what else the machine does can only make a turn slower.
+
+def undisturbed(turns: Iterable[list[int]]) -> list[int]:
+    """Nanoseconds of every chunk in its best turn: its own work never changes, and the machine can only add to it."""
+    return [min(times) for times in zip(*turns, strict=True)]
+
+
+def worst(make_policy: Callable[[], Policy], workload: str, plain: list[str]) -> tuple[float, float, float]:
+    """p99 of a chunk in µs, and the lowest and highest p99 of a single turn.
+
+    Each turn has automata that know prose and nothing else: what only an attacker needs is paid for every time.
     """
-    found: list[float] = []
-    for seed in (1, 2, 3):
+    pieces = chunks(WORKLOADS[workload](random.Random(1)), 1)
+    turns: list[list[int]] = []
+    for _ in range(TURNS):
         policy = make_policy()
         feed_all(policy, plain)
-        pieces = chunks(WORKLOADS[workload](random.Random(seed)), seed)
-        found.append(percentile(each_chunk(Gate(policy), pieces), 0.99) / 1e3)
-    return min(found)
+        turns.append(each_chunk(Gate(policy), pieces))
+    alone = [percentile(turn, 0.99) / 1e3 for turn in turns]
+    return percentile(undisturbed(turns), 0.99) / 1e3, min(alone), max(alone)
 
 
 @bench("adversarial")
 def adversarial() -> Iterable[Row]:
-    """p99 of a chunk of each hostile text against the median chunk of prose, and the memory it leaves behind."""
+    """p99 of a chunk of each hostile text against the median chunk of prose, and the memory it leaves behind.
+
+    Both are taken over each chunk's best of five turns: without that, the p99 is the machine's and not the gate's.
+    """
     plain = chunks(prose(SIZE))
     for label, make_policy in POLICIES.items():
         policy = make_policy()
         feed_all(policy, plain)
-        median = percentile(each_chunk(Gate(policy), plain), 0.5) / 1e3
+        median = percentile(undisturbed(each_chunk(Gate(policy), plain) for _ in range(TURNS)), 0.5) / 1e3
         for number, (workload, make) in enumerate(WORKLOADS.items()):
-            p99 = worst(make_policy, workload, plain)
+            p99, least, most = worst(make_policy, workload, plain)
             yield at_most(f"adversarial_{label}_{number}", f"{workload} ({label}), p99 of a chunk", p99 / median, 15,
-                          "x", f"{p99:.1f} µs to prose median {median:.2f} µs")  # fmt: skip
+                          "x", f"{p99:.1f} µs (one turn {least:.1f}-{most:.1f}) to prose {median:.2f}")  # fmt: skip
             feed_all(policy, chunks(make(random.Random(number))))
         budget = sum(lane.scanner.budget for lane in policy.plan(AppliesTo.RESPONSE).lanes) / 1e6
         used = automata_bytes(policy) / 1e6
