@@ -5,11 +5,12 @@ Meanwhile web processes are killed; what a call that is cut off leaves behind is
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
 
-from tests.stack.failing_network import ANSWERED, CALLS, script
+from tests.stack.failing_network import ANSWERED, CALLS, EVENTS, failing_network, script
 from tests.stack.recovery import CHUNKS, KILLS, names, run
 from tests.stack.servers import Stack
 
@@ -57,3 +58,38 @@ def test_a_client_that_is_answered_meets_the_whole_script(seed: int) -> None:
     assert len(answered) == CHUNKS
     assert answered[-1] == len(made) - 1, "no failure stands behind the last answer"
     assert sum(what in CALLS for what in made) == 4
+
+
+ASKS = b"GET /one/v1/stream/events HTTP/1.1\r\nHost: here\r\n\r\n"
+HEAD, FIRST, LONG = b"HTTP/1.1 200 OK\r\n\r\n", b"1", b"x" * 1_000
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", sorted(EVENTS))
+async def test_a_failure_of_the_events_is_owed_until_it_is_met(what: str) -> None:
+    more = asyncio.Event()
+
+    async def events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + FIRST)
+        await more.wait()
+        writer.write(LONG)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(events, "127.0.0.1", 0)
+    async with server, failing_network("127.0.0.1", server.sockets[0].getsockname()[1]) as network:
+        network.line("one", Random(1), [], [what])  # this draw: not at the first character
+        port = int(network.url.rpartition(":")[2])
+        readers = []
+        for _ in range(2):  # a reader that has given up, not noticed yet, and the next one
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(ASKS)
+            assert await reader.readexactly(len(HEAD) + len(FIRST)) == HEAD + FIRST
+            readers.append((reader, writer))
+            assert network.spared("one"), "nobody has met it"
+        more.set()
+        assert await network.reached(1)
+        for _, writer in readers:
+            writer.close()
+        assert network.met == {what: 1}, "by one of them, once"
