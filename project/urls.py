@@ -7,6 +7,7 @@ from django.urls import include, path
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("audit/", include("streaming.audit.screens.urls")),
     path("", include("streaming.api.urls")),
     path("", include("streaming.urls")),
 ]

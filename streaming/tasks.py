@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from guardrails.keys import signing_key
 from guardrails.signing import KeyRefused, Purpose
 from streaming import cohorts
-from streaming.audit import retention
+from streaming.audit import retention, verification
 from streaming.audit.verify import keep_head
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
@@ -31,8 +31,8 @@ from streaming.workers import workers_alive
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["check", "keep_audit_head", "purge", "queue_check", "queue_session", "sweep", "watch_rollouts",
-           "workers_alive"]  # fmt: skip
+__all__ = ["check", "keep_audit_head", "purge", "queue_chain_check", "queue_check", "queue_session", "sweep",
+           "verify_chain", "watch_rollouts", "workers_alive"]  # fmt: skip
 
 
 CHECKS = 5
@@ -86,6 +86,24 @@ def keep_audit_head() -> None:
         keep_head(Path(name), signing_key(Purpose.AUDIT))
     except (OSError, KeyRefused) as error:
         logger.error("audit_head_not_kept", error=str(error))
+
+
+@shared_task(
+    name="streaming.tasks.verify_chain", acks_late=False, ignore_result=True, soft_time_limit=3_600, time_limit=3_660
+)
+def verify_chain(check_id: int) -> None:
+    """Verify the whole audit log for the page; its row says how far it is. Never delivered twice."""
+    verification.run(check_id)
+
+
+def queue_chain_check(check_id: int) -> bool:
+    """Hand a verification to the workers; False when they cannot be reached."""
+    try:
+        verify_chain.apply_async((check_id,), retry=False, priority=CHECKS)
+    except (OperationalError, OSError) as error:
+        logger.warning("chain_check_not_queued", error=type(error).__name__)
+        return False
+    return True
 
 
 def queue_check(check_id: int, delay_s: float = 0.0) -> bool:
