@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 
 from guardrails.signing import canonical_bytes
 
@@ -54,10 +55,28 @@ def _signed_part(entry: Entry) -> dict[str, object]:
     }
 
 
-def next_entry(*, last_seq: int, last_hash: str, kind: str, session: str, at: str, body: Mapping[str, object]) -> Entry:
-    """The entry that follows. Raises ``ValueError`` for a body that canonical JSON cannot carry."""
-    draft = Entry(last_seq + 1, kind, session, at, body, last_hash, "")
-    return Entry(draft.seq, kind, session, at, body, last_hash, _hash(draft))
+def next_entry(
+    *,
+    last_seq: int,
+    last_hash: str,
+    kind: str,
+    session: str,
+    at: str,
+    body: Mapping[str, object],
+    written: str | None = None,
+) -> Entry:
+    """The entry that follows. Raises ``ValueError`` for a body that canonical JSON cannot carry.
+
+    ``written``: the body as ``canonical`` wrote it before, so that those who wait for this entry need not wait for
+    that. What stands around it is put there by hand, in the order and form of RFC 8785.
+    """
+    seq = last_seq + 1
+    inner = canonical(body) if written is None else written
+    text = (
+        f'{{"at":{encode_basestring(at)},"before":{encode_basestring(last_hash)},"body":{inner},"kind":{encode_basestring(kind)},'
+        f'"seq":{seq},"session":{encode_basestring(session)}}}'
+    )
+    return Entry(seq, kind, session, at, body, last_hash, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _fits(entry: Entry) -> bool:
@@ -67,9 +86,9 @@ def _fits(entry: Entry) -> bool:
         return False  # whatever stands there, nobody could have hashed it
 
 
-def body_text(entry: Entry) -> str:
-    """The body as it is stored: canonical JSON, as it was hashed."""
-    return canonical_bytes(entry.body).decode()
+def canonical(body: Mapping[str, object]) -> str:
+    """A body as it is hashed and stored. Raises ``ValueError`` for one that canonical JSON cannot carry."""
+    return canonical_bytes(body).decode()
 
 
 def _hash(entry: Entry) -> str:

@@ -20,7 +20,10 @@ from streaming.audit.services import Draft, append_all
 from streaming.audit.verify import NOTE
 from streaming.models import AuditEntry, AuditSession, Message, Review
 
-AT_ONCE = 20
+AT_ONCE = {"sqlite": 100}
+USUAL = 500
+"""Sessions of one step, by the database's kind. SQLite has one lock for all, which a step holds from its beginning; the
+others lock the log only for the end of it."""
 REST_S = 0.1
 """The longest time between two tries of somebody who waits for SQLite's lock; there is no queue."""
 DEFAULT = "*"
@@ -62,38 +65,54 @@ def due(now: datetime, retention: Mapping[str, int]) -> list[str]:
 def purge(session_ids: Iterable[str]) -> int:
     """Remove the texts of sessions, and reviewers' notes on them; returns of how many there was something to remove.
 
-    ``AT_ONCE`` of them are one transaction: others wait for its end, and every end of one waits for the disk. Between
+    Many of them are one transaction (``at_once``): every end of one waits for the disk, and others for that. Between
     two of them others have their turn.
     """
-    waiting, done = iter(session_ids), 0
-    some = list(islice(waiting, AT_ONCE))
+    waiting, done, most = iter(session_ids), 0, at_once()
+    some = list(islice(waiting, most))
     while some:
         done += _purge_some(some)
-        some = list(islice(waiting, AT_ONCE))
+        some = list(islice(waiting, most))
         if some and connection.vendor == "sqlite":
             sleep(REST_S)
     return done
 
 
+def at_once() -> int:
+    """How many sessions are one step on this database."""
+    return AT_ONCE.get(connection.vendor, USUAL)
+
+
 def _purge_some(session_ids: Sequence[str]) -> int:
     with transaction.atomic():
-        removed = {session_id: names for session_id in session_ids if (names := _remove(session_id))}
+        removed = _remove(list(dict.fromkeys(session_ids)))
         drafts = [Draft(AuditEntry.Kind.PURGE, key, {"texts": sorted(names)}) for key, names in removed.items()]
         if drafts:
             append_all(drafts)
     return len(drafts)
 
 
-def _remove(session_id: str) -> list[str]:
-    """What was removed. By key, and quickly: nobody else writes meanwhile where the database has one lock for all."""
-    keys = AuditSession.objects.filter(pk=session_id).values_list("prompt", "answer").first() or ()
-    messages = Message.objects.select_for_update().filter(pk__in=[key for key in keys if key is not None])
-    removed = []
-    for message in messages.exclude(salt=""):
-        message.content, message.salt = "", ""
+def _remove(session_ids: Sequence[str]) -> dict[str, list[str]]:
+    """What was removed of each. By key, and few statements: others wait where the database has one lock for all."""
+    rows = AuditSession.objects.filter(pk__in=session_ids).values_list("pk", "prompt", "answer")
+    keys = {str(pk): [key for key in pair if key is not None] for pk, *pair in rows}
+    wanted = sorted({key for pair in keys.values() for key in pair})  # in one order: two purges do not lock each other
+    found = Message.objects.select_for_update().filter(pk__in=wanted).exclude(salt="").order_by("pk")
+    messages = {message.pk: message for message in found}
+    for message in messages.values():
         message.metadata = {key: message.metadata[key] for key in KEPT_METADATA if key in message.metadata}
-        message.save(update_fields=["content", "salt", "metadata"])
-        removed.append(message.role)
-    if Review.objects.filter(finding__session__pk=session_id).exclude(salt="").update(note="", salt=""):
-        removed.append(NOTE)
+    Message.objects.filter(pk__in=messages).update(content="", salt="")
+    Message.objects.bulk_update(messages.values(), ["metadata"], batch_size=100)
+    notes = Review.objects.filter(finding__session__pk__in=keys).exclude(salt="").select_for_update(of=("self",))
+    noted = {pk: str(session) for pk, session in notes.order_by("pk").values_list("pk", "finding__session")}
+    Review.objects.filter(pk__in=noted).update(note="", salt="")
+    with_note = set(noted.values())
+    removed: dict[str, list[str]] = {}
+    for session_id in session_ids:
+        # A message may be of several sessions; the first of them tells of it.
+        names = [messages.pop(key).role for key in keys.get(session_id, ()) if key in messages]
+        if session_id in with_note:
+            names.append(NOTE)
+        if names:
+            removed[session_id] = names
     return removed

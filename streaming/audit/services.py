@@ -2,27 +2,39 @@
 
 Exists so that an entry stands or falls with what it records. Protects the gapless sequence: the head row is locked for
 as long as the transaction goes on, so entries come one after the other however many processes write; whoever appends
-does it last. Others wait meanwhile, so the statements are written out: three, for as many as a hundred entries.
+does it last. Others wait meanwhile, so the statements are written out: three (on PostgreSQL two) for any number of
+entries, and what can be computed before the lock is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 from django.utils import timezone
 
-from streaming.audit.chain import GENESIS, Entry, body_text, commitment, next_entry
+from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
 from streaming.audit.rows import finding_digest, session_digest, stamp
 from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED
 
 _READ = "SELECT seq, hash FROM streaming_audithead WHERE id = 1"
-_WRITE = "INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash) VALUES "
-_ROW = "(%s, %s, %s, %s, %s, %s, %s)"
-_ROWS_AT_ONCE = 100
+_WRITE = (
+    "INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+)
 _MOVE = "UPDATE streaming_audithead SET seq = %s, hash = %s WHERE id = 1"
+_WRITE_AND_MOVE = """
+WITH written AS (
+    INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash)
+    SELECT seq, kind, session, at, body, before, hash FROM json_to_recordset(%s::json) AS
+    entry(seq bigint, kind text, session text, at text, body jsonb, before text, hash text)
+)
+UPDATE streaming_audithead SET seq = %s, hash = %s WHERE id = 1
+"""
+"""PostgreSQL's: however many entries there are, they are one parameter; a thousand of them take longer to put into the
+words of a statement than the database takes to store them."""
 
 
 class Unreadable(ValueError):
@@ -55,27 +67,44 @@ def append_all(drafts: Sequence[Draft]) -> list[Entry]:
 
 
 def _append(drafts: Sequence[Draft]) -> list[Entry]:
+    drafts = [Draft(str(draft.kind), draft.session_id, dict(draft.body)) for draft in drafts]
+    bodies = [canonical(draft.body) for draft in drafts]  # nobody waits yet
     last_seq, last_hash = _locked_head()
     at = stamp(timezone.now())
     entries: list[Entry] = []
-    for draft in drafts:
+    for draft, written in zip(drafts, bodies, strict=True):
         entry = next_entry(
             last_seq=last_seq,
             last_hash=last_hash,
-            kind=str(draft.kind),
+            kind=draft.kind,
             session=draft.session_id,
             at=at,
-            body=dict(draft.body),
+            body=draft.body,
+            written=written,
         )
         entries.append(entry)
         last_seq, last_hash = entry.seq, entry.hash
-    with connection.cursor() as cursor:
-        for start in range(0, len(entries), _ROWS_AT_ONCE):
-            some = entries[start : start + _ROWS_AT_ONCE]
-            values = [(e.seq, e.kind, e.session, e.at, body_text(e), e.before, e.hash) for e in some]
-            cursor.execute(_WRITE + ", ".join([_ROW] * len(some)), [value for row in values for value in row])
-        cursor.execute(_MOVE, (last_seq, last_hash))
+    _store(entries, bodies)
     return entries
+
+
+def _store(entries: Sequence[Entry], bodies: Sequence[str]) -> None:
+    if not entries:
+        return
+    head = (entries[-1].seq, entries[-1].hash)
+    rows = [(e.seq, e.kind, e.session, e.at, body, e.before, e.hash) for e, body in zip(entries, bodies, strict=True)]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(_WRITE_AND_MOVE, [f"[{','.join(map(_as_json, rows))}]", *head])
+            return
+        cursor.executemany(_WRITE, rows)
+        cursor.execute(_MOVE, head)
+
+
+def _as_json(row: tuple[int, str, str, str, str, str, str]) -> str:
+    seq, kind, session, at, body, before, digest = row
+    named = {"seq": seq, "kind": kind, "session": session, "at": at, "before": before, "hash": digest}
+    return f'{json.dumps(named)[:-1]},"body":{body}}}'  # the body is JSON already
 
 
 def _locked_head() -> tuple[int, str]:

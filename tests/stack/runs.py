@@ -91,12 +91,15 @@ def end(process: subprocess.Popen[str]) -> object:
     return json.loads(out)
 
 
-def appended(env: dict[str, str], processes: int, each: int, at_once: int) -> tuple[float, list[float]]:
+def appended(
+    env: dict[str, str], processes: int, each: int, at_once: int, what: str = "appends"
+) -> tuple[float, list[float]]:
     """Processes that append ``each`` entries, ``at_once`` in a transaction, and begin together once all are ready.
 
-    Seconds from the first append to the last, and milliseconds of every transaction.
+    Seconds from the first append to the last, and milliseconds of every transaction. ``what``: or other work of the
+    same form.
     """
-    running = [begin(env, "appends", each, at_once) for _ in range(processes)]
+    running = [begin(env, what, each, at_once) for _ in range(processes)]
     try:
         for one in running:
             assert one.stdout is not None

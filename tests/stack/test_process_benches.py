@@ -19,7 +19,9 @@ def test_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "APPENDS", 200)
     monkeypatch.setattr(audit, "NAMES", {"sqlite": "SQLite"})
     found = rows("audit")
-    assert set(found) == {f"audit_sqlite_{name}" for name in ("appends", "singly", "p50", "p99")} | {"disk_flush"}
+    assert set(found) == {f"audit_sqlite_{name}" for name in ("appends", "singly", "bare", "p50", "p99")} | {
+        "disk_flush"
+    }
     assert 0 < found["audit_sqlite_p50"].measured <= found["audit_sqlite_p99"].measured
     assert found["disk_flush"].measured > 0
 

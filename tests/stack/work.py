@@ -5,6 +5,7 @@ fill N      N sessions whose answers are over, each with one deferred check that
 result      what has become of them
 sessions N  N sessions from first to last row, one after another
 appends N K N entries of the audit log, K in a transaction; gives the milliseconds of each transaction
+commits N K one number counted up to N by K, each step its own transaction: what the database and its disk take for that
 purge       the texts of every third session are removed
 """
 
@@ -113,10 +114,38 @@ def write_sessions(number: int) -> object:
 
 
 def appends(number: int, at_once: int) -> object:
-    """Entries alone, ``at_once`` of them in a transaction; says "ready" and begins when it is told to."""
-    from django.db import connection, transaction
+    """Entries alone, ``at_once`` of them in a transaction."""
+    from django.db import transaction
 
     from streaming.audit.services import Draft, append_all
+
+    def append(start: int, end: int) -> None:
+        numbers = range(start, end)
+        drafts = [Draft("reveal", "", {"by": "béñch", "reason": '100 % "%s" \\', "texts": [str(n)]}) for n in numbers]
+        with transaction.atomic():
+            append_all(drafts)
+
+    return _timed(append, number, at_once)
+
+
+def commits(number: int, at_once: int) -> object:
+    """The least that a step under one locked row can be: that row, changed."""
+    from django.db import connection, transaction
+
+    with connection.cursor() as cursor, transaction.atomic():
+        cursor.execute("CREATE TABLE IF NOT EXISTS bare (n integer)")
+        cursor.execute("INSERT INTO bare SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM bare)")
+
+    def count(start: int, end: int) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("UPDATE bare SET n = n + %s", [end - start])
+
+    return _timed(count, number, at_once)
+
+
+def _timed(step: Callable[[int, int], None], number: int, at_once: int) -> object:
+    """Steps up to ``number``; says "ready" and begins when it is told to."""
+    from django.db import connection
 
     connection.ensure_connection()
     sys.stdout.write("ready\n")
@@ -126,10 +155,7 @@ def appends(number: int, at_once: int) -> object:
     first = time.monotonic()
     for start in range(0, number, at_once):
         began = time.perf_counter()
-        numbers = range(start, min(start + at_once, number))
-        drafts = [Draft("reveal", "", {"by": "bench", "reason": "measured", "texts": [str(n)]}) for n in numbers]
-        with transaction.atomic():
-            append_all(drafts)
+        step(start, min(start + at_once, number))
         took.append((time.perf_counter() - began) * 1000)
     return {"first": first, "last": time.monotonic(), "took": took}
 
@@ -144,7 +170,8 @@ def purge() -> object:
 
 
 WORK: dict[str, Callable[..., object]] = {
-    "prepare": prepare, "fill": fill, "result": result, "sessions": write_sessions, "appends": appends, "purge": purge
+    "prepare": prepare, "fill": fill, "result": result, "sessions": write_sessions, "appends": appends,
+    "commits": commits, "purge": purge,
 }  # fmt: skip
 
 if __name__ == "__main__":

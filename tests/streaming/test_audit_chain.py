@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import rfc8785
 from django.core.management import CommandError, call_command
 from django.db import connection, connections, transaction
 from django.db.utils import DatabaseError
@@ -254,6 +256,40 @@ def test_several_entries_are_one_step_with_one_lock(db: None) -> None:
     append(kind="reveal")
     assert [entry.session for entry in stored_entries()] == ["", "a", "", "", ""], "all of them or none"
     assert codes() == []
+
+
+def test_a_thousand_entries_are_no_more_statements_than_one(db: None) -> None:
+    append(kind="reveal")
+    with CaptureQueriesContext(connection) as one:
+        append(kind="reveal")
+    with CaptureQueriesContext(connection) as many:
+        made = append_all([Draft("reveal", "", {"by": "Reviewer", "texts": [str(n)]}) for n in range(1_000)])
+    assert len(many) <= len(one) + 1, "a driver may name the many apart"
+    assert list(stored_entries())[2:] == made
+    assert codes() == []
+
+
+STRANGE = ["", "é\u0001\u2028", '"\\/', "\U0001f600", "100 % %s {}", "\u007f\t\r\n"]
+
+
+@pytest.mark.parametrize("n", range(len(STRANGE)))
+def test_what_is_hashed_in_a_hurry_is_the_form_that_auditors_compute(db: None, n: int) -> None:
+    text = STRANGE[n]
+    body = {text: [text, 1.5, -3, None, True, {"b": text, "a": []}], "\ue000": 1, "\U0001f600": 2}
+    for kind, session_id, at in ((text, "", ""), ("reveal", text, ""), ("reveal", "", text)):
+        made = next_entry(last_seq=4, last_hash="0" * 64, kind=kind, session=session_id, at=at, body=body)
+        signed = {name: value for name, value in made.as_dict().items() if name != "hash"}
+        assert made.hash == hashlib.sha256(rfc8785.dumps(signed)).hexdigest()  # type: ignore[arg-type]
+    [stored] = append_all([Draft("reveal", "s", body)])
+    assert list(stored_entries()) == [stored]
+    assert codes() == []
+
+
+def test_a_lone_surrogate_is_refused_and_nothing_is_stored(db: None) -> None:
+    for draft in (Draft("reveal", "", {"texts": ["\ud800"]}), Draft("reveal", "\ud800")):
+        with pytest.raises(ValueError, match="surrogate"):
+            append_all([Draft("reveal"), draft])
+    assert list(stored_entries()) == []
 
 
 @pytest.mark.django_db(transaction=True)

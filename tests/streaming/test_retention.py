@@ -50,7 +50,7 @@ def test_it_works(aged: list[str]) -> None:
 
 
 def test_many_are_removed_in_steps_and_each_is_an_entry(aged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    monkeypatch.setattr(retention, "AT_ONCE", {connection.vendor: 2})
     monkeypatch.setattr(retention, "sleep", rest := Mock())
     monkeypatch.setattr(retention, "append_all", asked := Mock(wraps=retention.append_all))
     assert purge([aged[0], aged[0], aged[1], aged[2], aged[2]]) == 3
