@@ -19,6 +19,7 @@ from guardrails.kinds.base import Config, Kind, all_kinds
 from guardrails.performance import TIME_LIMIT_S, Checkpoint, Family
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.IGNORECASE)
+_TOOL = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _ENVELOPE = ("name", "kind", "description", "applies_to", "mode", "action", "on_error", "client", "time_limit_s")
 _MAX_TIME_LIMIT_S = 600.0
 EnumT = TypeVar("EnumT", bound=StrEnum)
@@ -77,12 +78,18 @@ class PolicyDocument:
     name: str
     description: str
     guardrails: tuple[GuardrailDocument, ...]
+    restore_in_tools: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """The document as JSON, every default written out."""
+        """The document as JSON, every default written out.
+
+        ``restore_in_tools`` stands in it only when it names a tool: documents that were signed before there was such a
+        key keep their digest.
+        """
         return {
             "policy": self.name,
             "description": self.description,
+            **({"restore_in_tools": list(self.restore_in_tools)} if self.restore_in_tools else {}),
             "guardrails": [guardrail.as_dict() for guardrail in self.guardrails],
         }
 
@@ -90,7 +97,7 @@ class PolicyDocument:
 def parse_document(document: object) -> PolicyDocument:
     """Validate a policy document (the parsed JSON or TOML of a policy file). Raises ``PolicyError``."""
     top = _mapping(document, "")
-    _known_keys(top, ("policy", "description", "guardrails"), "")
+    _known_keys(top, ("policy", "description", "restore_in_tools", "guardrails"), "")
     name = _text(top, "policy", "")
     if not _NAME.fullmatch(name):
         raise PolicyError("policy", "must be 1-64 letters, digits, '_', '.' or '-', starting with a letter or digit")
@@ -103,7 +110,7 @@ def parse_document(document: object) -> PolicyDocument:
         if guardrail.name in seen:
             raise PolicyError(f"guardrails[{i}].name", f"{guardrail.name!r} is used twice")
         seen.add(guardrail.name)
-    return PolicyDocument(name, _text(top, "description", "", default=""), guardrails)
+    return PolicyDocument(name, _text(top, "description", "", default=""), guardrails, _tools(top))
 
 
 def _guardrail(entry: object, path: str) -> GuardrailDocument:
@@ -176,6 +183,18 @@ def _applies_to(raw: Mapping[str, object], path: str, kind: type[Kind[Config]]) 
             known = ", ".join(text.value for text in AppliesTo)
             raise PolicyError(f"{path}.applies_to[{i}]", f"unknown {item!r}; known: {known}") from None
     return tuple(dict.fromkeys(out))
+
+
+def _tools(top: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of the tools in whose arguments masked values are put back: exact names, no patterns."""
+    value = top.get("restore_in_tools", [])
+    if not isinstance(value, list | tuple):
+        raise PolicyError("restore_in_tools", "must be a list")
+    for i, name in enumerate(value):
+        if not isinstance(name, str) or not _TOOL.fullmatch(name):
+            words = "must be the name of a tool: 1-128 letters, digits, '_', '.', ':', '/' or '-'"
+            raise PolicyError(f"restore_in_tools[{i}]", words)
+    return tuple(dict.fromkeys(value))
 
 
 def _client(raw: Mapping[str, object], path: str, kind: type[Kind[Config]]) -> bool:

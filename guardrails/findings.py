@@ -21,7 +21,11 @@ class Mode(StrEnum):
 
 
 class Action(StrEnum):
-    """What a hit does. ``MASK`` is prompt-side; until values are restored in answers it acts as ``REDACT``."""
+    """What a hit does.
+
+    ``MASK`` is for prompts that the gateway passes on: a placeholder goes upstream, and the value is back in the answer
+    (``guardrails.masking``). Everywhere else it acts as ``REDACT``.
+    """
 
     BLOCK = "block"
     REDACT = "redact"

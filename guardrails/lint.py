@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from guardrails.findings import AppliesTo
+from guardrails.findings import Action, AppliesTo
 from guardrails.patterns.compiler import CompiledRule, compile_rule
 from guardrails.patterns.rule import Rule
 from guardrails.patterns.show import readable
@@ -19,6 +19,8 @@ from guardrails.policy import Guardrail, Policy, compile_policy
 
 LONG_HOLD = 600
 """Characters: a deciding rule that may hold more gets a remark."""
+
+_SENT_UPSTREAM = frozenset({AppliesTo.PROMPT, AppliesTo.TOOL_RESULT, AppliesTo.DOCUMENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,11 @@ def _guardrail(guardrail: Guardrail) -> GuardrailReport:
         remarks.append(row.override_warning)
     if guardrail.decides:
         remarks += [f"rule {rule.id} may hold {rule.holds:,} characters" for rule in rules if rule.holds > LONG_HOLD]
+    if guardrail.action is Action.MASK:
+        if not guardrail.rules:
+            remarks.append("mask: it judges whole texts and names no values in them, so that it redacts")
+        elif not guardrail.applies_to & _SENT_UPSTREAM:
+            remarks.append("mask: it looks at nothing that is sent to a model, so that it redacts")
     return GuardrailReport(
         name=guardrail.name,
         kind=guardrail.kind,

@@ -15,13 +15,15 @@ and comes back as what it was.
 
 How a front uses it, once for every request::
 
-    masker = Masker(keys(), caller=api_key_id, conversation=conversation_id)
+    masker = Masker(mask_keys(), caller=api_key_id, conversation=conversation_id)  # streaming/mask_keys.py
     # every text of the request, checked by the policy; ``checked`` is a streaming.checks.CheckedText
     upstream_text = masker.mask(text, checked.findings, checked.redactions, masking=masking_guardrails(policy))
-    # strings that no guardrail looked at still have to be escaped
+    # strings that no guardrail looked at still have to be escaped; JSON within a string whose own strings went through
+    # ``mask`` one by one is given with ``again=True``
     upstream_text = masker.mask(text)
     # all texts go through before the first answer is read; then, for each channel of the answer, behind its gate:
-    restorer = Restorer(masker)  # streaming/core/restore.py
+    restorer = Restorer(masker)  # text, thinking, refusals: streaming/core/restore.py
+    channel = JsonChannel(masker if name in policy.restore_in_tools else None)  # arguments: streaming/core/json_text.py
 
 Pure: no clock, no settings, no Django.
 """
@@ -180,16 +182,22 @@ class Masker:
         redactions: Sequence[tuple[int, str]] = (),
         *,
         masking: frozenset[str] = frozenset(),
+        again: bool = False,
     ) -> str:
         """The text as it may go upstream.
 
         ``findings`` are those of the policy's gate over the whole text, ``redactions`` what it showed instead, in text
         order (as in ``CheckedText``); ``masking`` names the guardrails whose hits are masked, those of all others stay
         redacted. What has the form of a placeholder is masked in any case. A text that was blocked must not be given.
+
+        ``again``: the text is made of texts that were masked before (JSON within a string, say, whose strings were
+        masked one by one), so that placeholders of this request are our own and stay.
         """
         out: list[str] = []
         at = 0
         for region in self._regions(text, findings, redactions, masking):
+            if again and region.sort == ESCAPED and self.restored(text[region.start : region.end]) is not None:
+                continue
             out.append(text[at : region.start])
             value = text[region.start : region.end]
             out.append(region.placeholder if region.placeholder is not None else self._enter(value, region.sort))

@@ -123,6 +123,8 @@ class Policy:
     demotions: tuple[tuple[str, Checkpoint], ...] = ()
     """Guardrails that run later than they declare, by name, with where."""
     _demoted: dict[tuple[tuple[str, Checkpoint], ...], Policy] = field(default_factory=dict, repr=False, compare=False)
+    restore_in_tools: frozenset[str] = frozenset()
+    """Tools in whose arguments the gateway puts masked values back (``guardrails.masking``)."""
 
     def guardrail(self, name: str) -> Guardrail:
         """A guardrail by name. Raises ``KeyError``."""
@@ -279,6 +281,7 @@ def compile_policy(document: Mapping[str, object], *, version: int = 0, digest: 
         version=version,
         digest=digest,
         guardrails=tuple(_compile(entry, f"guardrails[{i}]", parsed.name) for i, entry in enumerate(parsed.guardrails)),
+        restore_in_tools=frozenset(parsed.restore_in_tools),
     )
 
 

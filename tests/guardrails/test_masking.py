@@ -6,15 +6,22 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 import guardrails
-from guardrails.findings import AppliesTo
+from guardrails.admin.rules.envelope import read, sheet
+from guardrails.admin.rules.reading import Reading
+from guardrails.findings import Action, AppliesTo, Finding, Mode
+from guardrails.lint import lint_document
 from guardrails.masking import DASHES, GRAMMAR, LENGTH, LETTERS, Masker, canonical, masking_guardrails, well_formed
-from guardrails.policy import Policy, compile_policy
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy, PolicyError, compile_policy, normalise
 from streaming.checks import CheckedText, check_text
 from streaming.core.gate import gate_text
+from streaming.mask_keys import mask_keys
 from tests.streaming.seeds import Seeds
 
 KEY = b"a key of this installation, long enough"
@@ -181,3 +188,84 @@ def test_nothing_about_values_stands_in_what_is_logged() -> None:
     m = masker()
     m.placeholder("ann@example.com")
     assert repr(m) == "Masker(1 values)"
+
+
+def test_a_policy_names_the_tools_that_get_values() -> None:
+    assert policy().restore_in_tools == frozenset()
+    named = policy(restore_in_tools=["send_mail", "mcp:crm/find", "send_mail"])
+    assert named.restore_in_tools == {"send_mail", "mcp:crm/find"}
+    assert named.only(Checkpoint.IMMEDIATE).restore_in_tools == named.restore_in_tools
+
+
+def test_a_document_without_such_tools_is_written_as_it_always_was() -> None:
+    before = {"policy": "p", "guardrails": []}
+    assert "restore_in_tools" not in normalise(before)
+    assert normalise({**before, "restore_in_tools": []}) == normalise(before)
+    named = normalise({**before, "restore_in_tools": ["a"]})
+    assert named["restore_in_tools"] == ["a"]
+    assert normalise(named) == named
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [("send_mail", "restore_in_tools"), ([""], r"restore_in_tools\[0\]"), (["a", 1], r"restore_in_tools\[1\]"),
+     (["*"], r"restore_in_tools\[0\]"), (["a b"], r"restore_in_tools\[0\]")],
+)  # fmt: skip
+def test_what_names_no_tool_is_refused_with_its_path(value: object, path: str) -> None:
+    with pytest.raises(PolicyError, match=f"^{path}: "):
+        compile_policy({"policy": "p", "guardrails": [], "restore_in_tools": value})
+
+
+def test_lint_says_where_mask_only_redacts() -> None:
+    report = lint_document({"policy": "p", "guardrails": [
+        {"name": "pii", "kind": "pii", "action": "mask"},
+        {"name": "out", "kind": "pii", "action": "mask", "applies_to": ["response"]},
+        {"name": "long", "kind": "length", "action": "mask", "config": {"max_chars": 3}}]})  # fmt: skip
+    remarks = [guardrail.remarks for guardrail in report.guardrails]
+    assert not any("mask" in remark for remark in remarks[0])
+    assert any("nothing that is sent to a model" in remark for remark in remarks[1])
+    assert any("names no values" in remark for remark in remarks[2])
+
+
+def test_the_rule_form_reads_and_writes_the_tools() -> None:
+    document = {"policy": "p", "description": "", "restore_in_tools": ["send_mail", "find"], "guardrails": []}
+    drawn = sheet(document)
+    node = next(node for node in drawn.head if node.label == "Restore in tools")
+    assert node.value.split() == ["send_mail", "find"]
+    pairs = [("f.policy", "p"), ("f.description", ""), ("f.restore_in_tools", "send_mail\r\nfind")]
+    assert compile_policy(read(Reading(pairs))).restore_in_tools == {"send_mail", "find"}
+    assert normalise(read(Reading(pairs[:2]))) == normalise({"policy": "p", "guardrails": []})
+
+
+def test_text_made_of_masked_texts_keeps_our_placeholders_and_escapes_others() -> None:
+    m = masker()
+    ours = m.mask("ann@example.com", [FOUND], [(0, "[EMAIL]")], masking=frozenset({"pii"}))
+    forged = masker("c2").placeholder("x")
+    sent = m.mask(f'{{"a": "{ours}", "b": "{forged}"}}', again=True)
+    assert ours in sent
+    assert forged not in sent
+    assert m.restored(SHAPED.findall(sent)[1]) == forged
+
+
+FOUND = Finding("pii", "pii", "email", "email", 0, 15, Mode.BLOCK, Action.MASK)
+
+
+class MaskSettings(Protocol):
+    SECRET_KEY: str
+    SLUICEGATE_MASK_KEYS: list[str]
+
+
+def test_keys_come_from_the_settings_or_follow_from_the_secret_key(settings: MaskSettings) -> None:
+    settings.SLUICEGATE_MASK_KEYS = []
+    settings.SECRET_KEY = "one secret of this installation"
+    own = mask_keys()
+    assert len(own) == 1
+    assert len(own[0]) == 32
+    settings.SECRET_KEY = "another one"
+    assert mask_keys() != own
+    settings.SLUICEGATE_MASK_KEYS = ["the newest secret", "the secret before it"]
+    assert mask_keys() == (b"the newest secret", b"the secret before it")
+    settings.SLUICEGATE_MASK_KEYS = ["short"]
+    with pytest.raises(ImproperlyConfigured, match="16 characters") as refused:
+        mask_keys()
+    assert "short" not in str(refused.value).split()

@@ -13,7 +13,7 @@ from guardrails.admin.rules.groups import NEW, Field, Group, read_items
 from guardrails.admin.rules.nodes import Node, Place, place_problems
 from guardrails.admin.rules.reading import PREFIX, Reading
 from guardrails.admin.rules.shapes import group_of
-from guardrails.admin.rules.widgets import LEFT_OUT, Check, Choice, Json, Number, Several, Text
+from guardrails.admin.rules.widgets import LEFT_OUT, Check, Choice, Json, Lines, Number, Several, Text
 from guardrails.findings import Action, AppliesTo, Mode, OnError
 from guardrails.kinds.base import Config, Kind, all_kinds
 from guardrails.performance import TIME_LIMIT_S, Family
@@ -24,8 +24,10 @@ HEAD = Group(
     (
         Field("policy", Text(), "Policy", "Its name, in sessions, calls and files; it cannot be changed later.", ""),
         Field("description", Text(long=True), "Description", "What it is for.", ""),
+        Field("restore_in_tools", Lines(), "Restore in tools",
+              "Tools in whose arguments the gateway puts masked values back, one name a line; no others get any.", []),
     )
-)
+)  # fmt: skip
 
 
 @dataclass(slots=True)
