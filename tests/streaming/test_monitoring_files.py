@@ -43,7 +43,7 @@ def known() -> dict[str, tuple[str, set[str]]]:
             elif collector._type == "counter":
                 names[f"{collector._name}_total"] = ("counter", labels)
             else:
-                names[collector._name] = (collector._type, labels)
+                names[collector._name] = (str(collector._type), labels)
     return names
 
 
