@@ -4,7 +4,7 @@ Exists because verification belongs at load, in one place. Protects the rule tha
 version never runs: the signature is checked over the row's own bytes, and the row must say the same name, number and
 digest as the signed bytes. What is kept is found by those bytes, so a row that is altered later is verified anew.
 Which version is at work is believed only of a statement that the activation key signed, that has not lapsed, and whose
-serial is not lower than one that this process has seen.
+serial is not lower than one that this process, or another of this machine, has seen.
 
     PolicyUnavailable     ``reason``: unknown, inactive, unsigned, altered, untrusted, broken, missing (no statement),
                           expired, lifetime, not_yet, replayed
@@ -21,6 +21,7 @@ from typing import Literal
 
 from django.conf import settings
 
+from guardrails import seen
 from guardrails.keys import Generation, generation, trusted_keys
 from guardrails.models import EVERYONE, Activation, PolicyVersion, Publication
 from guardrails.policy import Policy, PolicyError, compile_policy
@@ -48,7 +49,7 @@ _Entry = tuple[str, str, str, int, Generation, Policy]
 _kept: OrderedDict[str, _Entry] = OrderedDict()
 _lock = Lock()
 _statements: dict[tuple[str, Generation], Statement] = {}
-_serials: dict[tuple[str, str], int] = {}
+_serials: dict[seen.Place, int] = {}
 wall_clock = time.time
 """Seconds since 1970; a name of its own so that tests can say what time it is."""
 
@@ -91,7 +92,7 @@ def forget() -> None:
 
 
 def forget_activations() -> None:
-    """Drop what is known of activations alone (tests: the next one begins with an empty database)."""
+    """Drop what this process knows of activations alone (tests); what the machine has seen stays in its file."""
     with _lock:
         _statements.clear()
         _serials.clear()
@@ -120,15 +121,16 @@ def check_activation(activation: Activation | None, version: PolicyVersion, *, c
         raise PolicyUnavailable("altered", f"{version} is not the version that was activated last")
     if activation.cohort != cohort:  # what a few were to try was never said to be for all
         raise PolicyUnavailable("altered", f"{version} was put to work for another cohort ({activation.cohort})")
-    place = (version.policy.name, activation.cohort)
+    place = (settings.SLUICEGATE_ISSUER, version.policy.name, cohort)
     try:
         statement = verified_statement(activation)
         check_times(statement, now=wall_clock())
         with _lock:
-            seen = _serials.get(place, 0)
-            if statement.serial < seen:
-                raise StatementRefused("replayed", f"serial {statement.serial} after serial {seen} had been seen")
+            known = max(_serials.get(place, 0), seen.highest(place))
+            if statement.serial < known:
+                raise StatementRefused("replayed", f"serial {statement.serial} after serial {known} had been seen")
             _serials[place] = statement.serial
+        seen.note(place, statement.serial)
     except StatementRefused as error:
         raise PolicyUnavailable(error.reason, f"{version} is not believed to be active: {error}") from error
 

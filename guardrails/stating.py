@@ -10,11 +10,13 @@ said again, never what stands in the database.
 from __future__ import annotations
 
 import structlog
+from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
+from guardrails import seen
 from guardrails.keys import signing_key, trusted_keys
 from guardrails.loading import subject_of, verified_client_digest, verified_statement, wall_clock
 from guardrails.models import Activation, Policy, PolicyVersion
@@ -41,10 +43,9 @@ def stated(
 ) -> Activation:
     """The next activation of a policy, with its statement."""
     last = policy.activations.aggregate(last=Max("serial"))["last"] or 0
-    serial = max(last + 1, least)
-    activation = Activation(
-        policy=policy, version=version, serial=serial, activated_by_id=user_id(by), note=note[:200], cohort=cohort
-    )
+    activation = Activation(policy=policy, version=version, activated_by_id=user_id(by), note=note[:200], cohort=cohort)
+    # A database that was restored is behind what was seen here, and every lower serial would be refused.
+    activation.serial = max(last, seen.highest((settings.SLUICEGATE_ISSUER, policy.name, cohort)), least - 1) + 1
     subject = subject_of(activation, client_digest=verified_client_digest(version))
     activation.statement = _issued(subject, now=wall_clock())
     activation.save()
@@ -62,7 +63,7 @@ def renew_statement(*, activation: Activation) -> bool:
     activation = Activation.objects.select_for_update().get(pk=activation.pk)
     said = verified_statement(activation)
     later = Activation.objects.filter(policy=activation.policy_id, cohort=activation.cohort, serial__gt=said.serial)
-    if later.exists():
+    if later.exists() or said.serial < seen.highest((said.issuer, said.policy, said.cohort)):
         raise StatementRefused("replayed", f"serial {said.serial} was followed by a higher one")
     now = wall_clock()
     if said.iat <= now < said.iat + RENEWED_AFTER_S:

@@ -15,7 +15,7 @@ import pytest
 import redis
 from django.contrib.auth.models import Permission, User
 
-from guardrails import loading, models, selectors, services
+from guardrails import loading, models, seen, selectors, services
 from project.demo import child
 from tests import settings as test_settings
 
@@ -99,9 +99,15 @@ def forgetful() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def new_serials() -> Iterator[None]:
     """Serials count from 1 in the database of the next test, which a process would take for a replay."""
-    loading.forget_activations()
+    forget_serials()
     yield
+    forget_serials()
+
+
+def forget_serials() -> None:
+    """What was seen of activations, by this process and by others of this machine, is gone."""
     loading.forget_activations()
+    seen.file().unlink(missing_ok=True)
 
 
 def forget_policies() -> None:

@@ -337,8 +337,26 @@ def test_restored_database_goes_on_above_what_was_seen() -> None:
     Activation.objects.filter(serial__gt=1).delete()
     selectors.forget()
     assert reason() == "replayed"
+    assert services.activate(version=version).serial == 5  # of 4 this machine knows
     assert services.activate(version=version, serial=100).serial == 100
     assert services.activate(version=version, serial=100).serial == 101
+    assert selectors.active_policy("support").version == 1
+
+
+def test_rows_put_back_convince_no_process_that_has_just_started(later: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody who can write to the database removes what came after an activation whose statement still holds."""
+    first = install("acme")
+    old = activation()
+    install("acme", "other")
+    assert selectors.active_policy("support").version == 2
+    Policy.objects.filter(name="support").update(active_version=first, activation=old)
+    Activation.objects.filter(serial__gt=old.serial).delete()
+    forget_policies()  # as after a restart
+    assert reason() == "replayed"
+    later(7)
+    assert services.renew_statements() == 0  # nor is it given a new life
+    assert "statement_not_renewed" in caplog.text
+    assert services.activate(version=first).serial == 3  # who has the key activates above what was seen
     assert selectors.active_policy("support").version == 1
 
 
