@@ -41,6 +41,7 @@ class Conf:
     long_task_s: float = 60.0
     tokens_per_s: float = 30.0
     usual_answer_tokens: int = 500
+    gateway_at_once: int = 20
 
 
 def conf() -> Conf:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
@@ -18,6 +18,7 @@ logger = structlog.get_logger(__name__)
 
 SHUTDOWN_LIMIT_S = 5.0
 _tasks: dict[str, asyncio.Task[None]] = {}
+_closers: list[Callable[[], Awaitable[None]]] = []
 _hooked = False
 
 
@@ -48,6 +49,11 @@ def running() -> list[str]:
     return list(_tasks)
 
 
+def at_shutdown(close: Callable[[], Awaitable[None]]) -> None:
+    """Also do this when the server goes, once no pump runs any more."""
+    _closers.append(close)
+
+
 async def shutdown(limit_s: float = SHUTDOWN_LIMIT_S) -> None:
     """Cancel every pump of this loop and wait until their ends are recorded, at most ``limit_s`` seconds."""
     loop = asyncio.get_running_loop()
@@ -56,6 +62,8 @@ async def shutdown(limit_s: float = SHUTDOWN_LIMIT_S) -> None:
         task.cancel()
     if mine:
         await asyncio.wait(mine, timeout=limit_s)
+    for close in _closers:
+        await close()
 
 
 def _hook_server_stop() -> None:

@@ -14,16 +14,18 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from channels.db import database_sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 from django.utils.text import compress_string
 
 from guardrails.selectors import origin_is_known
-from streaming.api.errors import error_response
+from streaming.api.errors import Refusal, error_response
+from streaming.gateway.errors import PATHS, worded
+from streaming.gateway.upstream import Dialect
 from streaming.limits import Allowance
 
-PREFIX = "/v1/"
+PREFIXES = ("/v1/", "/api/")
 ALLOWANCE = "sluicegate.allowance"
 """Where the key's check leaves what is left of the limit, in ``request.META``."""
 ORIGIN = "sluicegate.origin"
@@ -56,11 +58,13 @@ class EdgeMiddleware:
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Pages are none of its business."""
-        if not request.path.startswith(PREFIX):
+        if not request.path.startswith(PREFIXES):
             return await self.get_response(request)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return await _preflight(request)
         response = _unpack(request) or _in_shape(await self.get_response(request))
+        if response.status_code >= 400 and (dialect := PATHS.get(request.path)) is not None:
+            response = _reworded(response, dialect)
         _say_origin(request, response)
         allowance = request.META.get(ALLOWANCE)
         if isinstance(allowance, Allowance):
@@ -91,6 +95,22 @@ def _in_shape(response: HttpResponseBase) -> HttpResponseBase:
     if "Allow" in response.headers:
         ours["Allow"] = response.headers["Allow"]
     return ours
+
+
+def _reworded(response: HttpResponseBase, dialect: Dialect) -> HttpResponseBase:
+    """A refusal of ours in the words of the dialect that is spoken there; an upstream's own words stay."""
+    refusal = getattr(response, "refusal", None)
+    if refusal is None:
+        return response
+    error: Refusal = refusal
+    said = worded(dialect, response.status_code, error["code"], error["message"], error.get("field", ""))
+    status = 400 if response.status_code == 422 else response.status_code
+    made = JsonResponse(said, status=status)
+    made["X-Sluicegate-Code"] = error["code"]
+    for name in ("Retry-After", "WWW-Authenticate", "Allow"):
+        if name in response.headers:
+            made[name] = response.headers[name]
+    return made
 
 
 def _say_origin(request: HttpRequest, response: HttpResponseBase) -> None:

@@ -92,6 +92,7 @@ def error_response(
     if expected_seq is not None:
         error["expected_seq"] = expected_seq
     response = JsonResponse({"error": error}, status=status)
+    response.refusal = error  # type: ignore[attr-defined]  # for the edge, which words it for other dialects
     if status == HTTPStatus.UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"
     return response

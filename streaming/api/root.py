@@ -13,6 +13,7 @@ from ninja import NinjaAPI
 
 from streaming.api import chat, check, rules, stream
 from streaming.api.errors import error_response, install
+from streaming.api.gateway import openai
 
 api = NinjaAPI(
     title="Sluicegate",
@@ -27,6 +28,7 @@ api.add_router("", check.router)
 api.add_router("", chat.router)
 api.add_router("", stream.router)
 api.add_router("", rules.router)
+api.add_router("", openai.router)
 
 
 @require_safe

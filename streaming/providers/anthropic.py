@@ -36,6 +36,8 @@ class AnthropicProvider(HttpProvider):
 
     name = "anthropic"
     label = "Anthropic"
+    answers_at = "/v1/messages"
+    lists_at = "/v1/models"
 
     def __init__(
         self,
@@ -79,13 +81,17 @@ class AnthropicProvider(HttpProvider):
                 {"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)}
                 for tool in request.tools
             ]
+        return Call(self.answers_at, self.headers(streaming=streaming), body)
+
+    def headers(self, *, streaming: bool) -> dict[str, str]:
+        """What goes with every request."""
         headers = {
             "Accept": "text/event-stream" if streaming else "application/json",
             "anthropic-version": VERSION,
         }
         if self._key:
             headers["x-api-key"] = self._key
-        return Call("/v1/messages", headers, body)
+        return headers
 
     def _reader(self, request: base.ProviderRequest) -> MessageReader:
         return MessageReader()

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import httpcore
 import httpx
@@ -77,6 +78,35 @@ class HttpProvider(base.Provider):
         except httpx.InvalidURL:
             return "its address"
         return f"{url.host}:{url.port}" if url.port else url.host
+
+    answers_at: ClassVar[str] = ""
+    """Where the dialect's answers are asked for, behind the base URL."""
+    lists_at: ClassVar[str] = ""
+    """Where it lists its models."""
+
+    @property
+    def base_url(self) -> str:
+        """Where it is; without a slash at the end."""
+        return self._base_url
+
+    @property
+    def limits(self) -> base.TimeLimits:
+        """How long it is waited for."""
+        return self._limits
+
+    @property
+    def failures(self) -> Failures:
+        """A context that says what goes wrong with it in our words, without its key."""
+        return Failures(self._where, self._key)
+
+    @property
+    def where(self) -> str:
+        """Its host, for messages."""
+        return self._where
+
+    @abstractmethod
+    def headers(self, *, streaming: bool) -> dict[str, str]:
+        """What the dialect wants to be sent with a request, its key included."""
 
     @abstractmethod
     def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:

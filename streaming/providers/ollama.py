@@ -27,6 +27,8 @@ class OllamaProvider(HttpProvider):
     name = "ollama"
     label = "Ollama"
     calls_in_text = True
+    answers_at = "/api/chat"
+    lists_at = "/api/tags"
 
     def __init__(
         self,
@@ -57,9 +59,7 @@ class OllamaProvider(HttpProvider):
         body: dict[str, object] = {"model": request.model or self._model, "stream": streaming}
         if request.max_tokens is not None:
             body["options"] = {"num_predict": request.max_tokens}
-        headers = {"Accept": "application/x-ndjson" if streaming else "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = self.headers(streaming=streaming)
         if self._generate:
             if request.tools or any(m.role == "tool" or m.tool_calls for m in request.messages):
                 raise base.ProviderRefused("Ollama's “generate” knows no tools; set OLLAMA_API=chat")
@@ -73,7 +73,14 @@ class OllamaProvider(HttpProvider):
                 }
                 for tool in request.tools
             ]
-        return Call("/api/chat", headers, body)
+        return Call(self.answers_at, headers, body)
+
+    def headers(self, *, streaming: bool) -> dict[str, str]:
+        """What goes with every request."""
+        headers = {"Accept": "application/x-ndjson" if streaming else "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        return headers
 
     def _reader(self, request: base.ProviderRequest) -> LineReader:
         return LineReader(_calls_made(request))

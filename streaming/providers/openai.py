@@ -24,6 +24,8 @@ class OpenAIProvider(HttpProvider):
     name = "openai"
     label = "OpenAI-compatible"
     calls_in_text = True
+    answers_at = "/chat/completions"
+    lists_at = "/models"
 
     def __init__(
         self, base_url: str, api_key: str = "", model: str = "", limits: base.TimeLimits | None = None
@@ -59,10 +61,14 @@ class OpenAIProvider(HttpProvider):
         if request.max_tokens is not None:
             # The vendor's own newer models refuse the old name, and most compatible servers know no other.
             body["max_completion_tokens" if self._base_url == DEFAULT_BASE_URL else "max_tokens"] = request.max_tokens
+        return Call(self.answers_at, self.headers(streaming=streaming), body)
+
+    def headers(self, *, streaming: bool) -> dict[str, str]:
+        """What goes with every request."""
         headers = {"Accept": "text/event-stream" if streaming else "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        return Call("/chat/completions", headers, body)
+        return headers
 
     def _reader(self, request: base.ProviderRequest) -> ChunkReader:
         return ChunkReader()

@@ -1,0 +1,58 @@
+"""How many answers a key may have under way at once.
+
+Exists because one client's loop must not take all connections to an upstream. Protects the rule that the limit is one
+limit however many processes serve: places are kept in the store, each for so long as an answer may take, and given back
+when it is over. While the store is away nobody is refused: it is the guardrails that protect readers, not this.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import uuid4
+
+import structlog
+
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+
+logger = structlog.get_logger(__name__)
+
+LONGEST_S = 960.0
+"""Seconds after which a place is free although nobody gave it back: longer than an upstream is waited for."""
+
+_TAKE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+_GIVE_BACK = "return redis.call('ZREM', KEYS[1], ARGV[1])"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place that was taken; empty when the store was away."""
+
+    key: str = ""
+    member: str = ""
+
+    async def give_back(self) -> None:
+        """The answer is over."""
+        if self.key:
+            with suppress(LogUnavailable):
+                await shared_log().evaluate(_GIVE_BACK, [self.key], [self.member])
+
+
+async def take(client: str, most: int) -> Place | None:
+    """A place for one answer of this client; None when all are taken."""
+    key, member = f"sg:places:{{{client}}}", uuid4().hex
+    try:
+        taken = await shared_log().evaluate(_TAKE, [key], [most, round(LONGEST_S * 1000), member])
+    except LogUnavailable:
+        logger.warning("places_not_counted", client=client)
+        return Place()
+    return Place(key, member) if taken else None

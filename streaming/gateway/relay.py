@@ -1,0 +1,266 @@
+"""The loop of one answer: upstream -> walker and gates -> client, with its record.
+
+Exists apart from the call that asked, because it must come to its end when the client has gone. Protects the rules that
+a client that goes away ends the upstream's answer at once, that held text is never sent after a block, a failure or a
+time-out, and that nothing is waited for that does not decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from guardrails.findings import Outcome
+from guardrails.kinds.base import CheckRequest
+from guardrails.policy import Guardrail
+from streaming.answer import block_reason
+from streaming.checks import Later, run_check, status_after
+from streaming.gateway.gates import Gates, Question
+from streaming.gateway.record import Record
+from streaming.gateway.upstream import DONE
+from streaming.gateway.walker import Json, Walker, WrongDialect
+from streaming.providers.base import ProviderError, ProviderProtocolError, StreamCutOff
+from streaming.wake import Line
+
+logger = structlog.get_logger(__name__)
+
+READ_AHEAD = 64
+"""Chunks that may lie here unread; then the upstream waits."""
+UNREAD = 256
+"""Chunks that may wait for the client; then everything does."""
+READER_S = 60.0
+"""Seconds that a client may take none of them; then it is as good as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A chunk of the upstream, or its end; ``error`` says why it broke."""
+
+    chunk: Json | None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A guardrail's answer has been taken in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer ended in a failure; nothing follows."""
+
+    error: ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The answer is over."""
+
+
+Told = Json | Failed | Over
+
+
+class Relay:
+    """``run`` it as a task; read ``told`` until ``Over`` or ``Failed``. ``stop`` says that nobody reads any more."""
+
+    def __init__(
+        self, source: AsyncGenerator[Json, None], walker: Walker, gates: Gates, record: Record, *, streaming: bool
+    ) -> None:
+        self._source = source
+        self._walker = walker
+        self._gates = gates
+        self._record = record
+        self._streaming = streaming
+        self._inbox = Line[Came | Judged]()
+        self._slots = asyncio.Semaphore(READ_AHEAD)
+        self._parked: deque[Json] = deque()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._document: Json | None = None
+        self.told: asyncio.Queue[Told] = asyncio.Queue(UNREAD)
+        self.answered = False
+        """The client can have all of it."""
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Nobody reads any more; cancel the task next."""
+        self._abandoned = True
+
+    async def run(self) -> None:
+        """From the first chunk to the last, and the record of it."""
+        outcome: Outcome | None = None
+        code = error = ""
+        try:
+            failure = await self._relayed()
+            if failure is not None:
+                outcome, code, error = Outcome.ERROR, failure.code, str(failure)
+                await self._tell(Failed(failure))
+            else:
+                await self._tell(Over())
+            self.answered = True
+            await self._hear_out()
+        except (asyncio.CancelledError, TimeoutError) as ended:
+            if self._abandoned or isinstance(ended, TimeoutError):
+                await self._surely(Outcome.ABANDONED, "", "")
+            else:
+                said = "The server was stopped while the answer streamed."
+                await self._surely(Outcome.ERROR, "server_stopped", said)
+            raise
+        except Exception:
+            logger.exception("relay_failed", session=self._record.started.session_id)
+            outcome, code, error = Outcome.ERROR, "internal", "Something went wrong on the server."
+            await self._tell(Failed(ProviderProtocolError(error)))
+            self.answered = True
+        finally:
+            for task in self._asking:
+                task.cancel()
+        await self._surely(outcome, code, error)
+
+    async def _surely(self, outcome: Outcome | None, code: str, error: str) -> None:
+        """Write the end although this task may be (or be being) cancelled; the cancellation comes after it."""
+        self._gates.let_go()
+        work = self._record.end(self._gates, self._walker.usage, outcome=outcome, code=code, error=error)
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await task
+            raise
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def _relayed(self) -> ProviderError | None:
+        for later in self._record.prompted.later:
+            self._later(later)
+        reading = asyncio.create_task(self._read())
+        try:
+            return await self._turn()
+        finally:
+            reading.cancel()
+            # Waited for, so that the upstream's response is closed before anybody hears that the answer is over.
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(self) -> None:
+        try:
+            async with aclosing(self._source) as source:
+                async for chunk in source:
+                    await self._slots.acquire()
+                    self._inbox.put_nowait(Came(chunk))
+        except ProviderError as error:
+            self._inbox.put_nowait(Came(None, error))
+        except Exception as error:
+            logger.exception("upstream_failed", session=self._record.started.session_id)
+            self._inbox.put_nowait(Came(None, error))
+        else:
+            self._inbox.put_nowait(Came(None))
+
+    async def _turn(self) -> ProviderError | None:
+        ended: Came | None = None
+        while True:
+            item = await self._inbox.get()
+            if isinstance(item, Came):
+                if item.chunk is None:
+                    ended = item
+                else:
+                    self._parked.append(item.chunk)
+            try:
+                await self._go_on(ended)
+            except StreamCutOff as error:
+                return error
+            except WrongDialect as error:
+                return ProviderProtocolError(f"the endpoint does not speak the dialect it was asked in: {error}")
+            if self._gates.blocked is not None:
+                await self._say_stopped()
+                return None
+            if ended is not None and not self._parked and not self._walker.busy:
+                if ended.error is None:
+                    return None
+                if isinstance(ended.error, ProviderError):
+                    return ended.error
+                raise ended.error
+            await self._record.alive(self._gates)
+
+    async def _go_on(self, ended: Came | None) -> None:
+        walker = self._walker
+        while self._gates.blocked is None:
+            if self._parked and not walker.busy:
+                chunk = self._parked.popleft()
+                self._slots.release()
+                self._record.chunks += 1
+                if chunk is DONE:
+                    walker.finish()
+                elif self._streaming:
+                    walker.take(chunk)
+                else:
+                    self._document = chunk
+                    walker.whole(chunk)
+            elif ended is not None and ended.error is None and not self._parked and not walker.finished:
+                if self._streaming and not walker.complete:
+                    raise StreamCutOff("the provider's stream ended before the answer did")
+                walker.finish()
+                walker.finished = True
+            else:
+                break
+            self._ask()
+            if self._streaming or self._gates.blocked is None:
+                await self._send(walker.drain())
+        self._ask()
+        if self._streaming or self._gates.blocked is None:
+            await self._send(walker.drain())
+
+    async def _say_stopped(self) -> None:
+        finding = self._gates.blocked
+        assert finding is not None
+        reason = block_reason(finding, "answer")
+        if self._streaming:
+            await self._send(self._walker.drain())
+            await self._send(self._walker.stopped(reason))
+        else:
+            await self._send([self._walker.stopped_whole(self._document, reason)])
+
+    async def _send(self, chunks: Sequence[Json]) -> None:
+        for chunk in chunks:
+            await self._tell(chunk)
+
+    async def _tell(self, told: Told) -> None:
+        async with asyncio.timeout(READER_S):
+            await self.told.put(told)
+
+    # -- guardrails that are asked --------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        for question in self._gates.questions:
+            for name in question.check.guardrails:
+                self._start(self._judge(question, self._gates.policy.guardrail(name)))
+        self._gates.questions.clear()
+
+    def _later(self, later: Later) -> None:
+        async def ask() -> None:
+            checked = await run_check(later.guardrail, later.request)
+            self._record.statuses.append(status_after(later.guardrail, checked))
+            self._record.late += later.findings(checked)
+
+        self._start(ask())
+
+    def _start(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine of ours
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _judge(self, question: Question, guardrail: Guardrail) -> None:
+        channel = question.channel
+        request = CheckRequest(question.check.text, channel.gate.applies_to, (), guardrail.time_limit_s)
+        checked = await run_check(guardrail, request)
+        self._record.statuses.append(status_after(guardrail, checked))
+        self._gates.verdict(question, guardrail.name, checked.verdict)
+        self._inbox.put_nowait(Judged())
+
+    async def _hear_out(self) -> None:
+        """Guardrails that do not decide are heard to their end; the client has its answer already."""
+        while self._asking:
+            await asyncio.wait(tuple(self._asking))
+            self._ask()

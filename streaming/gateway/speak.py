@@ -1,0 +1,153 @@
+"""Typed events of a provider in the words of a dialect: what is said where upstream and client differ.
+
+Exists so that any dialect can stand in front of any provider. Protects the rule that a client never gets an answer to
+another question than the one that it asked: a request with anything in it that the provider behind has no words for is
+refused with the field named, and nothing is asked. What comes out of here is walked and gated like an answer that was
+passed through. Pure but for the provider's own stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from streaming.core.events import (
+    ModelNamed,
+    ProviderEvent,
+    Stopped,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+)
+from streaming.gateway.prompt import BadRequest
+from streaming.gateway.walker import Json
+from streaming.providers.base import Provider, ProviderRequest
+from streaming.written_calls import without_markup
+
+
+@dataclass(slots=True)
+class Call:
+    """One tool call, gathered."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice, gathered."""
+
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    calls: dict[int, Call] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A whole answer."""
+
+    model: str = ""
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
+
+    def take(self, event: ProviderEvent) -> None:
+        """Add an event."""
+        match event:
+            case TextDelta(text, choice):
+                self._of(choice).text += text
+            case ThinkingDelta(text, choice, signature):
+                self._of(choice).thinking += text
+                self._of(choice).signature += signature
+            case ToolCallDelta() if not event.ran_by_provider:
+                call = self._of(event.choice).calls.setdefault(event.index, Call())
+                call.id, call.name = call.id or event.id, call.name or event.name
+                call.arguments += event.arguments
+            case Stopped(reason, choice):
+                self._of(choice).reason = reason
+            case ModelNamed(model):
+                self.model = model
+            case Usage():
+                self.usage |= event.as_dict()
+
+    def _of(self, choice: int) -> Choice:
+        return self.choices.setdefault(choice, Choice())
+
+
+class Speaker(ABC):
+    """Subclasses say the dialect. One for each answer."""
+
+    def __init__(self, model: str, id_: str, created: int) -> None:
+        self.model = model
+        self.id = id_
+        self.created = created
+
+    @abstractmethod
+    def chunks(self, event: ProviderEvent) -> Iterator[Json]:
+        """The chunks that an event is."""
+
+    @abstractmethod
+    def end(self, gathered: Gathered) -> Iterator[Json]:
+        """The last chunks."""
+
+    @abstractmethod
+    def whole(self, gathered: Gathered) -> Json:
+        """The answer where it is not streamed."""
+
+
+async def spoken(
+    provider: Provider, request: ProviderRequest, speaker: Speaker, *, streaming: bool
+) -> AsyncGenerator[Json, None]:
+    """The provider's answer as chunks, or as the one document. Raises ``ProviderError``."""
+    gathered = Gathered()
+    events = provider.stream(request) if streaming else provider.standard(request)
+    if request.tools and provider.calls_in_text:
+        events = without_markup(events)
+    async with aclosing(events):
+        async for event in events:
+            gathered.take(event)
+            if isinstance(event, ModelNamed):
+                speaker.model = event.model
+            if streaming:
+                for chunk in speaker.chunks(event):
+                    yield chunk
+    if not streaming:
+        yield speaker.whole(gathered)
+        return
+    for chunk in speaker.end(gathered):
+        yield chunk
+
+
+def refuse_unknown(body: Json, known: frozenset[str], ignored: frozenset[str], provider: Provider) -> None:
+    """Raises ``BadRequest`` for the first field that the provider behind would not be told of."""
+    for name, value in body.items():
+        if name in known or name in ignored or value is None or value in ([], {}, False, ""):
+            continue
+        raise BadRequest(
+            f"“{name}” cannot be passed on: the upstream “{provider.name}” speaks another dialect.", name, "unsupported"
+        )
+
+
+def text_alone(content: object, where: str, provider: Provider) -> str:
+    """Content as text. Raises ``BadRequest`` for parts that are not text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts: list[str] = []
+        for number, part in enumerate(content):
+            text = part.get("text") if isinstance(part, dict) and part.get("type") in ("text", "input_text") else None
+            if not isinstance(text, str):
+                raise BadRequest(
+                    f"“{where}[{number}]” is not text, and the upstream “{provider.name}” speaks another dialect.",
+                    f"{where}[{number}]", "unsupported",
+                )  # fmt: skip
+            parts.append(text)
+        return "\n\n".join(parts)
+    raise BadRequest(f"“{where}” is neither text nor a list of parts.", where)

@@ -1,0 +1,316 @@
+"""Upstreams of the gateway: who is asked, over which connection, and what it answers, chunk by chunk.
+
+Exists beside the adapters because an answer in the client's own dialect passes as it is, with all that typed events
+have no words for. Protects four rules. Connections are kept and shared (HTTP/2 where it is offered), and an answer
+nobody wants any more ends at once. The upstream sees its own key and headers, never the client's. A redirect is not
+followed. And the next upstream is asked only as long as nothing of an answer has come.
+
+    UpstreamSaid     an answer that is an error of the dialect: status, document, seconds to wait if it says so
+    ProviderError    everything else that fails, as adapters say it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import httpx
+from django.conf import settings
+
+from streaming import breakers, registry
+from streaming.core.sse import SseParser, SseTooLarge
+from streaming.gateway.walker import Json
+from streaming.providers import base
+from streaming.providers.failures import cut_off, refusal, url_problem
+from streaming.providers.http import MAX_ERROR_BYTES, MAX_WHOLE_BYTES, HttpProvider
+from streaming.providers.waits import Waits
+
+Dialect = Literal["openai", "anthropic", "ollama"]
+MAX_LINE_BYTES = 4 * 1024 * 1024
+HTTP2 = find_spec("h2") is not None
+CONNECTIONS, KEPT_ALIVE, KEEP_ALIVE_S = 1_000, 100, 60.0
+
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+
+class UpstreamSaid(base.ProviderRefused):
+    """The upstream refused, in its dialect."""
+
+    def __init__(self, status: int, document: Json, retry_after: str = "") -> None:
+        super().__init__(f"the provider answered {status}")
+        self.status = status
+        self.document = document
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A request in the dialect of the upstream, ready to be sent."""
+
+    body: Json
+    streaming: bool
+    headers: Mapping[str, str]
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Building a context reads the trust store (tens of ms); every loop's connections share one."""
+    context = httpx.create_ssl_context(trust_env=False)
+    if HTTP2:
+        context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def pool() -> httpx.AsyncClient:
+    """The connections of this event loop."""
+    loop = asyncio.get_running_loop()
+    found = _pools.get(loop)
+    if found is None or found.is_closed:
+        limits = httpx.Limits(
+            max_connections=CONNECTIONS, max_keepalive_connections=KEPT_ALIVE, keepalive_expiry=KEEP_ALIVE_S
+        )
+        # The environment's proxies and .netrc are not ours to follow, and the time limits are ours (``waits``).
+        found = _pools[loop] = httpx.AsyncClient(
+            timeout=None,  # noqa: S113
+            trust_env=False,
+            verify=_tls(),
+            limits=limits,
+            http2=HTTP2,
+            follow_redirects=False,
+        )
+    return found
+
+
+async def close_pool() -> None:
+    """Close what this event loop keeps open."""
+    if (found := _pools.pop(asyncio.get_running_loop(), None)) is not None:
+        await found.aclose()
+
+
+registry.at_shutdown(close_pool)
+
+
+def in_order(first: base.Provider) -> tuple[base.Provider, ...]:
+    """The upstream that is asked and, behind it, those that ``SLUICEGATE_FALLBACKS`` names."""
+    if first.scripted:
+        return (first,)
+    offered = base.available()
+    names = [name for name in settings.SLUICEGATE_FALLBACKS if name != first.name and name in offered]
+    return (first, *(offered[name] for name in dict.fromkeys(names)))
+
+
+@asynccontextmanager
+async def guarded_by_breaker(provider: base.Provider) -> AsyncGenerator[None, None]:
+    """One answer of an upstream, counted: five that failed in a row and it is left alone for a while."""
+    breaker = await breakers.breaker(breakers.PROVIDER + (provider.circuit or provider.name))
+    try:
+        await breaker.enter()
+    except breakers.CircuitOpen:
+        name = provider.label or provider.name
+        raise base.ProviderUnavailable(f"{name} has failed again and again and is left alone for a while") from None
+    try:
+        yield
+    except base.ProviderRefused:
+        await breaker.succeeded()  # it is well: it is the request that is not
+        raise
+    except base.ProviderError as error:
+        await breaker.failed(error)
+        raise
+    except BaseException:
+        await breaker.given_up()
+        raise
+    await breaker.succeeded()
+
+
+async def chunks(provider: HttpProvider, asked: Passing, dialect: Dialect) -> AsyncGenerator[Json, None]:
+    """The answer's chunks as they come; of an answer that is not streamed, the one document.
+
+    Raises ``ProviderError``. Closing the generator closes the response.
+    """
+    with provider.failures:
+        waits = Waits(provider.limits, provider.where, whole=not asked.streaming)
+        async with _response(provider, "POST", provider.answers_at, asked, waits) as response:
+            if not asked.streaming:
+                yield await _document(response, waits)
+                return
+            said = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if said in ("application/json", "text/html", "text/plain") and dialect != "ollama":
+                raise base.ProviderProtocolError(f"the endpoint answered with {said} instead of a stream")
+            reader = _lines if dialect == "ollama" else _events
+            async with aclosing(reader(response, waits)) as found:
+                async for chunk in found:
+                    yield chunk
+
+
+async def listed(provider: HttpProvider) -> Json:
+    """The upstream's models, in its dialect. Raises ``ProviderError``."""
+    with provider.failures:
+        waits = Waits(provider.limits, provider.where, whole=True)
+        nothing = Passing({}, False, {})
+        async with _response(provider, "GET", provider.lists_at, nothing, waits) as response:
+            return await _document(response, waits)
+
+
+@asynccontextmanager
+async def _response(
+    provider: HttpProvider, method: str, path: str, asked: Passing, waits: Waits
+) -> AsyncGenerator[httpx.Response, None]:
+    if problem := url_problem(provider.base_url):
+        raise base.ProviderRefused(f"the provider's base URL {problem}")
+
+    async def on_trace(event: str, info: Mapping[str, object]) -> None:
+        if event.endswith("send_request_headers.started"):
+            waits.connected()
+
+    client = pool()
+    headers = {
+        "Content-Type": "application/json",
+        # Compression would hold tokens back until a block is full.
+        "Accept-Encoding": "identity",
+        **asked.headers,
+        **provider.headers(streaming=asked.streaming),
+    }
+    request = client.build_request(
+        method,
+        f"{provider.base_url}{path}",
+        content=json.dumps(asked.body, ensure_ascii=False).encode(errors="replace") if method == "POST" else None,
+        headers=headers,
+        extensions={"trace": on_trace},
+    )
+    async with waits.waiting():
+        response = await client.send(request, stream=True)
+    try:
+        if response.status_code != 200:
+            raise await _refusal(response, waits)
+        yield response
+    finally:
+        await response.aclose()
+
+
+async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError:
+    """What a status other than 200 means; a request that the upstream does not take is told in its own words."""
+    raw = bytearray()
+    async with aclosing(_bytes(response)) as body:
+        while len(raw) < MAX_ERROR_BYTES:
+            try:
+                async with waits.waiting():
+                    data = await anext(body, None)
+            except base.StreamCutOff:
+                break
+            if data is None:
+                break
+            raw += data
+    status = response.status_code
+    error = refusal(status, response.headers, bytes(raw))
+    # What is said of the key that we hold is not the client's business, and a redirect leads where we do not go.
+    if status in (401, 403) or status < 400:
+        return error
+    try:
+        document = json.loads(bytes(raw))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or "error" not in document or status >= 500:
+        return error
+    if isinstance(error, base.ProviderRateLimited):
+        return Busy(status, document, response.headers.get("retry-after", ""))
+    return UpstreamSaid(status, document)
+
+
+class Busy(UpstreamSaid):
+    """It asks to wait: another upstream may be asked, and does not count as a failure of this one."""
+
+
+async def _document(response: httpx.Response, waits: Waits) -> Json:
+    raw = bytearray()
+    async with aclosing(_bytes(response)) as body:
+        while True:
+            async with waits.waiting():
+                data = await anext(body, None)
+            if data is None:
+                break
+            raw += data
+            if len(raw) > MAX_WHOLE_BYTES:
+                raise base.ProviderProtocolError(f"the answer is larger than {MAX_WHOLE_BYTES:,} bytes")
+    found = _object(bytes(raw))
+    if found is None:
+        raise base.ProviderProtocolError("the endpoint's answer is not a JSON object")
+    return found
+
+
+async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
+    """The objects in an event stream. ``{"done": "[DONE]"}`` stands for the terminator of those that have one."""
+    parser = SseParser()
+    async with aclosing(_bytes(response)) as body:
+        while True:
+            async with waits.waiting():
+                data = await anext(body, None)
+            try:
+                found = parser.finish() if data is None else parser.feed(data)
+            except SseTooLarge as error:
+                raise base.ProviderProtocolError(str(error)) from None
+            for event in found:
+                if event.data.strip() == "[DONE]":
+                    yield DONE
+                    return
+                if not event.data.strip():
+                    continue
+                chunk = _object(event.data.encode(errors="surrogatepass"))
+                if chunk is None:
+                    raise base.ProviderProtocolError("the endpoint sent a line that is not a JSON object")
+                waits.heard()
+                yield chunk
+            if data is None:
+                return
+
+
+DONE: Json = {"done": "[DONE]"}
+"""The terminator of an event stream that has one."""
+
+
+async def _lines(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
+    buffer = bytearray()
+    async with aclosing(_bytes(response)) as body:
+        while True:
+            async with waits.waiting():
+                data = await anext(body, None)
+            buffer += b"\n" if data is None else data
+            *lines, rest = buffer.split(b"\n")
+            buffer = bytearray(rest)
+            if len(buffer) > MAX_LINE_BYTES:
+                raise base.ProviderProtocolError(f"one line is larger than {MAX_LINE_BYTES} bytes")
+            for line in lines:
+                if not line.strip():
+                    continue
+                chunk = _object(bytes(line))
+                if chunk is None:
+                    raise base.ProviderProtocolError("the endpoint sent a line that is not a JSON object")
+                waits.heard()
+                yield chunk
+            if data is None:
+                return
+
+
+def _object(raw: bytes) -> Json | None:
+    try:
+        found = json.loads(raw.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    try:
+        async for data in response.aiter_bytes():
+            yield data
+    except httpx.TransportError as error:
+        if (meant := cut_off(error)) is None:
+            raise
+        raise meant from None

@@ -1,0 +1,333 @@
+"""The chat-completions dialect, walked.
+
+Exists because this dialect says text in a dozen places, and compatible servers in more. Protects the rule that what is
+not known is a text with a gate of its own: every string in a delta that is not an identifier. A call's arguments are
+held until they are complete, because only then can they be read as what they are; log probabilities, which spell the
+text once more, and sound are left out wherever something may be kept from the reader.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from guardrails.findings import AppliesTo
+from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
+
+_THINKING = ("reasoning", "thinking")
+_IDENTIFIERS = frozenset({"id", "type", "role", "format", "object", "status"})
+_SPELL_TEXT = frozenset({"logprobs"})
+_SOUND = frozenset({"audio"})
+LEGACY = -1
+"""The index of the one call that the dialect had before it had a list of them."""
+
+Path = tuple[str | int, ...]
+
+
+class _Call:
+    """A call that is being written."""
+
+    def __init__(self) -> None:
+        self.said: Json = {}
+        self.name = ""
+        self.text = ""
+        self.key = "arguments"
+        self.within = "function"
+
+
+class OpenAIWalker(Walker):
+    """Chunks of ``chat.completion.chunk``, or one ``chat.completion``."""
+
+    def __init__(self, gates: Gates) -> None:
+        super().__init__(gates)
+        self._around: Json = {}
+        self._choices: dict[int, bool] = {}  # index -> it has ended
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._open: dict[int, list[Channel]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Every choice has ended."""
+        return bool(self._choices) and all(self._choices.values())
+
+    def take(self, chunk: Json) -> None:
+        """A chunk. Raises ``WrongDialect``."""
+        if not isinstance(chunk.get("choices"), list):
+            raise WrongDialect("a chunk without choices")
+        around = {name: self.plain(value) for name, value in chunk.items() if name != "choices"}
+        self._note(around)
+        self._around = {name: value for name, value in around.items() if name != "usage"}
+        waiting = Waiting({**around, "choices": []})
+        choices = cast("list[Json]", waiting.chunk["choices"])
+        for choice in objects(chunk["choices"]):
+            index = index_of(choice.get("index"))
+            self._choices.setdefault(index, False)
+            delta = choice.get("delta")
+            said = self._said(delta, index, waiting) if isinstance(delta, dict) else delta and None
+            ends = bool(choice.get("finish_reason"))
+            if ends:
+                self._end(index, waiting)
+            choices.append(self._choice(choice, "delta", said))
+        self._queue.append(waiting)
+
+    def _choice(self, choice: Json, key: str, said: object) -> Json:
+        out: Json = {}
+        for name, value in choice.items():
+            if name == key:
+                out[name] = said
+            elif name in _SPELL_TEXT:
+                out[name] = None if self.gates.deciding else value
+            elif name == "index":
+                out[name] = value
+            else:
+                out[name] = self.plain(value)
+        return out
+
+    def _end(self, index: int, waiting: Waiting) -> None:
+        """A choice has ended: nothing of it is behind this chunk."""
+        self._choices[index] = True
+        for channel in self._open.pop(index, []):
+            self.gates.finish(channel)
+            waiting.ends.append(channel)
+        calls = [(key, call) for key, call in self._calls.items() if key[0] == index]
+        for key, call in calls:
+            del self._calls[key]
+            self._queue.append(self._call_made(key, call))
+
+    def finish(self) -> None:
+        """The terminator, or the end."""
+        waiting = Waiting({})
+        for index, ended in list(self._choices.items()):
+            if not ended:
+                self._end(index, waiting)
+        if waiting.ends:
+            self._queue.append(waiting)
+        self.finished = True
+
+    # -- one message, whole or in pieces ----------------------------------------------------------------------
+
+    def _said(self, said: Json, index: int, waiting: Waiting, *, whole: bool = False) -> Json:
+        out: Json = {}
+        for name, value in said.items():
+            if name == "tool_calls" and isinstance(value, list):
+                calls = self._whole_calls(value, waiting) if whole else self._pieces(value, index)
+                if calls or whole:
+                    out[name] = calls
+            elif name == "function_call" and isinstance(value, dict):
+                if whole:
+                    out[name] = self._whole_call(value, value, waiting, "")
+                elif self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                    out[name] = value
+                else:
+                    self._piece({"function": value}, index, LEGACY)
+            elif name in _SOUND:
+                if value is not None and not self.gates.deciding:
+                    out[name] = value
+            elif name == "role":
+                out[name] = self.plain(value)
+            else:
+                self._text(out, name, value, (name,), index, waiting, whole=whole)
+        return out
+
+    def _text(
+        self, out: Json, name: str, value: object, path: Path, index: int, waiting: Waiting, *, whole: bool
+    ) -> None:
+        """One field of a message: its strings are texts, whatever it is called."""
+        match value:
+            case str(text) if name in _IDENTIFIERS and len(path) > 1:
+                out[name] = self.plain(text)
+            case str(text):
+                self._spoken(out, name, text, path, index, waiting, whole=whole)
+            case dict(fields):
+                inner: Json = {}
+                out[self.gates.plain(name)] = inner
+                for key, part in fields.items():
+                    self._text(inner, str(key), part, (*path, str(key)), index, waiting, whole=whole)
+            case list(items):
+                made: list[object] = []
+                out[self.gates.plain(name)] = made
+                for position, item in enumerate(items):
+                    at = index_of(item.get("index"), position) if isinstance(item, dict) else position
+                    holder: Json = {}
+                    self._text(holder, "item", item, (*path, at), index, waiting, whole=whole)
+                    made.append(holder.get("item"))
+            case bool() | None:
+                out[name] = value
+            case _:
+                out[name] = value if name == "index" else self.plain(value, numbers=True)
+
+    def _spoken(
+        self, out: Json, name: str, text: str, path: Path, index: int, waiting: Waiting, *, whole: bool
+    ) -> None:
+        thinking = any(isinstance(part, str) and part.startswith(_THINKING) for part in path)
+        applies_to = AppliesTo.THINKING if thinking else AppliesTo.RESPONSE
+        known = "thinking" if thinking else "text" if path == ("content",) else str(path[0])
+        kept = path == ("content",)
+        if whole and not text:
+            out[name] = text
+            return
+        channel = self.gates.channel((index, path), applies_to, known[:32], kept=kept)
+        self.gates.feed(channel, text)
+        if whole:
+            self.gates.finish(channel)
+            waiting.needs.append(channel)
+        elif channel not in self._open.setdefault(index, []):
+            self._open[index].append(channel)
+            beside: Json = {key: out[key] for key in ("type", "id", "format", "index") if key in out and len(path) > 1}
+            self._streamed(channel, lambda more: self._late_chunk(index, path, beside, more))
+        out[name] = ""
+        waiting.slots.append(Slot(out, name, channel, keep=whole or not text))
+
+    def _late_chunk(self, index: int, path: Path, beside: Json, text: str) -> Json:
+        """A chunk of our own for text that comes later than the one that it stood in."""
+        value: object = text
+        for depth, part in enumerate(reversed(path)):
+            if isinstance(part, str):
+                value = {**(beside if depth == 0 else {}), part: value}
+            else:
+                inner = {"index": part, **value} if isinstance(value, dict) and "index" in beside else value
+                value = [inner]
+        return self._chunk(index, value)
+
+    def _chunk(self, index: int, delta: object, reason: str | None = None) -> Json:
+        return {**self._around, "choices": [{"index": index, "delta": delta, "finish_reason": reason}]}
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    def _pieces(self, calls: list[object], index: int) -> list[Json]:
+        """What passes at once of pieces of calls: nothing where something may be kept from the reader."""
+        if self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+            return objects(calls)
+        for position, call in enumerate(objects(calls)):
+            self._piece(call, index, index_of(call.get("index"), position))
+        return []
+
+    def _piece(self, piece: Json, index: int, number: int) -> None:
+        call = self._calls.setdefault((index, number), _Call())
+        for name, value in piece.items():
+            if isinstance(value, dict):
+                call.within = name
+                for key, part in value.items():
+                    if key in ("arguments", "input"):
+                        call.key = key
+                        call.text += part if isinstance(part, str) else "" if part is None else json.dumps(part)
+                    elif key == "name" and isinstance(part, str):
+                        call.name += part
+                    else:
+                        call.said.setdefault(f"{name}.{key}", part)
+            elif value is not None:
+                call.said.setdefault(name, value)
+
+    def _call_made(self, key: tuple[int, int], call: _Call) -> Waiting:
+        """The chunk of one complete call."""
+        about = {name: self.plain(value) for name, value in call.said.items() if "." not in name}
+        inner: Json = {name.partition(".")[2]: self.plain(v) for name, v in call.said.items() if "." in name}
+        if call.name:
+            inner["name"] = self.gates.plain(call.name, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
+        channel = self.arguments(call.text)
+        inner[call.key] = ""
+        index, number = key
+        delta: Json = {"function_call": inner}
+        if number != LEGACY:
+            delta = {"tool_calls": [{"index": number, **about, call.within: inner}]}
+        slot = Slot(inner, call.key, channel, keep=True, was=call.text)
+        return Waiting(self._chunk(index, delta), [slot], [channel])
+
+    def _whole_calls(self, calls: list[object], waiting: Waiting) -> list[Json]:
+        out: list[Json] = []
+        for call in objects(calls):
+            made: Json = {}
+            for name, value in call.items():
+                inner = isinstance(value, dict) and bool({"arguments", "input"} & set(value))
+                made[name] = self._whole_call(cast("Json", value), call, waiting, name) if inner else self.plain(value)
+            out.append(made)
+        return out
+
+    def _whole_call(self, said: Json, call: Json, waiting: Waiting, within: str) -> Json:
+        out: Json = {}
+        for name, value in said.items():
+            if name in ("arguments", "input") and value is not None:
+                text = value if isinstance(value, str) else json.dumps(value)
+                channel = self.arguments(text)
+                waiting.needs.append(channel)
+                waiting.slots.append(Slot(out, name, channel, keep=True, was=text))
+                out[name] = ""
+            elif name == "name" and isinstance(value, str):
+                out[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
+            else:
+                out[name] = self.plain(value)
+        return out
+
+    # -- whole answers and ends ---------------------------------------------------------------------------------
+
+    def whole(self, document: Json) -> None:
+        """A ``chat.completion``. Raises ``WrongDialect``."""
+        if not objects(document.get("choices")):
+            raise WrongDialect("an answer without choices")
+        waiting = Waiting({})
+        around = {name: value if name == "choices" else self.plain(value) for name, value in document.items()}
+        self._note(around)
+        choices: list[Json] = []
+        for choice in objects(document["choices"]):
+            index, message = index_of(choice.get("index")), choice.get("message")
+            self._choices[index] = True
+            said = self._said(message, index, waiting, whole=True) if isinstance(message, dict) else None
+            choices.append(self._choice(choice, "message", said))
+        waiting.chunk = {**around, "choices": choices}
+        self._queue.append(waiting)
+
+    def begin(self, id_: str, model: str, created: int, *, streaming: bool) -> None:
+        """As the vendor calls them."""
+        kind = "chat.completion.chunk" if streaming else "chat.completion"
+        self._around = {"id": f"chatcmpl-{id_}", "object": kind, "created": created, "model": self.gates.plain(model)}
+
+    def stopped(self, reason: str) -> Chunks:
+        """The reason stands as a refusal; every choice that had not ended was filtered."""
+        if not self._choices:
+            self._choices[0] = False
+        out: Chunks = []
+        for index, ended in self._choices.items():
+            if not ended:
+                out.append(self._chunk(index, {"refusal": reason}, "content_filter"))
+                self._choices[index] = True
+        if not out:  # everything had been said to end before the block was known
+            out.append(self._chunk(0, {"refusal": reason}, "content_filter"))
+        self.finished = True
+        return out
+
+    def stopped_whole(self, document: Json | None, reason: str) -> Json:
+        """What was released of each choice, and that it was filtered."""
+        said = self._around if document is None else document
+        around = {k: self.plain(v) for k, v in said.items() if k != "choices"}
+        indexes = [index_of(choice.get("index")) for choice in objects((document or {}).get("choices"))] or [0]
+        choices: list[Json] = []
+        for index in indexes:
+            channel = self.gates.known((index, ("content",)))
+            shown = "".join(channel.visible or ()) or None if channel is not None else None
+            message: Json = {"role": "assistant", "content": shown, "refusal": reason}
+            choices.append({"index": index, "message": message, "logprobs": None, "finish_reason": "content_filter"})
+        return {**around, "choices": choices}
+
+    def _cut_short(self, chunk: Json) -> Json | None:
+        for choice in objects(chunk.get("choices")):
+            if choice.get("finish_reason"):
+                choice["finish_reason"] = None
+                self._choices[index_of(choice.get("index"))] = False
+        return chunk if chunk.get("choices") else None
+
+    def _void(self, chunk: Json) -> bool:
+        if not chunk:
+            return True
+        if chunk.get("usage") or not chunk.get("choices"):
+            return False
+        return not any(choice.get("delta") or choice.get("finish_reason") for choice in objects(chunk["choices"]))
+
+    def _filled(self, waiting: Waiting) -> bool:
+        # A chunk of ours that only ends channels carries nothing itself.
+        return super()._filled(waiting) and bool(waiting.chunk)
+
+    def _note(self, around: Json) -> None:
+        self.usage |= counts_in(around.get("usage"))
+        if isinstance(model := around.get("model"), str):
+            self.model = model

@@ -1,0 +1,105 @@
+"""An upstream that the test plays: what it answers depends on the model that it is asked for."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SSE, NDJSON, JSON = "text/event-stream", "application/x-ndjson", "application/json"
+
+
+@dataclass
+class Answer:
+    """Pieces are written one after the other; ``gate`` is waited for before the last one."""
+
+    pieces: list[bytes]
+    content_type: str = SSE
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    gate: threading.Event | None = None
+
+
+@dataclass
+class Fake:
+    """``answers``: by model; ``asked``: path, headers and body of every request; ``gone``: a client went early."""
+
+    url: str = ""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)
+    writing: threading.Event = field(default_factory=threading.Event)
+
+    def last(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.asked[-1][2])
+        return found
+
+
+@contextmanager
+def upstream() -> Iterator[Fake]:
+    fake = Fake()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+        def do_GET(self) -> None:
+            self._answer("GET " + self.path, b"")
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self._answer(str(json.loads(raw).get("model")), raw)
+
+        def _answer(self, name: str, raw: bytes) -> None:
+            fake.asked.append((self.path, dict(self.headers.items()), raw))
+            answer = fake.answers.get(name) or Answer([b'{"error": {"message": "no such model"}}'], JSON, 404)
+            with suppress(ConnectionError):
+                self._write(answer)
+                return
+            fake.gone.set()
+            self.close_connection = True
+
+        def _write(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.content_type)
+            for key, value in answer.headers.items():
+                self.send_header(key, value)
+            whole = answer.content_type == JSON
+            if whole:
+                self.send_header("Content-Length", str(sum(map(len, answer.pieces))))
+            else:
+                self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for number, piece in enumerate(answer.pieces):
+                if answer.gate is not None and number == len(answer.pieces) - 1:
+                    self.wfile.flush()
+                    fake.writing.set()
+                    while not answer.gate.wait(0.01):
+                        self.wfile.write(b"3\r\n: \n\r\n")  # a comment tells whether the client is there
+                        self.wfile.flush()
+                self.wfile.write(piece if whole else b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.flush()
+            if not whole:
+                self.wfile.write(b"0\r\n\r\n")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def sse(*chunks: object) -> list[bytes]:
+    """Chat-completion chunks with the terminator."""
+    return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks] + [b"data: [DONE]\n\n"]

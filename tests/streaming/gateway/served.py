@@ -1,0 +1,92 @@
+"""The gateway as clients meet it: a real server in a process of its own, before an upstream that the test plays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from project.demo import child, services
+from tests.streaming.gateway.fake import Fake, upstream
+from tests.streaming.real_server import OURS, ROOT, START_LIMIT_S, _free_port, _until_up
+
+POLICIES: list[dict[str, object]] = [
+    {"policy": "open", "guardrails": []},
+    {"policy": "strict", "guardrails": [{"name": "pii", "kind": "pii", "action": "redact"}]},
+    {
+        "policy": "stopping",
+        "guardrails": [
+            {"name": "words", "kind": "regex", "action": "block",
+             "config": {"rules": [{"id": "heron", "pattern": "project blue heron", "ignore_case": True}]}}
+        ],
+    },
+]  # fmt: skip
+_PREPARE = """
+import json, sys
+import django
+django.setup()
+from guardrails import services
+from guardrails.bootstrap import prepare_database
+prepare_database()
+keys = {}
+for document in json.loads(sys.argv[1]):
+    services.install(document=document)
+    name = document["policy"]
+    limits = dict(calls_per_minute=1_000_000)
+    keys[name] = services.create_api_key(name=name, scopes=["gateway"], policy=name, **limits)[1]
+print(json.dumps(keys))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Its address, a key for each policy, and the upstream behind it."""
+
+    url: str
+    keys: dict[str, str]
+    fake: Fake
+
+
+@contextmanager
+def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
+    """Prepare, start, wait until it answers, stop."""
+    with upstream() as fake:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        env |= {
+            "DJANGO_SETTINGS_MODULE": "project.settings",
+            "SLUICEGATE_DATA_DIR": str(data_dir),
+            "SLUICEGATE_SCRIPTED_RATE": "2000",
+            "REDIS_URL": redis_url,
+            "OPENAI_BASE_URL": f"{fake.url}/v1",
+            "OPENAI_API_KEY": "upstream-key",
+            "ANTHROPIC_BASE_URL": fake.url,
+            "ANTHROPIC_API_KEY": "upstream-key",
+            "OLLAMA_HOST": fake.url,
+            **more,
+        }
+        prepared = subprocess.run(
+            [sys.executable, "-c", _PREPARE, json.dumps(POLICIES)],
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=START_LIMIT_S, check=False,
+        )  # fmt: skip
+        assert prepared.returncode == 0, prepared.stderr
+        port = _free_port()
+        tether = Path(child.__file__).with_name("tether.py")
+        argv = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *services.web({}, port).argv]
+        said = data_dir / "server.log"
+        with said.open("wb") as log:
+            server = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            _until_up(port, server, said)
+            yield Gateway(f"http://127.0.0.1:{port}", json.loads(prepared.stdout.splitlines()[-1]), fake)
+        finally:
+            server.terminate()
+            try:
+                server.wait(START_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
