@@ -42,12 +42,20 @@ class Outlet:
         self.seq = 0
 
     def offer(self, source: ProviderEvent) -> bool:
-        """Take what came of ``source`` without waiting; True when some of it is ready to be told."""
-        self._pass()
-        if self._ready or self._buffer.due_at is not None:
+        """Take what came of ``source`` without waiting; True when it is time to ``tell``."""
+        now = self._clock()
+        due = self._buffer.add(self.coming, now)
+        self.coming.clear()
+        if (due_at := self._buffer.due_at) is not None:
             self.unread.count(source)
             self._untold.append(source)
-        return bool(self._ready)
+            if not due:
+                self.wake_in(due_at - now)
+        return due
+
+    def rest_s(self) -> float:
+        """For how many seconds text from the provider would change nothing for the readers."""
+        return self._buffer.rest(self._clock())
 
     def came(self, source: ProviderEvent) -> None:
         """What comes of this event, counted already, is told next."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 from channels.db import database_sync_to_async
 
-from guardrails.findings import Outcome
+from guardrails.findings import AppliesTo, Outcome
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail
 from streaming import metrics, sessions, totals, trials
@@ -102,7 +102,7 @@ class Pump:
         self._parked: list[Item] = []
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._agent = Agent(run.policy, self._inbox.put_nowait, monitor=run.monitor, clock=around.clock, look=look)
-        self._request = run.request
+        self._request = replace(run.request, rest_s=self._rest_s)
         self._calls: list[Call] = []
         self._next = Line[ProviderRequest | None]()
         self._owed = 0
@@ -113,6 +113,11 @@ class Pump:
         )
         self._idle = False
         self._in_passing = 0
+        self._called = False
+        # A guardrail that is asked at the end of a sentence is asked as soon as the sentence is there; and of several
+        # answers each is to begin at once.
+        self._patient = run.request.choices == 1 and not run.policy.batched(AppliesTo.RESPONSE)
+        self._resting = False
         self._taken: list[ProviderEvent] = []
         self._writing: asyncio.Task[bool] | None = None
 
@@ -188,7 +193,7 @@ class Pump:
         while True:
             self._idle = True
             batch = [await self._inbox.get()]
-            self._idle, self._in_passing = False, 0
+            self._idle, self._in_passing, self._called = False, 0, False
             while not self._inbox.empty():
                 batch.append(self._inbox.get_nowait())
             for item in batch:
@@ -296,8 +301,9 @@ class Pump:
 
         False: this is not the time, it goes through the inbox like everything else.
         """
-        busy = not self._idle or not self._inbox.empty() or self._parked or self._asking or self._outlet.unread.full
-        if busy or not isinstance(event, TextDelta | ThinkingDelta):
+        if not isinstance(event, TextDelta | ThinkingDelta) or self._inbox.qsize() > self._called:
+            return False
+        if not self._idle or self._parked or self._asking or self._outlet.unread.full or self._answer.questions:
             return False
         if self._in_passing >= READ_AHEAD:  # a provider that never pauses leaves room for the others
             return False
@@ -310,10 +316,21 @@ class Pump:
             return True
         self._taken.append(event)
         if self._outlet.offer(event) or self._answer.questions or self._answer.blocked is not None:
-            self._inbox.put_nowait(Tick())
-        else:
+            if not self._called:
+                self._called = True
+                self._inbox.put_nowait(Tick())
+        elif not self._called:
             self._accompany()
         return True
+
+    def _rest_s(self) -> float:
+        """For how many seconds the provider may be left alone: while more text would only join what is pending.
+
+        Only in the middle of the answer's text, whose first character goes out at once (docs/adr/0203).
+        """
+        if not (self._patient and self._resting) or self._asking or self._parked or self._answer.blocked is not None:
+            return 0.0
+        return self._outlet.rest_s()
 
     def _accompany(self) -> None:
         """Show the shadow what was taken; when the readers have been told, or nothing is to be told yet."""
@@ -413,8 +430,10 @@ class Pump:
         request: ProviderRequest | None = self._request
         try:
             while request is not None:
+                self._resting = False
                 async with aclosing(self._run.upstreams.ask(request)) as events:
                     async for event in events:
+                        self._resting = isinstance(event, TextDelta)
                         if self._take_in_passing(event):
                             continue
                         await self._slots.acquire()

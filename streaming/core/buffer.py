@@ -26,6 +26,9 @@ FAST_PACE_S = 0.020
 LATEST_S = 0.100
 """No released character waits longer than this, however few there are."""
 
+REST_SLACK_S = 0.002
+"""A rest ends so much after the next flush may be due: what was flushed was flushed a moment after it was ready."""
+
 
 def joinable(first: MessageStream, second: MessageStream) -> bool:
     """Whether ``second`` only continues ``first``."""
@@ -85,37 +88,65 @@ class ResponseBuffer:
         text after that                 with 10 characters pending 50 ms after the last flush (with more than 256
                                         pending 20 ms after it), and 100 ms after it came at the latest
         anything else                   at once, behind what is pending
+
+    Between two flushes nobody is told anything, whatever text comes: so long may the source ``rest``. What it finds
+    then counts as having come when the rest began.
     """
 
-    __slots__ = ("_begun", "_chars", "_flushed_at", "_pending", "_since")
+    __slots__ = ("_begun", "_chars", "_flushed_at", "_flushed_chars", "_pending", "_rested_since", "_since", "_urgent")
 
     def __init__(self) -> None:
         self._pending: list[ServerEvent] = []
-        self._chars = 0
+        self._urgent = 0
+        self._chars = self._flushed_chars = 0
         self._since = 0.0
+        self._rested_since: float | None = None
         self._flushed_at = 0.0
         self._begun: set[tuple[str, str, int]] = set()
 
     def take(self, events: Sequence[ServerEvent], now: float) -> list[ServerEvent]:
         """Take events in order; returns what is to be told now."""
-        urgent = 0
-        pending = self._pending
-        for event in events:
-            if not pending:
-                self._since = now
-            pending.append(event)
-            if not isinstance(event, MessageStream) or event.is_final or self._begins(event):
-                urgent = len(pending)
-            else:
-                self._chars += len(event.chunk)
-        if not urgent:
-            return self.flush(now) if self.due(now) else []
-        later = pending[urgent:]
-        del pending[urgent:]
+        if not self.add(events, now):
+            return []
+        if not self._urgent:
+            return self.flush(now)
+        later = self._pending[self._urgent :]
+        del self._pending[self._urgent :]
         out = self.flush(now)
         self._pending, self._since = later, now
         self._chars = sum(len(event.chunk) for event in later if isinstance(event, MessageStream))
         return out
+
+    def add(self, events: Sequence[ServerEvent], now: float) -> bool:
+        """Take events in order; True when something is to be told now: the next ``take`` returns it."""
+        pending = self._pending
+        for event in events:
+            if not pending:
+                # What is found soon after a rest may have lain there since it began; what is found later has not.
+                rested = self._rested_since
+                self._since = now if rested is None or now - rested >= LATEST_S else rested
+            pending.append(event)
+            if not isinstance(event, MessageStream) or event.is_final or self._begins(event):
+                self._urgent = len(pending)
+            else:
+                self._chars += len(event.chunk)
+        return bool(self._urgent) or self.due(now)
+
+    def rest(self, now: float) -> float:
+        """For how many seconds the source of the text need not be asked, because no text would be told sooner.
+
+        Zero before the first flush, and once a flush may come with the very next character. A model that is fast is
+        asked again when its faster pace may apply.
+        """
+        ready = bool(self._urgent) or self.due(now)
+        chars, last = (self._chars, now) if ready else (self._flushed_chars, self._flushed_at)
+        fast = chars > MANY_CHARS * FAST_PACE_S / PACE_S
+        wait = last + (FAST_PACE_S if fast else PACE_S + REST_SLACK_S) - now
+        if wait <= 0 or not self._begun:
+            self._rested_since = None
+            return 0.0
+        self._rested_since = now
+        return wait
 
     @property
     def due_at(self) -> float | None:
@@ -136,7 +167,8 @@ class ResponseBuffer:
         if not self._pending:
             return []
         out = coalesce(self._pending)
-        self._pending, self._chars, self._flushed_at = [], 0, now
+        self._flushed_chars = self._chars
+        self._pending, self._urgent, self._chars, self._flushed_at = [], 0, 0, now
         return out
 
     def _begins(self, event: MessageStream) -> bool:

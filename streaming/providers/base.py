@@ -23,9 +23,9 @@ import importlib
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from streaming.core.events import ProviderEvent, TextDelta
@@ -130,12 +130,18 @@ class ChatMessage:
     signature: str = ""
 
 
+def never_rest() -> float:
+    """Somebody waits for every token."""
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderRequest:
     """What a provider is asked. ``model`` empty: the provider's default. ``scenario`` and ``text`` are scripted's.
 
     ``choices`` > 1 asks for that many answers (dialects without it refuse clearly). ``max_tokens`` None: the
-    dialect's own default.
+    dialect's own default. ``rest_s`` is asked before each wait for more of a stream, and says for how many seconds
+    nothing that comes would be told to anybody: so long the connection may be left alone (``Provider.stream``).
     """
 
     messages: tuple[ChatMessage, ...]
@@ -145,6 +151,7 @@ class ProviderRequest:
     tools: tuple[ToolSpec, ...] = ()
     choices: int = 1
     max_tokens: int | None = None
+    rest_s: Callable[[], float] = field(default=never_rest, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +166,15 @@ class TimeLimits:
     def from_environment(cls, env: Mapping[str, str], provider: str) -> TimeLimits:
         """``SLUICEGATE_<PROVIDER>_CONNECT_S``, ``…_TOKEN_S``, ``…_TOTAL_S``. Raises ``ValueError`` with its name."""
         given: dict[str, float] = {}
-        for field in ("connect_s", "token_s", "total_s"):
-            name = f"SLUICEGATE_{provider.upper()}_{field.upper()}"
+        for limit in ("connect_s", "token_s", "total_s"):
+            name = f"SLUICEGATE_{provider.upper()}_{limit.upper()}"
             if not (text := env.get(name, "").strip()):
                 continue
             try:
-                given[field] = float(text)
+                given[limit] = float(text)
             except ValueError:
-                given[field] = 0.0
-            if not 0 < given[field] <= 86_400:
+                given[limit] = 0.0
+            if not 0 < given[limit] <= 86_400:
                 raise ValueError(f"{name} is a number of seconds above 0 and at most a day")
         return cls(**given)
 
@@ -228,7 +235,11 @@ class Provider(ABC):
 
     @abstractmethod
     def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """The answer as events. Raises ``ProviderError``; events that came before it stand."""
+        """The answer as events. Raises ``ProviderError``; events that came before it stand.
+
+        Before it waits for more, a provider may leave its connection alone for ``request.rest_s()`` seconds: what
+        comes meanwhile is then taken together. One that does not is woken for every token, and is right all the same.
+        """
 
     def standard(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The same answer asked for without streaming: the same events, all at once. Raises ``ProviderError``.

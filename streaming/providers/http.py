@@ -24,6 +24,7 @@ import httpx
 from streaming.core.events import ProviderEvent, ProviderToolResult, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.providers import base
 from streaming.providers.failures import Failures, cut_off, refusal, url_problem
+from streaming.providers.paced import PacedTransport
 from streaming.providers.reading import Reader
 from streaming.providers.waits import Waits
 
@@ -134,7 +135,7 @@ class HttpProvider(base.Provider):
                 yield event
 
     async def _stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        reader, waits = self._reader(request), Waits(self._limits, self._where)
+        reader, waits = self._reader(request), Waits(self._limits, self._where, rest_s=request.rest_s)
         broke: base.ProviderUnavailable | None = None
         async with (
             self._response(self._call(request, streaming=True), waits) as response,
@@ -191,9 +192,9 @@ class HttpProvider(base.Provider):
 
         opening = _Opening(waits)
         # The environment's proxies and .netrc are not ours to follow: an answer goes where the setting says.
-        verify = _tls() if self._base_url.lower().startswith("https") else False
+        transport = PacedTransport(waits, _tls() if self._base_url.lower().startswith("https") else None)
         # httpx's own time-outs are off: they start again with every byte and know no whole (see ``waits``).
-        async with httpx.AsyncClient(timeout=None, trust_env=False, verify=verify) as client:  # noqa: S113
+        async with httpx.AsyncClient(timeout=None, trust_env=False, transport=transport) as client:  # noqa: S113
             request = client.build_request(
                 "POST",
                 f"{self._base_url}{call.path}",

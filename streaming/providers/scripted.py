@@ -14,12 +14,14 @@ import asyncio
 import hashlib
 import random
 import string
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, ToolCallDelta, Usage
 from streaming.providers import base
+from streaming.providers.schedule import Schedule, Sleep
 from streaming.providers.scripted_judge import judge
 from streaming.providers.scripted_tools import TOOL_SCENARIOS, ToolScenario, script
 
@@ -120,11 +122,16 @@ class ScriptedProvider(base.Provider):
     label = "Scripted demo model"
     scripted = True
 
-    def __init__(self, rate: float = DEFAULT_RATE, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        rate: float = DEFAULT_RATE,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not rate > 0:
             raise ValueError("the scripted rate is a positive number of chunks per second")
         self._pause_s = 1.0 / rate
-        self._sleep = sleep
+        self._sleep, self._clock = sleep, clock
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> ScriptedProvider:
@@ -146,8 +153,9 @@ class ScriptedProvider(base.Provider):
         """The scripted answer in chunks of 1 to 8 characters, the first one without delay."""
         self.validate(request)
         yield ModelNamed(self.default_model)
+        schedule = Schedule(request.rest_s, self._sleep, self._clock)
         if request.scenario == SLOW:
-            await self._sleep(SLOW_START_S)
+            await schedule.after(SLOW_START_S)
         pause_s = self._pause_s * (SLOW_TIMES if request.scenario == SLOW else 1)
         calls = words = 0
         first = True
@@ -159,7 +167,7 @@ class ScriptedProvider(base.Provider):
                 yield ToolCallDelta(calls, f"call_{len(request.messages)}_{calls}", call[0])
             for chunk in cut(text):
                 if not first:
-                    await self._sleep(pause_s)
+                    await schedule.after(pause_s)
                 first = False
                 yield TextDelta(chunk) if call is None else ToolCallDelta(calls, arguments=chunk)
             calls += call is not None

@@ -8,19 +8,23 @@ reader is never mistaken for a silent provider: only the time that *we* wait cou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from streaming.providers.base import ProviderTimeout, TimeLimits
+from streaming.providers.base import ProviderTimeout, TimeLimits, never_rest
 
 
 class Waits:
     """Wrap every wait for the provider in ``waiting``; tell it when the connection stands and when a token came.
 
     ``where`` is named in messages. ``whole``: the answer is not streamed, so there are no tokens to wait for.
+    ``rest_s``: see ``ProviderRequest``.
     """
 
-    def __init__(self, limits: TimeLimits, where: str, *, whole: bool = False) -> None:
+    def __init__(
+        self, limits: TimeLimits, where: str, *, whole: bool = False, rest_s: Callable[[], float] = never_rest
+    ) -> None:
+        self._rest_s = rest_s
         self._limits = limits
         self._where = where
         self._whole = whole
@@ -61,6 +65,24 @@ class Waits:
         finally:
             self._timer = None
             self._silent_s += self._now() - self._since
+
+    async def rest(self) -> None:
+        """Right before the socket is read: leave it alone for as long as nobody would be told what comes.
+
+        We do not listen meanwhile, so only the limit for all of the answer goes on.
+        """
+        seconds = self._rest_s()
+        if seconds <= 0:
+            return
+        began, timer = self._now(), self._timer
+        if timer is not None and not timer.expired():
+            timer.reschedule(self._began + self._limits.total_s)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._since += self._now() - began
+        if timer is not None and not timer.expired():
+            timer.reschedule(self._next()[0])
 
     def _next(self) -> tuple[float, str]:
         """The limit that passes first: when, on the loop's clock, and what is said then."""

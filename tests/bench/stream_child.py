@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 import django
@@ -32,6 +32,7 @@ def main(tokens: int, rate: float, streams: int) -> dict[str, float]:
 
 
 async def _measured(tokens: int, rate: float, streams: int) -> dict[str, float]:
+    from streaming.core.buffer import PACE_S
     from streaming.log_redis import close_shared_log
 
     try:
@@ -39,7 +40,8 @@ async def _measured(tokens: int, rate: float, streams: int) -> dict[str, float]:
         if rate:
             return {
                 "cpu_ms_per_token": await _stream(tokens, rate),
-                "woken_ms_per_token": await _woken(tokens // 4, rate),
+                "woken_ms_per_token": await _woken(tokens // 4, rate, 0),
+                "rested_ms_per_token": await _woken(tokens // 4, rate, PACE_S),
             }
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
@@ -49,19 +51,23 @@ async def _measured(tokens: int, rate: float, streams: int) -> dict[str, float]:
         await close_shared_log()
 
 
-async def _paced(tokens: int, rate: float) -> AsyncGenerator[str, None]:
-    """The tokens, each when its time has come."""
-    clock = asyncio.get_running_loop().time
-    began = clock()
-    for n in range(tokens):
-        await asyncio.sleep(began + n / rate - clock() if rate else 0)
+async def _paced(tokens: int, rate: float, rest_s: Callable[[], float]) -> AsyncGenerator[str, None]:
+    """The tokens, each when its time has come; what came while nobody looked is there at once, as in a socket."""
+    from streaming.providers.schedule import Schedule
+
+    schedule = Schedule(rest_s)
+    for _ in range(tokens):
+        if rate:
+            await schedule.after(1 / rate)
+        else:
+            await asyncio.sleep(0)
         yield TOKEN
 
 
-async def _woken(tokens: int, rate: float) -> float:
-    """What being woken for every token costs by itself, with nothing done; milliseconds of CPU per token."""
+async def _woken(tokens: int, rate: float, rest_s: float) -> float:
+    """What being woken so often costs by itself, with nothing done; milliseconds of CPU per token."""
     began = time.process_time()
-    async for _ in _paced(tokens, rate):
+    async for _ in _paced(tokens, rate, lambda: rest_s):
         pass
     return (time.process_time() - began) * 1000 / tokens
 
@@ -93,7 +99,7 @@ async def _stream(tokens: int, rate: float) -> float:
 
         async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
             """The tokens at their pace."""
-            async for token in _paced(tokens, rate):
+            async for token in _paced(tokens, rate, request.rest_s):
                 yield TextDelta(token)
             yield Stopped("stop")
 

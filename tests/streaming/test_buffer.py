@@ -140,6 +140,73 @@ def test_nothing_is_lost_reordered_or_late_however_events_come(batches: list[tup
             assert at == since, "nor does the first text of a channel"
 
 
+def looks(arrivals: list[tuple[float, str]], *, rests: bool) -> tuple[list[tuple[float, str]], int]:
+    """When each character was told to whom, and how often somebody looked at the source. Time stands while we work."""
+    teller, at, now, looked = Teller(), 0, 0.0, 0
+    while at < len(arrivals):
+        now = max(now + (teller.buffer.rest(now) if rests else 0.0), arrivals[at][0])
+        teller.until(now)
+        looked, due = looked + 1, False
+        while at < len(arrivals) and arrivals[at][0] <= now:
+            due |= teller.buffer.add([text(arrivals[at][1])], now)
+            at += 1
+        if due:
+            teller._send(now, teller.buffer.take([], now))
+    teller.until(now + 1)
+    return [(at, char) for at, event in teller.sent for char in getattr(event, "chunk", "")], looked
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.2), st.text("abc", min_size=1, max_size=40)), min_size=1, max_size=60))
+def test_a_source_that_rests_loses_nothing_is_never_later_than_the_latest_and_begins_at_once(
+    pieces: list[tuple[float, str]],
+) -> None:
+    now, arrivals = 0.0, list[tuple[float, str]]()
+    for pause, chunk in pieces:
+        now += pause
+        arrivals.append((now, chunk))
+    told, _ = looks(arrivals, rests=True)
+    came = [(at, char) for at, chunk in arrivals for char in chunk]
+    assert [char for _, char in told] == [char for _, char in came]
+    assert told[0][0] == came[0][0]
+    for (out, _), (since, _) in zip(told, came, strict=True):
+        assert since <= out <= since + LATEST_S + 1e-9
+
+
+@pytest.mark.parametrize(("rate", "size", "fewer"), [(100, 7, 4.5), (50, 5, 2.2), (3_000, 5, 1.2)])
+def test_a_source_that_rests_is_asked_once_a_flush_and_its_text_is_hardly_later(
+    rate: int, size: int, fewer: float
+) -> None:
+    arrivals = [(n / rate, "x" * size) for n in range(rate * 5)]
+    awake, often = looks(arrivals, rests=False)
+    rested, seldom = looks(arrivals, rests=True)
+    assert often == len(arrivals)
+    assert seldom * fewer < often
+    mean = sum(rest - wake for (rest, _), (wake, _) in zip(rested, awake, strict=True)) / len(awake)
+    assert mean < 0.005
+
+
+def test_a_source_does_not_rest_before_something_is_told_nor_when_the_next_character_may_be_due() -> None:
+    buffer = ResponseBuffer()
+    assert buffer.rest(0.0) == 0.0
+    assert buffer.take([text("A")], 0.0)
+    assert buffer.rest(0.01) == pytest.approx(0.042)
+    assert not buffer.take([text("few")], 0.053)
+    assert buffer.rest(0.053) == 0.0, "with ten characters it would be due"
+    assert buffer.due_at == pytest.approx(0.11), "counted from the beginning of the rest"
+    assert buffer.take([text("and more.")], 0.06)
+    assert buffer.rest(0.06) == pytest.approx(0.052)
+
+
+def test_a_source_that_was_fast_is_asked_when_the_faster_pace_may_apply() -> None:
+    buffer = ResponseBuffer()
+    assert buffer.take([text("A")], 0.0)
+    assert buffer.take([text("x" * 150)], 0.06)
+    assert buffer.rest(0.06) == pytest.approx(0.02)
+    assert not buffer.take([text("x" * 150)], 0.08)
+    assert buffer.rest(0.081) == 0.0
+    assert buffer.take([text("x" * 150)], 0.085)
+
+
 def flat(at: float, events: list[ServerEvent]) -> list[tuple[float, tuple[object, ...]]]:
     """Every character on its own, so that joined and single chunks compare equal."""
     out: list[tuple[float, tuple[object, ...]]] = []

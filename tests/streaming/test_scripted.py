@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,13 +23,18 @@ from streaming.providers.scripted import SCENARIOS, ScriptedProvider
 
 
 class Sleeps:
-    """Counts instead of sleeping."""
+    """Counts instead of sleeping; time passes all the same."""
 
     def __init__(self) -> None:
         self.taken: list[float] = []
+        self.now = 1000.0
 
     async def __call__(self, seconds: float) -> None:
         self.taken.append(seconds)
+        self.now += seconds
+
+    def clock(self) -> float:
+        return self.now
 
 
 def ask(*texts: str, **kwargs: str) -> ProviderRequest:
@@ -38,7 +44,7 @@ def ask(*texts: str, **kwargs: str) -> ProviderRequest:
 
 async def stream(request: ProviderRequest, rate: float = 100.0) -> tuple[list[ProviderEvent], Sleeps]:
     sleeps = Sleeps()
-    return [event async for event in ScriptedProvider(rate, sleeps).stream(request)], sleeps
+    return [event async for event in ScriptedProvider(rate, sleeps, sleeps.clock).stream(request)], sleeps
 
 
 async def test_it_works() -> None:
@@ -47,7 +53,24 @@ async def test_it_works() -> None:
     assert "".join(chunks) == SCENARIOS["clean"].answer
     assert all(1 <= len(chunk) <= 8 for chunk in chunks)
     assert isinstance(events[-1], Stopped)
-    assert sleeps.taken == [0.01] * (len(chunks) - 1), "the first chunk must come without delay"
+    assert sleeps.taken == pytest.approx([0.01] * (len(chunks) - 1)), "the first chunk must come without delay"
+
+
+async def test_what_became_due_while_nobody_asked_is_there_at_once_and_nothing_comes_early() -> None:
+    """As in a socket: whoever rests finds the tokens that came meanwhile, and the pace stays the provider's."""
+    sleeps, came = Sleeps(), list[tuple[float, str]]()
+    request = replace(ask("hi", scenario="clean"), rest_s=lambda: 0.05)
+    async for event in ScriptedProvider(100.0, sleeps, sleeps.clock).stream(request):
+        if isinstance(event, TextDelta):
+            came.append((sleeps.now - 1000.0, event.text))
+            if len(came) == 40:
+                sleeps.now += 1.0  # somebody took their time with this one
+    assert "".join(text for _, text in came) == SCENARIOS["clean"].answer
+    assert came[0][0] == 0.0
+    assert all(at >= n * 0.01 - 1e-6 for n, (at, _) in enumerate(came)), "none before its time"
+    assert all(at <= n * 0.01 + 0.05 + 1e-6 for n, (at, _) in enumerate(came[:40])), "none later than the rest"
+    assert all(at <= n * 0.01 + 0.05 + 1e-6 for n, (at, _) in enumerate(came[:150]) if n > 145), "and nothing adds up"
+    assert len(sleeps.taken) < len(came) / 4
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
