@@ -162,12 +162,12 @@ class Cursor:
 
     @classmethod
     def parse(cls, said: str) -> Cursor:
-        """As ``str`` writes it. Raises ``ValueError``."""
+        """As ``str`` writes it. Raises ``ValueError``, and ``OverflowError`` for a time before all time."""
         when, _, which = said.partition("_")
         moment = datetime.fromisoformat(when)
         if moment.tzinfo is None:
             raise ValueError("a cursor's time names its zone")
-        return cls(moment, UUID(which))
+        return cls(moment.astimezone(UTC), UUID(which))
 
     def __str__(self) -> str:
         return f"{self.started_at.astimezone(UTC).isoformat()}_{self.id}"
