@@ -25,7 +25,8 @@ class ImmutableRecord(Exception):
 
 
 class Policy(models.Model):
-    """A named set of guardrails. ``draft`` is what is being edited, a validated document with its defaults."""
+    """A named set of guardrails. ``draft`` is what is being edited, a validated document with its defaults;
+    ``draft_authors`` are the ids of all who saved a part of it."""
 
     name = models.CharField(max_length=64, unique=True)
     description = models.TextField(blank=True)
@@ -34,6 +35,7 @@ class Policy(models.Model):
     draft_by = models.ForeignKey(
         USER, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
     )
+    draft_authors = models.JSONField(default=list, blank=True, editable=False)
     active_version = models.ForeignKey(
         "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+"
     )
@@ -162,6 +164,7 @@ class Publication(models.Model):
     written_by = models.ForeignKey(
         USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+", help_text="Who saved the draft last."
     )
+    authors = models.JSONField(default=list, help_text="Ids of all who saved a part of the draft.")
 
     objects: ClassVar[models.Manager[Publication]] = _PublicationQuerySet.as_manager()
 

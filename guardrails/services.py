@@ -70,12 +70,23 @@ def save_draft(*, document: Mapping[str, object], by: AbstractBaseUser | None = 
     Raises ``PolicyError`` with the path of what is refused.
     """
     draft = normalise(document)
-    edit = {"draft": draft, "draft_at": timezone.now(), "draft_by_id": user_id(by)}
-    policy, _ = Policy.objects.update_or_create(
-        name=str(draft["policy"]),
-        defaults=edit,
-        create_defaults={**edit, "description": str(draft["description"])},
-    )
+    name = str(draft["policy"])
+    with transaction.atomic():
+        before = Policy.objects.select_for_update().filter(name=name).first()
+        authors = set() if by is None else {by.pk}
+        if before is not None and before.draft is not None:
+            authors |= {*before.draft_authors, before.draft_by_id} - {None}
+        edit = {
+            "draft": draft,
+            "draft_at": timezone.now(),
+            "draft_by_id": user_id(by),
+            "draft_authors": sorted(authors),
+        }
+        policy, _ = Policy.objects.update_or_create(
+            name=name,
+            defaults=edit,
+            create_defaults={**edit, "description": str(draft["description"])},
+        )
     return policy
 
 
@@ -111,9 +122,10 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
             client_digest=digest_of(rules),
             report=examined.as_dict(),
             written_by_id=locked.draft_by_id,
+            authors=locked.draft_authors,
         )
-        locked.draft = None
-        locked.save(update_fields=["draft"])
+        locked.draft, locked.draft_authors = None, []
+        locked.save(update_fields=["draft", "draft_authors"])
     policy.refresh_from_db()
     logger.info("version_published", policy=policy.name, version=version.number, digest=version.digest)
     return version
@@ -122,7 +134,7 @@ def publish(*, policy: Policy, by: AbstractBaseUser | None = None, notes: str = 
 def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> PolicyVersion:
     """Sign a published version with the version key, and its client rules with it.
 
-    Where four eyes are required, whoever wrote or published it cannot sign it. Raises ``Refused``, ``KeyRefused``.
+    Where four eyes are required, whoever wrote a part of it or published it cannot. Raises ``Refused``, ``KeyRefused``.
     """
     if settings.SLUICEGATE_FOUR_EYES:
         _check_four_eyes(version, by)
@@ -132,12 +144,26 @@ def sign(*, version: PolicyVersion, by: AbstractBaseUser | None = None) -> Polic
 def _check_four_eyes(version: PolicyVersion, by: AbstractBaseUser | None) -> None:
     if by is None:
         raise Refused(f"four eyes are required: say who signs {version}")
-    publication = Publication.objects.filter(pk=version.pk).first()
-    authors = {version.published_by_id, None if publication is None else publication.written_by_id} - {None}
-    if not authors:
+    if not (own := _authors(version)):
         raise Refused(f"four eyes are required, and nobody is on record as the author of {version}")
-    if by.pk in authors:
+    if by.pk in own:
         raise Refused(f"four eyes are required: {by} wrote or published {version}, so somebody else has to sign it")
+    # What nobody signed so far may live on in it: a draft begins with the newest version, signed or not.
+    older = version.policy.versions.filter(number__lt=version.number)
+    signed = older.exclude(signature="").aggregate(newest=Max("number"))["newest"] or 0
+    for unsigned in older.filter(number__gt=signed):
+        if by.pk in _authors(unsigned):
+            raise Refused(
+                f"four eyes are required: {by} wrote or published {unsigned}, which was never signed and may live on "
+                f"in {version}, so somebody else has to sign it"
+            )
+
+
+def _authors(version: PolicyVersion) -> set[int]:
+    """Who is on record as having written a part of a version, or published it."""
+    publication = Publication.objects.filter(pk=version.pk).first()
+    written = [] if publication is None else [*publication.authors, publication.written_by_id]
+    return {one for one in (version.published_by_id, *written) if one is not None}
 
 
 def _sign(version: PolicyVersion, by: AbstractBaseUser | None) -> PolicyVersion:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from django.contrib.auth import get_user_model
+
 from guardrails.models import Activation, PolicyVersion, Publication, ShadowChange
 
 
@@ -32,9 +34,11 @@ def steps_of(version: PolicyVersion) -> list[Step]:
 
 
 def _made(version: PolicyVersion) -> Iterator[Step]:
-    publication = Publication.objects.select_related("written_by").filter(pk=version.pk).first()
-    if publication is not None and publication.written_by is not None:
-        yield Step("Draft saved", None, publication.written_by.get_username())
+    publication = Publication.objects.filter(pk=version.pk).first()
+    if publication is not None:
+        authors = {*publication.authors, publication.written_by_id} - {None}
+        for author in get_user_model().objects.filter(pk__in=authors).order_by("pk"):
+            yield Step("Draft saved", None, author.get_username())
     yield Step("Published", version.published_at, _name(version.published_by))
     if version.signature:
         yield Step("Signed", version.signed_at, _name(version.signed_by))

@@ -67,6 +67,30 @@ def test_who_wrote_or_published_cannot_sign(cast: Cast) -> None:
         services.sign(version=published(None, None), by=cast.signer)
 
 
+@pytest.mark.usefixtures("four_eyes")
+def test_who_wrote_any_part_cannot_sign_whoever_saved_last(cast: Cast) -> None:
+    services.save_draft(document=document("acme"), by=cast.signer)
+    version = published(cast.author, cast.author)
+    with pytest.raises(Refused, match="signer wrote or published"):
+        services.sign(version=version, by=cast.signer)
+    assert services.sign(version=version, by=cast.operator).signed_by == cast.operator
+    services.save_draft(document=document("acme", "heron"), by=cast.author)  # what was signed is nobody's draft
+    second = services.publish(policy=version.policy, by=cast.author)
+    assert services.sign(version=second, by=cast.signer).signed_by == cast.signer
+
+
+@pytest.mark.usefixtures("four_eyes")
+def test_what_nobody_signed_takes_its_authors_along(cast: Cast) -> None:
+    """A draft begins with the newest version: an unsigned one would carry its author's words past the rule."""
+    published(cast.signer, cast.signer)
+    second = published(cast.author, cast.author)
+    with pytest.raises(Refused, match="support v1, which was never signed"):
+        services.sign(version=second, by=cast.signer)
+    services.sign(version=second, by=cast.operator)
+    third = published(cast.author, cast.author)
+    assert services.sign(version=third, by=cast.signer).signed_by == cast.signer
+
+
 def test_without_the_setting_the_author_may_sign(cast: Cast) -> None:
     assert services.sign(version=published(cast.author, cast.author), by=cast.author).signed_by == cast.author
 
@@ -80,6 +104,8 @@ def test_author_on_record_cannot_be_rewritten(cast: Cast) -> None:
     published(cast.author, cast.author)
     with connection.cursor() as cursor, pytest.raises(DatabaseError, match="cannot be changed"), transaction.atomic():
         cursor.execute("UPDATE guardrails_publication SET written_by_id = %s", [cast.signer.pk])
+    with connection.cursor() as cursor, pytest.raises(DatabaseError, match="cannot be changed"), transaction.atomic():
+        cursor.execute("UPDATE guardrails_publication SET authors = %s", ["[]"])
 
 
 @pytest.mark.usefixtures("four_eyes")
