@@ -175,7 +175,8 @@ def session_faults(session: AuditSession) -> tuple[list[Entry], list[Fault]]:
     seqs = list(AuditEntry.objects.filter(session=key).order_by("seq").values_list("seq", flat=True))
     around = {seq + step for seq in seqs for step in (-1, 0, 1)} - {0}
     stored = {seq: entry for seq, entry in _each(_entries, sorted(around)) if entry is not None}
-    noted, found = _Noted(), []
+    noted = _Noted()
+    found: list[Fault] = []
     entries = list(noted.walk(stored[seq] for seq in seqs if seq in stored))
     for entry in entries:
         found += _place_faults(entry, stored)

@@ -83,7 +83,7 @@ OF_A_SESSION = {name: row for name, row in KEYED.items() if row.of_a_session}
 
 
 def http_routes(resolver: URLResolver, before: str = "/") -> Iterator[tuple[str, list[object]]]:
-    """Every route of the URL configuration with what its call asks for; admin and audit, which have their own tests, as one each."""
+    """Every route with what its call asks for; admin and audit, which have their own tests, as one each."""
     for pattern in resolver.url_patterns:
         part = str(pattern.pattern)
         path = part if part.startswith("^") else before + part
