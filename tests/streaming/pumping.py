@@ -18,6 +18,7 @@ from streaming.conf import Conf
 from streaming.core.events import ProviderEvent, TextDelta
 from streaming.log import MemoryLog
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest
+from streaming.providers.schedule import Schedule
 from streaming.pump import Pump, Surroundings
 from streaming.resilience import Upstreams
 from streaming.sessions import NewSession, Visitor
@@ -43,12 +44,24 @@ def policy_of(*extra: Mapping[str, object], without: str = "") -> Policy:
     return compile_policy({**DOCUMENT, "guardrails": [*kept, *extra]}, version=3, digest="sha256:trial")
 
 
+class Rest:
+    """A provider that asks how long it may rest, and goes on at once."""
+
+
+Step = str | ProviderEvent | Exception | asyncio.Event | Rest | float
+
+
 @dataclass
 class Controlled(Provider):
-    """Streams ``script``: text, events, an exception to raise, or an ``asyncio.Event`` to wait for."""
+    """Streams ``script``: text, events, an exception to raise, an ``asyncio.Event`` to wait for, or seconds to pass.
 
-    script: Sequence[str | ProviderEvent | Exception | asyncio.Event] = ()
+    ``rests``: what it was told at each ``Rest``, in seconds. ``woken``: how often it slept because of a number.
+    """
+
+    script: Sequence[Step] = ()
     asked: list[ProviderRequest] = field(default_factory=list)
+    rests: list[float] = field(default_factory=list)
+    woken: int = 0
     closed: bool = False
 
     @classmethod
@@ -60,12 +73,21 @@ class Controlled(Provider):
         """A name to find again."""
         return "controlled-1"
 
+    async def _sleep(self, seconds: float) -> None:
+        self.woken += 1
+        await asyncio.sleep(seconds)
+
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The script, step by step."""
         self.asked.append(request)
+        schedule = Schedule(request.rest_s, self._sleep)
         try:
             for step in self.script:
-                if isinstance(step, asyncio.Event):
+                if isinstance(step, Rest):
+                    self.rests.append(request.rest_s())
+                elif isinstance(step, float):
+                    await schedule.after(step)
+                elif isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, Exception):
                     raise step
@@ -134,7 +156,7 @@ class Trial:
 
 
 async def trial(
-    script: Sequence[str | ProviderEvent | Exception | asyncio.Event],
+    script: Sequence[Step],
     *,
     prompt: str = "hello",
     policy: Policy | None = None,
