@@ -3,6 +3,6 @@
 Views ask for permission and show; what changes goes through ``services``.
 """
 
-from guardrails.admin import keys, policies, users
+from guardrails.admin import keys, policies, rollouts, users
 
-__all__ = ["keys", "policies", "users"]
+__all__ = ["keys", "policies", "rollouts", "users"]

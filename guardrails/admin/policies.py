@@ -25,11 +25,12 @@ from django.utils.timezone import localtime
 from guardrails import services
 from guardrails.admin.base import ReadOnlyAdmin, StepsAdmin, each, remember
 from guardrails.admin.differences import comparison
+from guardrails.admin.rollouts import to_page
 from guardrails.admin.rules import views
 from guardrails.admin.rules.envelope import blank_cards, blank_items
 from guardrails.admin.rules.form import PolicyForm
 from guardrails.admin.steps import Step, steps_of
-from guardrails.models import Activation, Policy, PolicyVersion, Publication, Rollout
+from guardrails.models import Activation, Policy, PolicyVersion, Publication
 from guardrails.publication import report_lines
 from guardrails.selectors import version_state
 
@@ -170,7 +171,7 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
         "text",
         "signature",
     )
-    actions = ["sign", "activate", "run_as_shadow", "end_shadow"]
+    actions = ["sign", "activate", "roll_out", "run_as_shadow", "end_shadow"]
 
     class Media:
         css: ClassVar[dict[str, list[str]]] = {"all": ["admin-rules/version.css"]}
@@ -259,6 +260,11 @@ class PolicyVersionAdmin(ReadOnlyAdmin[PolicyVersion]):
 
         each(request, rows, put_to_work)
 
+    @admin.action(description="Roll out to a part of the conversations", permissions=["activate"])
+    def roll_out(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> HttpResponse | None:
+        """To the page where it is said for whom."""
+        return to_page(request, list(rows))
+
     @admin.action(description="Run as shadow beside the active version", permissions=["shadow"])
     def run_as_shadow(self, request: HttpRequest, rows: QuerySet[PolicyVersion]) -> None:
         """Let versions run in MONITOR; a policy has one shadow at a time."""
@@ -289,47 +295,6 @@ class ActivationAdmin(ReadOnlyAdmin[Activation]):
     list_display = ["version", "serial", "cohort", "activated_at", "activated_by", "note"]
     list_filter = ["policy"]
     list_select_related = ["version__policy", "activated_by"]
-
-
-@admin.register(Rollout)
-class RolloutAdmin(ReadOnlyAdmin[Rollout]):
-    """What ran for a part of the conversations, and how it ended."""
-
-    list_display = [
-        "version",
-        "outcome",
-        "share",
-        "whole",
-        "limits",
-        "started_at",
-        "started_by",
-        "ended_at",
-        "ended_why",
-    ]
-    list_filter = ["policy", "outcome"]
-    list_select_related = ["activation__version__policy", "started_by"]
-
-    @admin.display(description="Version")
-    def version(self, rollout: Rollout) -> str:
-        """Which version of which policy."""
-        return str(rollout.activation.version)
-
-    @admin.display(description="Share", ordering="percent")
-    def share(self, rollout: Rollout) -> str:
-        """Of the conversations."""
-        return f"{rollout.percent:g} %"
-
-    @admin.display(description="Groups")
-    def whole(self, rollout: Rollout) -> str:
-        """Whose members all run it."""
-        return ", ".join(map(str, rollout.groups)) or "none"
-
-    @admin.display(description="Rolled back above")
-    def limits(self, rollout: Rollout) -> str:
-        """The shares of sessions that end it by itself."""
-        limits = {"errors": rollout.max_errors, "would-haves": rollout.max_would_have}
-        told = [f"{100 * limit:g} % {what}" for what, limit in limits.items() if limit is not None]
-        return ", ".join(told) or "no limit"
 
 
 def _step_words(step: Step) -> tuple[str, str, str, str]:

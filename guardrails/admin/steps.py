@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.contrib.auth import get_user_model
 
-from guardrails.models import Activation, PolicyVersion, Publication, ShadowChange
+from guardrails.models import Activation, PolicyVersion, Publication, Rollout, ShadowChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,10 @@ def _at_work(version: PolicyVersion) -> Iterator[Step]:
         whom = f"for {activation.cohort}" if activation.cohort else "for everyone"
         what = f"Activated {whom} with serial {activation.serial}"
         yield Step(what, activation.activated_at, _name(activation.activated_by), activation.note)
+    ended = Rollout.objects.filter(activation__version=version, ended_at__isnull=False).select_related("ended_by")
+    for rollout in ended:
+        what = f"Rollout {rollout.get_outcome_display().lower()}"
+        yield Step(what, rollout.ended_at, _name(rollout.ended_by), rollout.ended_why)
     for change in ShadowChange.objects.filter(version=version).select_related("changed_by"):
         yield Step("Run as shadow", change.changed_at, _name(change.changed_by), change.note)
 
