@@ -171,9 +171,13 @@ class Policy:
             chosen = dict(moved)
             guardrails = tuple(self._at(g, chosen[g.name]) if g.name in chosen else g for g in self.guardrails)
             known = self._demoted[moved] = replace(
-                self, guardrails=guardrails, demotions=moved, _plans={}, _parts={}, _demoted={}
+                self, guardrails=guardrails, demotions=self._moved(moved), _plans={}, _parts={}, _demoted={}
             )
         return known
+
+    def _moved(self, moved: tuple[tuple[str, Checkpoint], ...]) -> tuple[tuple[str, Checkpoint], ...]:
+        again = {name for name, _ in moved}
+        return (*(before for before in self.demotions if before[0] not in again), *moved)
 
     def alone(self, guardrail: Guardrail) -> Policy:
         """The version with one of its guardrails, as if it had no other."""

@@ -8,9 +8,10 @@ a worker that was taken for dead and comes back late changes nothing. The raw te
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from channels.db import database_sync_to_async
@@ -18,12 +19,13 @@ from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
-from guardrails.findings import AppliesTo, Finding, Mode, Verdict, would_have
+from guardrails.findings import Action, AppliesTo, Finding, Mode, Verdict, would_have
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
-from streaming import models, sessions
+from streaming import models, sessions, totals
+from streaming.aside import HIDES, SHARE_OF_LEASE, Judged, judge_sentences, shown_of
 from streaming.audit import services as audit
 from streaming.checks import Checked, run_check, state_after
 from streaming.conf import conf
@@ -57,13 +59,14 @@ class Lease:
     started_at: datetime
     last_seq: int
     correlation_id: str = ""
+    sentences: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What storing a result led to. ``completed``: this call took the session to COMPLETE."""
 
-    finding: Finding | None
+    findings: tuple[Finding, ...]
     status: GuardrailStatus
     completed: bool
     outcome: str
@@ -96,32 +99,43 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
     try:
         policy: Policy = await database_sync_to_async(policy_by_digest)(lease.policy_digest)
         # A guardrail that was demoted since it was declared runs here as well, with the time that checks have here.
-        guardrail = policy.demoted({lease.guardrail: Checkpoint.DEFERRED}).guardrail(lease.guardrail)
+        where = Checkpoint.BATCHED if lease.sentences else Checkpoint.DEFERRED
+        guardrail = policy.demoted({lease.guardrail: where}).guardrail(lease.guardrail)
         text = unseal(lease.sealed, context=sessions.seal_context(lease.session_id, lease.guardrail, lease.applies_to))
     except (PolicyUnavailable, KeyError, SealBroken) as error:
-        checked = Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0)
+        judged = Judged(Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0))
     else:
         turns = await database_sync_to_async(_conversation)(lease) if guardrail.impl.wants_conversation else ()
-        request = CheckRequest(text, AppliesTo(lease.applies_to), turns, guardrail.time_limit_s)
-        checked = await run_check(guardrail, request, clock)
-        if again is not None and _may_pass(guardrail, checked, lease):
+        judged = await _judged(policy, guardrail, text, lease, turns, clock)
+        if again is not None and _may_pass(guardrail, judged.checked, lease):
             if await database_sync_to_async(give_back)(lease=lease):
-                words = f"{checked.verdict.error}; trying again"
+                words = f"{judged.checked.verdict.error}; trying again"
                 status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "waiting", error=words)
                 await _tell(log, lease, [status])
                 again(lease.check_id, conf().check_again_s * 2 ** (lease.attempt - 1))
             return False
     recorded = await database_sync_to_async(record_result)(
-        lease=lease, guardrail=guardrail, checked=checked, judged_chars=len(text)
+        lease=lease, guardrail=guardrail, checked=judged.checked, judged_chars=len(text), judged=judged
     )
     if recorded is None:
         return False
-    events: list[ServerEvent] = [FindingEvent(recorded.finding)] if recorded.finding is not None else []
+    events: list[ServerEvent] = [FindingEvent(finding) for finding in recorded.findings]
     events.append(recorded.status)
     if recorded.completed:
         events.append(StateChange(AuditSession.State.COMPLETE.value, recorded.outcome))
     await _tell(log, lease, events)
     return True
+
+
+async def _judged(
+    policy: Policy, guardrail: Guardrail, text: str, lease: Lease, turns: tuple[Turn, ...], clock: Callable[[], float]
+) -> Judged:
+    applies_to = AppliesTo(lease.applies_to)
+    if lease.sentences:
+        limit_s = conf().check_lease_s * SHARE_OF_LEASE
+        return await judge_sentences(policy, guardrail, text, applies_to, turns=turns, limit_s=limit_s, clock=clock)
+    request = CheckRequest(text, applies_to, turns, guardrail.time_limit_s)
+    return Judged(await run_check(guardrail, request, clock))
 
 
 async def _tell(log: SessionLog, lease: Lease, events: list[ServerEvent]) -> None:
@@ -189,19 +203,30 @@ def take_lease(*, check_id: int) -> Lease | Busy | None:
         started_at=row.session.started_at,
         last_seq=row.session.last_seq,
         correlation_id=row.session.correlation_id,
+        sentences=row.sentences,
     )
 
 
-def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked, judged_chars: int) -> Recorded | None:
+def record_result(
+    *,
+    lease: Lease,
+    guardrail: Guardrail | None,
+    checked: Checked,
+    judged_chars: int,
+    judged: Judged | None = None,
+) -> Recorded | None:
     """Store a verdict, wipe the text, and complete the session if this was its last open check, in one transaction.
 
-    None when the lease is not held any more: then somebody else's result stands and nothing is changed, but for a hit
-    of a check that has expired meanwhile (``_late_hit``).
+    ``judged``: what was found in single sentences; without that a hit is one of the whole text. None when the lease is
+    not held any more: then somebody else's result stands and nothing is changed, but for a hit of a check that has
+    expired meanwhile (``_late_hit``).
     """
-    verdict = checked.verdict
+    verdict, found = checked.verdict, judged.findings if judged is not None else ()
     state = CheckState(_check_state(guardrail, checked))
-    result = {"hit": verdict.hit, "score": verdict.score, "category": verdict.category,
-              "reason": verdict.reason, "took_ms": round(checked.took_ms, 3)}  # fmt: skip
+    result: dict[str, object] = {
+        "hit": verdict.hit or bool(found), "score": verdict.score, "category": verdict.category,
+        "reason": verdict.reason, "took_ms": round(checked.took_ms, 3),
+    }  # fmt: skip
     with transaction.atomic():
         session = AuditSession.objects.select_for_update().get(pk=lease.session_id)
         stored = DeferredCheck.objects.filter(
@@ -214,32 +239,45 @@ def record_result(*, lease: Lease, guardrail: Guardrail | None, checked: Checked
             result=result,
         )
         if not stored:
-            if guardrail is not None and verdict.error is None and verdict.hit:
-                _late_hit(session, lease, _finding(session, lease, guardrail, verdict, judged_chars), result)
+            if found or (verdict.error is None and verdict.hit):
+                _late_hit(session, lease, _findings(session, lease, guardrail, verdict, judged_chars, found), result)
             return None
-        finding = None
-        if guardrail is not None and verdict.error is None and verdict.hit:
-            finding = _finding(session, lease, guardrail, verdict, judged_chars)
+        findings = _findings(session, lease, guardrail, verdict, judged_chars, found)
+        for finding in findings:
             sessions.finding_row(lease.session_id, finding).save(force_insert=True)
-            if session.would_have != "blocked" and finding.would_have:
-                AuditSession.objects.filter(pk=session.pk).update(would_have=finding.would_have)
+        worst = sessions.worst_would_have(findings)
+        if session.would_have != "blocked" and worst:
+            AuditSession.objects.filter(pk=session.pk).update(would_have=worst)
+        if judged is not None and judged.statuses:
+            _count(session, findings, judged.statuses)
         status = _panel_status(lease, checked.took_ms)
         completed = sessions.complete_if_done(lease.session_id)
-    return Recorded(finding, status, completed, session.outcome)
+    return Recorded(findings, status, completed, session.outcome)
 
 
-def _late_hit(session: AuditSession, lease: Lease, finding: Finding, result: dict[str, object]) -> None:
-    """The session did not wait for this hit, and its record is sealed; the finding is told by an entry of its own.
+def _count(session: AuditSession, findings: Sequence[Finding], statuses: Sequence[GuardrailStatus]) -> None:
+    """Sentences count in the session's record as if they had been asked about while the answer was made."""
+    timing: dict[str, Any] = session.timing  # as a call has written it
+    checks = totals.add(timing.setdefault("guardrails", {}), findings=findings, statuses=statuses)
+    for name, more in (("checks", checks), ("audit_rows", len(findings))):
+        timing[name] = timing.get(name, 0) + more
+    exposed = session.exposed + sum(finding.exposed for finding in findings)
+    AuditSession.objects.filter(pk=session.pk).update(timing=timing, exposed=exposed)
+
+
+def _late_hit(session: AuditSession, lease: Lease, findings: Sequence[Finding], result: dict[str, object]) -> None:
+    """The session did not wait for this hit, and its record is sealed; each finding is told by an entry of its own.
 
     The check stays "expired": that is what its readers saw.
     """
     expired = DeferredCheck.objects.filter(
         pk=lease.check_id, state=CheckState.EXPIRED, attempts=lease.attempt, result__isnull=True
     )
-    if expired.update(result=result):
-        row = sessions.finding_row(lease.session_id, finding)
-        row.save(force_insert=True)
-        audit.late_finding(finding=row)
+    if findings and expired.update(result=result):
+        for finding in findings:
+            row = sessions.finding_row(lease.session_id, finding)
+            row.save(force_insert=True)
+            audit.late_finding(finding=row)
         logger.warning("late_finding", session=str(session.pk), guardrail=lease.guardrail)
 
 
@@ -249,11 +287,34 @@ def _check_state(guardrail: Guardrail | None, checked: Checked) -> str:
     return state_after(guardrail, checked)
 
 
-def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict: Verdict, judged_chars: int) -> Finding:
+def _findings(
+    session: AuditSession,
+    lease: Lease,
+    guardrail: Guardrail | None,
+    verdict: Verdict,
+    judged_chars: int,
+    found: Sequence[Finding],
+) -> tuple[Finding, ...]:
+    """What is to be stored, behind what the session has already; of what was shown it is said how much."""
+    last = session.findings.aggregate(last=Max("n"))["last"] or 0
+    if not found:
+        hit = guardrail is not None and verdict.error is None and verdict.hit
+        return (_whole(session, lease, guardrail, verdict, judged_chars, last + 1),) if hit and guardrail else ()
+    rows = session.findings.filter(mode=Mode.BLOCK.value, action__in=HIDES, channel="text")
+    hidden = [(row.start, row.end) for row in rows if row.action != Action.BLOCK.value]
+    prompt = lease.applies_to == AppliesTo.PROMPT.value
+    return tuple(
+        replace(finding, n=last + n, exposed=0 if prompt else shown_of(finding, hidden, session.released))
+        for n, finding in enumerate(found, start=1)
+    )
+
+
+def _whole(
+    session: AuditSession, lease: Lease, guardrail: Guardrail, verdict: Verdict, judged_chars: int, n: int
+) -> Finding:
     """A deferred hit covers the whole text; what of it was shown is what it exposed."""
     prompt = lease.applies_to == AppliesTo.PROMPT.value
     mode = Mode.MONITOR if lease.monitor else guardrail.mode
-    last = session.findings.aggregate(last=Max("n"))["last"] or 0
     return Finding(
         guardrail=guardrail.name,
         kind=guardrail.kind,
@@ -266,7 +327,7 @@ def _finding(session: AuditSession, lease: Lease, guardrail: Guardrail, verdict:
         channel="prompt" if prompt else "text",
         score=verdict.score,
         exposed=0 if prompt else min(session.released, judged_chars),
-        n=last + 1,
+        n=n,
         would_have=would_have(mode, guardrail.action),
     )
 

@@ -265,6 +265,7 @@ class DeferredCheck(models.Model):
     result = models.JSONField(null=True, blank=True)
     error = models.TextField(blank=True)
     digest = models.CharField(max_length=80, help_text="sha256 of the judged text.")
+    sentences = models.BooleanField(default=False, help_text="The text is judged sentence by sentence.")
     sealed_text = models.BinaryField(null=True, blank=True, editable=False)
 
     class Meta:

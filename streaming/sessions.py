@@ -101,11 +101,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class DeferredText:
-    """A text that a worker shall judge."""
+    """A text that a worker shall judge, as a whole or sentence by sentence."""
 
     guardrail: str
     applies_to: str
     text: str
+    sentences: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +337,7 @@ def _outbox_row(session_id: str, item: DeferredText, now: datetime) -> DeferredC
         queued_at=now,
         digest="sha256:" + hashlib.sha256(item.text.encode()).hexdigest(),
         sealed_text=seal(item.text, context=context),
+        sentences=item.sentences,
     )
 
 

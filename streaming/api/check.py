@@ -2,8 +2,8 @@
 
 Exists for clients that have a finished text; plugins of earlier systems speak this form. Protects the rule that the
 one-shot check is the very gate that streams pass, and that it leaves the same records: a session, its findings, and
-outbox rows for guardrails that answer later. There is one answer and no log after it, so it waits for every check at
-sentence ends, in MONITOR too, for its time limit at most.
+outbox rows for guardrails that answer later. What a guardrail in MONITOR finds at sentence ends is one of those: there
+is one answer, and it does not wait for what does not decide.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.auth import Key
 from streaming.api.errors import ApiError, refusals
+from streaming.aside import set_aside
 from streaming.bookends import policy_ref
 from streaming.chat import StartRefused, load_running
 from streaming.checks import CheckedText, check_text, looked_at
@@ -141,11 +142,12 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     policy = running.policy
     applies_to, monitor = AppliesTo(payload.kind), payload.mode == "monitor"
     channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
-    result = await check_text(policy, payload.text, applies_to=applies_to, monitor=monitor, channel=channel)
+    asked, aside = set_aside(policy, applies_to)
+    result = await check_text(asked, payload.text, applies_to=applies_to, monitor=monitor, channel=channel)
     result.findings = [_numbered(finding, n) for n, finding in enumerate(result.findings, start=1)]
     deferred = [
-        DeferredText(guardrail.name, applies_to.value, payload.text)
-        for guardrail in policy.deferred(applies_to)
+        DeferredText(guardrail.name, applies_to.value, payload.text, guardrail.name in aside)
+        for guardrail in asked.deferred(applies_to)
         if payload.text and (monitor or not guardrail.decides)
     ]
     session_id, beside = str(uuid4()), None

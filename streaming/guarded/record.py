@@ -109,6 +109,8 @@ class Record:
     deferred: list[str] = field(default_factory=list)
     demoted: dict[str, str] = field(default_factory=dict)
     """Guardrails that run later than they declare, with where, as it was when the stream began."""
+    aside: list[str] = field(default_factory=list)
+    """Those of them that are asked about sentences all the same, after the end (``streaming.aside``)."""
     shadow: ShadowState | None = None
 
     @property

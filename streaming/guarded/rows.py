@@ -124,7 +124,7 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
         content=record.visible,
         metadata={"status": status.value, "redactions": [list(pair) for pair in record.redactions]},
         findings=tuple(finding_of(data) for data in record.findings),
-        deferred=tuple(DeferredText(name, record.kind, record.raw) for name in record.deferred),
+        deferred=tuple(DeferredText(name, record.kind, record.raw, name in record.aside) for name in record.deferred),
         chars_in=chars_in,
         released=released,
         withheld=chars_in - released,

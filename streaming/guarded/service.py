@@ -26,9 +26,10 @@ from guardrails.findings import AppliesTo, FindingDict
 from guardrails.kinds.base import Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from guardrails.selectors import ShadowPolicy, policy_by_digest
+from guardrails.selectors import PolicyUnavailable, ShadowPolicy, policy_by_digest
 from streaming import metrics, tasks, totals
 from streaming.answer import block_reason
+from streaming.aside import set_aside
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
 from streaming.core.events import Json
@@ -106,7 +107,7 @@ class Streams:
                 return before
         else:
             session_id = str(uuid4())
-        policy = asked.policy
+        policy, aside = set_aside(asked.policy, asked.kind)
         record = Record(
             session_id=session_id,
             client=client,
@@ -122,6 +123,7 @@ class Streams:
             rev=1,
             calls=1,
             demoted={name: checkpoint.value for name, checkpoint in policy.demotions},
+            aside=list(aside),
             shadow=shadow.begun(asked.shadow),
         )
         gate = Gate(policy, asked.kind, _channel(record))
@@ -212,8 +214,7 @@ class Streams:
         self._settle(gate, record, text, policy)
         record.ended = record.outcome().value
         record.gate, record.held = None, 0
-        kind = AppliesTo(record.kind)
-        record.deferred = [g.name for g in policy.deferred(kind) if record.raw and not g.decides]
+        record.deferred = _deferred(record, policy)
         new = record.findings[found:]
         state = State.MONITORING if record.deferred else State.COMPLETE
         answer: Answer = {
@@ -268,7 +269,11 @@ class Streams:
                 return ""
             seen = record.rev
             record.ended = "blocked" if record.gate is not None and record.gate["blocked"] else "expired"
-            record.rev, record.gate, record.raw = seen + 1, None, ""
+            try:  # what was shown is judged, also where its client never said that it was all
+                record.deferred = _deferred(record, await self._policy(record))
+            except PolicyUnavailable as error:
+                logger.error("deferred_checks_cannot_be_made", session=session_id, error=str(error))
+            record.rev, record.gate = seen + 1, None
             swapped, _ = await self._put(record, seen, record.events, quiet_s=quiet_s)
             if swapped is None:
                 return ""
@@ -466,6 +471,11 @@ class Streams:
 
 def _may(visitor: Visitor, client: str, session_id: str) -> bool:
     return visitor.only_session == session_id if visitor.only_session else visitor.client == client
+
+
+def _deferred(record: Record, policy: Policy) -> list[str]:
+    """Guardrails that a worker asks about the whole text."""
+    return [g.name for g in policy.deferred(AppliesTo(record.kind)) if record.raw and not g.decides]
 
 
 def _channel(record: Record) -> str:

@@ -13,7 +13,7 @@ from guardrails.policy import Policy
 from streaming import demotion
 from streaming.deferred import run_deferred
 from streaming.log import MemoryLog
-from streaming.models import AuditSession, DeferredCheck, Demotion
+from streaming.models import AuditSession, DeferredCheck, Demotion, Finding
 from streaming.verdicts import ENOUGH_TIMES, book
 from tests.streaming.test_stream_api import Client, closing, new_key
 
@@ -64,7 +64,7 @@ async def made(session_id: object) -> None:
 
 
 async def test_it_works(client: Client, active: Policy) -> None:
-    """Own stream: what began before goes on as it was, what begins afterwards leaves the check to a worker."""
+    """Own stream: what began before is asked about sentences, what begins afterwards about the whole text."""
     before = await client.start(delta=INSULT)
     demote(active, "tone", 2_000.0)
     after = await client.start(delta=INSULT)
@@ -72,12 +72,15 @@ async def test_it_works(client: Client, active: Policy) -> None:
     for began in (before, after):
         status, said = await client.update(began["session_id"], 2, "And a calm end.")
         assert (status, said["action"]) == (200, "allow")
-    _, said = await client.finish(before["session_id"])
-    assert (said["state"], await checks(before["session_id"])) == ("COMPLETE", [])
-    _, said = await client.finish(after["session_id"])
-    assert (said["state"], await checks(after["session_id"])) == ("MONITORING", [("tone", "waiting")])
-    await made(after["session_id"])
-    assert await checks(after["session_id"]) == [("tone", "would_block")]
+    places = {"before": (0, len(INSULT)), "after": (0, len(INSULT + "And a calm end."))}
+    for began, sentences in ((before, True), (after, False)):
+        _, said = await client.finish(began["session_id"])
+        assert (said["state"], await checks(began["session_id"])) == ("MONITORING", [("tone", "waiting")])
+        assert (await DeferredCheck.objects.aget(session_id=str(began["session_id"]))).sentences is sentences
+        await made(began["session_id"])
+        assert await checks(began["session_id"]) == [("tone", "would_block")]
+        finding = await Finding.objects.aget(session_id=str(began["session_id"]), guardrail="tone")
+        assert (finding.start, finding.end) == places["before" if sentences else "after"]
     for began in (before, after):
         session = await AuditSession.objects.aget(pk=str(began["session_id"]))
         found = [(f.guardrail, f.would_have) async for f in session.findings.order_by("guardrail", "n")]
@@ -104,7 +107,7 @@ async def test_rules_that_were_demoted_twice_are_run_by_a_worker(client: Client,
     await client.finish(began["session_id"])
     loading.forget()  # the worker is another process and knows the version alone
     await made(began["session_id"])
-    assert await checks(began["session_id"]) == [("words", "would_block")]
+    assert sorted(await checks(began["session_id"])) == [("tone", "would_block"), ("words", "would_block")]
 
 
 async def test_a_whole_text_that_is_checked_at_once_leaves_it_to_a_worker_too(client: Client, active: Policy) -> None:

@@ -1,32 +1,30 @@
-"""A check in MONITOR delays neither a prompt, nor a tool, nor the model; what it finds is on record all the same."""
+"""A check in MONITOR delays neither a prompt, nor a tool, nor the model; what it finds is on record all the same.
+
+Of calls that answer only once see ``test_aside``.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import ClassVar
 
 import pytest
-from django.test import AsyncClient
 
 from guardrails.findings import AppliesTo, Verdict
 from guardrails.kinds import base
 from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Policy, compile_policy
-from guardrails.selectors import Running
 from streaming import prompting, registry
 from streaming.chat import Asked, Own, start_chat
 from streaming.checks import check_text
 from streaming.frames import StartFrame
 from streaming.log import LogUnavailable, MemoryLog, Payload
-from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, Finding
 from streaming.sessions import Started, Visitor
 
 from .pumping import QUICK, Controlled, Trial, trial
 from .test_agent import Step, Tools, answer, asks, tools  # noqa: F401 -- ``tools`` is a fixture
-from .test_stream_api import new_key
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LIMIT_S = 30
@@ -270,24 +268,3 @@ async def test_neither_a_tool_nor_the_model_waits(tools: Tools, applies_to: str)
     assert await case.shown() == "So it is."
     assert set(await findings()) == {("slow", applies_to, "blocked")}
     assert (session.outcome, session.would_have) == ("allowed", "blocked")
-
-
-@pytest.mark.usefixtures("demo_policy", "valkey_url")
-async def test_a_call_whose_answer_is_all_there_is_carries_the_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def running(name: str, whose: object) -> Running:
-        return Running(policy())
-
-    monkeypatch.setattr("streaming.api.check.load_running", running)
-    headers = {"Authorization": f"Bearer {await new_key('check')}"}
-    body = json.dumps({"text": "One sentence.", "kind": "prompt"})
-    async with asyncio.timeout(LIMIT_S):
-        calling = asyncio.create_task(
-            AsyncClient().post("/v1/check", body, content_type="application/json", headers=headers)
-        )
-        while not Slow.asked:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        assert not calling.done()
-        Slow.go.set()
-        said = json.loads((await calling).content)
-    assert (said["action"], [one["guardrail"] for one in said["findings"]]) == ("allow", ["slow"])
-    await close_shared_log()
