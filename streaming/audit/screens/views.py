@@ -33,6 +33,14 @@ from streaming.models import AuditSession, Finding, Review
 from streaming.providers import base as providers
 
 PAGE = 50
+TABS = {
+    "audit/sessions.html": "sessions",
+    "audit/session.html": "sessions",
+    "audit/queue.html": "queue",
+    "audit/example.html": "queue",
+    "audit/precision.html": "precision",
+    "audit/chain.html": "chain",
+}
 BIGGEST_KEY = 2**63 - 1
 
 
@@ -40,7 +48,7 @@ def _page(
     request: HttpRequest, template: str, context: dict[str, object], *, status: int = 200, part: str = ""
 ) -> HttpResponse:
     """The whole page, or for htmx the part of its template that is named."""
-    tab = template.removeprefix("audit/").removesuffix(".html")
+    tab = TABS.get(template, "")
     if part and is_fragment(request):
         template = f"{template}#{part}"
     return render(request, template, {**context, "tab": tab, "may": access.abilities(request)}, status=status)
@@ -191,7 +199,7 @@ def queue(request: HttpRequest) -> HttpResponse:
     else:
         finding = queues.step(form.wanted(), reviewer, at=at, back=go == "back")
     ended = "" if finding is not None or at is None else "first" if go == "back" else "last"
-    if ended and at is not None:  # at either end the finding stays on the page
+    if ended and not request.GET.get("stored"):  # at either end the finding stays on the page until it is judged
         finding = Finding.objects.select_related("session").filter(pk=at).first()
     return _card(request, form, finding, ended=ended)
 
@@ -216,7 +224,7 @@ def review(request: HttpRequest, finding_id: int) -> HttpResponse:
     except ReviewedMeanwhile as error:
         return _card(request, form, finding, conflict=str(error), note=said["note"], status=409)
     if not is_fragment(request):
-        return HttpResponseRedirect(f"{reverse('audit:queue')}?{form.query}&at={finding_id}&go=next&stored={stored.pk}")
+        return HttpResponseRedirect(f"{reverse('audit:queue')}?at={finding_id}&go=next&stored={stored.pk}&{form.query}")
     following = queues.step(form.wanted(), person(request).get_username(), at=finding_id)
     return _card(request, form, following, stored=stored, ended="" if following else "last")
 
