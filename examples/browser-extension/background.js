@@ -1,7 +1,7 @@
 // Keeps the page in which answers are guarded (offscreen.html: a service worker may have no workers of its own), and
 // hands it the settings. The API key is read here and there, never in a web page.
 
-const DEFAULTS = { url: "http://127.0.0.1:8000", key: "", root: "", policy: "", fail: "closed" };
+const DEFAULTS = { url: "http://127.0.0.1:8000", key: "", root: "", policy: "", issuer: "sluicegate", fail: "closed" };
 let opening = null;
 
 // Without this, content scripts, which run in the processes of web pages, could read the key as well.
@@ -17,14 +17,16 @@ async function open() {
     });
   }
   const settings = { ...DEFAULTS, ...(await chrome.storage.local.get(Object.keys(DEFAULTS))) };
+  settings.issuer ||= DEFAULTS.issuer;
   await chrome.runtime.sendMessage({ to: "offscreen", settings });
+  return settings.fail;
 }
 
 chrome.runtime.onMessage.addListener(({ to }, sender, answer) => {
   if (to !== "background") return false;
   opening ??= open().finally(() => (opening = null)); // many answers may begin at once: one page
   opening.then(
-    () => answer({ ready: true }),
+    (fail) => answer({ ready: true, fail }),
     (error) => answer({ ready: false, message: `${error}` }),
   );
   return true; // the answer comes later

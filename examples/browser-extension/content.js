@@ -1,7 +1,7 @@
 // Guards the answers of a chat page: watches what the page writes, shows what was let through.
 //
-// The page's own text stays where it is, hidden by content.css from before the first paint. Beside it stands an element
-// of ours. An answer is known by the id of its message, never by its node: frameworks replace nodes as they please, and
+// The page's own text stays where it is, hidden by content.css from before the first paint, and by a style of its own,
+// which no style sheet of the page can undo. Beside it stands an element of ours. An answer is known by the id of its message, never by its node: frameworks replace nodes as they please, and
 // however often they do, an answer has one session. A look at the page changes nothing where nothing is new, so that our
 // own changes, which the observer sees as well, lead to nothing.
 //
@@ -21,6 +21,7 @@ const WORDS = {
 };
 
 const answers = new Map(); // message id -> what we know of it
+let fail = "closed"; // the setting, as we heard it last
 
 /** One answer: its session, and what is to be seen of it. */
 class Guarded {
@@ -36,8 +37,9 @@ class Guarded {
 
   async begin() {
     try {
-      const { ready, message } = await chrome.runtime.sendMessage({ to: "background" });
-      if (!ready) throw new Error(message);
+      const said = await chrome.runtime.sendMessage({ to: "background" });
+      if (!said.ready) throw new Error(said.message);
+      fail = said.fail;
       this.port = chrome.runtime.connect({ name: "answer" });
       this.port.onMessage.addListener((said) => this.show(said));
       this.port.onDisconnect.addListener(() => this.lost("The extension was stopped."));
@@ -47,11 +49,11 @@ class Guarded {
     }
   }
 
-  /** The session is gone: what was let through stays, and nothing is added to it. */
+  /** The session is gone, and with it whoever could check: closed, what was let through stays; open, the text goes on. */
   lost(message) {
     this.port = null;
     if (["done", "blocked", "closed"].includes(this.said.state)) return;
-    this.show({ ...this.said, state: "closed", reason: { code: "extension", message } });
+    this.show({ ...this.said, state: fail, reason: { code: "extension", message } });
   }
 
   /** Take over what the page has written; tells the session only what is new. */
@@ -90,7 +92,8 @@ class Guarded {
       message.append(box);
     }
     const { visible, state, mode, reason, notice } = this.said;
-    const shown = state === "blocked" ? `${visible}${visible && "\n\n"}${notice}` : visible;
+    let shown = state === "blocked" ? `${visible}${visible && "\n\n"}${notice}` : visible;
+    if (state === "open" && !this.port) shown = this.all;
     const words = `${WORDS[state]}${reason && state !== "done" && state !== "guarding" ? ` ${reason.message}` : ""}`;
     const [text, note] = box.children;
     if (text.textContent !== shown) text.textContent = shown;
@@ -100,10 +103,17 @@ class Guarded {
   }
 }
 
+/** Says it in the element itself, for a style sheet of the page's may say `display: block !important`. */
+function hide({ style }) {
+  const hidden = style.getPropertyValue("display") === "none" && style.getPropertyPriority("display");
+  if (!hidden) style.setProperty("display", "none", "important");
+}
+
 function look() {
   for (const message of document.querySelectorAll(MESSAGE)) {
     const text = message.querySelector(TEXT);
     if (!text) continue;
+    hide(text);
     const id = message.dataset.messageId;
     if (!answers.has(id)) answers.set(id, new Guarded());
     const guarded = answers.get(id);
@@ -116,5 +126,5 @@ new MutationObserver(look).observe(document, {
   subtree: true,
   childList: true,
   characterData: true,
-  attributeFilter: ["data-state", "data-message-id"],
+  attributeFilter: ["data-author", "data-state", "data-message-id", "class", "style"],
 });

@@ -16,10 +16,12 @@ chrome.runtime.onMessage.addListener(({ to, settings }, sender, answer) => {
 
 chrome.runtime.onConnect.addListener((port) => {
   if (port.name !== "answer") return;
+  const { fail } = gate;
   let answer = null;
+  let lost = null; // what the page wrote since it rewrote what had been checked: that fits no session any more
   const tell = () => {
     const { visible, state, mode, reason, notice } = answer;
-    port.postMessage({ visible, state, mode, reason, notice });
+    port.postMessage({ visible, state, mode, reason, notice, ...(state !== "blocked" && lost) });
   };
   port.onMessage.addListener(({ all, ended }) => {
     if (!answer) {
@@ -27,10 +29,11 @@ chrome.runtime.onConnect.addListener((port) => {
       for (const event of ["paint", "state"]) answer.addEventListener(event, tell);
       tell();
     }
-    if (!answer.update(all)) {
+    if (answer.state === "blocked") return; // and stays so, whatever the page writes now
+    if (lost || !answer.update(all)) {
       const reason = { code: "rewritten", message: "The page rewrote what was already checked." };
-      port.postMessage({ visible: answer.visible, state: "closed", mode: answer.mode, reason, notice: answer.notice });
-      port.disconnect();
+      lost = { state: fail, reason, visible: fail === "open" ? all : answer.visible };
+      tell();
       answer.finish();
     } else if (ended) answer.finish();
   });

@@ -2,7 +2,7 @@
 
 const form = document.querySelector("form");
 const output = document.querySelector("output");
-const NAMES = ["url", "key", "root", "policy", "fail"];
+const NAMES = ["url", "key", "root", "policy", "issuer", "fail"];
 
 chrome.storage.local.get(NAMES).then((kept) => {
   for (const name of NAMES) if (name in kept) form.elements[name].value = kept[name];

@@ -51,6 +51,7 @@ class Streams:
 
     policy: Policy
     rules: Json = field(default_factory=dict)
+    issuer: str = "sluicegate"
     serial: int = 9
     keys_serial: int = 1
     revoked: tuple[str, ...] = ()
@@ -88,7 +89,8 @@ class Streams:
     def bundle(self) -> str:
         """The bundle of the version that is active now."""
         rules = canonical_bytes(self.rules)
-        subject = Subject("sluicegate", "t", "", self.serial, self.policy.version, self.policy.digest, digest_of(rules))
+        version, digest = self.policy.version, self.policy.digest
+        subject = Subject(self.issuer, "t", "", self.serial, version, digest, digest_of(rules))
         statement = issue(subject, now=time.time(), key=ACTIVATION)
         return make_bundle(activation=statement, client_rules=sign(rules, ROOT, Type.CLIENT_RULES), key=ACTIVATION)
 

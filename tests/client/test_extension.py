@@ -66,8 +66,16 @@ def chat(extended: BrowserContext, pages: Pages) -> Open:
         options = settings_page(extended)
         assert options is not None
         options.wait_for_load_state()
-        given = {"url": pages.url, "key": "k", "root": ROOT_X, "policy": "t", "fail": "closed", **settings}
-        for name in ("url", "key", "root", "policy"):
+        given = {
+            "url": pages.url,
+            "key": "k",
+            "root": ROOT_X,
+            "policy": "t",
+            "issuer": "",
+            "fail": "closed",
+            **settings,
+        }
+        for name in ("url", "key", "root", "policy", "issuer"):
             options.fill(f"[name={name}]", given[name])
         options.check(f"[name=fail][value={given['fail']}]")
         options.click("button")
@@ -185,6 +193,147 @@ def test_server_down_what_the_setting_says_happens_visibly(chat: Open, pages: Pa
     else:
         expect(page.locator(".sluicegate-answer")).to_have_text(TEXT)
         expect(page.locator(".sluicegate-note")).to_contain_text("NOT GUARDED")
+
+
+WRITES = """([text, state]) => {
+  // The page writes an answer by itself, in one place.
+  const main = document.querySelector("main");
+  const [last] = [...main.querySelectorAll("article")].slice(-1);
+  const article = last ?? main.appendChild(document.createElement("article"));
+  if (!last) article.append(Object.assign(document.createElement("div"), { className: "text" }));
+  article.querySelector(".text").textContent = text;
+  Object.assign(article.dataset, { author: "assistant", messageId: "m", state });
+}"""
+SAID = f"My number is {SECRET}. "
+ON = "The weather is fine. "
+
+
+def begun(chat: Open, pages: Pages, fail: str) -> Page:
+    """An answer under way, guarded by the server, of which the first part has been let through."""
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root="", fail=fail)
+    page.evaluate(WRITES, [SAID + ON, "streaming"])
+    expect(page.locator(".sluicegate-answer")).to_contain_text("My number is [SSN]", timeout=LOAD_MS)
+    note(page, "guarding")
+    return page
+
+
+def goes_on(page: Page, fail: str, text: str, why: str) -> None:
+    """What the setting says, visibly, of a text that nobody can check any more."""
+    note(page, fail)
+    expect(page.locator(".sluicegate-note")).to_contain_text(why)
+    page.evaluate(WRITES, [text, "done"])
+    if fail == "open":
+        expect(page.locator(".sluicegate-answer")).to_contain_text("Unchecked.", timeout=LOAD_MS)
+        expect(page.locator(".sluicegate-note")).to_contain_text("NOT GUARDED")
+    else:
+        page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+        assert shown(page).startswith("My number is [SSN]")
+        assert "Unchecked" not in str(seen(page))
+        assert SECRET not in str(seen(page))
+        expect(page.locator(".sluicegate-note")).to_contain_text("cannot be checked")
+    expect(page.locator(".text")).to_be_hidden()
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_server_that_goes_away_in_the_middle_of_an_answer(chat: Open, pages: Pages, fail: str) -> None:
+    page = begun(chat, pages, fail)
+    pages.answer = lambda call: None
+    text = f"{SAID}{ON}{ON}Unchecked."
+    page.evaluate(WRITES, [text, "streaming"])
+    goes_on(page, fail, text, "The server cannot be asked")
+    if fail == "open":
+        assert SECRET not in shown(page)  # what was judged stays so
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_page_that_rewrites_what_was_checked(chat: Open, pages: Pages, fail: str) -> None:
+    page = begun(chat, pages, fail)
+    page.evaluate(WRITES, [f"Another beginning. {ON}", "streaming"])
+    goes_on(page, fail, f"Another beginning. {ON}Unchecked.", "The page rewrote")
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_extension_that_is_reloaded_under_an_answer(
+    chat: Open, pages: Pages, extended: BrowserContext, fail: str
+) -> None:
+    page = begun(chat, pages, fail)
+    options = settings_page(extended)
+    assert options is not None
+    options.evaluate("() => void setTimeout(() => chrome.runtime.reload())")
+    goes_on(page, fail, f"{SAID}{ON}Unchecked.", "The extension was stopped.")
+    page.evaluate("() => document.querySelector('main').replaceChildren()")
+    page.evaluate("(text) => document.querySelector('form').requestSubmit()", "")  # a new answer, with nobody to ask
+    note(page, fail)
+    expect(page.locator(".text")).to_be_hidden()
+
+
+def test_blocked_answer_stays_blocked_whatever_the_page_writes_then(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(fail="open")
+    page.evaluate(WRITES, ["This is all about project blue heron. ", "streaming"])
+    note(page, "blocked")
+    page.evaluate(WRITES, ["Once more: project blue heron. ", "streaming"])
+    page.evaluate(WRITES, ["Once more: project blue heron. And again.", "done"])
+    page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+    note(page, "blocked")
+    assert "heron" not in str(seen(page))
+
+
+BEATS = """
+@layer loud { .text { display: block !important; visibility: visible !important } }
+html body main article[data-author][data-message-id] > div.text { display: block !important }
+"""
+
+
+def test_style_of_the_pages_that_shows_its_text_by_all_means_shows_nothing(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat()
+    page.add_style_tag(content=BEATS)
+    page.evaluate("""() => new MutationObserver(() => {
+      // and a script that takes our style away whenever it comes
+      for (const one of document.querySelectorAll(".text[style]")) if (!window.tired) one.removeAttribute("style");
+      window.taken = (window.taken ?? 0) + 1;
+      if (window.taken > 200) window.tired = true;
+    }).observe(document, { subtree: true, childList: true, attributes: true })""")
+    ask(page)
+    note(page, "done")
+    assert shown(page) == CLEAN
+    assert page.evaluate("() => window.taken") > 20
+    assert not [text for text in seen(page) if "123" in text]
+
+
+def test_chat_in_a_frame_is_guarded_too(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat()
+    page.goto(f"{pages.url}/blank")
+    page.evaluate("() => document.querySelector('main').innerHTML = '<iframe src=/chat/index.html></iframe>'")
+    frame = page.frame_locator("iframe")
+    frame.locator("[name=text]").fill(TEXT)
+    frame.locator("[name=pause]").fill("5")
+    frame.locator("button").click()
+    expect(frame.locator(".sluicegate-note")).to_have_attribute("data-state", "done", timeout=LOAD_MS)
+    expect(frame.locator(".sluicegate-answer")).to_have_text(CLEAN)
+    expect(frame.locator(".text")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("issuer", "mode"), [("us", "local"), ("", "server")], ids=["named", "another"])
+def test_rules_of_the_issuer_that_is_named_are_run_and_no_others(
+    chat: Open, pages: Pages, issuer: str, mode: str
+) -> None:
+    streams = Streams(policy(SSN, HERON), issuer="us")
+    pages.answer = streams.answer
+    page = chat(issuer=issuer)
+    if mode == "local":
+        until_rules_run(page)
+    ask(page)
+    note(page, "done")
+    assert shown(page) == CLEAN
+    assert page.locator(".sluicegate").get_attribute("data-mode") == mode
 
 
 def test_what_runs_in_the_page_reads_no_key_and_changes_no_setting(chat: Open, pages: Pages) -> None:
