@@ -5,6 +5,7 @@ is looked at, and only these forms, as the models' published chat templates writ
 
     <tool_call>{"name": …, "arguments": {…}}</tool_call>      Hermes, Qwen and those that follow them
     [TOOL_CALLS][{"name": …, "arguments": {…}}, …]            Mistral, up to the end of the answer
+    [TOOL_CALLS]name[ARGS]{…}[TOOL_CALLS]name[ARGS]{…} …      Mistral since 2025, some with [CALL_ID] and an id
     <|python_tag|>{"name": …, "parameters": {…}}              Llama 3, up to the end of the answer
 
 Sans-IO. What may be the beginning of markup is held back, thirteen characters at most; markup that cannot be read is
@@ -21,6 +22,9 @@ from streaming.core.text import Mender
 
 FORMS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": "", "<|python_tag|>": ""}
 """How markup opens, and how it closes (empty: with the answer)."""
+
+NAMED, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+"""In the form whose names are no JSON: what stands before each call, before its id, and before its arguments."""
 
 FIRST_INDEX = 1_000_000
 """Calls found here are numbered from this on, away from those that the server itself tells."""
@@ -115,9 +119,10 @@ class MarkupReader:
 
     def _close(self, closing: str) -> Iterator[ProviderEvent]:
         inside, whole, passed = "".join(self._inside), self._size <= MAX_CHARS, self._passed
+        named = self._opened == NAMED and not self._json
         self._opened = ""
         self._begin()
-        calls = _calls(inside) if whole else None
+        calls = (_named_calls(inside) if named else _calls(inside)) if whole else None
         if calls is None:
             yield ProviderNotice("tool_markup", UNREADABLE)
             if whole and passed:  # it was no argument: the text behind goes on, and nothing is passed over again
@@ -153,9 +158,38 @@ def _calls(inside: str) -> list[tuple[str, str]] | None:
     for call in said if isinstance(said, list) else [said]:
         if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not name:
             return None
-        arguments = call.get("arguments", call.get("parameters", {}))
-        if isinstance(arguments, str):  # JSON within JSON
-            calls.append((name, arguments))
-        else:
-            calls.append((name, json.dumps(arguments, ensure_ascii=False)))
+        calls.append((name, _written(call.get("arguments", call.get("parameters", {})))))
     return calls or None
+
+
+def _named_calls(inside: str) -> list[tuple[str, str]] | None:
+    """The same of calls with their names before their arguments, one behind the other."""
+    calls: list[tuple[str, str]] = []
+    at, decoder = 0, json.JSONDecoder()
+    while True:
+        args = inside.find(ARGS, at)
+        name = inside[at:args].partition(CALL_ID)[0].strip() if args >= 0 else ""
+        if not name or "[" in name:
+            return None
+        try:
+            arguments, end = decoder.raw_decode(inside, _past_space(inside, args + len(ARGS)))
+        except (ValueError, RecursionError):
+            return None
+        calls.append((name, _written(arguments)))
+        at = _past_space(inside, end)
+        if at == len(inside):
+            return calls
+        if not inside.startswith(NAMED, at):
+            return None
+        at += len(NAMED)
+
+
+def _past_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _written(arguments: object) -> str:
+    """Arguments as JSON text; some write JSON within JSON."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -35,6 +35,14 @@ WRITTEN = [
     (f"Let me see. <tool_call>\n{CALL}\n</tool_call> One moment.", "Let me see.  One moment.", 1),
     (f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>", "", 2),
     (f"Sure. [TOOL_CALLS][{CALL}, {CALL}]", "Sure. ", 2),
+    ('Sure. [TOOL_CALLS]calculator[ARGS]{"formula": "2 * 3"}', "Sure. ", 1),
+    ('[TOOL_CALLS] calculator [ARGS] {"formula": "2 * 3"}\n', "", 1),
+    ('[TOOL_CALLS]calculator[CALL_ID]a1B2c3D4e[ARGS]{"formula": "2 * 3"}', "", 1),
+    (
+        'One. [TOOL_CALLS]calculator[ARGS]{"formula": "2 * 3"}\n[TOOL_CALLS]calculator[ARGS]{"formula": "2 * 3"}',
+        "One. ",
+        2,
+    ),
     ('<|python_tag|>{"name": "calculator", "parameters": {"formula": "2 * 3"}}', "", 1),
     (f"<tool_call>{CALL}", "", 1),
     (f"a <tool <tool_call>{CALL}</tool_call>", "a <tool ", 1),
@@ -74,6 +82,30 @@ def test_no_more_is_held_back_than_may_be_markup() -> None:
 def test_markup_that_cannot_be_read_is_told_and_not_shown(inside: str) -> None:
     text, calls, told = read([f"a<tool_call>{inside}</tool_call>b"])
     assert (text, calls, [notice.code for notice in told]) == ("ab", [], ["tool_markup"])
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["calculator", "calculator[ARGS]", "[ARGS]{}", "[CALL_ID]x[ARGS]{}", "calculator[ARGS]{} and so on",
+     "calculator[ARGS]{}[TOOL_CALLS]", "calculator[ARGS]{}[TOOL_CALLS]note", "a[b][ARGS]{}",
+     "calculator[ARGS]" + "[" * 100_000],
+    ids=["name", "bare", "nameless", "id", "prose", "open", "half", "brackets", "deep"],
+)  # fmt: skip
+def test_a_named_call_that_cannot_be_read_is_told_and_none_of_it_is_made(inside: str) -> None:
+    text, calls, told = read(["a[TOOL_CALLS]", inside])
+    if inside.endswith("{}[TOOL_CALLS]"):  # nothing is missing
+        assert (text, calls, told) == ("a", [("calculator", {})], [])
+    else:
+        assert (text, calls, [notice.code for notice in told]) == ("a", [], ["tool_markup"])
+
+
+def test_a_named_calls_argument_that_speaks_of_markup_is_an_argument_wherever_it_is_cut() -> None:
+    said = {"text": 'Write [TOOL_CALLS]name[ARGS]{"x": 1}, or <tool_call>.'}
+    written = f"[TOOL_CALLS]note[ARGS]{json.dumps(said)}[TOOL_CALLS]note[ARGS]{{}}"
+    want = ("", [("note", said), ("note", {})], [])
+    assert read([written]) == read(list(written)) == want
+    for at in range(len(written)):
+        assert read([written[:at], written[at:]]) == want, at
 
 
 ABOUT_MARKUP = '{"name": "note", "arguments": {"text": "Close \\\\ with </tool_call>, say \\"</tool_call>\\"."}}'
