@@ -13,7 +13,7 @@ from ninja import NinjaAPI
 
 from streaming.api import chat, check, rules, stream
 from streaming.api.errors import error_response, install
-from streaming.api.gateway import openai
+from streaming.api.gateway import anthropic, openai
 
 api = NinjaAPI(
     title="Sluicegate",
@@ -29,6 +29,7 @@ api.add_router("", chat.router)
 api.add_router("", stream.router)
 api.add_router("", rules.router)
 api.add_router("", openai.router)
+api.add_router("", anthropic.router)
 
 
 @require_safe

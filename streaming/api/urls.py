@@ -6,6 +6,7 @@ from django.urls import path, re_path
 
 from streaming import health
 from streaming.api import root, rules
+from streaming.api.gateway import ollama
 
 urlpatterns = [
     path("health", health.health, name="health"),
@@ -14,5 +15,6 @@ urlpatterns = [
     path(".well-known/jwks.json", rules.jwks, name="jwks"),
     path("v1/docs", root.docs, name="api-docs"),
     path("v1/", root.api.urls),
+    path("api/", ollama.api.urls),
     re_path(r"^v1/", root.nothing_here),
 ]

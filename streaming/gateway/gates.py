@@ -132,6 +132,8 @@ class Gates:
         self._channels: dict[Key, Channel] = {}
         self._every: list[Channel] = []
         self._clean: set[tuple[AppliesTo, str]] = set()
+        self.answer: list[Channel] = []
+        """The channels that are the text of the first choice."""
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
@@ -150,12 +152,14 @@ class Gates:
         return any(map(self.decides, (AppliesTo.RESPONSE, AppliesTo.THINKING, AppliesTo.TOOL_ARGUMENTS)))
 
     def channel(self, key: Key, applies_to: AppliesTo, name: str, *, kept: bool = False, tool: str = "") -> Channel:
-        """The channel of this key. ``kept``: its texts are wanted for the record."""
+        """The channel of this key, whose first part is the choice. ``kept``: its texts are wanted for the record."""
         found = self._channels.get(key)
         if found is None:
             found = self._channels[key] = self._made(applies_to, name, tool)
             if kept:
                 found.visible, found.raw = [], []
+                if key[0] == 0:
+                    self.answer.append(found)
         return found
 
     def known(self, key: Key) -> Channel | None:

@@ -100,8 +100,7 @@ class Record:
             await tasks.queue_session(self.started.session_id)
 
     def _deferred(self, gates: Gates) -> list[DeferredText]:
-        channel = gates.known(ANSWER)
-        raw = "".join(channel.raw or ()) if channel is not None else ""
+        raw = "".join("".join(channel.raw or ()) for channel in gates.answer)
         texts = ((AppliesTo.PROMPT, self.prompted.raw), (AppliesTo.RESPONSE, raw))
         return [
             DeferredText(guardrail.name, applies_to.value, text)
@@ -112,8 +111,6 @@ class Record:
         ]
 
 
-ANSWER = (0, ("content",))
-"""The key of the channel that is the answer's text, in every dialect."""
 _STATUS = {
     Outcome.BLOCKED: Message.Status.BLOCKED,
     Outcome.INTERRUPTED: Message.Status.INTERRUPTED,
@@ -124,8 +121,7 @@ _STATUS = {
 
 def text_of(gates: Gates) -> str:
     """The visible text of the first choice."""
-    channel = gates.known(ANSWER)
-    return "".join(channel.visible or ()) if channel is not None else ""
+    return "".join("".join(channel.visible or ()) for channel in gates.answer)
 
 
 async def opened(

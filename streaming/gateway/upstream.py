@@ -51,6 +51,10 @@ class UpstreamSaid(base.ProviderRefused):
         self.retry_after = retry_after
 
 
+class Trouble(UpstreamSaid):
+    """It asks to wait, or broke down in its own words: another upstream may be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passing:
     """A request in the dialect of the upstream, ready to be sent."""
@@ -147,6 +151,8 @@ async def chunks(provider: HttpProvider, asked: Passing, dialect: Dialect) -> As
             reader = _lines if dialect == "ollama" else _events
             async with aclosing(reader(response, waits)) as found:
                 async for chunk in found:
+                    if chunk.get("error"):
+                        raise Trouble(502, chunk)
                     yield chunk
 
 
@@ -220,12 +226,8 @@ async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError
     if not isinstance(document, dict) or "error" not in document or status >= 500:
         return error
     if isinstance(error, base.ProviderRateLimited):
-        return Busy(status, document, response.headers.get("retry-after", ""))
+        return Trouble(status, document, response.headers.get("retry-after", ""))
     return UpstreamSaid(status, document)
-
-
-class Busy(UpstreamSaid):
-    """It asks to wait: another upstream may be asked, and does not count as a failure of this one."""
 
 
 async def _document(response: httpx.Response, waits: Waits) -> Json:

@@ -89,7 +89,8 @@ class OpenAIWalker(Walker):
         self._choices[index] = True
         for channel in self._open.pop(index, []):
             self.gates.finish(channel)
-            waiting.ends.append(channel)
+            here = any(slot.channel is channel for slot in waiting.slots)
+            (waiting.needs if here else waiting.ends).append(channel)
         calls = [(key, call) for key, call in self._calls.items() if key[0] == index]
         for key, call in calls:
             del self._calls[key]

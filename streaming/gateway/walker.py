@@ -35,7 +35,7 @@ class WrongDialect(ValueError):
 class Slot:
     """A place in a chunk where a channel's text goes. ``keep``: it stays there when there is none.
 
-    ``was``: the arguments as the model wrote them, where it is those of a call.
+    ``was``: the arguments as the model wrote them, where it is those of a call; ``parsed``: as an object.
     """
 
     where: Json
@@ -43,6 +43,7 @@ class Slot:
     channel: Channel
     keep: bool = False
     was: str | None = None
+    parsed: bool = False
 
 
 @dataclass(slots=True)
@@ -136,7 +137,7 @@ class Walker(ABC):
             if slot.was is not None and not self.still_json(text, slot.was):
                 return False
             if text or slot.keep:
-                slot.where[slot.key] = text
+                slot.where[slot.key] = json.loads(text) if slot.parsed and _is_json(text) else text
             else:
                 slot.where.pop(slot.key, None)
                 empty = True

@@ -34,9 +34,9 @@ from streaming.gateway.relay import Failed, Over, Relay, Told
 from streaming.gateway.routes import NoUpstream, Route, media_allowed, route
 from streaming.gateway.speak import Speaker, spoken
 from streaming.gateway.upstream import (
-    Busy,
     Dialect,
     Passing,
+    Trouble,
     UpstreamSaid,
     chunks,
     guarded_by_breaker,
@@ -150,7 +150,7 @@ class _Asked:
             return await self._refused(record, gates, walker), False
         relay = Relay(_answered(plans, record), walker, gates, record, streaming=self._streaming)
         task = registry.spawn(record.started.session_id, self._run(relay))
-        reader = _Reader(relay, task, self._front)
+        reader = _Reader(relay, task, self._front, gates)
         try:
             first = await reader.first()
         except BaseException:
@@ -277,7 +277,7 @@ async def _answered(plans: list[Plan], record: Record) -> AsyncGenerator[Json, N
                     yield chunk
             return
         except ProviderError as error:
-            if begun or (error.permanent and not isinstance(error, Busy)):
+            if begun or (error.permanent and not isinstance(error, Trouble)):
                 raise
             first = first or error
     if first is not None:
@@ -287,7 +287,8 @@ async def _answered(plans: list[Plan], record: Record) -> AsyncGenerator[Json, N
 class _Reader:
     """The client's end of a relay."""
 
-    def __init__(self, relay: Relay, task: asyncio.Task[None], front: Front) -> None:
+    def __init__(self, relay: Relay, task: asyncio.Task[None], front: Front, gates: Gates) -> None:
+        self._gates = gates
         self._relay = relay
         self._task = task
         self._front = front
@@ -337,5 +338,7 @@ class _Reader:
 
     def _broken(self, error: ProviderError) -> Json:
         if isinstance(error, UpstreamSaid):
-            return error.document
-        return worded(self._front.dialect, status_of(error), error.code, _sentence(error))
+            said = self._front.walker(self._gates).plain(error.document)
+            return said if isinstance(said, dict) else {}
+        message = self._gates.plain(_sentence(error))
+        return worded(self._front.dialect, status_of(error), error.code, message)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from pathlib import Path
 from project.demo import child, services
 from tests.streaming.gateway.fake import Fake, upstream
 from tests.streaming.real_server import OURS, ROOT, START_LIMIT_S, _free_port, _until_up
+
+PREPARE_LIMIT_S = 280.0
 
 POLICIES: list[dict[str, object]] = [
     {"policy": "open", "guardrails": []},
@@ -41,6 +43,10 @@ for document in json.loads(sys.argv[1]):
     keys[name] = services.create_api_key(name=name, scopes=["gateway"], policy=name, **limits)[1]
 print(json.dumps(keys))
 """
+
+
+OPENED: list[Callable[[], object]] = []
+"""How the clients of a test are closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
         }
         prepared = subprocess.run(
             [sys.executable, "-c", _PREPARE, json.dumps(POLICIES)],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=START_LIMIT_S, check=False,
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=PREPARE_LIMIT_S, check=False,
         )  # fmt: skip
         assert prepared.returncode == 0, prepared.stderr
         port = _free_port()

@@ -1,0 +1,65 @@
+"""``POST /api/chat`` and ``GET /api/tags``: Ollama's dialect.
+
+Exists so that a client of Ollama needs another host and nothing else. Protects two habits: a request that does not
+say so is streamed, and a stream is lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from django.http import HttpRequest, JsonResponse
+from django.http.response import HttpResponseBase
+from ninja import NinjaAPI
+
+from streaming.api.auth import Key
+from streaming.api.errors import install
+from streaming.api.gateway.documented import LISTING, MESSAGES, responses
+from streaming.api.gateway.front import Front, answer
+from streaming.gateway.routes import models
+from streaming.gateway.speak import Speaker
+from streaming.gateway.speak_ollama import OllamaSpeaker, understood
+from streaming.gateway.walk_ollama import OllamaWalker
+from streaming.gateway.walker import Json
+from streaming.limits import Spends
+
+api = NinjaAPI(title="Sluicegate (Ollama)", version="1", docs_url=None, openapi_url=None, urls_namespace="ollama")
+install(api)
+
+
+def line(chunk: Json) -> bytes:
+    """A chunk as a line."""
+    return json.dumps(chunk, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def _speaker(body: Json, model: str, id_: str) -> Speaker:
+    return OllamaSpeaker(model, id_, int(time.time()))
+
+
+FRONT = Front(
+    dialect="ollama",
+    walker=OllamaWalker,
+    understood=understood,
+    speaker=_speaker,
+    frame=line,
+    content_type="application/x-ndjson",
+    heartbeat=b"\n",
+    streams=True,
+)
+
+
+@api.post(
+    "/chat", auth=Key("gateway", Spends.START), summary="Chat, guarded (Ollama's dialect)",
+    openapi_extra=MESSAGES | responses("application/x-ndjson"),
+)  # fmt: skip
+async def chat(request: HttpRequest) -> HttpResponseBase:
+    """The request goes to the upstream when its prompt has passed; what comes back passes the gate."""
+    return await answer(request, FRONT)
+
+
+@api.get("/tags", auth=Key("gateway"), summary="Models (Ollama's dialect)", openapi_extra=LISTING)
+async def tags(request: HttpRequest) -> HttpResponseBase:
+    """Every model that is offered here."""
+    found = [{"name": name, "model": name, "details": {"family": owner}} for name, owner in models()]
+    return JsonResponse({"models": found})

@@ -1,0 +1,258 @@
+"""The Messages dialect, walked.
+
+Exists because an answer of this dialect is a row of blocks, each of a kind, each said in pieces of a kind. Protects the
+rule that a block ends only when all of it is decided, and that pieces of a kind that is not known are texts with a gate
+of their own. The input of a tool is held until its block ends, because only then can it be read as what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from guardrails.findings import AppliesTo
+from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
+
+_SAID = {"text": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}
+"""Fields that are said in pieces."""
+_KINDS = frozenset(
+    {"message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
+     "message_stop", "ping"}
+)  # fmt: skip
+
+
+class AnthropicWalker(Walker):
+    """Events of a message, or one message."""
+
+    def __init__(self, gates: Gates) -> None:
+        super().__init__(gates)
+        self._start: Json | None = None
+        self._begun = self._over = False
+        self._open: dict[int, list[Channel]] = {}
+        self._inputs: dict[int, list[str]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """The message has ended."""
+        return self._over
+
+    def take(self, chunk: Json) -> None:
+        """An event. Raises ``WrongDialect``."""
+        match chunk.get("type"):
+            case "message_start":
+                self._message_start(chunk)
+            case "content_block_start":
+                self._block_start(chunk)
+            case "content_block_delta":
+                self._block_delta(chunk)
+            case "content_block_stop":
+                self._block_stop(chunk)
+            case "message_delta" | "message_stop":
+                self._over = True
+                said = cast("Json", self.plain(chunk))
+                self.usage |= counts_in(said.get("usage"))
+                waiting = Waiting(said)
+                for index in list(self._open):
+                    self._end(index, waiting)
+                self._queue.append(waiting)
+            case "ping":
+                self._queue.append(Waiting(cast("Json", self.plain(chunk))))
+            case str():
+                if not self._begun:
+                    raise WrongDialect("an event that is none of a message")
+                self._queue.append(Waiting(cast("Json", self.plain(chunk, numbers=True))))
+            case _:
+                raise WrongDialect("an event without a type")
+
+    def _message_start(self, chunk: Json) -> None:
+        message = chunk.get("message")
+        if not isinstance(message, dict):
+            raise WrongDialect("a message_start without a message")
+        self._begun = True
+        said = cast("Json", self.plain(chunk))
+        inner = cast("Json", said["message"])
+        self.usage |= counts_in(inner.get("usage"))
+        if isinstance(model := inner.get("model"), str):
+            self.model = model
+        self._queue.append(Waiting(said))
+
+    def _block_start(self, chunk: Json) -> None:
+        block, index = chunk.get("content_block"), index_of(chunk.get("index"))
+        if not isinstance(block, dict):
+            raise WrongDialect("a block that is no object")
+        self._open.setdefault(index, [])
+        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        made: Json = {}
+        waiting.chunk["content_block"] = made
+        for name, value in block.items():
+            if name in _SAID and isinstance(value, str):
+                made[name] = ""
+                if value:
+                    channel = self._channel(index, name, f"{name}_delta", name)
+                    self.gates.feed(channel, value)
+                    waiting.slots.append(Slot(made, name, channel, keep=True))
+            elif name == "input" and value:
+                made[name] = self._arguments(value, 0)
+            else:
+                made[name] = self.plain(value, numbers=name not in ("index",))
+        self._queue.append(waiting)
+
+    def _block_delta(self, chunk: Json) -> None:
+        delta, index = chunk.get("delta"), index_of(chunk.get("index"))
+        if not isinstance(delta, dict):
+            raise WrongDialect("a delta that is no object")
+        if index not in self._open:
+            raise WrongDialect("a delta of a block that has not begun")
+        kind = self.gates.plain(str(delta.get("type", "")))
+        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        made: Json = {"type": kind}
+        waiting.chunk["delta"] = made
+        for name, value in delta.items():
+            if name == "type":
+                continue
+            if name == "partial_json" and isinstance(value, str):
+                if self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                    made[name] = value
+                else:
+                    self._inputs.setdefault(index, []).append(value)
+            elif name == "signature" or not isinstance(value, str):
+                made[name] = self.plain(value, numbers=True)
+            else:
+                channel = self._channel(index, name, kind, name)
+                self.gates.feed(channel, value)
+                made[name] = ""
+                waiting.slots.append(Slot(made, name, channel, keep=not value))
+        self._queue.append(waiting)
+
+    def _channel(self, index: int, name: str, kind: str, field: str) -> Channel:
+        known = name if name in _SAID else "field"
+        key = (0, name, index, "" if name in _SAID else kind)
+        channel = self.gates.channel(key, _SAID.get(name, AppliesTo.RESPONSE), known, kept=name == "text")
+        if channel not in self._open.setdefault(index, []):
+            self._open[index].append(channel)
+
+            def late(text: str) -> Json:
+                return {"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}}
+
+            self._streamed(channel, late)
+        return channel
+
+    def _block_stop(self, chunk: Json) -> None:
+        index = index_of(chunk.get("index"))
+        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        self._end(index, waiting)
+        self._queue.append(waiting)
+
+    def _end(self, index: int, waiting: Waiting) -> None:
+        for channel in self._open.pop(index, []):
+            self.gates.finish(channel)
+            waiting.ends.append(channel)
+        if (pieces := self._inputs.pop(index, None)) is None:
+            return
+        text = "".join(pieces)
+        channel = self.arguments(text)
+        delta: Json = {"type": "input_json_delta", "partial_json": ""}
+        slot = Slot(delta, "partial_json", channel, keep=True, was=text)
+        made: Json = {"type": "content_block_delta", "index": index, "delta": delta}
+        self._queue.append(Waiting(made, [slot], [channel]))
+
+    def finish(self) -> None:
+        """The end of the stream."""
+        waiting = Waiting({})
+        for index in list(self._open):
+            self._end(index, waiting)
+        if waiting.ends:
+            self._queue.append(waiting)
+        self.finished = True
+
+    # -- whole answers and ends ---------------------------------------------------------------------------------
+
+    def whole(self, document: Json) -> None:
+        """A message. Raises ``WrongDialect``."""
+        if document.get("type") != "message" or not isinstance(document.get("content"), list):
+            raise WrongDialect("an answer that is no message")
+        waiting = Waiting({})
+        around = {name: value if name == "content" else self.plain(value) for name, value in document.items()}
+        self.usage |= counts_in(around.get("usage"))
+        if isinstance(model := around.get("model"), str):
+            self.model = model
+        content = [self._whole_block(block, at, waiting) for at, block in enumerate(objects(document["content"]))]
+        waiting.chunk = {**around, "content": content}
+        self._over = True
+        self._queue.append(waiting)
+
+    def _whole_block(self, block: Json, at: int, waiting: Waiting) -> Json:
+        made: Json = {}
+        for name, value in block.items():
+            if name in _SAID and isinstance(value, str):
+                channel = self.gates.channel((0, name, at, ""), _SAID[name], name, kept=name == "text")
+                self.gates.feed(channel, value)
+                self.gates.finish(channel)
+                waiting.needs.append(channel)
+                made[name] = ""
+                waiting.slots.append(Slot(made, name, channel, keep=True))
+            elif name == "input" and isinstance(value, dict):
+                text = json.dumps(value, ensure_ascii=False)
+                channel = self.arguments(text)
+                waiting.needs.append(channel)
+                waiting.slots.append(Slot(made, name, channel, keep=True, was=text, parsed=True))
+                made[name] = {}
+            else:
+                made[name] = self.plain(value, numbers=True)
+        return made
+
+    def begin(self, id_: str, model: str, created: int, *, streaming: bool) -> None:
+        """As the vendor calls them."""
+        self._start = {
+            "id": f"msg_{id_}", "type": "message", "role": "assistant", "model": self.gates.plain(model),
+            "content": [], "stop_reason": None, "stop_sequence": None,
+            "usage": {"input_tokens": 0, "output_tokens": 0},
+        }  # fmt: skip
+
+    def stopped(self, reason: str) -> Chunks:
+        """Open blocks end, and the message with a refusal that says why."""
+        out: Chunks = []
+        if not self._begun and self._start is not None:
+            out.append({"type": "message_start", "message": self._start})
+        out += [{"type": "content_block_stop", "index": index} for index in self._open]
+        self._open.clear()
+        out.append(
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "refusal", "stop_sequence": None, "stop_details": _details(reason)},
+                "usage": {"output_tokens": self.usage.get("output_tokens", 0)},
+            }
+        )
+        out.append({"type": "message_stop"})
+        self.finished = True
+        return out
+
+    def stopped_whole(self, document: Json | None, reason: str) -> Json:
+        """The texts that were released, and a refusal that says why."""
+        said = (self._start or {}) if document is None else document
+        around = {name: self.plain(value) for name, value in said.items() if name != "content"}
+        content: list[Json] = []
+        for at, block in enumerate(objects(said.get("content"))):
+            channel = self.gates.known((0, "text", at, "")) if block.get("type") == "text" else None
+            if channel is not None and (shown := "".join(channel.visible or ())):
+                content.append({"type": "text", "text": shown})
+        ended = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": _details(reason)}
+        return {**around, "content": content, **ended}
+
+    def _cut_short(self, chunk: Json) -> Json | None:
+        return chunk if str(chunk.get("type", "")).startswith("content_block") or "message" in chunk else None
+
+    def _void(self, chunk: Json) -> bool:
+        delta = chunk.get("delta")
+        return isinstance(delta, dict) and set(delta) <= {"type"}
+
+    def _filled(self, waiting: Waiting) -> bool:
+        if not super()._filled(waiting) or not waiting.chunk:
+            return False
+        # A piece of input that is held leaves nothing but its kind.
+        return waiting.chunk.get("type") != "content_block_delta" or not self._void(waiting.chunk)
+
+
+def _details(reason: str) -> Json:
+    return {"type": "refusal", "category": None, "explanation": reason}

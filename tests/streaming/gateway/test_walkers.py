@@ -1,0 +1,192 @@
+"""Answers walked: what a model wrote is gated wherever it stands, and everything else stays as it came."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from streaming.gateway.walker import Json, WrongDialect
+from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, walk, walk_whole
+
+CARD = "4111111111111111"
+SAID = f"pay with {CARD} now, please"
+START, END = SAID.index(CARD), SAID.index(CARD) + len(CARD)
+
+
+def openai(delta: object, reason: str | None = None, index: int = 0) -> Json:
+    choice = {"index": index, "delta": delta, "finish_reason": reason}
+    return {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def cut(text: str, at: int) -> list[str]:
+    return [text[:at], text[at:]] if at else list(text)
+
+
+def openai_text(parts: list[str], field: str = "content") -> list[Json]:
+    return [openai({"role": "assistant"}), *(openai({field: p}) for p in parts), openai({}, "stop")]
+
+
+def openai_call(parts: list[str]) -> list[Json]:
+    first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "pay", "arguments": ""}}
+    pieces = [openai({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}) for part in parts]
+    return [openai({"role": "assistant", "tool_calls": [first]}), *pieces, openai({}, "tool_calls")]
+
+
+def openai_two(parts: list[str]) -> list[Json]:
+    other = [openai({"content": word}, index=1) for word in ("all ", "well")]
+    mixed = [chunk for pair in zip([openai({"content": p}) for p in parts], other, strict=False) for chunk in pair]
+    mixed += [openai({"content": p}) for p in parts[len(other) :]]
+    return [*mixed, openai({}, "stop", 1), openai({}, "stop", 0)]
+
+
+def openai_unknown(parts: list[str]) -> list[Json]:
+    details = [openai({"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": p}]}) for p in parts]
+    return [openai({"role": "assistant"}), *details, openai({}, "stop")]
+
+
+def anthropic_block(block: Json, deltas: list[Json]) -> list[Json]:
+    message: Json = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "model": "m",
+                     "stop_reason": None, "usage": {"input_tokens": 1, "output_tokens": 1}}  # fmt: skip
+    return [
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    ]
+
+
+def ollama(message: Json, **more: object) -> Json:
+    return {"model": "m", "created_at": "t", "message": {"role": "assistant", **message}, "done": False, **more}
+
+
+def ollama_text(parts: list[str], field: str = "content") -> list[Json]:
+    lines = [ollama({"content": "", field: part}) for part in parts]
+    return [*lines, ollama({"content": ""}, done=True, done_reason="stop", eval_count=4)]
+
+
+ARGUMENTS = json.dumps({"note": SAID, "to": ["x"]})
+ESCAPED = json.dumps({"note": SAID}).replace("4", "\\u0034", 1)
+SHAPES = {
+    "openai text": lambda at: ("openai", openai_text(cut(SAID, at))),
+    "openai refusal": lambda at: ("openai", openai_text(cut(SAID, at), "refusal")),
+    "openai thinking": lambda at: ("openai", openai_text(cut(SAID, at), "reasoning_content")),
+    "openai field nobody knows": lambda at: ("openai", openai_text(cut(SAID, at), "brand_new")),
+    "openai list nobody knows": lambda at: ("openai", openai_unknown(cut(SAID, at))),
+    "openai two choices": lambda at: ("openai", openai_two(cut(SAID, at))),
+    "openai arguments": lambda at: ("openai", openai_call(cut(ARGUMENTS, at and at + 10))),
+    "openai escaped arguments": lambda at: ("openai", openai_call(cut(ESCAPED, at and at + 10))),
+    "anthropic text": lambda at: (
+        "anthropic",
+        anthropic_block({"type": "text", "text": ""}, [{"type": "text_delta", "text": p} for p in cut(SAID, at)]),
+    ),
+    "anthropic thinking": lambda at: (
+        "anthropic",
+        anthropic_block(
+            {"type": "thinking", "thinking": ""}, [{"type": "thinking_delta", "thinking": p} for p in cut(SAID, at)]
+        ),
+    ),
+    "anthropic input": lambda at: (
+        "anthropic",
+        anthropic_block(
+            {"type": "tool_use", "id": "t", "name": "pay", "input": {}},
+            [{"type": "input_json_delta", "partial_json": p} for p in cut(ARGUMENTS, at and at + 10)],
+        ),
+    ),
+    "anthropic delta nobody knows": lambda at: (
+        "anthropic",
+        anthropic_block({"type": "new", "said": ""}, [{"type": "new_delta", "said": p} for p in cut(SAID, at)]),
+    ),
+    "ollama text": lambda at: ("ollama", ollama_text(cut(SAID, at))),
+    "ollama thinking": lambda at: ("ollama", ollama_text(cut(SAID, at), "thinking")),
+    "ollama field nobody knows": lambda at: ("ollama", ollama_text(cut(SAID, at), "brand_new")),
+}
+
+
+def test_it_works() -> None:
+    sent, walker = walk("openai", openai_text(cut(SAID, START + 5)))
+    said = "".join(str(one["choices"][0]["delta"].get("content", "")) for one in sent)  # type: ignore[index]
+    assert said == "pay with [CREDIT_CARD] now, please"
+    assert sent[-1]["choices"][0]["finish_reason"] == "stop"  # type: ignore[index]
+    assert [finding.category for finding in walker.gates.findings] == ["credit_card"]
+
+
+@pytest.mark.parametrize("policy", [REDACTING, BLOCKING], ids=["redact", "block"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_card_cut_anywhere_is_never_partly_sent(shape: str, policy: object) -> None:
+    fours = set()
+    for at in (0, *range(START + 1, END)):
+        dialect, chunks = SHAPES[shape](at)
+        sent, walker = walk(dialect, chunks, policy)  # type: ignore[arg-type]
+        assert walker.gates.findings, f"{shape} cut at {at}: nobody looked"
+        assert "411" not in json.dumps(sent), f"{shape} cut at {at}"
+        fours.add(json.dumps(sent).count("4"))
+        assert "1111" not in json.dumps(sent), f"{shape} cut at {at}"
+    assert len(fours) == 1, f"{shape}: the first digit shows after some cut and not after others"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_guardrails_every_chunk_passes_as_it_came(shape: str) -> None:
+    dialect, chunks = SHAPES[shape](START + 3)
+    assert walk(dialect, chunks, OPEN)[0] == chunks
+
+
+def test_what_a_block_leaves_is_ended_as_the_dialect_ends_it() -> None:
+    for shape in SHAPES:
+        dialect, chunks = SHAPES[shape](START + 3)
+        sent, _ = walk(dialect, chunks, BLOCKING)
+        last = json.dumps(sent[-2:])
+        wanted = {"openai": '"content_filter"', "anthropic": '"refusal"', "ollama": '"content_filter"'}[dialect]
+        assert wanted in last, shape
+        if dialect == "anthropic":
+            opened = sum(one["type"] == "content_block_start" for one in sent)
+            assert opened == sum(one["type"] == "content_block_stop" for one in sent)
+
+
+def test_a_number_that_had_to_be_redacted_is_a_string() -> None:
+    sent, _ = walk("openai", openai_call(['{"card": ', CARD, ', "n": 3}']))
+    (call,) = [c for one in sent for c in one["choices"][0]["delta"].get("tool_calls", ())]  # type: ignore[index]
+    arguments = json.loads(call["function"]["arguments"])
+    assert isinstance(arguments["card"], str)
+    assert arguments["n"] == 3
+    assert (call["id"], call["function"]["name"]) == ("call_1", "pay")
+
+
+def test_log_probabilities_spell_nothing_that_is_held() -> None:
+    chunk = openai({"content": SAID}, "stop")
+    chunk["choices"][0]["logprobs"] = {"content": [{"token": CARD}]}  # type: ignore[index]
+    assert CARD not in json.dumps(walk("openai", [chunk])[0])
+    assert walk("openai", [chunk], OPEN)[0] == [chunk]
+
+
+@pytest.mark.parametrize("policy", [REDACTING, BLOCKING], ids=["redact", "block"])
+def test_whole_answers_are_walked_as_streams_are(policy: object) -> None:
+    function = {"name": "pay", "arguments": ARGUMENTS}
+    message = {"role": "assistant", "content": SAID, "refusal": None, "reasoning_content": SAID,
+               "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}  # fmt: skip
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    other = {"index": 1, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}
+    blocks = [{"type": "thinking", "thinking": SAID}, {"type": "text", "text": SAID},
+              {"type": "tool_use", "id": "t", "name": "pay", "input": {"note": SAID, "card": int(CARD)}}]  # fmt: skip
+    said = {"role": "assistant", "content": SAID, "thinking": SAID,
+            "tool_calls": [{"function": {"name": "pay", "arguments": {"note": SAID}}}]}  # fmt: skip
+    documents: dict[str, Json] = {
+        "openai": {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice, other]},
+        "anthropic": {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": blocks},
+        "ollama": {"model": "m", "message": said, "done": True},
+    }
+    for dialect, document in documents.items():
+        assert walk_whole(dialect, document, OPEN) == document
+        assert "411" not in json.dumps(walk_whole(dialect, document, policy))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "ollama"])
+def test_what_is_another_dialect_is_not_passed_on(dialect: str) -> None:
+    for chunk in ({"text": SAID}, {"choices": "x"}, {"type": "new"}, {"message": SAID}, {"type": 3}):
+        with pytest.raises(WrongDialect):
+            walk(dialect, [chunk])
+        if dialect != "anthropic":
+            with pytest.raises(WrongDialect):
+                walk_whole(dialect, chunk)
