@@ -57,3 +57,4 @@ document.addEventListener("keydown", (event) => {
 });
 
 startThemeButton();
+main.dataset.keys = "on";

@@ -45,7 +45,7 @@ def sign_in(visitor: Visitor, running: Demo, path: str = "/audit/") -> Page:
     page.locator("input[name=username]").fill(running.info["admin_user"])
     page.locator("input[name=password]").fill(running.info["admin_password"])
     page.keyboard.press("Enter")
-    expect(page.locator("main.audit")).to_be_visible()
+    expect(page.locator("main.audit[data-keys=on]")).to_be_visible()
     visitor.console.clear()  # of the login page, which is the admin's
     return page
 
@@ -117,6 +117,7 @@ def test_five_findings_are_judged_by_keyboard_alone(shared_demo: Demo, visit: Vi
     stored = [label if note else label.upper() for label, note in shared_demo.rows(REVIEWS.format(5))]  # type: ignore[attr-defined]
     assert stored == ["TRUE_POSITIVE", "unclear", "FALSE_POSITIVE", "unclear", "TRUE_POSITIVE"]
     page.goto(f"{shared_demo.url}/audit/review/?show=all")
+    expect(page.locator("main.audit[data-keys=on]")).to_be_visible()
     expect(card).to_have_attribute("data-at", met[0])
     key.press("j")
     expect(card).to_have_attribute("data-at", met[1])

@@ -1,0 +1,109 @@
+"""Run as ``python -m tests.stack.big_list SESSIONS``: the audit list over a big PostgreSQL database; prints JSON.
+
+Fills the tables with statements of the database's own, five findings a session, so that what is rare is also old: the
+list is walked from its newest row, and what it is asked for stands at the other end. Then asks as a reviewer would,
+several times each, and gives the milliseconds and the number of queries of every answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import django
+
+TIMES = 7
+ASKED = {
+    "all": "",
+    "further page": "cursor={cursor}",
+    "state": "state=ACTIVE",
+    "rare outcome": "outcome=error",
+    "common outcome": "outcome=redacted",
+    "old version": "policy=support+v1",
+    "policy": "policy=support",
+    "rare guardrail": "guardrail=rare",
+    "guardrail that was retired": "guardrail=retired",
+    "common guardrail": "guardrail=g1",
+    "old provider": "provider=old",
+    "client": "client=sg_7",
+    "a day": "since=2026-02-03&until=2026-02-03",
+    "would have": "would_have=any",
+    "would have and old version": "would_have=any&policy=support+v1",
+    "not judged": "unreviewed=on",
+    "not judged, of a guardrail": "unreviewed=on&guardrail=retired",
+    "correlation id": "q=order-777",
+    "correlation id that is not there": "q=nothing",
+    "session id": "q=00000000-0000-4000-8000-000000000777",
+}
+SESSIONS = """
+INSERT INTO streaming_auditsession (id, origin, state, outcome, would_have, monitor, policy_name, policy_version,
+  policy_digest, provider, model, streaming, fallback, client, correlation_id, started_at, heartbeat_at, answered_at,
+  ended_at, chars_in, released, withheld, exposed, last_seq, timing, error_code, error, shadow_version,
+  shadow_comparison, shadow_would_have, shadow)
+SELECT ('00000000-0000-4000-8000-' || lpad(i::text, 12, '0'))::uuid, 'chat',
+  CASE WHEN i %% 5000 = 0 THEN 'ACTIVE' ELSE 'COMPLETE' END,
+  CASE WHEN i <= 20 THEN 'error' WHEN i %% 7 = 0 THEN 'redacted' WHEN i %% 50 = 0 THEN 'blocked' ELSE 'allowed' END,
+  CASE WHEN i %% 400 = 1 THEN 'blocked' ELSE '' END, false, 'support',
+  CASE WHEN i <= %(n)s / 100 THEN 1 WHEN i <= %(n)s / 2 THEN 2 ELSE 3 END, 'sha256:' || repeat('0', 64),
+  CASE WHEN i <= 200 THEN 'old' WHEN i %% 3 = 0 THEN 'anthropic' ELSE 'openai' END, 'm', true, '',
+  'sg_' || (i %% 40), 'order-' || i, moment, moment, moment, moment, 500, 480, 20, 0, 30,
+  jsonb_build_object('arrivals', (SELECT jsonb_agg(jsonb_build_array(k * 17, 4)) FROM generate_series(1, 120) k)),
+  '', '', 0, '', '', '{}'
+FROM (SELECT i, timestamptz '2026-01-01' + i * interval '13 seconds' AS moment FROM generate_series(1, %(n)s) i) each
+"""
+FINDINGS = """
+INSERT INTO streaming_finding (session_id, n, guardrail, kind, rule, category, channel, start, "end", score, mode,
+  action, would_have, exposed, created)
+SELECT ('00000000-0000-4000-8000-' || lpad(i::text, 12, '0'))::uuid, k,
+  CASE WHEN i <= 30 AND k = 1 THEN 'rare' WHEN i <= %(n)s / 5 AND k = 2 THEN 'retired' ELSE 'g' || k END,
+  'regex', 'r' || (i %% 9), 'c', 'text', k * 10, k * 10 + 5, 1.0, 'BLOCK', 'redact', '', 0,
+  timestamptz '2026-01-01' + i * interval '13 seconds'
+FROM generate_series(1, %(n)s) i, generate_series(1, 5) k
+"""
+REVIEWS = """
+INSERT INTO streaming_review (finding_id, version, label, note, salt, by, at)
+SELECT id, 1, 'true_positive', '', '', 'somebody', now() FROM streaming_finding ORDER BY id DESC LIMIT %(n)s / 10
+"""
+
+
+def main(number: int) -> object:
+    """Fill, ask, measure."""
+    from django.contrib.auth.models import Group, User
+    from django.db import connection
+    from django.test import Client
+    from django.test.utils import CaptureQueriesContext, override_settings
+
+    from guardrails.bootstrap import prepare_database
+    from streaming.audit.screens.filters import Cursor
+    from streaming.models import AuditSession
+
+    prepare_database()
+    with connection.cursor() as cursor:
+        for statement in (SESSIONS, FINDINGS, REVIEWS):
+            cursor.execute(statement, {"n": number})
+        cursor.execute("ANALYZE")
+    reader = User.objects.create_user("reader")
+    reader.groups.add(Group.objects.get(name="Reviewer"))
+    client = Client()
+    client.force_login(reader)
+    middle = AuditSession.objects.order_by("-started_at")[number // 2]
+    further = str(Cursor.of(middle)).replace("+", "%2B")
+    answers: dict[str, object] = {}
+    with override_settings(ALLOWED_HOSTS=["testserver"]):
+        for name, query in ASKED.items():
+            took, lines, queries = [], 0, 0
+            for _ in range(TIMES):
+                with CaptureQueriesContext(connection) as caught:
+                    began = time.perf_counter()
+                    response = client.get(f"/audit/?{query.format(cursor=further)}")
+                    took.append((time.perf_counter() - began) * 1000)
+                assert response.status_code == 200, (name, response.status_code)
+                lines, queries = response.content.count(b"data-session="), len(caught)
+            answers[name] = {"ms": [round(one, 1) for one in sorted(took)], "lines": lines, "queries": queries}
+    return {"findings": 5 * number, "sessions": number, "answers": answers}
+
+
+if __name__ == "__main__":
+    django.setup()
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]))) + "\n")
