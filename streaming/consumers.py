@@ -16,7 +16,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ObjectDoesNotExist
 
 from streaming.access import Access, Refused, headers_of, query_of, visitor_of
-from streaming.chat import Asked, StartRefused, start_chat
+from streaming.chat import Asked, Own, StartRefused, start_chat
 from streaming.conf import conf
 from streaming.core.events import ErrorEvent
 from streaming.core.wire import to_json
@@ -131,7 +131,8 @@ class SessionSocket(AsyncWebsocketConsumer):
         marks = Marks(headers, query_of(self.scope))
         # One of its own for each answer, unless the socket's opener gave one: a socket lives for hours.
         correlation_id = correlation_of(dict(headers).get("x-correlation-id", ""))
-        asked = Asked(access.visitor, frame.policy or access.policy, correlation_id=correlation_id, marks=marks)
+        policy, own = frame.policy or access.policy, self.own(frame)
+        asked = Asked(access.visitor, policy, correlation_id=correlation_id, own=own, marks=marks)
         # Busy from now on: two frames sent back to back must not begin two answers.
         self.active = "starting"
         try:
@@ -142,6 +143,10 @@ class SessionSocket(AsyncWebsocketConsumer):
             raise
         self.active = started.session_id
         self.read(Place(started.session_id, started.conversation_id, started.correlation_id, 0, resumed=False))
+
+    def own(self, frame: StartFrame) -> Own:
+        """What the socket brings to a session of its own."""
+        return Own()
 
     async def count(self, access: Access) -> None:
         """What an API key begins here counts like a call that begins something. Raises ``StartRefused``."""

@@ -12,6 +12,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.urls import path
 
 from streaming.access import headers_of, key_in, token_in
+from streaming.compare_socket import CompareConsumer
 from streaming.consumers import ChatConsumer, StreamConsumer
 
 KEYED = "/ws/stream/"
@@ -19,6 +20,7 @@ KEYED = "/ws/stream/"
 # Channels routes ASGI applications with Django's path(); the stubs know only views there.
 websocket_urlpatterns = [
     path("ws/chat/", ChatConsumer.as_asgi()),  # type: ignore[arg-type]
+    path("ws/compare/", CompareConsumer.as_asgi()),  # type: ignore[arg-type]
     path(KEYED.lstrip("/"), StreamConsumer.as_asgi()),  # type: ignore[arg-type]
 ]
 

@@ -6,4 +6,8 @@ from django.urls import path
 
 from streaming import views
 
-urlpatterns = [path("", views.demo, name="demo")]
+urlpatterns = [
+    path("", views.demo, name="demo"),
+    path("compare/", views.compare, name="compare"),
+    path("welcome/", views.welcome, name="welcome"),
+]

@@ -1,6 +1,6 @@
-"""The live demo page.
+"""The pages of the demo: live, compare, welcome.
 
-Exists to show the gate at work: the page is served with what the database knows and then driven by the session's
+Exists to show the gate at work: the live page is served with what the database knows and then driven by the session's
 events over ``/ws/chat/``. Protects the rule that one view and one template serve the page and its fragments.
 """
 
@@ -14,6 +14,7 @@ from django.views.decorators.http import require_safe
 
 from guardrails import selectors as policies
 from streaming import demotion, page
+from streaming.compare import OFFERED
 from streaming.conf import conf, demo_mode
 from streaming.providers import base as providers
 from streaming.providers.scripted import ALL_SCENARIOS
@@ -60,6 +61,34 @@ def demo(request: HttpRequest) -> HttpResponse:
     }
     template = "streaming/demo.html#chosen_policy" if _is_fragment(request) else "streaming/demo.html"
     return render(request, template, context)
+
+
+@require_safe
+@never_cache
+def compare(request: HttpRequest) -> HttpResponse:
+    """``/compare/``: one scripted answer unguarded, checked when it is whole, and gated, on one clock."""
+    if not demo_mode() and not request.user.is_authenticated:
+        return redirect_to_login(request.get_full_path())
+    if not request.session.session_key:
+        request.session.create()  # as for the live page: the gated lane is a session of this visitor
+    infos = page.policy_infos()
+    wanted = request.GET.get("policy", "")
+    context = {
+        "infos": infos,
+        "info": next((i for i in infos if i.name == wanted), infos[0] if infos else None),
+        "scenarios": [{"name": name, "label": scenario.label} for name, scenario in OFFERED.items()],
+        "limits": conf(),
+    }
+    return render(request, "streaming/compare.html", context)
+
+
+@require_safe
+def welcome(request: HttpRequest) -> HttpResponse:
+    """``/welcome/``: what this is, its three faces with links, and what to try first. Open to everybody."""
+    infos = page.policy_infos()
+    real = [provider for provider in providers.available().values() if not provider.scripted]
+    context = {"infos": infos, "real": real, "demo": demo_mode()}
+    return render(request, "streaming/welcome.html", context)
 
 
 def _is_fragment(request: HttpRequest) -> bool:

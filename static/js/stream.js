@@ -7,7 +7,7 @@
 const CURSOR = /<i id="cursor"[^>]*>/;
 const PAGE_WIDE = new Set(["guardrail_status", "timing", "done"]);
 
-export function startStream(page) {
+export function startStream(page, { keepsAddress = false } = {}) {
   const seen = new Map(); // session -> last applied seq
   const open = new Set(); // sessions that have not ended: to be resumed
   const ackBytes = Number(page.dataset.ackBytes) || 65536;
@@ -83,6 +83,7 @@ export function startStream(page) {
 
   page.addEventListener("htmx:wsAfterMessage", () => {
     const id = document.getElementById("conversation-id").value;
+    if (keepsAddress) return;
     const here = new URL(location.href);
     if (id && here.searchParams.get("conversation") !== id) {
       here.search = new URLSearchParams({ conversation: id }).toString();

@@ -92,7 +92,7 @@ class Visitor:
 
     def connected(self) -> Visitor:
         """Wait for the socket."""
-        self.page.locator("#demo[data-connection=open]").wait_for(state="attached")
+        self.page.locator("main[data-connection=open]").wait_for(state="attached")
         return self
 
     def ask(self, prompt: str) -> None:

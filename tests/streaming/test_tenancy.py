@@ -77,6 +77,8 @@ TABLE = {
     "GET /api/": Row(PUBLIC, own=404),
     "GET /v1/models": Row("gateway"),
     "GET /": Row(LOGIN),
+    "GET /compare/": Row(LOGIN),
+    "GET /welcome/": Row(PUBLIC),
     "GET /admin/": Row(LOGIN),
     "GET /audit/": Row(LOGIN, own=403),  # to a reviewer of policies, who may see no sessions
     "WS /ws/chat/": Row(LOGIN),

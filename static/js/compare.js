@@ -1,0 +1,27 @@
+// The page of three lanes: the same socket rules as the live page, and Esc to stop.
+import { startStream } from "./stream.js";
+import { startThemeButton } from "./theme-button.js";
+
+const page = document.getElementById("compare");
+const stop = document.getElementById("stop");
+const running = () => document.getElementById("run").dataset.run === "streaming";
+
+startStream(page, { keepsAddress: true });
+startThemeButton();
+
+page.addEventListener("htmx:wsAfterMessage", () => {
+  stop.disabled = !running();
+  for (const paper of page.querySelectorAll(".paper")) paper.scrollTop = paper.scrollHeight;
+});
+page.addEventListener("htmx:wsAfterSend", () => {
+  for (const old of document.querySelectorAll("#notices .banner")) old.remove();
+});
+page.addEventListener("click", (event) => {
+  event.target.closest("[data-dismiss]")?.closest(".banner").remove();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running()) {
+    event.preventDefault();
+    stop.click();
+  }
+});

@@ -1,0 +1,4 @@
+// Nothing here but the colours.
+import { startThemeButton } from "./theme-button.js";
+
+startThemeButton();
