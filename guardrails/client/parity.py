@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import re2
 
-from guardrails.patterns.charset import Ranges, contains
+from guardrails.patterns.charset import contains
 from guardrails.patterns.compiler import CompiledRule
 from guardrails.patterns.emit import Dialect, emit
 from guardrails.patterns.folding import Folded, table
@@ -53,7 +53,7 @@ def finder_in_python(compiled: CompiledRule) -> Finder:
     at_end = re.compile(f"(?:{pattern})\\Z", re.ASCII)
 
     def fits(folded: str, start: int, end: int) -> _Groups | None:
-        if _beside(folded, start, end, before, behind):
+        if _beside(compiled, folded, start, end):
             return None
         found = at_end.match(folded, start) if end == len(folded) else inside.match(folded[: end + 1], start)
         return None if found is None else found.span
@@ -67,10 +67,9 @@ def finder_in_re2(compiled: CompiledRule) -> Finder:
     options.max_mem = 64 << 20
     options.log_errors = False
     pattern = re2.compile(compiled.emit(Dialect.RE2).pattern, options)
-    before, behind = compiled.source.not_after, compiled.source.not_before
 
     def fits(folded: str, start: int, end: int) -> _Groups | None:
-        if _beside(folded, start, end, before, behind):
+        if _beside(compiled, folded, start, end):
             return None
         found = pattern.fullmatch(folded, start, end)
         return None if found is None else found.span
@@ -78,11 +77,12 @@ def finder_in_re2(compiled: CompiledRule) -> Finder:
     return _finder(compiled, fits, group_numbers(compiled, Dialect.RE2))
 
 
-def _beside(text: str, start: int, end: int, before: Ranges, behind: Ranges) -> bool:
-    """Whether a character stands beside that the rule may not stand beside."""
-    if start and contains(before, ord(text[start - 1])):
+def _beside(compiled: CompiledRule, text: str, start: int, end: int) -> bool:
+    """Whether a character stands beside that the rule may not stand beside; its escaped form may stand behind any."""
+    free = bool(compiled.rule.escaped) and text[start] == "%"
+    if start and not free and contains(compiled.source.not_after, ord(text[start - 1])):
         return True
-    return end < len(text) and contains(behind, ord(text[end]))
+    return end < len(text) and contains(compiled.source.not_before, ord(text[end]))
 
 
 def _finder(compiled: CompiledRule, fits: _Fits, groups: list[int]) -> Finder:

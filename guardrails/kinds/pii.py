@@ -19,25 +19,35 @@ from guardrails.patterns import validators
 from guardrails.patterns.rule import Rule, Validator
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
-SPACE = "[ \u00a0\u2007\u2009\u202f]"
-"""The blanks that stand inside numbers: plain, no-break, figure, thin, narrow no-break."""
-DASH = "[-\u2010-\u2015\u2212]"
-"""Hyphens, dashes and the minus sign, all of which models write between groups of digits."""
+SPACE = "(?:[ \u00a0\u2007\u2009\u202f]|%20)"
+"""The blanks that stand inside numbers: plain, no-break, figure, thin, narrow no-break; percent-encoded."""
+DASH = "(?:[-\u2010-\u2015\u2212]|%2[Dd])"
+"""Hyphens, dashes and the minus sign, all of which models write between groups of digits; percent-encoded."""
 SEPARATORS = (SPACE, DASH, r"\.")
+ESCAPE = "%[0-9A-Fa-f]{2}"
+"""A character that is percent-encoded. A value right behind one stands behind a digit or a letter and yet by itself, so
+that every rule that asks what stands before it has a second form for that place."""
 
 FILLERS = "no|nr|num|number|nos|id|code|is|was|are|my|your|the|of|on|holder"
-GAP = rf"(?:[\s.:#=,'\"(/-]{{1,3}}(?:{FILLERS})){{0,4}}[\s.:#=,'\"(-]{{1,4}}"
+GAP = (
+    rf"(?:(?:[\s.:#=,'\"(/-]{{1,3}}|[.:]?{ESCAPE})(?:{FILLERS})){{0,4}}"
+    rf"(?:[\s.:#=,'\"(-]{{1,4}}|[.:]?{ESCAPE}(?:{ESCAPE})?)"
+)
 """What may stand between a word ("passport") and its value: a few filler words, then punctuation or blanks."""
 
 DATE = (
-    r"[0-9]{1,2}[ ./-][0-9]{1,2}[ ./-](?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
-    r"|[0-9]{1,2}(?:st|nd|rd|th)?\.?\s(?:of\s)?(?:MONTH)\.?,?\s(?:19|20)[0-9]{2}"
-    r"|(?:MONTH)\.?\s[0-9]{1,2}(?:st|nd|rd|th)?,?\s(?:19|20)[0-9]{2}"
-).replace(
-    "MONTH",
-    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
-    "|nov(?:ember)?|dec(?:ember)?",
+    r"[0-9]{1,2}SEP[0-9]{1,2}SEP(?:19|20)?[0-9]{2}|(?:19|20)[0-9]{2}DASH[0-9]{1,2}DASH[0-9]{1,2}"
+    r"|[0-9]{1,2}(?:st|nd|rd|th)?\.?BLANK(?:ofBLANK)?(?:MONTH)\.?,?BLANK(?:19|20)[0-9]{2}"
+    r"|(?:MONTH)\.?BLANK[0-9]{1,2}(?:st|nd|rd|th)?,?BLANK(?:19|20)[0-9]{2}"
 )
+for _word, _means in (
+    ("SEP", "(?:[ ./-]|%2[0DF])"),
+    ("DASH", "(?:[./-]|%2[DF])"),
+    ("BLANK", r"(?:\s|%20)"),
+    ("MONTH", "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+              "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"),
+):  # fmt: skip
+    DATE = DATE.replace(_word, _means)
 EMAIL_LETTER = "A-Za-z0-9\u0370-\u052f"
 """Letters and digits of mail addresses; Latin letters with accents fold to these, Greek and Cyrillic do not."""
 
@@ -48,7 +58,19 @@ def _each(form: str) -> str:
 
 
 def _after(words: str, value: str) -> str:
-    return rf"\b(?:{words}){GAP}({value})"
+    return rf"\b(?:{_blanks(words)}){GAP}({value})"
+
+
+def _blanks(words: str) -> str:
+    return words.replace(r"\s", r"(?:\s|%20)")
+
+
+def _escaped(rule: Rule) -> Rule:
+    """The rule with its second form: the same, right behind something percent-encoded, which is not part of the hit."""
+    pattern = rule.pattern.replace(r"\b", "")
+    if rule.secret_group is None:
+        return replace(rule, pattern=f"({rule.pattern})", escaped=f"{ESCAPE}({pattern})", secret_group=-1)
+    return replace(rule, escaped=f"{ESCAPE}(?:{pattern})", secret_group=-1)
 
 
 def _ssn() -> Rule:
@@ -82,20 +104,26 @@ def _email() -> Rule:
     part = rf"[{EMAIL_LETTER}_-]{{1,63}}"
     return Rule(
         id="email",
-        pattern=rf"[{EMAIL_LETTER}_][{EMAIL_LETTER}_.+%'-]{{0,63}}[@\uff20](?:{part}\.){{1,6}}[A-Za-z\u0370-\u052f]{{2,24}}",
+        pattern=rf"[{EMAIL_LETTER}_][{EMAIL_LETTER}_.+%'-]{{0,63}}(?:[@\uff20]|%40)(?:{part}\.){{1,6}}[A-Za-z\u0370-\u052f]{{2,24}}",
     )
 
 
 def _phone() -> Rule:
     sep = f"(?:{SPACE}|{DASH}|\\.)"
-    north = rf"(?:1{sep})?(?:\([2-9][0-9]{{2}}\){SPACE}{{0,2}}|[2-9][0-9]{{2}}{sep})[0-9]{{3}}{sep}[0-9]{{4}}"
-    world = rf"\+[1-9](?:(?:{sep}|[()]){{0,3}}[0-9]){{6,14}}"
-    local = rf"\+?\(?[0-9](?:(?:{sep}|[()]){{0,2}}[0-9]){{6,14}}"
+    gap = "(?:[ \u00a0\u2007\u2009\u202f\u2010-\u2015\u2212.()-]{0,PLAIN}|(?:%2[089D]|[()]){1,ENCODED})"
+    wide, narrow = (gap.replace("PLAIN", most).replace("ENCODED", codes) for most, codes in (("3", "2"), ("2", "1")))
+    area = rf"(?:\(|%28)[2-9][0-9]{{2}}(?:\)|%29){SPACE}{{0,2}}|[2-9][0-9]{{2}}{sep}"
+    north = rf"(?:1{sep})?(?:{area})[0-9]{{3}}{sep}[0-9]{{4}}"
+    world = rf"(?:\+|%2B)[1-9](?:{wide}[0-9]){{6,14}}"
+    local = rf"\+?\(?[0-9](?:{narrow}[0-9]){{6,14}}"
     words = r"(?:tele)?phone|tel|mobile|cell|handy|fax|call|dial|(?:text|message)\s(?:me|us)|sms|whatsapp|ph"
-    link = r"(?:[\s.:#(=-]{1,3}(?:me|us|him|her|them|at|on|is|no|nr|number|now)){0,4}[\s.:#=-]{0,3}"
+    link = (
+        rf"(?:(?:[\s.:#(=-]{{1,3}}|[.:]?{ESCAPE})(?:me|us|him|her|them|at|on|is|no|nr|number|now)){{0,4}}"
+        rf"(?:[\s.:#=-]{{0,3}}|[.:]?{ESCAPE}(?:{ESCAPE})?)"
+    )
     return Rule(
         id="phone",
-        pattern=rf"({north})|({world})|\b(?:{words}){link}({local})",
+        pattern=rf"({north})|({world})|\b(?:{_blanks(words)}){link}({local})",
         ignore_case=True,
         secret_group=-1,
         not_after="0-9+",
@@ -148,14 +176,14 @@ def _passport() -> Rule:
 
 
 def _driver_license() -> Rule:
-    words = r"driv(?:er|ing)(?:['\u2019]?s)?[\s-]licen[cs]e|dl|fuhrerschein"
-    value = "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:[ -][0-9]{2,6}){1,4}"
+    words = r"driv(?:er|ing)(?:(?:['\u2019]|%27)?s)?(?:\s|-|%2D)licen[cs]e|dl|fuhrerschein"
+    value = "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:(?:[ -]|%2[0D])[0-9]{2,6}){1,4}"
     return _worded("driver_license", words, value, validators.HasDigits(4))
 
 
 def _bank_account() -> Rule:
     words = r"accounts?|acct|a/c|kontonummer|(?:aba|routing)(?:\s(?:no|number|code))?|sort\scode"
-    return _worded("bank_account", words, "[0-9](?:[ -]?[0-9]){5,16}", validators.not_a_date)
+    return _worded("bank_account", words, "[0-9](?:(?:[ -]|%2[0D])?[0-9]){5,16}", validators.not_a_date)
 
 
 def _date_of_birth() -> Rule:
@@ -267,7 +295,8 @@ class PiiKind(Kind[PiiConfig]):
         rules = [make() for name, make in RULES.items() if getattr(entities, name)]
         if card := entities.credit_card:
             rules.insert(0, _card(luhn=card is True or card.luhn))
-        return tuple(named(rule) for rule in rules)
+        # a mail address takes what is glued to it, also what is percent-encoded
+        return tuple(named(rule if rule.id == "email" else _escaped(rule)) for rule in rules)
 
 
 def named(rule: Rule) -> Rule:

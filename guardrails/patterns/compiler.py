@@ -62,13 +62,19 @@ class CompiledRule:
 
 def compile_rule(rule: Rule) -> CompiledRule:
     """Compile one rule. Raises ``PatternError`` (with position and construct) if it is refused."""
-    tree = parse(rule.pattern, ignore_case=rule.ignore_case)
+    tree = parse(f"{rule.pattern}|{rule.escaped}" if rule.escaped else rule.pattern, ignore_case=rule.ignore_case)
     folds = _is_ascii(tree) if rule.fold is None else rule.fold
     if folds:
         tree = _fold_tree(tree)
     not_after, not_before = _context(rule.not_after, folds=folds), _context(rule.not_before, folds=folds)
     if min_width(tree) > 0:  # the empty match is refused by shape, with its own words
-        tree = seq(*([Assert("not_after")] if not_after else []), tree, *([Assert("not_before")] if not_before else []))
+        behind = [Assert("not_before")] if not_before else []
+        if rule.escaped and not_after:
+            assert isinstance(tree, Alt)
+            *plain, escaped = tree.branches
+            tree = seq(Alt((seq(Assert("not_after"), Alt(tuple(plain))), escaped)), *behind)
+        else:
+            tree = seq(*([Assert("not_after")] if not_after else []), tree, *behind)
     shaped = shape(tree, cap=rule.cap, secret_group=rule.secret_group)
     source = Source(shaped.tree, not_after, not_before)
     widest = max_width(shaped.tree)

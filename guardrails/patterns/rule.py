@@ -44,6 +44,8 @@ class Rule:
     ``not_after`` / ``not_before``: the match is void where the (folded) character before / after it is in this
     set, written as the inside of a character class, e.g. ``"0-9"``; ``"\\w"`` means ASCII word characters and the
     special value ``"unicode-word"`` the word characters of the folding table.
+    ``escaped``: a second form of the pattern, beginning with ``%``, to which ``not_after`` does not apply: for values
+    right behind a percent-encoded character. Its groups count behind those of ``pattern``.
     ``cap``: characters an open repeat may take. ``validator``: judges candidates, see gate.md, "Validators".
     ``must_match`` / ``must_not_match``: texts that publication runs.
     """
@@ -56,6 +58,7 @@ class Rule:
     cap: int = DEFAULT_CAP
     not_after: str = ""
     not_before: str = ""
+    escaped: str = ""
     validator: Validator | None = None
     placeholder: str = "[REDACTED]"
     category: str = ""

@@ -25,18 +25,27 @@ from stdnum import numdb
 from guardrails.patterns.rule import Candidate, Validator
 
 _NOT_DIGIT = re.compile(r"[^0-9]")
+_ESCAPE = re.compile(r"%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 _OCTET = re.compile(r"[0-9]{1,3}")
 _NOT_ALNUM = re.compile(r"[^0-9A-Za-z]")
 
 
+def plain(text: str) -> str:
+    """The text with what is percent-encoded decoded, character by character: ``%20`` is a blank and no twenty.
+
+    As ECMAScript's ``unescape`` does it, which clients use.
+    """
+    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), text) if "%" in text else text
+
+
 def digits_of(text: str) -> str:
     """The ASCII digits of ``text``, in order."""
-    return _NOT_DIGIT.sub("", text)
+    return _NOT_DIGIT.sub("", plain(text))
 
 
 def numbers_of(text: str) -> list[str]:
     """The runs of ASCII digits in ``text``."""
-    return re.findall(r"[0-9]+", text)
+    return re.findall(r"[0-9]+", plain(text))
 
 
 def luhn(candidate: Candidate) -> bool:
@@ -46,7 +55,7 @@ def luhn(candidate: Candidate) -> bool:
 
 def iban(candidate: Candidate) -> bool:
     """Country, length, structure and the mod 97 check of an IBAN; national check digits are not judged."""
-    return bool(stdnum_iban.is_valid(_NOT_ALNUM.sub("", candidate.secret).upper(), check_country=False))
+    return bool(stdnum_iban.is_valid(_NOT_ALNUM.sub("", plain(candidate.secret)).upper(), check_country=False))
 
 
 def ssn(candidate: Candidate) -> bool:
@@ -61,7 +70,7 @@ def ssn(candidate: Candidate) -> bool:
 def phone(candidate: Candidate) -> bool:
     """A dialable number: eleven digits after +1, else 7 to 15 digits."""
     digits = digits_of(candidate.secret)
-    if "+" in candidate.secret and digits.startswith("1"):
+    if "+" in plain(candidate.secret) and digits.startswith("1"):
         return len(digits) == 11 and digits[1] >= "2"
     return 7 <= len(digits) <= 15 and len(set(digits)) > 1
 
@@ -96,7 +105,7 @@ ValidatorName = Literal["luhn", "iban", "ssn", "phone", "ip_address"]
 def plausible_date(candidate: Candidate) -> bool:
     """Day, month and year of a numeric date are possible in some order; a date with a month's name always is."""
     parts = [int(part) for part in numbers_of(candidate.secret)]
-    if any(char.isalpha() for char in candidate.secret):
+    if any(char.isalpha() for char in plain(candidate.secret)):
         return all(1 <= part <= 31 or part >= 1900 for part in parts)
     first, second, third = parts
     day, month = (second, third) if first > 31 else (first, second)

@@ -1,8 +1,9 @@
 // What a pattern cannot say: check digits, number areas, entropy, allow-lists. The same answers as on the server
 // (guardrails/patterns/validators.py); a check with a name that is not here makes the whole bundle refused.
 
-const digits = (text) => text.replace(/[^0-9]/g, "");
-const numbers = (text) => (text.match(/[0-9]+/g) ?? []).map(Number);
+// What is percent-encoded, decoded character by character: %20 is a blank and no twenty. No text has to be UTF-8 for it.
+const digits = (text) => unescape(text).replace(/[^0-9]/g, "");
+const numbers = (text) => (unescape(text).match(/[0-9]+/g) ?? []).map(Number);
 
 function entropy(text) {
   const counts = new Map();
@@ -23,7 +24,7 @@ const CHECKS = {
   },
 
   iban(secret, { countries }) {
-    const text = secret.replace(/[^0-9A-Za-z]/g, "").toUpperCase();
+    const text = unescape(secret).replace(/[^0-9A-Za-z]/g, "").toUpperCase();
     const form = countries[text.slice(0, 2)];
     const sets = { n: "[0-9]", a: "[A-Z]", c: "[A-Z0-9]" };
     const inner = form?.replace(/(\d+)!(.)/g, (_, count, set) => `${sets[set]}{${count}}`);
@@ -36,7 +37,7 @@ const CHECKS = {
 
   phone(secret) {
     const found = digits(secret);
-    if (secret.includes("+") && found[0] === "1") return found.length === 11 && found[1] >= "2";
+    if (unescape(secret).includes("+") && found[0] === "1") return found.length === 11 && found[1] >= "2";
     return found.length >= 7 && found.length <= 15 && new Set(found).size > 1;
   },
 
@@ -54,7 +55,7 @@ const CHECKS = {
 
   plausible_date(secret) {
     const parts = numbers(secret);
-    if (/\p{L}/u.test(secret)) return parts.every((part) => (part >= 1 && part <= 31) || part >= 1900);
+    if (/\p{L}/u.test(unescape(secret))) return parts.every((part) => (part >= 1 && part <= 31) || part >= 1900);
     const [day, month] = parts[0] > 31 ? parts.slice(1) : parts;
     const fits = (one, two) => one >= 1 && one <= 31 && two >= 1 && two <= 12;
     return fits(day, month) || fits(month, day);
