@@ -10,6 +10,8 @@ import os
 import secrets
 from pathlib import Path
 
+from django.core.exceptions import ImproperlyConfigured
+
 
 def flag(name: str, default: bool = False) -> bool:
     """An environment variable as a yes or no."""
@@ -19,6 +21,16 @@ def flag(name: str, default: bool = False) -> bool:
 def words(name: str) -> list[str]:
     """A comma-separated environment variable as a list."""
     return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()]
+
+
+def count(name: str, default: int) -> int:
+    """A whole number above 0. Raises ``ImproperlyConfigured`` that names the variable."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1_000_000):
+        raise ImproperlyConfigured(f"{name} is a whole number above 0")
+    return int(text)
 
 
 def data_dir(base: Path) -> Path:

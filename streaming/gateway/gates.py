@@ -69,13 +69,17 @@ def nothing_masked(applies_to: AppliesTo, tool: str) -> Restorer | None:
 
 @dataclass(slots=True, eq=False)
 class Channel:
-    """One channel: its gate, and what it has released that is not sent yet. ``visible`` is all of it where kept."""
+    """One channel: its gate, and what it has released that is not sent yet.
+
+    Of texts that are kept, ``visible`` is what the client is sent, ``recorded`` the same before values were put back.
+    """
 
     gate: Gate
     restorer: Restorer | None = None
     mender: Mender = field(default_factory=Mender)
     parts: list[str] = field(default_factory=list)
     visible: list[str] | None = None
+    recorded: list[str] = field(default_factory=list)
     raw: list[str] | None = None
     ended: bool = False
 
@@ -97,6 +101,8 @@ class Channel:
 
     def shown(self, text: str) -> None:
         """The gate has released this."""
+        if self.visible is not None:
+            self.recorded.append(text)
         if self.restorer is not None:
             text = self.restorer.feed(text)
         self._show(text)
@@ -125,8 +131,14 @@ class Question:
 class Gates:
     """``channel`` and ``whole`` make gates; ``feed`` and ``finish`` run them; ``questions`` are to be asked."""
 
-    def __init__(self, policy: Policy, restoring: Restoring = nothing_masked) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        restoring: Restoring = nothing_masked,
+        restore_arguments: Callable[[str, str], str] = lambda text, tool: text,
+    ) -> None:
         self.policy = widened(policy)
+        self.restore_arguments = restore_arguments
         self._immediate = self.policy.only(Checkpoint.IMMEDIATE)
         self._restoring = restoring
         self._channels: dict[Key, Channel] = {}

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.kinds.base import Turn
@@ -37,8 +37,12 @@ _MEDIA = {
 }  # fmt: skip
 _OPAQUE = frozenset({"data", "url", "file_data", "file_id", "image_url", "image"})
 
-Mask = Callable[[str, CheckedText], str]
-"""What goes upstream instead of a text, when its guardrails have looked at it."""
+
+class Mask(Protocol):
+    """What goes upstream instead of a text, when its guardrails have looked at it."""
+
+    def __call__(self, text: str, checked: CheckedText, *, again: bool = False) -> str:
+        """``again``: the strings in the text, which is JSON, have been masked one by one."""
 
 
 class BadRequest(ValueError):
@@ -50,7 +54,7 @@ class BadRequest(ValueError):
         self.code = code
 
 
-def visible(text: str, checked: CheckedText) -> str:
+def visible(text: str, checked: CheckedText, *, again: bool = False) -> str:
     """Where nothing is masked: what the guardrails left."""
     return checked.visible
 
@@ -100,7 +104,7 @@ async def guarded(policy: Policy, body: Json, *, media_allowed: bool, mask: Mask
     for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
         text = place.text if value == before else json.dumps(value, ensure_ascii=False)
         second.append(_Place(place.holder, place.key, text, place.applies_to, place.turn))
-    await _check(policy, second, turns, out, mask)
+    await _check(policy, second, turns, out, mask, again=True)
     out.findings += walk.findings
     out.blocked = out.blocked or walk.blocked
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
@@ -110,7 +114,9 @@ async def guarded(policy: Policy, body: Json, *, media_allowed: bool, mask: Mask
     return out
 
 
-async def _check(policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask) -> None:
+async def _check(
+    policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, *, again: bool = False
+) -> None:
     rules = policy.only(Checkpoint.IMMEDIATE)
 
     async def one(place: _Place) -> tuple[_Place, CheckedText]:
@@ -138,7 +144,7 @@ async def _check(policy: Policy, places: list[_Place], turns: tuple[Turn, ...], 
         out.blocked = out.blocked or checked.blocked
         out.statuses += checked.statuses
         out.later += checked.later
-        place.holder[place.key] = mask(place.text, checked)  # type: ignore[index]  # keys are its own
+        place.holder[place.key] = mask(place.text, checked, again=again)  # type: ignore[index]  # keys are its own
 
 
 class _Walk:
@@ -256,6 +262,11 @@ def _json_in(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict | list) and found else None
+
+
+def first_asked(body: Json) -> str:
+    """The text that a conversation began with: the first message of a user."""
+    return next((turn.text for turn in _turns(body) if turn.role == "user"), "")
 
 
 def _turns(body: Json) -> tuple[Turn, ...]:

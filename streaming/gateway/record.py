@@ -120,8 +120,8 @@ _STATUS = {
 
 
 def text_of(gates: Gates) -> str:
-    """The visible text of the first choice."""
-    return "".join("".join(channel.visible or ()) for channel in gates.answer)
+    """The visible text of the first choice; masked values stay placeholders in the record."""
+    return "".join("".join(channel.recorded) for channel in gates.answer)
 
 
 async def opened(

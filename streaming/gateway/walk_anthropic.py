@@ -31,6 +31,7 @@ class AnthropicWalker(Walker):
         self._begun = self._over = False
         self._open: dict[int, list[Channel]] = {}
         self._inputs: dict[int, list[str]] = {}
+        self._tools: dict[int, str] = {}
 
     @property
     def complete(self) -> bool:
@@ -82,6 +83,7 @@ class AnthropicWalker(Walker):
         if not isinstance(block, dict):
             raise WrongDialect("a block that is no object")
         self._open.setdefault(index, [])
+        self._tools[index] = str(block.get("name", ""))
         waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
         made: Json = {}
         waiting.chunk["content_block"] = made
@@ -153,7 +155,7 @@ class AnthropicWalker(Walker):
         text = "".join(pieces)
         channel = self.arguments(text)
         delta: Json = {"type": "input_json_delta", "partial_json": ""}
-        slot = Slot(delta, "partial_json", channel, keep=True, was=text)
+        slot = Slot(delta, "partial_json", channel, keep=True, was=text, tool=self._tools.pop(index, ""))
         made: Json = {"type": "content_block_delta", "index": index, "delta": delta}
         self._queue.append(Waiting(made, [slot], [channel]))
 
@@ -196,7 +198,9 @@ class AnthropicWalker(Walker):
                 text = json.dumps(value, ensure_ascii=False)
                 channel = self.arguments(text)
                 waiting.needs.append(channel)
-                waiting.slots.append(Slot(made, name, channel, keep=True, was=text, parsed=True))
+                waiting.slots.append(
+                    Slot(made, name, channel, keep=True, was=text, tool=str(block.get("name", "")), parsed=True)
+                )
                 made[name] = {}
             else:
                 made[name] = self.plain(value, numbers=True)

@@ -108,7 +108,9 @@ class OllamaWalker(Walker):
                 channel = self.arguments(text)
                 waiting.needs.append(channel)
                 parsed = not isinstance(value, str)
-                waiting.slots.append(Slot(made, name, channel, keep=True, was=text, parsed=parsed))
+                waiting.slots.append(
+                    Slot(made, name, channel, keep=True, was=text, tool=str(said.get("name", "")), parsed=parsed)
+                )
                 made[name] = {} if parsed else ""
             elif name == "name" and isinstance(value, str):
                 made[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")

@@ -232,7 +232,7 @@ class OpenAIWalker(Walker):
         delta: Json = {"function_call": inner}
         if number != LEGACY:
             delta = {"tool_calls": [{"index": number, **about, call.within: inner}]}
-        slot = Slot(inner, call.key, channel, keep=True, was=call.text)
+        slot = Slot(inner, call.key, channel, keep=True, was=call.text, tool=call.name)
         return Waiting(self._chunk(index, delta), [slot], [channel])
 
     def _whole_calls(self, calls: list[object], waiting: Waiting) -> list[Json]:
@@ -252,7 +252,8 @@ class OpenAIWalker(Walker):
                 text = value if isinstance(value, str) else json.dumps(value)
                 channel = self.arguments(text)
                 waiting.needs.append(channel)
-                waiting.slots.append(Slot(out, name, channel, keep=True, was=text))
+                tool = str(said.get("name", ""))
+                waiting.slots.append(Slot(out, name, channel, keep=True, was=text, tool=tool))
                 out[name] = ""
             elif name == "name" and isinstance(value, str):
                 out[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")

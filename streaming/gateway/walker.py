@@ -35,7 +35,7 @@ class WrongDialect(ValueError):
 class Slot:
     """A place in a chunk where a channel's text goes. ``keep``: it stays there when there is none.
 
-    ``was``: the arguments as the model wrote them, where it is those of a call; ``parsed``: as an object.
+    ``was``: the arguments as the model wrote them, where it is those of a call; ``tool``: whose. ``parsed``: an object.
     """
 
     where: Json
@@ -43,6 +43,7 @@ class Slot:
     channel: Channel
     keep: bool = False
     was: str | None = None
+    tool: str = ""
     parsed: bool = False
 
 
@@ -134,8 +135,10 @@ class Walker(ABC):
         empty = False
         for slot in waiting.slots:
             text = slot.channel.take()
-            if slot.was is not None and not self.still_json(text, slot.was):
-                return False
+            if slot.was is not None:
+                if not self.still_json(text, slot.was):
+                    return False
+                text = self.gates.restore_arguments(text, slot.tool)
             if text or slot.keep:
                 slot.where[slot.key] = json.loads(text) if slot.parsed and _is_json(text) else text
             else:

@@ -27,7 +27,8 @@ from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.gateway import places
 from streaming.gateway.errors import status_of, worded
-from streaming.gateway.gates import Gates, nothing_masked, widened
+from streaming.gateway.gates import Gates, widened
+from streaming.gateway.masks import Masks
 from streaming.gateway.prompt import BadRequest, Prompted, guarded
 from streaming.gateway.record import Record, opened
 from streaming.gateway.relay import Failed, Over, Relay, Told
@@ -133,8 +134,9 @@ class _Asked:
         running = await load_running(self._access.policy, Subject("", self._access.visitor.user_id))
         policy = widened(running.policy)
         routed = route(str(self._body["model"]), self._front.dialect)
-        prompted = await guarded(policy, self._body, media_allowed=media_allowed(policy))
-        gates = Gates(running.policy, nothing_masked)
+        masks = Masks(policy, self._body, caller=self._access.visitor.client)
+        prompted = await guarded(policy, self._body, media_allowed=media_allowed(policy), mask=masks.mask)
+        gates = Gates(running.policy, masks.restoring, masks.restore_arguments)
         walker = self._front.walker(gates)
         plans = [] if prompted.blocked is not None else self._plans(routed, prompted)
         record = await opened(

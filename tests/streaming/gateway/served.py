@@ -19,7 +19,13 @@ PREPARE_LIMIT_S = 280.0
 
 POLICIES: list[dict[str, object]] = [
     {"policy": "open", "guardrails": []},
+    {"policy": "crowded", "guardrails": []},
     {"policy": "strict", "guardrails": [{"name": "pii", "kind": "pii", "action": "redact"}]},
+    {"policy": "masking", "restore_in_tools": ["send_mail"],
+     "guardrails": [
+         {"name": "pii", "kind": "pii", "action": "mask", "applies_to": ["prompt"]},
+         {"name": "answers", "kind": "pii", "action": "redact", "applies_to": ["response"]},
+     ]},
     {
         "policy": "stopping",
         "guardrails": [
@@ -45,6 +51,8 @@ print(json.dumps(keys))
 """
 
 
+AT_ONCE = 8
+"""Answers that a key may have under way."""
 OPENED: list[Callable[[], object]] = []
 """How the clients of a test are closed."""
 
@@ -67,6 +75,7 @@ def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
             "DJANGO_SETTINGS_MODULE": "project.settings",
             "SLUICEGATE_DATA_DIR": str(data_dir),
             "SLUICEGATE_SCRIPTED_RATE": "2000",
+            "SLUICEGATE_GATEWAY_AT_ONCE": str(AT_ONCE),
             "REDIS_URL": redis_url,
             "OPENAI_BASE_URL": f"{fake.url}/v1",
             "OPENAI_API_KEY": "upstream-key",
