@@ -77,6 +77,9 @@ a moment in which a thousand sessions want something would cost a thousand conne
 ROOM_LIMIT_S = 3.0
 """So long a call waits for one of them; then the store counts as away."""
 
+CALL_LIMIT_S = 5.0
+"""So long a call takes, a connection that is made for it included."""
+
 WAKE_LIMIT_S = 1.0
 """A wake-up is a convenience: it may never hold up the writer for longer than a reader's poll takes."""
 
@@ -89,9 +92,13 @@ class StoreUsage:
     memory_bytes: int
 
 
-def connect(url: str) -> Redis:
-    """A client that fails at once: a caller here would rather tell the reader than wait and retry."""
-    return Redis.from_url(url, socket_connect_timeout=2, socket_timeout=3, retry=Retry(NoBackoff(), 0))
+def connect(url: str, *, limit_s: float | None = 3.0) -> Redis:
+    """A client that fails at once: a caller here would rather tell the reader than wait and retry.
+
+    ``limit_s`` None: the caller has a time limit of its own. The library makes a task and two timers for its own, and
+    more than the rest of a call costs.
+    """
+    return Redis.from_url(url, socket_connect_timeout=2, socket_timeout=limit_s, retry=Retry(NoBackoff(), 0))
 
 
 class Arguments(TypedDict):
@@ -137,7 +144,7 @@ class RedisLog:
     """The log of one event loop. ``aclose`` stops its two background tasks and its connections."""
 
     def __init__(self, url: str, layer: BaseChannelLayer | None, settings: Conf) -> None:
-        self._redis = connect(url)
+        self._redis = connect(url, limit_s=None)  # ``_in_turn`` has a limit for all of a call
         self._append = self._redis.register_script(APPEND)
         self._scripts: dict[str, AsyncScript] = {}
         self._layer, self._conf = layer, settings
@@ -324,7 +331,8 @@ class RedisLog:
         else:
             await self._room.acquire()
         try:
-            return await call
+            async with asyncio.timeout(CALL_LIMIT_S):
+                return await call
         finally:
             self._room.release()
 

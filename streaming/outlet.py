@@ -38,6 +38,7 @@ class Outlet:
         self._ready: list[ServerEvent] = []
         self._untold: list[ProviderEvent] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.TimerHandle | None = None
         self.unread = Unread()
         self.seq = 0
 
@@ -50,7 +51,7 @@ class Outlet:
             self.unread.count(source)
             self._untold.append(source)
             if not due:
-                self.wake_in(due_at - now)
+                self._flush_in(due_at - now)
         return due
 
     def rest_s(self) -> float:
@@ -74,21 +75,33 @@ class Outlet:
         await self._append()
 
     def wake_in(self, seconds: float) -> None:
-        """Look again then, or sooner: one alarm is enough, whoever wants it."""
-        loop = asyncio.get_running_loop()
-        if self._alarm is not None:
-            if self._alarm.when() <= loop.time() + seconds + SAME_S:
-                return
-            self._alarm.cancel()
-        self._alarm = loop.call_later(seconds, self._ring)
+        """Look again then, or sooner: one alarm is enough."""
+        self._alarm = self._sooner(self._alarm, seconds, self._ring)
 
     def close(self) -> None:
         """No more alarms."""
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for alarm in (self._alarm, self._flushing):
+            if alarm is not None:
+                alarm.cancel()
+
+    def _flush_in(self, seconds: float) -> None:
+        self._flushing = self._sooner(self._flushing, seconds, self._flush)
+
+    @staticmethod
+    def _sooner(alarm: asyncio.TimerHandle | None, seconds: float, ring: Callable[[], None]) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        if alarm is not None:
+            if alarm.when() <= loop.time() + seconds + SAME_S:
+                return alarm
+            alarm.cancel()
+        return loop.call_later(seconds, ring)
 
     def _ring(self) -> None:
         self._alarm = None
+        self._awake()
+
+    def _flush(self) -> None:
+        self._flushing = None
         self._awake()
 
     def _take(self, now: float) -> None:
@@ -99,7 +112,10 @@ class Outlet:
         now = self._clock()
         self._take(now)
         if (due_at := self._buffer.due_at) is not None:
-            self.wake_in(due_at - now)
+            self._flush_in(due_at - now)
+        elif self._flushing is not None:  # or it would wake the process for nothing, once a flush
+            self._flushing.cancel()
+            self._flushing = None
 
     async def _append(self) -> None:
         if self._ready:

@@ -259,6 +259,27 @@ async def test_many_calls_at_once_share_a_few_connections(redis_log: RedisLog) -
     assert 1 <= len(pool._available_connections) + len(pool._in_use_connections) <= MAX_CONNECTIONS
 
 
+async def test_a_store_that_takes_a_call_and_never_answers_is_a_typed_error_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "CALL_LIMIT_S", 0.05)
+    gone = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1_000):
+            pass
+        gone.set()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with asyncio.timeout(10), server:
+        log = RedisLog(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", None, FAST)
+        with pytest.raises(LogUnavailable):
+            await log.append(str(uuid4()), [chunk("a")], ms=0)
+        await gone.wait()  # its answer would be taken for the next call's
+        await log.aclose()
+
+
 async def test_a_call_that_finds_no_free_connection_fails_in_time(
     redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

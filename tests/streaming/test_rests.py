@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from guardrails.findings import Verdict
-from streaming.core.events import ThinkingDelta, ToolCallDelta
+from streaming.core.events import MessageStream, TextDelta, ThinkingDelta, ToolCallDelta
+from streaming.log import MemoryLog
+from streaming.outlet import Outlet
 from streaming.providers.base import ProviderUnavailable
 from tests.streaming.pumping import Rest, Step, Time, policy_of, trial
 from tests.streaming.test_pump import Sentences, batched
@@ -81,3 +83,19 @@ async def test_the_end_and_an_error_behind_a_rest_come_in_their_order() -> None:
     assert await case.shown() == "".join(WORDS)
     kinds = [event["type"] for event in await case.events()]
     assert kinds.index("error") > max(n for n, kind in enumerate(kinds) if kind == "message_stream") - 2
+
+
+async def test_a_flush_leaves_no_alarm_behind_that_would_wake_the_process_for_nothing() -> None:
+    log, time, rung = MemoryLog(), Time(), list[bool]()
+    outlet = Outlet(log, "session", time, lambda: 0, lambda: rung.append(True))
+    loop = asyncio.get_running_loop()
+    for text, due in (("A", True), ("few", False), (" and enough", True)):
+        outlet.coming.append(MessageStream("m", "text", 0, text))
+        assert outlet.offer(TextDelta(text)) is due
+        if due:
+            await outlet.tell()
+        time.now += 0.06
+    assert await log.read("session", 0, 10) != []
+    waiting = [handle for handle in getattr(loop, "_scheduled", []) if not handle.cancelled()]
+    assert not [handle for handle in waiting if "Outlet" in repr(handle)]
+    assert not rung
