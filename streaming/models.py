@@ -200,7 +200,10 @@ class Finding(models.Model):
     class Meta:
         ordering = ["session", "n"]
         constraints = [models.UniqueConstraint(fields=["session", "n"], name="finding_once_per_session")]
-        indexes = [models.Index(fields=["guardrail", "session"], name="finding_by_guardrail")]
+        indexes = [
+            models.Index(fields=["guardrail", "session"], name="finding_by_guardrail"),
+            models.Index(fields=["guardrail", "created"], name="finding_newest_of_guardrail"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.guardrail}/{self.rule} {self.start}-{self.end}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +183,44 @@ def test_the_page_of_the_demo_leads_here_only_who_may_look(shared_demo: Demo, vi
     page.goto(shared_demo.url)
     page.get_by_role("link", name="Audit").click()
     expect(page).to_have_url(re.compile(r"/audit/$"))
+
+
+def fill(running: Demo, number: int) -> None:
+    """So many old sessions, copies of the newest one."""
+    with contextlib.closing(sqlite3.connect(running.data_dir / "sluicegate.sqlite3", timeout=30)) as file:
+        names = [row[1] for row in file.execute("pragma table_info(streaming_auditsession)")]
+        own = {"id": "lower(hex(randomblob(16)))", "started_at": "'2020-01-01 00:00:' || printf('%02d', value % 60)",
+               "correlation_id": "'old-' || value", "prompt_id": "null", "answer_id": "null"}  # fmt: skip
+        file.execute(
+            f"with recursive n(value) as (select 1 union all select value + 1 from n where value < {number})"
+            f" insert into streaming_auditsession ({', '.join(names)})"
+            f" select {', '.join(own.get(name, name) for name in names)}"
+            " from n, (select * from streaming_auditsession order by started_at desc limit 1)"
+        )
+        file.commit()
+
+
+def test_the_list_goes_on_as_it_is_scrolled_and_after_a_lost_connection(shared_demo: Demo, visit: Visit) -> None:
+    guard(shared_demo, visit)
+    fill(shared_demo, 120)
+    visitor = visit(shared_demo.url)
+    page = sign_in(visitor, shared_demo)
+    page.goto(f"{shared_demo.url}/audit/?q=old-")
+    rows = page.locator("tr[data-session]")
+    expect(rows).to_have_count(50)
+    page.route("**/audit/?*cursor=*", lambda route: route.abort())
+    page.locator(".more").scroll_into_view_if_needed()
+    expect(page.locator("#notice")).to_contain_text("The server cannot be reached")
+    expect(page.get_by_role("link", name="Older sessions")).to_be_visible()
+    page.unroute("**/audit/?*cursor=*")
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    expect(rows).to_have_count(100)
+    expect(page.locator("#notice")).to_be_hidden()
+    page.locator(".more").scroll_into_view_if_needed()
+    expect(rows).to_have_count(120)
+    expect(page.get_by_text("That is all of them.")).to_be_visible()
+    names = page.locator("tr[data-session] td.mono").all_inner_texts()
+    assert len(set(names)) == 120
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    assert Path(download.value.path()).read_text().count("\n") == 121

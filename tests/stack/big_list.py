@@ -27,7 +27,7 @@ ASKED = {
     "common guardrail": "guardrail=g1",
     "old provider": "provider=old",
     "client": "client=sg_7",
-    "a day": "since=2026-02-03&until=2026-02-03",
+    "a day": "since=2026-01-01&until=2026-01-01",
     "would have": "would_have=any",
     "would have and old version": "would_have=any&policy=support+v1",
     "not judged": "unreviewed=on",

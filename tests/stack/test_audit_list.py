@@ -37,12 +37,11 @@ def asked(folder: Path, sessions: int) -> dict[str, Answer]:
 def right(answers: dict[str, Answer]) -> None:
     lines = {name: answer["lines"] for name, answer in answers.items()}
     full = ("all", "further page", "common outcome", "policy", "common guardrail", "guardrail that was retired",
-            "client", "not judged", "not judged, of a guardrail")  # fmt: skip
+            "client", "a day", "not judged", "not judged, of a guardrail")  # fmt: skip
     assert {name: lines[name] for name in full} == dict.fromkeys(full, 50)
     assert (lines["rare outcome"], lines["rare guardrail"], lines["session id"]) == (20, 30, 1)
     assert lines["correlation id that is not there"] == 0
-    assert len({answer["queries"] for answer in answers.values() if answer["lines"]}) == 1
-    assert max(answer["queries"] for answer in answers.values()) <= 10
+    assert max(answer["queries"] for answer in answers.values()) <= 11
 
 
 def test_it_works(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from guardrails.models import Policy, PolicyVersion
 from guardrails.services import Refused, publish
 from streaming.audit.people import record_review
 from streaming.audit.retention import purge
-from streaming.audit.screens import export, views
+from streaming.audit.screens import export, filters, views
 from streaming.audit.screens.filters import Cursor
 from streaming.audit.screens.urls import urlpatterns
 from streaming.audit.verify import log_faults
@@ -246,6 +246,42 @@ def test_pages_follow_each_other_without_a_gap_whatever_begins_meanwhile(
         AuditSession.objects.create(started_at=timezone.now())
     assert len(seen) == 10
     assert set(seen) == made
+
+
+@pytest.mark.parametrize("query", ["guardrail=old", "unreviewed=on", "guardrail=old&unreviewed=on"])
+@pytest.mark.parametrize("walked", [1, 3, 7, 100])
+def test_what_was_found_long_ago_is_found_in_bounded_steps(
+    reviewer: Client, monkeypatch: pytest.MonkeyPatch, query: str, walked: int
+) -> None:
+    monkeypatch.setattr(views, "PAGE", 4)
+    monkeypatch.setattr(filters, "WALKED", walked)
+    made = many(40, started_at=timezone.now())  # all at one moment: the key decides
+    wanted = [str(one.pk) for one in AuditSession.objects.filter(pk__in=[one.pk for one in made[::5]])]
+    for one in made:
+        found = find(one, "old" if str(one.pk) in wanted else "new")
+        if str(one.pk) not in wanted:
+            Review.objects.create(finding=found, version=1, label="unclear", by="r")
+    seen: list[str] = []
+    address, pages = f"{LIST}?{query}", 0
+    while address:
+        with CaptureQueriesContext(connection) as few:
+            said = reviewer.get(address, headers=HTMX).content.decode()
+        assert len(few) <= 9
+        seen += re.findall(r'data-session="([^"]+)"', said)
+        links = set(re.findall(r'(?:href|hx-get)="(/audit/\?[^"]*cursor=[^"]+)"', said))
+        address, pages = html.unescape(links.pop()) if links else "", pages + 1
+        assert pages <= 60
+    assert sorted(seen) == sorted(wanted)
+    assert len(seen) == len(set(seen))
+    assert "That is all of them." in said
+
+
+def test_a_first_page_without_lines_goes_on(reviewer: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "WALKED", 2)
+    find(many(9)[0])
+    page = reviewer.get(LIST, {"unreviewed": "on"}).content
+    assert b"Searched back to" in page
+    assert b"No session fits" not in page
 
 
 def test_a_page_costs_the_same_queries_however_much_it_shows(reviewer: Client, crowd: People) -> None:

@@ -14,12 +14,17 @@ from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 from django.http import QueryDict
 
 from guardrails.findings import Outcome
 from streaming.models import AuditSession, Finding, Review
 
+WALKED = 10_000
+"""Sessions that one page looks at for their findings."""
+SKEW = timedelta(hours=1)
+"""By so much the clocks of two machines may differ: a finding is made after its session began."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST, LATEST = date(2000, 1, 1), date(2999, 12, 31)
 ANY = "any"
 NAME_CHARS = 200
@@ -102,8 +107,17 @@ class Filters:
         """Nothing was narrowed."""
         return self == Filters()
 
+    @property
+    def of_findings(self) -> bool:
+        """Whether findings decide, too."""
+        return bool(self.guardrail or self.unreviewed)
+
     def sessions(self) -> QuerySet[AuditSession]:
         """Those that fit, newest first."""
+        return self.with_findings(self.by_themselves())
+
+    def by_themselves(self) -> QuerySet[AuditSession]:
+        """Those whose own columns fit, newest first."""
         rows = AuditSession.objects.order_by("-started_at", "-id")
         for name in ("state", "outcome", "provider", "client"):
             if value := getattr(self, name):
@@ -122,10 +136,11 @@ class Filters:
             rows = rows.filter(started_at__gte=_midnight(self.since))
         if self.until is not None:
             rows = rows.filter(started_at__lt=_midnight(self.until) + timedelta(days=1))
-        return self._by_findings(rows)
+        return rows
 
-    def _by_findings(self, rows: QuerySet[AuditSession]) -> QuerySet[AuditSession]:
-        if not (self.guardrail or self.unreviewed):
+    def with_findings(self, rows: QuerySet[AuditSession]) -> QuerySet[AuditSession]:
+        """Those of ``rows`` whose findings fit."""
+        if not self.of_findings:
             return rows
         found = Finding.objects.filter(session=OuterRef("pk"))
         if self.guardrail:
@@ -133,6 +148,13 @@ class Filters:
         if self.unreviewed:
             found = found.filter(~Exists(Review.objects.filter(finding=OuterRef("pk"))))
         return rows.filter(Exists(found))
+
+    def newest_possible(self) -> datetime | None:
+        """No session that fits began later, as far as that is known by one look at an index."""
+        if not self.guardrail:
+            return None
+        newest = Finding.objects.filter(guardrail=self.guardrail).aggregate(newest=Max("created"))["newest"]
+        return EPOCH if newest is None else newest + SKEW
 
 
 def _named(said: str) -> Q:
@@ -178,14 +200,44 @@ class Cursor:
             Q(started_at__lt=self.started_at) | Q(started_at=self.started_at, pk__lt=self.id)
         )
 
+    def down_to(self, rows: QuerySet[AuditSession]) -> QuerySet[AuditSession]:
+        """What does not follow it, itself included."""
+        return rows.filter(started_at__gte=self.started_at).filter(
+            Q(started_at__gt=self.started_at) | Q(started_at=self.started_at, pk__gte=self.id)
+        )
 
-def page_of(filters: Filters, after: Cursor | None, size: int) -> tuple[Sequence[AuditSession], Cursor | None]:
-    """``size`` sessions behind ``after``, and where the next page begins; None: there is none. One query."""
-    rows = filters.sessions().defer("timing", "shadow", "error")
-    found = list((rows if after is None else after.behind(rows))[: size + 1])
-    more = len(found) > size
-    found = found[:size]
-    return found, Cursor.of(found[-1]) if more else None
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Sessions, and behind which one the next page begins (None: there is none).
+
+    ``searched``: the page ends early, since so many sessions had been looked at for what their findings are.
+    """
+
+    sessions: Sequence[AuditSession]
+    following: Cursor | None
+    searched: bool = False
+
+
+def page_of(filters: Filters, after: Cursor | None, size: int) -> Page:
+    """At most ``size`` sessions behind ``after``. One query; at most three where findings decide.
+
+    No index has findings in the order of sessions, so where they decide at most ``WALKED`` sessions are looked at:
+    what a page costs must not depend on how long ago something was found.
+    """
+    rows = filters.by_themselves()
+    if after is not None:
+        rows = after.behind(rows)
+    edge = None
+    if filters.of_findings:
+        if after is None and (newest := filters.newest_possible()) is not None:
+            rows = rows.filter(started_at__lte=newest)
+        edge = next((Cursor(*one) for one in rows.values_list("started_at", "pk")[WALKED : WALKED + 1]), None)
+        rows = filters.with_findings(rows if edge is None else edge.down_to(rows))
+    found = list(rows.defer("timing", "shadow", "error")[: size + 1])
+    if len(found) > size:
+        return Page(found[:size], Cursor.of(found[size - 1]))
+    return Page(found, edge, searched=edge is not None)
 
 
 def query_of(data: QueryDict) -> str:

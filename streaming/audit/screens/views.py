@@ -68,8 +68,14 @@ def sessions(request: HttpRequest) -> HttpResponse:
         context |= {"lines": [], "next": None, "bad_cursor": wrong, "choices": choices(), "providers": _providers()}
         return _page(request, "audit/sessions.html", context, status=400, part="rows")
     filters = Filters.of(form)
-    rows, following = page_of(filters, after, PAGE)
-    context |= {"filters": filters, "lines": lines(rows), "next": following, "further": after is not None}
+    page = page_of(filters, after, PAGE)
+    context |= {
+        "filters": filters,
+        "lines": lines(page.sessions),
+        "next": page.following,
+        "searched": page.searched,
+        "further": after is not None,
+    }
     if not is_fragment(request):
         context |= {"choices": choices(), "providers": _providers()}
     return _page(request, "audit/sessions.html", context, part="rows")
@@ -199,7 +205,7 @@ def queue(request: HttpRequest) -> HttpResponse:
     else:
         finding = queues.step(form.wanted(), reviewer, at=at, back=go == "back")
     ended = "" if finding is not None or at is None else "first" if go == "back" else "last"
-    if ended and not request.GET.get("stored"):  # at either end the finding stays on the page until it is judged
+    if ended and at is not None and not request.GET.get("stored"):  # at either end it stays until it is judged
         finding = Finding.objects.select_related("session").filter(pk=at).first()
     return _card(request, form, finding, ended=ended)
 
