@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -44,6 +45,7 @@ from streaming.registry import spawn
 from streaming.resilience import Upstreams
 from streaming.rollout import Decision, Marks, RolledOut, Subject
 from streaming.sessions import NewSession, Started, Visitor
+from streaming.together import together
 from streaming.tools.base import specs
 from streaming.workers import workers_alive
 
@@ -113,7 +115,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     subject = Subject(
         frame.conversation_id or fresh_id, asked.visitor.user_id, frame.use_streaming, asked.marks, own.flagged
     )
-    started, decision = await database_sync_to_async(_begin)(new, subject, request, settings)
+    started, decision = await together(partial(_begin, new, subject, request, settings))
     run = Run(
         started=started,
         policy=policy,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from channels.db import database_sync_to_async
@@ -55,6 +56,7 @@ from streaming.providers.base import ProviderError, ProviderRequest
 from streaming.sessions import State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
+from streaming.together import together
 from streaming.tools.base import all_tools
 from streaming.wake import Line, Wake
 
@@ -507,9 +509,8 @@ class Pump:
             stored = replace(stored, shadow=await self._shadow.record(self._answer, acted=did))
             metrics.shadowed(self._run.policy.name, stored.shadow)
         try:
-            state = await database_sync_to_async(sessions.finish_streaming)(
-                session_id=self._run.started.session_id, ending=stored
-            )
+            finish = partial(sessions.finish_streaming, session_id=self._run.started.session_id, ending=stored)
+            state = await together(finish)
         except Exception:
             # The sweep will find the session by its missing heartbeat; readers are told now.
             logger.exception("ending_not_stored", session=self._run.started.session_id)

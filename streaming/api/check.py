@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal, Self
 from uuid import uuid4
 
-from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -36,6 +36,7 @@ from streaming.models import Message
 from streaming.sessions import DeferredText, Ending
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
+from streaming.together import together
 
 router = Router(tags=["check"])
 MAX_DEPTH = 20
@@ -157,7 +158,8 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         did = acted(policy, result.findings, monitor=monitor)
         beside = await shadow.record(None, acted=did, grace_s=SHADOW_GRACE_S)
         metrics.shadowed(policy.name, beside)
-    await database_sync_to_async(sessions.record_check)(
+    record = partial(
+        sessions.record_check,
         session_id=session_id,
         visitor=access.visitor,
         policy=policy_ref(policy),
@@ -166,6 +168,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         conversation_key=payload.context.conversation_id or payload.context.sessionId,
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
     )
+    await together(record)
     if deferred:
         await tasks.queue_session(session_id)
     action = _action(result, payload)

@@ -9,7 +9,9 @@ entries, and what can be computed before the lock is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from django.db import connection, transaction
@@ -37,6 +39,16 @@ UPDATE streaming_audithead SET seq = %s, hash = %s WHERE id = 1
 words of a statement than the database takes to store them."""
 
 
+class _Thread(threading.local):
+    """What is being gathered in this thread, which has one connection to the database."""
+
+    def __init__(self) -> None:
+        self.drafts: list[Draft] | None = None
+
+
+_thread = _Thread()
+
+
 class Unreadable(ValueError):
     """A stored text that none of the keys opens."""
 
@@ -53,6 +65,30 @@ class Draft:
 def append(*, kind: str, session_id: str = "", body: Mapping[str, object] | None = None) -> Entry:
     """Add an entry. Raises ``ValueError`` for a body that canonical JSON cannot carry."""
     return append_all([Draft(kind, session_id, body or {})])[0]
+
+
+@contextmanager
+def gathered() -> Iterator[list[Draft]]:
+    """What sessions say of themselves inside is appended at the end of the block, under one lock; it waits here.
+
+    The block stands in a transaction. Nothing is appended when it raises.
+    """
+    if _thread.drafts is not None:
+        raise RuntimeError("entries are being gathered already")
+    drafts = _thread.drafts = []
+    try:
+        yield drafts
+    finally:
+        _thread.drafts = None
+    if drafts:
+        append_all(drafts)
+
+
+def _note(draft: Draft) -> None:
+    if _thread.drafts is None:
+        append_all([draft])
+    else:
+        _thread.drafts.append(draft)
 
 
 def append_all(drafts: Sequence[Draft]) -> list[Entry]:
@@ -120,7 +156,7 @@ def _locked_head() -> tuple[int, str]:
     return int(row[0]), str(row[1])
 
 
-def opened(*, session: AuditSession) -> Entry:
+def opened(*, session: AuditSession) -> None:
     """A session has begun."""
     body = {
         "policy": session.policy_name,
@@ -129,10 +165,10 @@ def opened(*, session: AuditSession) -> Entry:
         "origin": session.origin,
         "client": session.client,
     }
-    return append(kind=AuditEntry.Kind.OPENED, session_id=str(session.pk), body=body)
+    _note(Draft(AuditEntry.Kind.OPENED, str(session.pk), body))
 
 
-def sealed(*, session_id: str) -> Entry:
+def sealed(*, session_id: str) -> None:
     """A session is COMPLETE: its row and its findings are committed to as they stand now."""
     session = AuditSession.objects.select_related("prompt", "answer").get(pk=session_id)
     body: dict[str, object] = {
@@ -145,13 +181,13 @@ def sealed(*, session_id: str) -> Entry:
             if isinstance(message, Message)
         },
     }
-    return append(kind=AuditEntry.Kind.SEALED, session_id=str(session.pk), body=body)
+    _note(Draft(AuditEntry.Kind.SEALED, str(session.pk), body))
 
 
-def late_finding(*, finding: Finding) -> Entry:
+def late_finding(*, finding: Finding) -> None:
     """A finding that was made after its session had been sealed."""
     body = {"n": finding.n, "guardrail": finding.guardrail, "row": finding_digest(finding)}
-    return append(kind=AuditEntry.Kind.FINDING, session_id=str(finding.session_id), body=body)
+    _note(Draft(AuditEntry.Kind.FINDING, str(finding.session_id), body))
 
 
 def rotate_texts() -> int:

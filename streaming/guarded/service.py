@@ -17,6 +17,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import structlog
@@ -43,6 +44,7 @@ from streaming.guarded.telling import LAST, events_after, last_events
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
 from streaming.sessions import Visitor, is_session_id
+from streaming.together import together
 
 logger = structlog.get_logger(__name__)
 State = AuditSession.State
@@ -146,12 +148,14 @@ class Streams:
             "findings": record.findings,
             "hints": hints(policy, asked.kind, covered=record.covered),
         }
-        begun: bool = await database_sync_to_async(rows.begin)(
+        begin = partial(
+            rows.begin,
             record=record,
             visitor=asked.visitor,
             conversation_key=asked.conversation_key,
             correlation_id=asked.correlation_id,
         )
+        begun = await together(begin)
         if not begun:  # another process was first with the same Idempotency-Key
             before = await self._started_before(session_id, asked)
             if before is None:
@@ -298,9 +302,10 @@ class Streams:
                 earlier=[],
                 shadow=None,
             )
-            ended: rows.Ended = await database_sync_to_async(rows.end)(
-                record=record, tombstone=tombstone.seal(), last_seq=record.events + LAST, shadow=beside
+            end = partial(
+                rows.end, record=record, tombstone=tombstone.seal(), last_seq=record.events + LAST, shadow=beside
             )
+            ended = await together(end)
             if ended.first:
                 metrics.shadowed(record.policy, beside)
             last = last_events(record, ended.state, ended.outcome)

@@ -5,6 +5,7 @@ fill N      N sessions whose answers are over, each with one deferred check that
 result      what has become of them
 sessions N  N sessions from first to last row, one after another
 appends N K N entries of the audit log, K in a transaction; gives the milliseconds of each transaction
+crowd N K   N sessions from first to last row by K visitors at a time in this process; gives the seconds
 commits N K one number counted up to N by K, each step its own transaction: what the database and its disk take for that
 purge       the texts of every third session are removed
 """
@@ -128,6 +129,32 @@ def appends(number: int, at_once: int) -> object:
     return _timed(append, number, at_once)
 
 
+def crowd(number: int, at_once: int) -> object:
+    """The way that answers take: what waits for the database at the same time is stored together."""
+    from functools import partial
+
+    from streaming import sessions
+    from streaming.models import Message
+    from streaming.together import together
+
+    named = {"name": "p", "version": 1, "digest": "sha256:x"}
+    ending = sessions.Ending(sessions.Outcome.ALLOWED, Message.Status.COMPLETE, content="answer", chars_in=6)
+
+    async def visitor(share: range) -> None:
+        for n in share:
+            new = sessions.NewSession(sessions.Visitor(client="sg_a"), f"prompt {n}", named, "scripted", "m")  # type: ignore[arg-type]
+            started = await together(partial(sessions.start_session, new))
+            await together(partial(sessions.finish_streaming, session_id=started.session_id, ending=ending))
+
+    async def all_of_them() -> float:
+        await visitor(range(1))
+        began = time.monotonic()
+        await asyncio.gather(*(visitor(range(n, number, at_once)) for n in range(at_once)))
+        return time.monotonic() - began
+
+    return asyncio.run(all_of_them())
+
+
 def commits(number: int, at_once: int) -> object:
     """The least that a step under one locked row can be: that row, changed."""
     from django.db import connection, transaction
@@ -171,7 +198,7 @@ def purge() -> object:
 
 WORK: dict[str, Callable[..., object]] = {
     "prepare": prepare, "fill": fill, "result": result, "sessions": write_sessions, "appends": appends,
-    "commits": commits, "purge": purge,
+    "commits": commits, "crowd": crowd, "purge": purge,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""Group commit: what waits for the database in one process goes into one transaction, under one lock of the log's head.
+
+Exists because all database work of a process has one thread, and a transaction ends with a flush of the disk: sessions
+that begin or end at the same time would wait for one flush each. Nobody waits for company: what comes alone goes alone,
+and only what came while the thread was busy goes together. Protects two rules: a job stands or falls with its own
+entries of the audit log, whatever becomes of the others; and what cannot be done together is done one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import structlog
+from channels.db import database_sync_to_async
+from django.db import DatabaseError, OperationalError, transaction
+
+from streaming.audit.services import gathered
+
+logger = structlog.get_logger(__name__)
+R = TypeVar("R")
+MOST = 32
+"""Jobs of one transaction: on SQLite everybody else waits for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    do: Callable[[], object]
+    context: Context
+    done: asyncio.Future[object]
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits in one event loop, and who sees to it."""
+
+    waiting: deque[_Job] = field(default_factory=deque)
+    at_work: asyncio.Task[None] | None = None
+
+
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
+
+
+async def together(do: Callable[[], R]) -> R:
+    """Run ``do`` in the database's thread, in a transaction that others may share. Raises what it raises.
+
+    ``do`` may be run a second time when a transaction came to nothing; it does no other lasting work.
+    """
+    loop = asyncio.get_running_loop()
+    queue = _queues.setdefault(loop, _Queue())
+    job = _Job(do, copy_context(), loop.create_future())
+    queue.waiting.append(job)
+    if queue.at_work is None:
+        queue.at_work = loop.create_task(_work(queue), name="group-commit")
+    return cast("R", await job.done)
+
+
+async def _work(queue: _Queue) -> None:
+    try:
+        while queue.waiting:
+            jobs = [queue.waiting.popleft() for _ in range(min(MOST, len(queue.waiting)))]
+            try:
+                results: list[object] = await database_sync_to_async(in_one_transaction)(
+                    [_in_its_context(job) for job in jobs]
+                )
+            except BaseException as error:
+                for job in jobs:
+                    if not job.done.done():
+                        job.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                raise
+            for job, result in zip(jobs, results, strict=True):
+                if job.done.done():  # whoever asked is gone
+                    continue
+                if isinstance(result, Exception):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
+    finally:
+        queue.at_work = None
+
+
+def _in_its_context(job: _Job) -> Callable[[], object]:
+    # What is logged inside leads to the call that asked, not to the one that was first.
+    return lambda: job.context.run(job.do)
+
+
+def in_one_transaction(jobs: Sequence[Callable[[], object]]) -> list[object]:
+    """What each job returned or raised; one that raises leaves nothing behind and the others as they are."""
+    if len(jobs) > 1:
+        try:
+            return _all_at_once(jobs)
+        except (DatabaseError, ValueError) as error:  # a deadlock, say, or what no entry can carry: whose is not known
+            logger.warning("stored_one_by_one", jobs=len(jobs), error=type(error).__name__)
+    return [_alone(job) for job in jobs]
+
+
+def _all_at_once(jobs: Sequence[Callable[[], object]]) -> list[object]:
+    results: list[object] = []
+    with transaction.atomic(), gathered() as drafts:
+        for job in jobs:
+            before = len(drafts)
+            try:
+                with transaction.atomic():
+                    results.append(job())
+            except OperationalError:
+                raise
+            except Exception as error:
+                del drafts[before:]
+                results.append(error)
+    return results
+
+
+def _alone(job: Callable[[], object]) -> object:
+    try:
+        return job()
+    except Exception as error:
+        return error
