@@ -561,7 +561,8 @@ async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
         "tool_search": "documentation says",
         "tool_error": "no tool named",
     }
-    for scenario in list(endings) * 100:
+
+    async def completes(scenario: str) -> None:
         heard = Heard()
         handle = await start_stream(
             {"scenario": scenario}, heard, visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK
@@ -570,6 +571,9 @@ async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
         assert endings[scenario] in heard.text
         uses = [call for call in heard.calls if call[0] == "use"]
         assert len(uses) == len([call for call in heard.calls if call[0] in ("result", "error")])
+
+    for _ in range(10):
+        await asyncio.gather(*(completes(scenario) for scenario in list(endings) * 10))
 
 
 def test_limits_are_what_the_documentation_says() -> None:
