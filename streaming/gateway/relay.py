@@ -86,6 +86,11 @@ class Relay:
         """The client can have all of it."""
         self._abandoned = False
 
+    @property
+    def begun(self) -> bool:
+        """Something of an answer has come."""
+        return self._record.chunks > 0
+
     def abandon(self) -> None:
         """Nobody reads any more; cancel the task next."""
         self._abandoned = True

@@ -154,7 +154,7 @@ class _Asked:
         task = registry.spawn(record.started.session_id, self._run(relay))
         reader = _Reader(relay, task, self._front, gates)
         try:
-            first = await reader.first()
+            first = await reader.first(may_wait_on=self._streaming)
         except BaseException:
             await reader.close()
             raise
@@ -295,14 +295,26 @@ class _Reader:
         self._task = task
         self._front = front
 
-    async def first(self) -> Told:
-        """What comes first: a chunk, or the failure."""
-        return await self._relay.told.get()
+    async def first(self, *, may_wait_on: bool) -> Told | None:
+        """What comes first: a chunk, or the failure.
 
-    async def frames(self, told: Told) -> AsyncGenerator[bytes, None]:
+        ``may_wait_on``: None when the upstream answers and all of it is held for longer than clients like to wait.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    return await self._relay.told.get()
+            except TimeoutError:
+                if may_wait_on and self._relay.begun:
+                    return None
+
+    async def frames(self, told: Told | None) -> AsyncGenerator[bytes, None]:
         """The answer on the wire. A client that has gone ends it, and with it the upstream's."""
         queue, front = self._relay.told, self._front
         try:
+            while told is None:
+                yield front.heartbeat
+                told = await self.first(may_wait_on=True)
             while True:
                 if isinstance(told, Over):
                     if front.done:
@@ -327,8 +339,7 @@ class _Reader:
                                 told = await queue.get()
                             break
                         except TimeoutError:
-                            if front.heartbeat:
-                                yield front.heartbeat
+                            yield front.heartbeat
         finally:
             await self.close()
 

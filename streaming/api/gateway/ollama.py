@@ -44,7 +44,7 @@ FRONT = Front(
     speaker=_speaker,
     frame=line,
     content_type="application/x-ndjson",
-    heartbeat=b"\n",
+    heartbeat=line({"message": {"role": "assistant", "content": ""}, "done": False}),  # a line, or readers stumble
     streams=True,
 )
 

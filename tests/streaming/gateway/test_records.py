@@ -1,0 +1,136 @@
+"""One request, one row: what passed the gateway is in the audit log like everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from channels.db import database_sync_to_async
+from django.test import AsyncClient
+
+from guardrails.models import Scope
+from guardrails.policy import compile_policy
+from guardrails.services import create_api_key, install
+from streaming import registry, tasks
+from streaming.api.gateway import front
+from streaming.api.gateway.ollama import FRONT as OLLAMA
+from streaming.gateway.gates import Gates
+from streaming.gateway.relay import Over, Told
+from streaming.log_redis import close_shared_log
+from streaming.models import AuditEntry, AuditSession
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+
+
+@pytest.fixture(autouse=True)
+async def closing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    async def queue(session_id: str) -> None:
+        return None
+
+    monkeypatch.setattr(tasks, "queue_session", queue)
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20000")
+    yield
+    await registry.shutdown()
+    await close_shared_log()
+
+
+@database_sync_to_async
+def new_key(policy: str = "") -> str:
+    return create_api_key(name=f"key {policy}", scopes=list(Scope), policy=policy)[1]
+
+
+async def ask(key: str, model: str, text: str = "Hello", **more: object) -> tuple[int, bytes, dict[str, str]]:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+    headers = {"Authorization": f"Bearer {key}", "X-Correlation-ID": "from-the-client"}
+    response = await AsyncClient().post(
+        "/v1/chat/completions", json.dumps(body), content_type="application/json", headers=headers
+    )
+    if response.streaming:
+        return (
+            response.status_code,
+            b"".join([part async for part in response.streaming_content]),
+            dict(response.items()),
+        )
+    return response.status_code, response.content, dict(response.items())
+
+
+async def ended(session_id: str) -> AuditSession:
+    """The row once its relay has written the end."""
+    if (task := registry._tasks.get(session_id)) is not None:
+        await asyncio.wait({task}, timeout=60)
+    return await AuditSession.objects.select_related("prompt", "answer").aget(pk=session_id)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_it_works(stream: bool) -> None:
+    status, said, headers = await ask(await new_key(), "scripted/pii", "my card is 4111 1111 1111 1111", stream=stream)
+    assert status == 200
+    assert b"536-22" not in said
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert (session.origin, session.state, session.outcome) == ("gateway", "COMPLETE", "redacted")
+    assert (session.policy_name, session.provider, session.streaming) == ("basic", "scripted", stream)
+    assert session.correlation_id == "from-the-client"
+    assert session.prompt is not None
+    assert session.answer is not None
+    assert session.prompt.content.startswith("my card is MASK-CARD-")
+    assert "[SSN]" in session.answer.content
+    assert "536-22-8145" not in session.answer.content
+    assert await session.findings.acount() >= 4
+    assert await AuditSession.objects.acount() == 1
+    kinds = [kind async for kind in AuditEntry.objects.order_by("seq").values_list("kind", flat=True)]
+    assert kinds == ["opened", "sealed"]
+
+
+async def test_a_blocked_prompt_is_a_row_of_its_own_and_asks_nobody() -> None:
+    document = {"policy": "no", "guardrails": [{"name": "w", "kind": "keywords", "config": {"keywords": ["heron"]}}]}
+    await database_sync_to_async(install)(document=document)
+    status, said, headers = await ask(await new_key("no"), "scripted-1", "a heron")
+    assert (status, json.loads(said)["choices"][0]["finish_reason"]) == (200, "content_filter")
+    assert headers["X-Sluicegate-Action"] == "block"
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert (session.outcome, session.chars_in) == ("blocked", 0)
+
+
+async def test_an_upstream_that_cannot_be_reached_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    status, said, headers = await ask(await new_key(), "gpt-x", stream=True)
+    assert status == 503
+    assert json.loads(said)["error"]["type"] == "server_error"
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert (session.outcome, session.error_code) == ("error", "provider_unavailable")
+
+
+async def test_the_next_upstream_is_asked_where_one_is_named(monkeypatch: pytest.MonkeyPatch, settings: object) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    settings.SLUICEGATE_FALLBACKS = ["scripted"]  # type: ignore[attr-defined]
+    status, said, headers = await ask(await new_key(), "gpt-x", stream=True)
+    assert status == 200
+    assert said.endswith(b"data: [DONE]\n\n")
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert session.answer is not None
+    assert (session.answer.metadata["provider"], session.fallback) == ("scripted", "provider_unavailable")
+
+
+async def test_a_client_hears_something_while_text_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "HEARTBEAT_S", 0.01)
+
+    class Held:
+        told: asyncio.Queue[Told] = asyncio.Queue()
+        begun = answered = True
+
+    gates = Gates(compile_policy({"policy": "p", "guardrails": []}))
+    task = asyncio.ensure_future(asyncio.sleep(0))
+    reader = front._Reader(Held(), task, OLLAMA, gates)  # type: ignore[arg-type]
+    frames = reader.frames(await reader.first(may_wait_on=True))
+    assert json.loads(await anext(frames)) == {"message": {"role": "assistant", "content": ""}, "done": False}
+    Held.told.put_nowait({"message": {"content": "Good"}, "done": False})
+    said = await anext(frames)
+    while b"Good" not in said:
+        said = await anext(frames)
+    assert json.loads(await anext(frames))["message"]["content"] == "", "a sign of life in the middle as well"
+    Held.told.put_nowait(Over())
+    async for more in frames:
+        assert json.loads(more)["message"]["content"] == ""
+    await task
