@@ -19,9 +19,9 @@ from project.startup import refuse_misconfiguration  # noqa: E402 - Django has t
 
 refuse_misconfiguration()
 
-from streaming.routing import CheckedOrigins, websocket_urlpatterns  # noqa: E402
+from streaming.routing import CheckedOrigins, keyed_socket, websocket_urlpatterns  # noqa: E402
 
 sockets = URLRouter(websocket_urlpatterns)  # type: ignore[arg-type]  # the stubs want a class that only they have
 application = ProtocolTypeRouter(
-    {"http": django_application, "websocket": CheckedOrigins(keyed=sockets, ours=AuthMiddlewareStack(sockets))}
+    {"http": django_application, "websocket": CheckedOrigins(keyed=keyed_socket, ours=AuthMiddlewareStack(sockets))}
 )

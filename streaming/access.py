@@ -8,8 +8,9 @@ for a stranger, and that a key opens only what its scopes name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 from urllib.parse import parse_qsl
 
 from channels.db import database_sync_to_async
@@ -116,11 +117,32 @@ async def access_by_token(token: str) -> Access:
     return replace(_access_of(key, Visitor(only_session=said.session_id)), by_key_at=said.by_key_at)
 
 
-def headers_of(scope: Mapping[str, object]) -> list[tuple[str, str]]:
+class Headers(Sequence[tuple[str, str]]):
+    """A socket's headers as text, read out of its scope whenever they are asked for: every open answer keeps them."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        self._raw = raw
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | Sequence[tuple[str, str]]:
+        if isinstance(index, slice):
+            return Headers(self._raw[index])
+        name, value = self._raw[index]
+        return name.decode("latin-1").lower(), value.decode("latin-1")
+
+
+def headers_of(scope: Mapping[str, object]) -> Sequence[tuple[str, str]]:
     """Headers of a socket's request, names in lower case."""
     raw = scope.get("headers", [])
-    pairs = list(raw) if isinstance(raw, list | tuple) else []
-    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in pairs]
+    return Headers(raw if isinstance(raw, list | tuple) else ())
 
 
 def token_in(scope: Mapping[str, object]) -> str:

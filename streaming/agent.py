@@ -322,7 +322,7 @@ class Agent:
         self._monitor = monitor
         self._clock = clock
         self._look = look
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], None] = {}
         self.rounds = 0
 
     def start(self, calls: Sequence[Call], offered: Mapping[str, Tool], ended: Callable[[], object]) -> None:
@@ -330,7 +330,7 @@ class Agent:
         self.rounds += 1
 
         def over(task: asyncio.Task[None]) -> None:
-            self.tasks.discard(task)
+            self.tasks.pop(task, None)
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("tool_call_died", error=type(error).__name__)
             if not self.tasks:
@@ -341,6 +341,6 @@ class Agent:
                 call, offered, self._policy, self._tell, monitor=self._monitor, clock=self._clock, look=self._look
             )
             task = asyncio.get_running_loop().create_task(work)
-            self.tasks.add(task)
+            self.tasks[task] = None
         for task in tuple(self.tasks):
             task.add_done_callback(over)

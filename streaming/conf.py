@@ -7,6 +7,7 @@ field; a setting that is absent has the default below.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from django.conf import settings
 
@@ -44,14 +45,18 @@ class Conf:
     gateway_at_once: int = 20
 
 
+_conf = lru_cache(maxsize=1)(Conf)
+"""Every session and every socket keeps one."""
+
+
 def conf() -> Conf:
-    """The settings as they stand now (tests override them)."""
+    """The settings as they stand now (tests override them); the same object for as long as they stay the same."""
     given = {
         f.name: value
         for f in fields(Conf)
         if (value := getattr(settings, f"SLUICEGATE_{f.name.upper()}", None)) is not None
     }
-    return Conf(**given)
+    return _conf(**given)
 
 
 def redis_url() -> str:

@@ -30,6 +30,7 @@ from streaming.models import AuditSession
 from streaming.reader import follow, from_database, over
 from streaming.rollout import Marks
 from streaming.selectors import owned_session
+from streaming.unacked import Unacked
 from streaming.wake import Wake
 
 logger = structlog.get_logger(__name__)
@@ -67,8 +68,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         self.readers: dict[str, asyncio.Task[None]] = {}
         self.active = ""
         self.last_read = ""
-        self.unacked: list[tuple[str, int, int]] = []
-        self.unacked_bytes = 0
+        self.unacked = Unacked()
         self.room = Wake(is_set=True)
         await self.accept()
         try:
@@ -238,23 +238,16 @@ class SessionSocket(AsyncWebsocketConsumer):
         if event["type"] == "done" and self.active == session_id:
             self.active = ""
         text = self.write(event, conversation_id)
-        size = len(text.encode())
-        self.unacked.append((session_id, seq, size))
-        self.unacked_bytes += size
+        self.unacked.sent(session_id, seq, len(text.encode()))
         self.last_read = session_id
-        if self.unacked_bytes >= self.settings.max_unacked_bytes:
+        if self.unacked.bytes >= self.settings.max_unacked_bytes:
             self.room.clear()
         await self.send(text_data=text)
 
     def acknowledge(self, session_id: str, seq: int) -> None:
         """Everything sent up to this event is off the books."""
-        last = -1
-        for position, (session, sent, _) in enumerate(self.unacked):
-            if session == session_id and sent <= seq:
-                last = position
-        self.unacked_bytes -= sum(size for _, _, size in self.unacked[: last + 1])
-        del self.unacked[: last + 1]
-        if self.unacked_bytes < self.settings.max_unacked_bytes:
+        self.unacked.acknowledge(session_id, seq)
+        if self.unacked.bytes < self.settings.max_unacked_bytes:
             self.room.set()
 
     async def say(self, event: ErrorEvent, place: Place | None = None) -> None:

@@ -150,7 +150,7 @@ async def tell(
     try:
         payloads = [event.payload() for event in events]
         # The time is in it so that a log that is lost a second time does not count from the same seq again.
-        await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE + ms)
+        await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE + ms, known=max(1, last_seq))
     except LogUnavailable:
         logger.warning("readers_not_told", session=session_id)
 

@@ -30,11 +30,14 @@ class LogUnavailable(Exception):
 class SessionLog(Protocol):
     """What writers and readers need of a log. Every method but the two contexts raises ``LogUnavailable``."""
 
-    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+    async def append(
+        self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+    ) -> int:
         """Append the payloads in order; returns the seq of the last one.
 
         ``ms`` is the time since the session's start. Seqs go on from the last one, or from ``floor`` where the
-        store knows none: one that has lost everything must not count from 1 again under readers that have seen more.
+        store's is below ``known``, the least that it has been: one that has lost everything, or was put back to an
+        older state, must not give seqs again that readers have seen.
         """
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
@@ -104,9 +107,13 @@ class MemoryLog:
         self._readers, self._runners = LocalEvents(), LocalEvents()
         self._stopped: set[str] = set()
 
-    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+    async def append(
+        self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+    ) -> int:
         """See ``SessionLog``."""
-        seq = self._seq.get(session_id, floor)
+        seq = self._seq.get(session_id, 0)
+        if seq < known:
+            seq = floor
         for payload in payloads:
             seq += 1
             self._events[session_id].append(stamp(payload, seq=seq, session_id=session_id, ms=ms))

@@ -57,7 +57,9 @@ end
 APPEND = (
     APPENDING
     + """
-return append(tonumber(redis.call('GET', KEYS[2]) or ARGV[5]), 6)
+local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
+if seq < tonumber(ARGV[6]) then seq = tonumber(ARGV[5]) end
+return append(seq, 7)
 """
 )
 
@@ -156,9 +158,11 @@ class RedisLog:
         self._under_way: set[asyncio.Future[object]] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
 
-    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+    async def append(
+        self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+    ) -> int:
         """See ``SessionLog``."""
-        answer = await self._reach(self._append(**self._appending(session_id, (), (floor,), payloads, ms)))
+        answer = await self._reach(self._append(**self._appending(session_id, (), (floor, known), payloads, ms)))
         if session_id in self._readers:
             events = [{**payload, "session_id": session_id, "ms": ms} for payload in payloads]
             self._recent.setdefault(session_id, Recent()).add(events, cast("tuple[int, object]", answer)[0])

@@ -121,8 +121,9 @@ class Outlet:
         if self._ready:
             payloads = [event.payload() for event in self._ready]
             self._ready = []
-            # A store that came back with nothing goes on from here, or its readers would wait for seqs they have had.
-            append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=self.seq)
+            # A store that came back with nothing, or with less, goes on from here: its readers have seen what was told.
+            floor = self.seq
+            append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=floor, known=floor)
             task = asyncio.ensure_future(append)
             try:
                 self.seq = await asyncio.shield(task)

@@ -82,10 +82,12 @@ class Surroundings:
 
 @dataclass(slots=True)
 class _Marks:
-    """When things last happened, on the pump's clock, in seconds."""
+    """When things last happened, on the pump's clock, in seconds. ``kept``: what the database was told then."""
 
     started: float
     wrote: float = 0.0
+    kept: tuple[int, ...] = ()
+    kept_at: float = 0.0
     unattended_since: float | None = None
     feeds_ms: list[float] = field(default_factory=list)
 
@@ -108,8 +110,8 @@ class Pump:
         self._calls: list[Call] = []
         self._next = Line[ProviderRequest | None]()
         self._owed = 0
-        self._asking: set[asyncio.Task[None]] = set()
-        self._asking_later: set[asyncio.Task[None]] = set()
+        self._asking: dict[asyncio.Task[None], None] = {}  # an empty set weighs three times as much
+        self._asking_later: dict[asyncio.Task[None], None] = {}
         self._outlet = Outlet(
             around.log, run.started.session_id, around.clock, self._ms, lambda: self._inbox.put_nowait(Tick())
         )
@@ -354,14 +356,14 @@ class Pump:
             for name in question.check.guardrails:
                 guardrail = self._run.policy.guardrail(name)
                 task = asyncio.create_task(self._judge(question, guardrail))
-                self._asking.add(task)
+                self._asking[task] = None
                 task.add_done_callback(self._judged_all)
                 events.append(GuardrailStatus(name, guardrail.checkpoint.value, "checking"))
         self._answer.questions.clear()
         return events
 
     def _judged_all(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
+        self._asking.pop(task, None)
         self._inbox.put_nowait(Tick())
 
     async def _judge(self, question: Question, guardrail: Guardrail) -> None:
@@ -375,11 +377,14 @@ class Pump:
         events: dict[str, ServerEvent] = {}
         for later in questions:
             task = asyncio.create_task(self._judge_later(later))
-            self._asking_later.add(task)
-            task.add_done_callback(self._asking_later.discard)
+            self._asking_later[task] = None
+            task.add_done_callback(self._judged_that_later)
             name, checkpoint = later.guardrail.name, later.guardrail.checkpoint.value
             events[name] = GuardrailStatus(name, checkpoint, "checking")
         return list(events.values())
+
+    def _judged_that_later(self, task: asyncio.Task[None]) -> None:
+        self._asking_later.pop(task, None)
 
     async def _judge_later(self, later: Later) -> None:
         checked = await run_check(later.guardrail, later.request, self._around.clock)
@@ -467,7 +472,7 @@ class Pump:
         await self._outlet.tell_all()  # what is written is never ahead of what was told
         if self._lost_the_session():
             self._inbox.put_nowait(Stop(Outcome.ERROR))
-        elif self._writing is None or self._writing.done():
+        elif self._to_write(now):
             chars_in, released, _, _ = self._answer.counts()
             self._writing = asyncio.create_task(
                 database_sync_to_async(sessions.keep_partial)(
@@ -487,6 +492,20 @@ class Pump:
             self._marks.unattended_since = now
         elif now - self._marks.unattended_since >= settings.abandon_s:
             self._inbox.put_nowait(Stop(Outcome.ABANDONED))
+
+    def _to_write(self, now: float) -> bool:
+        """Whether the database is to hear of something new, or that the session lives: a silent one says so three times
+        before it is taken for dead. One write at a time; one that failed is made again.
+        """
+        marks, task = self._marks, self._writing
+        if task is not None and not task.done():
+            return False
+        told = (*self._answer.counts(), self._outlet.seq)
+        failed = task is not None and (task.cancelled() or task.exception() is not None)
+        if told == marks.kept and not failed and now - marks.kept_at < self._around.settings.stale_s / 3:
+            return False
+        marks.kept, marks.kept_at = told, now
+        return True
 
     def _lost_the_session(self) -> bool:
         """Has another process ended this session meanwhile (it was taken for dead)?"""

@@ -6,6 +6,7 @@ only for our own pages. Whoever shows one of those is asked by the consumer for 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from channels.security.websocket import AllowedHostsOriginValidator
@@ -35,7 +36,16 @@ class CheckedOrigins:
         self._keyed = keyed
         self._ours = AllowedHostsOriginValidator(ours)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[Any]:
         """Hand the socket on, or refuse it before it is accepted."""
         keyed = scope["path"] == KEYED and (key_in(headers_of(scope)) or token_in(scope))
-        return await (self._keyed if keyed else self._ours)(scope, receive, send)
+        made: Awaitable[Any] = (self._keyed if keyed else self._ours)(scope, receive, send)
+        return made
+
+
+def keyed_socket(scope: Any, receive: Any, send: Any) -> Awaitable[Any]:
+    """The socket that takes keys, which has one address: a router would keep a copy of the scope for as long as it is
+    open, and each application around it a coroutine of its own.
+    """
+    made: Awaitable[Any] = StreamConsumer()(scope, receive, send)
+    return made

@@ -43,6 +43,7 @@ class Ended:
 class Kept:
     """What the database has of a stream. ``blob`` None: it has been over for a while, or is lost."""
 
+    rev: int
     client: str
     state: State
     outcome: str
@@ -218,7 +219,7 @@ def kept(session_id: str) -> Kept | None:
     session = row.session
     blob = None if row.sealed_state is None else bytes(row.sealed_state)
     state = State(session.state)
-    return Kept(session.client, state, session.outcome, session.error_code, row.seq + 1, blob)
+    return Kept(row.rev, session.client, state, session.outcome, session.error_code, row.seq + 1, blob)
 
 
 def silent(before: datetime, most: int) -> QuerySet[AuditSession]:

@@ -39,7 +39,7 @@ from streaming.core.snapshot import StateError
 from streaming.guarded import rows, shadow
 from streaming.guarded.hints import hints
 from streaming.guarded.record import Answer, Block, Record, RecordBroken, action_of, unsealed
-from streaming.guarded.store import Behind, Following, Store, Swapped
+from streaming.guarded.store import Behind, Following, Found, Store, Swapped
 from streaming.guarded.telling import LAST, events_after, last_events
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
@@ -166,7 +166,7 @@ class Streams:
 
     async def update(self, visitor: Visitor, session_id: str, seq: int, delta: str) -> Answer:
         """Apply the next delta."""
-        record = await self._load(visitor, session_id)
+        record = await self._load(visitor, session_id, seq)
         digest = digest_of("update", session_id, seq, delta)
         if (before := record.answered(digest)) is not None:
             return before
@@ -201,7 +201,7 @@ class Streams:
 
     async def finish(self, visitor: Visitor, session_id: str, seq: int | None, delta: str | None) -> Answer:
         """Apply the last delta, if there is one, and end the text."""
-        record = await self._load(visitor, session_id)
+        record = await self._load(visitor, session_id, seq)
         digest = digest_of("finish", session_id, seq, delta)
         if digest == record.digest:
             await self._conclude(record)  # little to do but after a crash
@@ -260,6 +260,11 @@ class Streams:
         try:
             if found is not None:
                 record = unsealed(found.blob, session_id)
+                if (newer := await self._newer(session_id, found)) is not None:
+                    record = unsealed(newer.blob or b"", session_id)
+                    await self._put_forward(record, found.rev)
+                    await database_sync_to_async(rows.heard_of)(session_id=session_id, ago_s=0.0)
+                    return ""  # it has its five minutes from now on
             elif (kept := await database_sync_to_async(rows.kept)(session_id)) is not None and kept.blob is not None:
                 record = unsealed(kept.blob, session_id)
             else:
@@ -334,30 +339,62 @@ class Streams:
             await self._put(record, record.rev, 0)
         return record.start_answer
 
-    async def _load(self, visitor: Visitor, session_id: str) -> Record:
+    async def _load(self, visitor: Visitor, session_id: str, seq: int | None = None) -> Record:
+        """The record as the newer of the two stores has it. ``seq``: of the delta that the client has now."""
         if not is_session_id(session_id):
             raise NoSuchStream
         found = await self._store.read(session_id)
-        blob = found.blob if found else None
-        if blob is None:
+        if found is None:
             kept: rows.Kept | None = await database_sync_to_async(rows.kept)(session_id)
-            if kept is None or not _may(visitor, kept.client, session_id):
+            if kept is None:
                 raise NoSuchStream
-            if kept.error_code == rows.LOST:
-                raise StateLost
-            if kept.state is not State.ACTIVE and kept.blob is None:
-                raise OutOfTurn("stream_ended", f"The stream is over ({kept.outcome}).", kept.expected_seq)
-            blob = kept.blob
+            return await self._kept(visitor, session_id, kept)
+        record = await self._unsealed(found.blob, session_id)
+        if not _may(visitor, record.client, session_id):
+            raise NoSuchStream
+        doubted = seq not in (None, record.expected_seq) or found.unkept_s >= self._settings.write_through_s
+        if not doubted or (kept := await self._newer(session_id, found)) is None:
+            return record
+        record = await self._kept(visitor, session_id, kept)
+        await self._put_forward(record, found.rev)
+        return record
+
+    async def _kept(self, visitor: Visitor, session_id: str, kept: rows.Kept) -> Record:
+        """The record as the database has it."""
+        if not _may(visitor, kept.client, session_id):
+            raise NoSuchStream
+        if kept.error_code == rows.LOST:
+            raise StateLost
+        if kept.state is not State.ACTIVE and kept.blob is None:
+            raise OutOfTurn("stream_ended", f"The stream is over ({kept.outcome}).", kept.expected_seq)
+        return await self._unsealed(kept.blob, session_id)
+
+    async def _unsealed(self, blob: bytes | None, session_id: str) -> Record:
         try:
             if blob is None:
                 raise RecordBroken("there is none")
-            record = unsealed(blob, session_id)
+            return unsealed(blob, session_id)
         except RecordBroken:
             await self._lose(session_id)
             raise StateLost from None
-        if not _may(visitor, record.client, session_id):
-            raise NoSuchStream
-        return record
+
+    async def _newer(self, session_id: str, found: Found) -> rows.Kept | None:
+        """What the database has, where it has a newer state than the store: then the store was put back to an older
+        one (from a copy of its data), and what it says of this stream is not to be built upon.
+        """
+        kept: rows.Kept | None = await database_sync_to_async(rows.kept)(session_id)
+        if kept is None or kept.rev <= found.rev:
+            return None
+        again = await self._store.read(session_id)
+        if again is not None and again.rev >= kept.rev:
+            return None  # another call has gone on meanwhile
+        logger.error("stream_store_put_back", session=session_id, store_rev=found.rev, database_rev=kept.rev)
+        return kept
+
+    async def _put_forward(self, record: Record, seen: int) -> None:
+        """The database's state in the place of the store's older one; that of a stream that is over stays there."""
+        if not record.over:
+            await self._put(record, seen, record.events, kept=True)
 
     @staticmethod
     def _in_turn(record: Record, seq: int) -> None:

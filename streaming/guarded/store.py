@@ -22,9 +22,9 @@ _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] /
 READ = (
     _NOW
     + """
-local f = redis.call('HMGET', KEYS[1], 'rev', 'blob', 'at')
+local f = redis.call('HMGET', KEYS[1], 'rev', 'blob', 'at', 'kept_at')
 if not f[1] then return false end
-return {tonumber(f[1]), f[2], now - tonumber(f[3])}
+return {tonumber(f[1]), f[2], now - tonumber(f[3]), now - tonumber(f[4] or '0')}
 """
 )
 
@@ -68,11 +68,15 @@ return now
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A stored record: which state it is, its bytes, and for how long (seconds) no call has come."""
+    """A stored record: which state it is, its bytes, and for how long (seconds) no call has come.
+
+    ``unkept_s``: for how long the database has not been written.
+    """
 
     rev: int
     blob: bytes
     idle_s: float
+    unkept_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ class Store:
         answer = await self._log.evaluate(READ, [_key(session_id)], [])
         if not answer:
             return None
-        rev, blob, idle_ms = cast("tuple[int, bytes, int]", answer)
-        return Found(int(rev), blob, int(idle_ms) / 1000)
+        rev, blob, idle_ms, unkept_ms = cast("tuple[int, bytes, int, int]", answer)
+        return Found(int(rev), blob, int(idle_ms) / 1000, int(unkept_ms) / 1000)
 
     async def swap(
         self,

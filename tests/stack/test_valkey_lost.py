@@ -11,7 +11,8 @@ import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -54,6 +55,17 @@ class Valkey:
         argv = [str(get_binary_path()), str(folder / "valkey" / "valkey.conf")]
         self._again = tied(argv, os.environ, folder / "valkey.log")
         until("Valkey answers", self.answers)
+
+    def keep(self) -> None:
+        """What is there now is what it starts with again."""
+        with self._servers.store() as store:
+            store.save()
+
+    def forget(self) -> None:
+        """It starts with nothing again."""
+        with self._servers.store() as store:
+            place = Path(str(store.config_get("dir")["dir"])) / str(store.config_get("dbfilename")["dbfilename"])
+        place.unlink(missing_ok=True)
 
     def answers(self) -> bool:
         with self._servers.store() as store, contextlib.suppress(redis.RedisError):
@@ -280,6 +292,86 @@ def test_a_start_goes_on_from_the_database(servers: Stack, client: Client, valke
     ready(servers, 200)
     again = client.post("/v1/stream/start", {"delta": DELTAS[0]}, **key)
     assert {**again, "stream_token": ""} == {**first, "stream_token": ""}
+
+
+@pytest.fixture
+def put_back(servers: Stack, valkey: Valkey) -> Iterator[Callable[[], None]]:
+    """Valkey is killed and starts with what it had when ``keep`` was called."""
+
+    def go_back() -> None:
+        valkey.kill()
+        valkey.start()
+        ready(servers, 200)
+
+    yield go_back
+    valkey.forget()
+
+
+def test_a_store_put_back_to_an_older_state_is_not_built_upon(
+    servers: Stack, client: Client, valkey: Valkey, put_back: Callable[[], None]
+) -> None:
+    """The database knows more: what it has is gone on from, as if the store had lost all of it."""
+    sending = Sending(client)
+    sending.update(2)
+    valkey.keep()
+    for seq in range(3, len(DELTAS)):
+        sending.update(seq)
+    kept = seq_in_database(servers, sending.session_id)
+    assert kept > 2, "a finding was written through"
+    put_back()
+    gap = refused(sending.update, len(DELTAS))
+    assert (gap.status, gap.error["code"], gap.error["expected_seq"]) == (409, "seq_conflict", kept + 1)
+    assert any("stream_store_put_back" in web.log.read_text(errors="replace") for web in servers.webs), "and loudly"
+    for seq in range(kept + 1, len(DELTAS) + 1):
+        sending.update(seq)
+    sending.finish()
+    assert sending.shown == GUARDED
+    events = list(client.events(f"/v1/stream/events?session_id={sending.session_id}"))
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    findings = [event for event in events if event["type"] == "finding" and event["guardrail"] != "harm"]
+    found = {event["n"]: event["rule"] for event in findings}
+    assert found == sending.rules, "none lost, none twice"
+
+
+def test_what_was_said_is_not_said_otherwise_after_a_store_was_put_back(
+    servers: Stack, client: Client, valkey: Valkey, put_back: Callable[[], None]
+) -> None:
+    sending = Sending(client)
+    sending.update(2)
+    valkey.keep()
+    for seq in range(3, len(DELTAS)):
+        sending.update(seq)
+    kept = seq_in_database(servers, sending.session_id)
+    put_back()
+    until("it is time to write through", lambda: unkept_s(servers, sending.session_id) > 2.0)
+    other: Json = {"session_id": sending.session_id, "seq": 3, "delta": "something else"}
+    gap = refused(client.post, "/v1/stream/update", other)
+    assert (gap.status, gap.error["expected_seq"]) == (409, kept + 1)
+
+
+def test_a_stream_that_was_over_stays_over_when_the_store_is_put_back(
+    servers: Stack, client: Client, valkey: Valkey, put_back: Callable[[], None]
+) -> None:
+    sending = Sending(client)
+    sending.update(2)
+    valkey.keep()
+    for seq in range(3, len(DELTAS) + 1):
+        sending.update(seq)
+    ended = sending.finish()
+    put_back()
+    more: Json = {"session_id": sending.session_id, "seq": len(DELTAS) + 2, "delta": "more"}
+    over = refused(client.post, "/v1/stream/update", more)
+    assert (over.status, over.error["code"]) == (409, "stream_ended")
+    assert sending.finish() == ended
+    until("its deferred check is over", lambda: record(servers, sending.session_id)[0] == "COMPLETE")
+    assert record(servers, sending.session_id) == ("COMPLETE", "redacted", "", 1)
+
+
+def unkept_s(servers: Stack, session_id: object) -> float:
+    """Since when the database has not been written, as the store has it."""
+    with servers.store() as store:
+        seconds, micros = store.time()
+        return float(seconds + micros / 1e6 - int(store.hget(f"sg:guarded:{{{session_id}}}", "kept_at")) / 1000)
 
 
 def test_nothing_of_it_is_a_traceback_and_the_log_is_whole(servers: Stack) -> None:

@@ -65,7 +65,9 @@ class Stuck(MemoryLog):
         self.go = asyncio.Event()
         self.asked = asyncio.Event()
 
-    async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+    async def append(
+        self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+    ) -> int:
         if any(payload["type"] == "message_stream" for payload in payloads):
             self.asked.set()
             await self.go.wait()

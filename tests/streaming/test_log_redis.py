@@ -76,6 +76,15 @@ async def test_store_that_lost_everything_counts_on_above_the_floor(log: Session
     assert await log.append(session, [chunk("y")], ms=0, floor=5_000) == 1_042
 
 
+async def test_store_that_was_put_back_gives_no_seq_twice(log: SessionLog) -> None:
+    session = str(uuid4())
+    assert await log.append(session, [chunk("seen by nobody any more")], ms=0) == 1
+    assert await log.append(session, [chunk("x")], ms=0, floor=40, known=40) == 41, "its writer had told 40 events"
+    assert await log.append(session, [chunk("y")], ms=0, floor=41, known=41) == 42
+    assert await log.append(session, [chunk("z")], ms=0, floor=9_000, known=40) == 43, "a worker knows of fewer"
+    assert [event["seq"] for event in await log.read(session, 40)] == [41, 42, 43]
+
+
 async def test_log_is_capped_and_expires(valkey_url: str) -> None:
     session = str(uuid4())
     log = RedisLog(valkey_url, None, replace(FAST, log_max_events=100, log_ttl_s=77))
@@ -180,7 +189,7 @@ async def test_reader_without_wake_and_without_last_event_still_ends() -> None:
     class Mute(MemoryLog):
         """Appends never wake anybody, and the last step was never told."""
 
-        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0) -> int:
+        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0, known: int = 1) -> int:
             readers, self._readers = self._readers, type(self._readers)()
             seq = await super().append(session_id, payloads, ms=ms, floor=floor)  # type: ignore[arg-type]
             self._readers = readers

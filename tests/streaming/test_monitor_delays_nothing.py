@@ -224,7 +224,9 @@ async def test_the_finding_is_stored_when_the_log_is_away_while_the_end_waits() 
     class Leaving(MemoryLog):
         away = False
 
-        async def append(self, session_id: str, payloads: list[Payload], *, ms: int, floor: int = 0) -> int:  # type: ignore[override]
+        async def append(
+            self, session_id: str, payloads: list[Payload], *, ms: int, floor: int = 0, known: int = 1
+        ) -> int:  # type: ignore[override]
             if self.away:
                 raise LogUnavailable("away")
             return await super().append(session_id, payloads, ms=ms, floor=floor)

@@ -15,7 +15,7 @@ from guardrails.findings import Action, AppliesTo, Mode, OnError, Verdict
 from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Guardrail, Policy
-from streaming import selectors
+from streaming import selectors, sessions
 from streaming.core.effects import Effect
 from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from streaming.core.gate import Gate
@@ -211,6 +211,38 @@ async def test_session_with_a_reader_is_not_abandoned() -> None:
     assert (await session_row(case)).outcome == "allowed"
 
 
+async def test_a_silent_answer_is_written_only_as_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(MemoryLog):
+        looked = asyncio.Semaphore(0)
+
+        async def interrupted(self, session_id: str) -> bool:
+            self.looked.release()
+            return await super().interrupted(session_id)
+
+    written: list[str] = []
+    keep = sessions.keep_partial
+
+    def counted(*, session_id: str, content: str, released: int, chars_in: int, last_seq: int) -> bool:
+        written.append(content)
+        return keep(session_id=session_id, content=content, released=released, chars_in=chars_in, last_seq=last_seq)
+
+    monkeypatch.setattr(sessions, "keep_partial", counted)
+    clock, log = Time(), Watched()
+    case = await trial(["a ", asyncio.Event()], clock=clock, log=log)
+    async with case.log.attend(case.session_id), asyncio.timeout(60):
+        run = asyncio.create_task(case.pump.run())
+        await case.until("message_stream")
+        steps = 90
+        for _ in range(steps):  # of a second each: as often as the pump looks, if it is quick
+            clock.now += 1
+            await log.looked.acquire()
+        await case.log.interrupt(case.session_id)
+        await run
+    assert written[-1] == "a "
+    alive = steps / (case.pump._around.settings.stale_s / 3)
+    assert alive / 2 <= len(written) <= alive + 2
+
+
 async def test_partial_text_is_written_through_while_the_answer_streams() -> None:
     clock, go = Time(), asyncio.Event()
     case = await trial(["so far ", go, "done"], clock=clock)
@@ -228,7 +260,7 @@ async def test_partial_text_is_written_through_while_the_answer_streams() -> Non
 
 async def test_lost_log_ends_the_session_in_the_database_with_its_text() -> None:
     class Breaking(MemoryLog):
-        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0) -> int:
+        async def append(self, session_id: str, payloads: object, *, ms: int, floor: int = 0, known: int = 1) -> int:
             if "second" in str(payloads):
                 raise LogUnavailable("the session log cannot be reached")
             return await super().append(session_id, payloads, ms=ms, floor=floor)  # type: ignore[arg-type]
@@ -262,7 +294,9 @@ async def test_text_on_its_way_into_the_log_when_the_server_stops_is_told_once_a
     class Slow(MemoryLog):
         asked, go = asyncio.Event(), asyncio.Event()
 
-        async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        async def append(
+            self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+        ) -> int:
             if any(payload["type"] == "message_stream" and payload["chunk"] == "so far " for payload in payloads):
                 self.asked.set()
                 await self.go.wait()

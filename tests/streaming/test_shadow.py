@@ -160,7 +160,9 @@ async def test_sessions_are_counted_by_comparison() -> None:
 
 async def test_text_whose_telling_failed_is_compared_as_well() -> None:
     class Deaf(MemoryLog):
-        async def append(self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0) -> int:
+        async def append(
+            self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+        ) -> int:
             if any(payload["type"] == "message_stream" for payload in payloads):
                 raise LogUnavailable("gone")
             return await super().append(session_id, payloads, ms=ms, floor=floor)

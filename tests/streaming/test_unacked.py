@@ -1,0 +1,47 @@
+"""What a socket's client has not acknowledged: counted by the byte, in the order in which it was sent."""
+
+from __future__ import annotations
+
+import sys
+
+from streaming.unacked import Unacked
+
+
+def test_it_works() -> None:
+    unacked = Unacked()
+    for seq in (1, 2, 3):
+        unacked.sent("a", seq, 10 * seq)
+    assert unacked.bytes == 60
+    unacked.acknowledge("a", 2)
+    assert unacked.bytes == 30
+    unacked.acknowledge("a", 2)
+    assert unacked.bytes == 30, "said again, it changes nothing"
+    unacked.acknowledge("a", 9)
+    assert unacked.bytes == 0
+
+
+def test_what_was_sent_before_it_is_acknowledged_with_it_whatever_the_session() -> None:
+    unacked = Unacked()
+    for session, seq in (("a", 1), ("b", 1), ("a", 2), ("b", 2)):
+        unacked.sent(session, seq, 1)
+    unacked.acknowledge("a", 2)
+    assert unacked.bytes == 1
+    unacked.acknowledge("b", 1)
+    assert unacked.bytes == 1
+    unacked.acknowledge("b", 2)
+    assert unacked.bytes == 0
+
+
+def test_a_session_that_nobody_reads_here_acknowledges_nothing() -> None:
+    unacked = Unacked()
+    unacked.sent("a", 0, 5)
+    unacked.acknowledge("b", 7)
+    unacked.acknowledge("a", -1)
+    assert unacked.bytes == 5
+
+
+def test_an_event_weighs_three_numbers() -> None:
+    unacked = Unacked()
+    for seq in range(10_000):
+        unacked.sent("a", seq, 100)
+    assert sys.getsizeof(unacked._sent) < 10_000 * 3 * 8 * 1.3
