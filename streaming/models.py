@@ -219,7 +219,7 @@ class Review(models.Model):
     class Label(models.TextChoices):
         TRUE_POSITIVE = "true_positive", "True positive"
         FALSE_POSITIVE = "false_positive", "False positive"
-        UNCLEAR = "unclear", "Unclear"
+        UNCLEAR = "unclear", "Unsure"
 
     finding = models.ForeignKey(Finding, on_delete=models.CASCADE, related_name="reviews")
     version = models.PositiveIntegerField()

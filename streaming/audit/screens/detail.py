@@ -117,12 +117,12 @@ def session_view(session: AuditSession, revealed: Mapping[str, str] | None = Non
         entries, faults = session_faults(session)
         rows = list(session.findings.order_by("n").prefetch_related("reviews")[:FINDINGS_SHOWN])
         number = len(rows) if len(rows) < FINDINGS_SHOWN else session.findings.count()
-        sealed = _sealed_digests(entries)
+        sealed = _said_of(rows, entries)
         deferred = list(session.deferred_checks.order_by("id"))
     return SessionView(
         session=session,
         texts=[_text(name, message, rows, revealed) for name, message in _messages(session)],
-        findings=[_judged(row, sealed.get(row.n)) for row in rows],
+        findings=[_judged(row, said) for row, said in zip(rows, sealed, strict=True)],
         more_findings=number - len(rows),
         timeline=TimelineView.of(session.timing) if session.timing else None,
         costs=_costs(session.timing),
@@ -160,16 +160,20 @@ def _pairs(value: object) -> list[tuple[int, str]]:
     ]
 
 
-def _sealed_digests(entries: Sequence[Entry]) -> dict[int, object]:
-    """What the log says of each finding's row, by its number: those that were sealed are 1, 2, 3 … in order."""
-    said: dict[int, object] = {}
+def _said_of(rows: Sequence[Finding], entries: Sequence[Entry]) -> list[object]:
+    """What the log says of each finding's row: first those that were sealed, in order, then the late ones.
+
+    Where their number is another one (a finding is gone, or was added) no row can be told apart from its neighbour:
+    None for each, and the fault of the session says so.
+    """
+    said: list[object] = []
     for entry in entries:
         if entry.kind == AuditEntry.Kind.SEALED:
             listed = entry.body.get("findings")
-            said |= dict(enumerate(listed, 1)) if isinstance(listed, list) else {}
+            said += listed if isinstance(listed, list) else []
         elif entry.kind == AuditEntry.Kind.FINDING:
-            said[whole_number(entry.body.get("n"))] = entry.body.get("row")
-    return said
+            said.append(entry.body.get("row"))
+    return said[: len(rows)] if len(said) == len(rows) or len(rows) == FINDINGS_SHOWN else [None] * len(rows)
 
 
 def _judged(row: Finding, sealed: object) -> Judged:
