@@ -121,7 +121,7 @@ def _finding(event: Event) -> str:
     return f"{what}, {_DONE.get(str(event['action']), safe(event['action']))}"
 
 
-_DONE = {"redact": "redacted", "mask": "masked", "block": "blocked", "warn": "warned"}
+_DONE = {"redact": "redacted", "mask": "redacted", "block": "blocked", "warn": "warned"}
 
 
 def _short(value: object, most: int = 200) -> str:
