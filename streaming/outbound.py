@@ -13,8 +13,10 @@ not followed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -74,11 +76,17 @@ async def _follow(url: str, body: bytes, headers: Mapping[str, str], resolve: Re
     raise CheckFailed(f"more than {MAX_REDIRECTS} redirects")
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for the process: to read the trusted certificates takes the event loop many milliseconds."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 async def _once(target: httpx.URL, body: bytes, headers: Mapping[str, str], resolve: Resolve) -> tuple[Reply, str]:
     address = await _allowed_address(target, resolve)
     host = f"[{address}]" if ":" in address else address
     named = {**headers, "Host": target.netloc.decode("ascii"), "Accept-Encoding": "identity"}
-    verify = httpx.create_ssl_context(trust_env=False) if target.scheme == "https" else False
+    verify = _tls() if target.scheme == "https" else False
     async with (
         # The caller's limit covers all of it; httpx's own ones would only be second opinions.
         httpx.AsyncClient(trust_env=False, verify=verify, timeout=None) as client,  # noqa: S113
