@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from streaming.audit.retention import AT_ONCE, USUAL
 from tests.bench.clock import percentile
@@ -16,6 +17,7 @@ from tests.stack.runs import appended, begin, end, installed, kill_workers_midwa
 APPENDS = 10_000
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 CHECKS = 1_000
+SESSIONS, VISITORS = 200, 40
 
 
 @bench("audit")
@@ -40,6 +42,7 @@ def audit() -> Iterable[Row]:
             seconds, took = appended(env, 2, APPENDS // 2, 1)
             appended(env, 1, 1, 1, "commits")  # makes the table
             bare, _ = appended(env, 2, APPENDS // 2, 1, "commits")
+            lone, crowd = (cast("float", end(begin(env, "crowd", SESSIONS, at_once))) for at_once in (1, VISITORS))
         middle, late = (percentile(singly, share) for share in (0.5, 0.99))
         single = f"one process alone, {APPENDS // 2:,}: {alone:.2f} s, p50 {middle:.2f} ms, p99 {late:.1f} ms"
         floor = f"as many changes of one row, each a transaction: {bare:.2f} s"
@@ -51,6 +54,8 @@ def audit() -> Iterable[Row]:
         yield context(f"audit_{database}_bare", "… nothing but the transactions", bare, "s", f"{seconds / bare:.1f} x")
         yield context(f"audit_{database}_p50", "… each, with commit, p50", percentile(took, 0.5), "ms", single)
         yield context(f"audit_{database}_p99", "… each, with commit, p99", percentile(took, 0.99), "ms", single)
+        name = f"{SESSIONS} sessions begun and ended by {VISITORS} visitors of one process"
+        yield context(f"audit_{database}_crowd", name, crowd, "s", f"one after another: {lone:.2f} s")
 
 
 def _flush_ms(folder: Path, times: int = 100) -> float:

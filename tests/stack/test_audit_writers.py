@@ -36,7 +36,11 @@ def alter(env: dict[str, str], sql: LiteralString) -> None:
 def write(env: dict[str, str], number: int) -> None:
     end(begin(env, "prepare"))
     first = [begin(env, "sessions", number // 2) for _ in range(2)]
-    assert [end(one) for one in first] == [number // 2] * 2
+    try:
+        assert [end(one) for one in first] == [number // 2] * 2
+    finally:
+        for one in first:
+            one.kill()
     exported = manage(env, "audit", "export").stdout.splitlines()
     entries = [json.loads(line) for line in exported]
     assert [entry["seq"] for entry in entries] == list(range(1, 2 * number + 1))

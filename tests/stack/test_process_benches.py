@@ -17,9 +17,10 @@ def rows(name: str) -> dict[str, Row]:
 
 def test_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "APPENDS", 200)
+    monkeypatch.setattr(audit, "SESSIONS", 10)
     monkeypatch.setattr(audit, "NAMES", {"sqlite": "SQLite"})
     found = rows("audit")
-    assert set(found) == {f"audit_sqlite_{name}" for name in ("appends", "singly", "bare", "p50", "p99")} | {
+    assert set(found) == {f"audit_sqlite_{name}" for name in ("appends", "singly", "bare", "p50", "p99", "crowd")} | {
         "disk_flush"
     }
     assert 0 < found["audit_sqlite_p50"].measured <= found["audit_sqlite_p99"].measured
