@@ -82,6 +82,7 @@ TABLE = {
     "GET /admin/": Row(LOGIN),
     "GET /audit/": Row(LOGIN, own=403),  # to a reviewer of policies, who may see no sessions
     "WS /ws/chat/": Row(LOGIN),
+    "WS /ws/compare/": Row(LOGIN),
     "WS /ws/stream/": Row("stream"),
 }
 KEYED = {name: row for name, row in TABLE.items() if row.needs in set(Scope) and not name.startswith("WS")}
@@ -350,10 +351,12 @@ async def test_pages_need_a_login(route: str, cast: Cast) -> None:
     assert (await client.get(route.split(" ")[1])).status_code == TABLE[route].own
 
 
-async def test_the_pages_socket_takes_neither_key_nor_token_and_needs_a_login() -> None:
+@pytest.mark.parametrize("route", [name for name in TABLE if name.startswith("WS") and TABLE[name].needs == LOGIN])
+async def test_the_pages_sockets_take_neither_key_nor_token_and_need_a_login(route: str) -> None:
+    path = route.removeprefix("WS ")
     key = await new_key("owner")
     _, token = await begin(key)
-    for made in (await socket(path="/ws/chat/", key=key), await socket(f"?token={token}", path="/ws/chat/")):
+    for made in (await socket(path=path, key=key), await socket(f"?token={token}", path=path)):
         assert "sign in" in await made.receive_from(timeout=10)
         assert (await made.receive_output(timeout=10))["type"] == "websocket.close"
 
