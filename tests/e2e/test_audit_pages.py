@@ -118,6 +118,9 @@ def test_five_findings_are_judged_by_keyboard_alone(shared_demo: Demo, visit: Vi
     assert len(set(met)) == 5
     stored = [label if note else label.upper() for label, note in shared_demo.rows(REVIEWS.format(5))]  # type: ignore[attr-defined]
     assert stored == ["TRUE_POSITIVE", "unclear", "FALSE_POSITIVE", "unclear", "TRUE_POSITIVE"]
+    page.goto(f"{shared_demo.url}/audit/precision/")
+    expect(page.get_by_role("link", name="pii").first).to_be_visible()
+    shoot(page, "audit-precision-judged")
     page.goto(f"{shared_demo.url}/audit/review/?show=all")
     expect(page.locator("main.audit[data-keys=on]")).to_be_visible()
     expect(card).to_have_attribute("data-at", met[0])

@@ -18,6 +18,7 @@ LIMIT_MS = 200.0
 
 class Answer(TypedDict):
     ms: list[float]
+    cpu_ms: float
     lines: int
     queries: int
 
@@ -27,10 +28,14 @@ def asked(folder: Path, sessions: int) -> dict[str, Answer]:
         command = [sys.executable, "-m", "tests.stack.big_list", str(sessions)]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3_600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    answers: dict[str, Answer] = json.loads(done.stdout.splitlines()[-1])["answers"]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert list(said["also"].values()) == [200, 200, 200, 200, 302, 409, 200, 302], said["also"]
+    assert said["faults"] == {"number": sessions // 10, "codes": ["review_added"]}, "those of whom no entry tells"
+    answers: dict[str, Answer] = said["answers"]
     for name, answer in answers.items():
-        sys.stdout.write(f"{name:35} {answer['ms'][0]:7.1f} {answer['ms'][len(answer['ms']) // 2]:7.1f} ms (best, "
-                         f"middle) {answer['lines']:3} lines {answer['queries']:3} queries\n")  # fmt: skip
+        best, middle = answer["ms"][0], answer["ms"][len(answer["ms"]) // 2]
+        told = f"{best:7.1f} {middle:7.1f} ms (best, middle) {answer['cpu_ms']:6.1f} ms of a processor"
+        sys.stdout.write(f"{name:34} {told} {answer['lines']:3} lines {answer['queries']:3} queries\n")
     return answers
 
 
@@ -50,7 +55,8 @@ def test_it_works(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_two_hundred_thousand_sessions_with_a_million_findings_answer_within_the_limit(tmp_path: Path) -> None:
-    """The best of several answers is judged: what others do on the machine is not the list's doing."""
+    """By the clock; where others keep the machine busy, by what the answer takes of a processor."""
     answers = asked(tmp_path, 200_000)
     right(answers)
-    assert {name: answer["ms"] for name, answer in answers.items() if answer["ms"][0] >= LIMIT_MS} == {}
+    costs = {name: min(answer["ms"][len(answer["ms"]) // 2], answer["cpu_ms"]) for name, answer in answers.items()}
+    assert {name: cost for name, cost in costs.items() if cost >= LIMIT_MS} == {}
