@@ -20,6 +20,7 @@ from streaming.gateway.gates import Gates
 from streaming.gateway.relay import Over, Told
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditEntry, AuditSession
+from streaming.providers.scripted import SCENARIOS
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 
@@ -81,6 +82,22 @@ async def test_it_works(stream: bool) -> None:
     assert await AuditSession.objects.acount() == 1
     kinds = [kind async for kind in AuditEntry.objects.order_by("seq").values_list("kind", flat=True)]
     assert kinds == ["opened", "sealed"]
+
+
+@pytest.mark.parametrize("policy", ["content_moderation", "medical"])
+async def test_guardrails_that_are_asked_hold_and_let_go(policy: str) -> None:
+    """Sentences wait for their verdicts, and what ends the answer waits for the last of them."""
+    key = await new_key(policy)
+    _, whole, _ = await ask(key, "scripted/clean", "How does a lock on a canal work?")
+    status, said, headers = await ask(key, "scripted/clean", "How does a lock on a canal work?", stream=True)
+    assert status == 200
+    *chunks, done = [line.removeprefix(b"data: ") for line in said.split(b"\n\n") if line.startswith(b"data: ")]
+    assert done == b"[DONE]"
+    parts = [json.loads(one)["choices"][0] for one in chunks]
+    assert [part["finish_reason"] for part in parts][-1] == "stop"
+    text = "".join(part["delta"].get("content", "") for part in parts)
+    assert text == json.loads(whole)["choices"][0]["message"]["content"] == SCENARIOS["clean"].answer
+    await ended(headers["X-Sluicegate-Session"])
 
 
 async def test_a_blocked_prompt_is_a_row_of_its_own_and_asks_nobody() -> None:

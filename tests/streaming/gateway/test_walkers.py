@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from guardrails.findings import Verdict
+from guardrails.policy import compile_policy
+from streaming.gateway.gates import Gates
 from streaming.gateway.walker import Json, WrongDialect
-from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, walk, walk_whole
+from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, WALKERS, walk, walk_whole
 
 CARD = "4111111111111111"
 SAID = f"pay with {CARD} now, please"
@@ -190,3 +193,41 @@ def test_what_is_another_dialect_is_not_passed_on(dialect: str) -> None:
         if dialect != "anthropic":
             with pytest.raises(WrongDialect):
                 walk_whole(dialect, chunk)
+
+
+@pytest.mark.parametrize("hit", [False, True], ids=["passes", "hits"])
+@pytest.mark.parametrize(
+    "shape", ["openai text", "openai arguments", "anthropic text", "anthropic input", "ollama text"]
+)
+def test_what_a_guardrail_has_to_be_asked_about_waits_and_so_does_the_end(shape: str, hit: bool) -> None:
+    """The chunk that ends the answer comes behind the verdict about what was said before it, or not at all."""
+    judged = {"name": "judge", "kind": "toxicity", "action": "block"}
+    walker = WALKERS[shape.split()[0]](Gates(compile_policy({"policy": "j", "guardrails": [judged]})))
+    dialect, chunks = SHAPES[shape](START + 3)
+    early: list[Json] = []
+    late: list[Json] = []
+    waiting = []
+    for chunk in chunks:
+        if walker.busy:
+            waiting.append(chunk)
+            continue
+        walker.take(json.loads(json.dumps(chunk)))
+        early += walker.drain()
+    assert walker.busy
+    assert "411" not in json.dumps(early)
+    assert "please" not in json.dumps(early)
+    for question in list(walker.gates.questions):
+        walker.gates.verdict(question, "judge", Verdict(hit=hit, score=0.9))
+    for chunk in waiting:
+        late += walker.drain()
+        if not walker.gates.blocked:
+            walker.take(chunk)
+    late += walker.drain()
+    assert not walker.busy
+    if hit:
+        assert "411" not in json.dumps(late)
+        return
+    ended = {"openai": '"finish_reason": "', "anthropic": '"message_stop"', "ollama": '"done": true'}[dialect]
+    said = json.dumps([*early, *late])
+    assert said.count(CARD) == 1
+    assert said.rindex(ended) > said.index(CARD)
