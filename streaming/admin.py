@@ -92,7 +92,7 @@ class AuditSessionAdmin(ReadOnly, RevealPage):
                    "provider", "streaming", "fallback")  # fmt: skip
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
-    exclude = ("shadow", "timing")
+    exclude = ("shadow", "timing", "first_token_ms", "hold_ms")
     readonly_fields = ("prompt_text", "answer_text", "pace", "provider_notices", "shadow_found")
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
 

@@ -134,7 +134,9 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
 def _counts(answer: Answer) -> dict[str, object]:
     """The audit row's counters that no event tells."""
     checks = sum(one["checks"] for one in answer.totals.values())
-    return {"chunks": answer.arrivals.count, "checks": checks, "guardrails": {**answer.totals}}
+    tools = {"tools_ok": answer.tools_ok, "tools_failed": answer.tools_failed}
+    counted = {name: number for name, number in tools.items() if number}
+    return {"chunks": answer.arrivals.count, "checks": checks, "guardrails": {**answer.totals}, **counted}
 
 
 def chosen(run: Run, answer: Answer) -> ProviderChosen:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -32,6 +32,7 @@ from streaming import models
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message
+from streaming.pace import Pace
 from streaming.salvage import Salvaged
 from streaming.sealed import seal
 from streaming.shadow.record import ShadowRecord
@@ -270,6 +271,7 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
             withheld=ending.withheld,
             exposed=ending.exposed,
             timing=ending.timing,
+            **asdict(Pace.of(ending.timing)),
             last_seq=ending.last_seq,
             error_code=ending.error_code,
             error=ending.error,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from streaming.pace import points
 from streaming.presentation import count, milliseconds, whole_number
 
 
@@ -45,7 +46,7 @@ class TimelineView:
     @classmethod
     def of(cls, event: Mapping[str, object]) -> TimelineView:
         """From a ``timing`` event: [milliseconds, characters] pairs in order."""
-        arrivals, releases = _points(event.get("arrivals")), _points(event.get("releases"))
+        arrivals, releases = points(event.get("arrivals")), points(event.get("releases"))
         end = max([ms for ms, _ in arrivals + releases], default=0) or 1
         tallest = max([chars for _, chars in arrivals + releases], default=1) or 1
         return cls(
@@ -105,13 +106,3 @@ def _held_outline(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[
             lower.append(f"{x},{TimelineView.MIDDLE + y}")
         before = half
     return " ".join(upper + lower[::-1])
-
-
-def _points(value: object) -> list[tuple[int, int]]:
-    if not isinstance(value, list | tuple):
-        return []
-    return [
-        (whole_number(item[0]), whole_number(item[1]))
-        for item in value
-        if isinstance(item, list | tuple) and len(item) == 2
-    ]

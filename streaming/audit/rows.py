@@ -1,7 +1,8 @@
 """A stored row as the canonical JSON that the audit log commits to.
 
 Exists so that writing and verifying cannot disagree about a field. Protects the commitment: every column that says
-what happened is in it; what only serves the running (heartbeats, last seq) is not.
+what happened is in it; what only serves the running (heartbeats, last seq), or repeats what ``timing`` says
+so that it can be counted (``streaming.pace``), is not.
 """
 
 from __future__ import annotations
