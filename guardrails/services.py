@@ -9,6 +9,7 @@ was published, what is activated verifies. Who may do it is asked by the caller;
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import structlog
@@ -19,10 +20,11 @@ from django.db.models import Max
 from django.utils import timezone
 
 from guardrails.api_keys import change_api_key, create_api_key, note_key_used, revoke_api_key
+from guardrails.client.subset import client_subset
 from guardrails.keys import signing_key, trusted_keys
-from guardrails.loading import is_about, load
+from guardrails.loading import load
 from guardrails.models import EVERYONE, Activation, Policy, PolicyVersion, Publication, Rollout
-from guardrails.policy import normalise
+from guardrails.policy import PolicyError, compile_policy, normalise
 from guardrails.publication import examine_document
 from guardrails.rollouts import COHORT, begin_rollout, change_rollout, close_rollout, end_rollout
 from guardrails.shadows import change_shadow, clear_shadow, set_shadow
@@ -30,7 +32,6 @@ from guardrails.signing import (
     KeyRefused,
     Purpose,
     SignatureRefused,
-    SigningKey,
     Type,
     canonical_bytes,
     digest_of,
@@ -169,8 +170,15 @@ def _authors(version: PolicyVersion) -> set[int]:
 def _sign(version: PolicyVersion, by: AbstractBaseUser | None) -> PolicyVersion:
     record = version.canonical.encode()
     publication = Publication.objects.filter(pk=version.pk).first()
-    if digest_of(record) != version.digest:
+    said = json.loads(record)
+    is_own = (said["policy"], said["version"]) == (version.policy.name, version.number)
+    if digest_of(record) != version.digest or not is_own:
         raise Refused(f"{version} was altered after it was published")
+    if publication is not None and not _gives(version, publication):
+        raise Refused(
+            f"the client rules of {version} were altered after it was published, or another release made them: "
+            "publish it again"
+        )
     key = signing_key(Purpose.VERSION)
     signature = sign_bytes(record, key)
     try:
@@ -181,17 +189,28 @@ def _sign(version: PolicyVersion, by: AbstractBaseUser | None) -> PolicyVersion:
         if not PolicyVersion.objects.all().add_signature(pk=version.pk, signature=signature, user_id=user_id(by)):
             raise Refused(f"{version} is signed already")
         if publication is not None:
-            _sign_client_rules(version, publication, key)
+            rules = publication.client_rules.encode()
+            Publication.objects.all().add_signature(pk=version.pk, signature=sign_bytes(rules, key, Type.CLIENT_RULES))
     version.refresh_from_db()
     logger.info("version_signed", policy=version.policy.name, version=version.number, digest=version.digest)
     return version
 
 
-def _sign_client_rules(version: PolicyVersion, publication: Publication, key: SigningKey) -> None:
-    rules = publication.client_rules.encode()
-    if digest_of(rules) != publication.client_digest or not is_about(rules, version):
-        raise Refused(f"the client rules of {version} were altered after it was published")
-    Publication.objects.all().add_signature(pk=version.pk, signature=sign_bytes(rules, key, Type.CLIENT_RULES))
+def _can_be_signed(version: PolicyVersion) -> bool:
+    """Whether a version is signed, or is still what this release would publish."""
+    publication = Publication.objects.filter(pk=version.pk).first()
+    return bool(version.signature) or publication is None or _gives(version, publication)
+
+
+def _gives(version: PolicyVersion, publication: Publication) -> bool:
+    """Whether a version's own document gives these client rules. Nobody reads those before signing: what the signer
+    read is the document, and a row that somebody wrote beside it must not get the signature."""
+    try:
+        policy = compile_policy(version.document, version=version.number, digest=version.digest)
+    except PolicyError as error:
+        raise Refused(f"{version} does not build any more: {error}") from error
+    made = canonical_bytes(client_subset(policy, version=version.number, digest=version.digest).payload)
+    return made == publication.client_rules.encode() and digest_of(made) == publication.client_digest
 
 
 @transaction.atomic
@@ -256,7 +275,7 @@ def install(*, document: Mapping[str, object], by: AbstractBaseUser | None = Non
     """
     wanted = normalise(document)
     newest = PolicyVersion.objects.filter(policy__name=wanted["policy"]).order_by("-number").first()
-    is_new = newest is None or newest.document != wanted
+    is_new = newest is None or newest.document != wanted or not _can_be_signed(newest)
     version = publish(policy=save_draft(document=wanted, by=by), by=by) if newest is None or is_new else newest
     if not version.signature:
         _sign(version, by)

@@ -12,7 +12,7 @@ from guardrails import keys, loading, publication, selectors, services
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import ImmutableRecord, PolicyVersion, Publication
 from guardrails.services import Refused
-from guardrails.signing import Purpose, Type, digest_of, verify
+from guardrails.signing import Purpose, Type, canonical_bytes, digest_of, verify
 from tests.conftest import forget_policies
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
@@ -126,6 +126,31 @@ def test_client_rules_altered_before_signing_are_not_signed() -> None:
         services.sign(version=version)
     version.refresh_from_db()
     assert version.signature == ""
+
+
+def test_client_rules_that_the_document_does_not_give_are_not_signed_however_well_they_fit() -> None:
+    """Whoever can write to the database could put rules there that let everything pass, with the digest to them."""
+    version = published("acme")
+    harmless = json.loads(version.publication.client_rules)
+    harmless["guardrails"], harmless["covers"] = [], {"prompt": True, "response": True}
+    rules = canonical_bytes(harmless)
+    alter(version, client_rules=rules.decode(), client_digest=digest_of(rules))
+    with pytest.raises(Refused, match="client rules of support v1 were altered"):
+        services.sign(version=version)
+    version.refresh_from_db()
+    assert version.signature == ""
+    # What comes with a release is published anew then, and the server starts.
+    again, is_new = services.install(document=version.document)
+    assert (again.number, is_new, bool(again.publication.client_signature)) == (2, True, True)
+
+
+def test_version_that_names_another_policy_is_not_signed() -> None:
+    version = published("acme")
+    foreign = version.canonical.replace('"policy":"support","version":1', '"policy":"sales","version":1')
+    assert foreign != version.canonical
+    version.canonical, version.digest = foreign, digest_of(foreign.encode())
+    with pytest.raises(Refused, match="altered"):
+        services.sign(version=version)
 
 
 def test_client_rules_altered_after_signing_are_not_activated() -> None:
