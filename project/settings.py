@@ -221,5 +221,22 @@ UNFOLD = {
     "SITE_HEADER": "Sluicegate",
     "SITE_SUBHEADER": "Guardrails for streaming answers",
     "SHOW_HISTORY": True,
+    "DASHBOARD_CALLBACK": "streaming.dashboard.page.dashboard",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}],
+    # The pages' one accent (static/css/sluicegate.css); 500 is read on dark ground, 600 on light and under white.
+    "COLORS": {
+        "primary": {
+            "50": "#f0f9fa",
+            "100": "#dff0f1",
+            "200": "#bfe2e5",
+            "300": "#8fd0d6",
+            "400": "#66c7d0",
+            "500": "#3fb0bb",
+            "600": "#0b6670",
+            "700": "#0a565f",
+            "800": "#08464d",
+            "900": "#06383e",
+            "950": "#04252a",
+        }
+    },
 }

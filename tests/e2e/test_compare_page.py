@@ -84,7 +84,8 @@ def test_the_welcome_page_leads_to_the_three_faces(shared_demo: Demo, visit: Vis
     visitor = visit(shared_demo.url, viewport=WIDTHS[size])
     page = visitor.page
     page.goto(f"{shared_demo.url}/welcome/")
-    for name, where in (("Live demo", "/"), ("Compare", "/compare/"), ("Administration", "/admin/"), ("Audit", "/audit/")):
+    faces = (("Live demo", "/"), ("Compare", "/compare/"), ("Administration", "/admin/"), ("Audit", "/audit/"))
+    for name, where in faces:
         link = page.get_by_role("main").get_by_role("link", name=name).first
         assert (link.get_attribute("href") or "") == where
     expect(page.get_by_role("main")).to_contain_text("demo v1")

@@ -1,0 +1,158 @@
+"""Every page under axe-core, light and dark, and with what it shows while it works: no serious or critical issue.
+
+axe is put into the page by the browser's own debugging channel, so the page's policy stays as strict as it is. Nothing
+is excepted, the markup of the admin's theme included.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e.conftest import Visit
+from tests.e2e.server import Demo
+from tests.e2e.test_audit_pages import guard, sign_in
+
+SCHEMES = ("light", "dark")
+TAKES_MS = 60_000
+
+RUN_AXE = """async () => {
+  const found = await axe.run(document, { resultTypes: ["violations"] });
+  return found.violations
+    .filter((one) => ["serious", "critical"].includes(one.impact))
+    .flatMap((one) => one.nodes.map((node) => ({
+      rule: one.id, where: node.target.join(" "), html: node.html, why: node.failureSummary,
+    })));
+}"""
+
+
+@functools.cache
+def axe() -> str:
+    """The vendored axe-core, as text."""
+    return (Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def patient() -> Iterator[None]:
+    """A page may take its time on a busy machine."""
+    expect.set_options(timeout=TAKES_MS)
+    yield
+    expect.set_options(timeout=5_000)
+
+
+def issues(page: Page) -> list[str]:
+    """What axe calls serious or critical on this page, one line each."""
+    page.evaluate(axe())
+    found = page.evaluate(RUN_AXE)
+    assert isinstance(found, list)
+    return [f"{one['rule']} at {one['where']}: {one['why']} in {one['html']}" for one in found]
+
+
+def settled(page: Page) -> Page:
+    """Colours fade in some places; contrast is measured when they have arrived."""
+    page.wait_for_function("document.getAnimations().every((one) => !(one instanceof CSSTransition))")
+    return page
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_works(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+    visitor = visit(shared_demo.url, color_scheme=scheme).open()
+    assert issues(visitor.page) == []
+    visitor.scenario("pii")
+    visitor.over("redacted")
+    assert issues(visitor.page) == []
+    visitor.scenario("tools")
+    visitor.over("allowed", timeout_s=60)
+    visitor.scenario("blocked_phrase")
+    visitor.over("blocked")
+    visitor.ask("   ")
+    expect(visitor.page.locator("#notices [data-error]")).to_be_visible()
+    visitor.page.get_by_role("button", name="Guard my own text").click()
+    assert issues(settled(visitor.page)) == []
+    visitor.assert_clean()
+
+
+def test_control_what_is_wrong_is_found(shared_demo: Demo, visit: Visit) -> None:
+    visitor = visit(shared_demo.url).open()
+    visitor.page.evaluate("""() => {
+      document.querySelector("#stopper + *, main").insertAdjacentHTML("beforeend", "<button></button><img src=/x.png>");
+      document.querySelector(".welcome p").className = "connection";
+      document.querySelector(".connection:not(:empty)").style.color = "#0b6680";
+    }""")
+    found = " ".join(issues(visitor.page))
+    for rule in ("button-name", "image-alt", "color-contrast"):
+        assert rule in found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_while_an_answer_is_held(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+    visitor = visit(shared_demo.url, color_scheme=scheme).open()
+    visitor.scenario("slow")
+    visitor.grown(10)
+    assert issues(visitor.page) == []
+    visitor.page.keyboard.press("Escape")
+    visitor.over("interrupted")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_compare_and_welcome(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+    visitor = visit(shared_demo.url, color_scheme=scheme).open("/compare/")
+    page = visitor.page
+    assert issues(page) == []
+    page.locator("[data-scenario=pii]").click()
+    expect(page.locator("#gated-figures")).not_to_contain_text("–")
+    expect(page.locator("#raw-figures")).not_to_contain_text("–")
+    assert issues(settled(page)) == []
+    page.goto(f"{shared_demo.url}/welcome/")
+    assert issues(page) == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_audit(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+    guard(shared_demo, visit)
+    page = sign_in(visit(shared_demo.url, color_scheme=scheme), shared_demo)
+    expect(page.locator("tr[data-session]").first).to_be_visible()
+    assert issues(page) == []
+    page.locator("tr[data-session] a").first.click()
+    expect(page.locator("[data-chain=good]")).to_be_visible()
+    assert issues(page) == []
+    page.get_by_label("Why do you look?").fill("complaint 17")
+    page.get_by_role("button", name="Reveal the texts").click()
+    expect(page.locator("[data-text=answer]")).to_contain_text("as far as we know")
+    assert issues(settled(page)) == []
+    page.goto(f"{shared_demo.url}/audit/review/?show=all")
+    expect(page.locator("#card")).to_be_visible()
+    page.keyboard.press("f")
+    expect(page.locator("[data-stored]")).to_be_visible()
+    assert issues(settled(page)) == []
+    for path in ("precision/", "chain/", "?q=nothing-is-named-so"):
+        page.goto(f"{shared_demo.url}/audit/{path}")
+        expect(page.locator("main h1")).to_be_visible()
+        assert issues(page) == [], path
+    page.goto(f"{shared_demo.url}/audit/chain/")
+    page.get_by_role("button", name="Verify the whole log now").click()
+    expect(page.locator("#check[data-state=verified]")).to_be_visible()
+    assert issues(settled(page)) == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_admin(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+    visitor = visit(shared_demo.url, color_scheme=scheme)
+    page = visitor.page
+    page.goto(f"{shared_demo.url}/admin/")
+    assert issues(settled(page)) == []
+    sign_in(visitor, shared_demo)
+    ((policy, version),) = shared_demo.rows("select id, active_version_id from guardrails_policy where name = 'demo'")
+    found: list[str] = []
+    for path in ("", f"guardrails/policy/{policy}/change/", f"guardrails/policyversion/{version}/change/"):
+        page.goto(f"{shared_demo.url}/admin/{path}")
+        expect(page.locator("h1").first).to_be_visible()
+        if "policy/" in path:
+            page.locator(".rules-card summary").first.click()
+            expect(page.locator("#rules-summary")).to_contain_text("can be saved")
+        found += issues(settled(page))
+    assert found == []
