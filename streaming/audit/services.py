@@ -9,12 +9,14 @@ entries, and what can be computed before the lock is.
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from django.db import connection, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
@@ -23,10 +25,9 @@ from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Messa
 from streaming.texts import CANNOT_BE_OPENED
 
 _READ = "SELECT seq, hash FROM streaming_audithead WHERE id = 1"
-_WRITE = (
-    "INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash) VALUES (%s, %s, %s, %s, %s, %s, %s)"
-)
-_MOVE = "UPDATE streaming_audithead SET seq = %s, hash = %s WHERE id = 1"
+_WRITE = "INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_MOVE = "UPDATE streaming_audithead SET seq = ?, hash = ? WHERE id = 1"
+"""SQLite's."""
 _WRITE_AND_MOVE = """
 WITH written AS (
     INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash)
@@ -96,16 +97,17 @@ def append_all(drafts: Sequence[Draft]) -> list[Entry]:
 
     Raises ``ValueError`` for a body that canonical JSON cannot carry.
     """
-    if connection.in_atomic_block:  # a savepoint would be two more statements for nothing
-        return _append(drafts)
+    here = connections[DEFAULT_DB_ALIAS]  # looked up once: the usual way to it is looked up at every word
+    if here.in_atomic_block:  # a savepoint would be two more statements for nothing
+        return _append(here, drafts)
     with transaction.atomic():
-        return _append(drafts)
+        return _append(here, drafts)
 
 
-def _append(drafts: Sequence[Draft]) -> list[Entry]:
+def _append(here: BaseDatabaseWrapper, drafts: Sequence[Draft]) -> list[Entry]:
     drafts = [Draft(str(draft.kind), draft.session_id, dict(draft.body)) for draft in drafts]
     bodies = [canonical(draft.body) for draft in drafts]  # nobody waits yet
-    last_seq, last_hash = _locked_head()
+    last_seq, last_hash = _locked_head(here)
     at = stamp(timezone.now())
     entries: list[Entry] = []
     for draft, written in zip(drafts, bodies, strict=True):
@@ -120,21 +122,23 @@ def _append(drafts: Sequence[Draft]) -> list[Entry]:
         )
         entries.append(entry)
         last_seq, last_hash = entry.seq, entry.hash
-    _store(entries, bodies)
+    _store(here, entries, bodies)
     return entries
 
 
-def _store(entries: Sequence[Entry], bodies: Sequence[str]) -> None:
+def _store(here: BaseDatabaseWrapper, entries: Sequence[Entry], bodies: Sequence[str]) -> None:
     if not entries:
         return
     head = (entries[-1].seq, entries[-1].hash)
     rows = [(e.seq, e.kind, e.session, e.at, body, e.before, e.hash) for e, body in zip(entries, bodies, strict=True)]
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(_WRITE_AND_MOVE, [f"[{','.join(map(_as_json, rows))}]", *head])
-            return
-        cursor.executemany(_WRITE, rows)
-        cursor.execute(_MOVE, head)
+    if here.vendor == "sqlite":
+        with here.wrap_database_errors:
+            file = _file(here)
+            file.executemany(_WRITE, rows)
+            file.execute(_MOVE, head)
+        return
+    with here.cursor() as cursor:
+        cursor.execute(_WRITE_AND_MOVE, [f"[{','.join(map(_as_json, rows))}]", *head])
 
 
 def _as_json(row: tuple[int, str, str, str, str, str, str]) -> str:
@@ -143,17 +147,32 @@ def _as_json(row: tuple[int, str, str, str, str, str, str]) -> str:
     return f'{json.dumps(named)[:-1]},"body":{body}}}'  # the body is JSON already
 
 
-def _locked_head() -> tuple[int, str]:
+def _locked_head(here: BaseDatabaseWrapper) -> tuple[int, str]:
     """The last entry's number and hash; nobody else gets them before this transaction is over."""
-    lock = " FOR UPDATE" if connection.features.has_select_for_update else ""  # elsewhere the whole file is locked
-    with connection.cursor() as cursor:
-        cursor.execute(_READ + lock)
+    row = _head(here)
+    if row is None:
+        AuditHead.objects.get_or_create(pk=AuditHead.ONLY, defaults={"seq": 0, "hash": GENESIS})
+        row = _head(here)
+    assert row is not None
+    return row
+
+
+def _head(here: BaseDatabaseWrapper) -> tuple[int, str] | None:
+    row: tuple[int, str] | None
+    if here.vendor == "sqlite":  # the whole file is locked
+        with here.wrap_database_errors:
+            row = _file(here).execute(_READ).fetchone()
+        return row
+    with here.cursor() as cursor:
+        cursor.execute(_READ + " FOR UPDATE")
         row = cursor.fetchone()
-        if row is None:
-            AuditHead.objects.get_or_create(pk=AuditHead.ONLY, defaults={"seq": 0, "hash": GENESIS})
-            cursor.execute(_READ + lock)
-            row = cursor.fetchone()
-    return int(row[0]), str(row[1])
+    return row
+
+
+def _file(here: BaseDatabaseWrapper) -> sqlite3.Connection:
+    """SQLite without Django's cursors: a statement takes 3 µs, and a cursor around it 6 while all others wait."""
+    file: sqlite3.Connection = here.connection
+    return file
 
 
 def opened(*, session: AuditSession) -> None:

@@ -9,14 +9,14 @@ from functools import partial
 
 import pytest
 from channels.db import database_sync_to_async
-from django.db import OperationalError, connection
-from django.test.utils import CaptureQueriesContext
+from django.db import OperationalError
 
 from streaming import sessions, together
 from streaming.audit.services import append, gathered
 from streaming.audit.verify import log_faults, stored_entries
 from streaming.models import AuditSession, Conversation, Message
 from streaming.sessions import Ending, NewSession, Outcome, Started, Visitor
+from tests.streaming.statements import asked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LIMIT_S = 30
@@ -147,11 +147,13 @@ def test_more_than_one_transaction_takes_are_several(monkeypatch: pytest.MonkeyP
 
 def test_the_log_is_locked_once_for_all_of_them() -> None:
     append(kind="reveal")
-    with CaptureQueriesContext(connection) as asked:
+    with asked() as statements:
         together.in_one_transaction([begin() for _ in range(10)])
-    heads = [query["sql"] for query in asked.captured_queries if "audithead" in query["sql"]]
-    assert len(heads) == 2, "read, and moved"
-    assert "audithead" in asked.captured_queries[-2]["sql"], "and that at the end"
+    of_the_head = [at for at, one in enumerate(statements) if "audithead" in one]
+    assert len(of_the_head) == 2, "read, and moved"
+    last = max(at for at, one in enumerate(statements) if "INSERT" in one)
+    assert of_the_head[0] < last <= of_the_head[1], "and that at the end"
+    assert not [one for one in statements[of_the_head[0] :] if "auditsession" in one]
 
 
 def test_entries_are_gathered_by_one_at_a_time() -> None:
