@@ -1,22 +1,21 @@
-"""The admin's view of what was streamed: read-only records, and a second chance for deferred checks.
+"""The admin's view of what was streamed: read-only records.
 
 Protects the rule that audit records are not edited: sessions and findings can be looked at by those with the view
-permission and changed by nobody here; texts are masked (``admin_people`` shows them to who says why), and the one verb
-is handing a failed check to the workers again while its session still waits for it.
+permission and changed by nobody here; texts are masked (``admin_people`` shows them to who says why).
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, cast
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
 from unfold.admin import ModelAdmin, TabularInline
 
-from streaming import tasks
+from streaming.admin_checks import DeferredCheckAdmin as DeferredCheckAdmin
 from streaming.admin_demotions import DemotionAdmin as DemotionAdmin
 from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
@@ -163,26 +162,6 @@ class FindingAdmin(ReadOnly, ReviewPage):
     def verdict(self, finding: Finding) -> str:
         """What the newest review says."""
         return verdict_of(finding)
-
-
-@admin.register(DeferredCheck)
-class DeferredCheckAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    """The outbox of checks that workers make."""
-
-    list_display = ("session", "guardrail", "applies_to", "state", "attempts", "queued_at", "finished_at", "error")
-    list_filter = ("state", "guardrail")
-    search_fields = ("session__id",)
-    actions = ("queue_again",)
-
-    @admin.action(description="Hand to the workers again")
-    def queue_again(self, request: HttpRequest, queryset: QuerySet[DeferredCheck]) -> None:
-        """Queue the waiting ones among the chosen checks; those that have ended stay as they are."""
-        waiting = list(queryset.filter(state=DeferredCheck.State.WAITING).values_list("pk", flat=True))
-        for pk in waiting:
-            tasks.queue_check(pk)
-        left = queryset.count() - len(waiting)
-        text = f"{len(waiting)} queued" + (f"; {left} are being made or have ended" if left else "")
-        self.message_user(request, text, messages.SUCCESS if waiting else messages.WARNING)
 
 
 class MessageInline(ReadOnly, TabularInline):  # type: ignore[misc]

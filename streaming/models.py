@@ -277,6 +277,7 @@ class DeferredCheck(models.Model):
 
     class Meta:
         ordering = ["session", "id"]
+        permissions = [("retry_deferredcheck", "Can hand a deferred check to the workers again")]
         constraints = [
             models.UniqueConstraint(fields=["session", "guardrail", "applies_to"], name="check_once_per_guardrail")
         ]

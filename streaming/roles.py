@@ -22,10 +22,13 @@ ROLES: dict[str, tuple[str, ...]] = {
     "Signer": (*_LOOK, "guardrails.sign_policyversion"),
     "Operator": (
         *_LOOK, "guardrails.activate_policyversion", "guardrails.shadow_policyversion",
-        "streaming.view_demotion", "streaming.lift_demotion",
+        "streaming.view_demotion", "streaming.lift_demotion", "streaming.view_deferredcheck",
+        "streaming.retry_deferredcheck",
     ),
     "Reviewer": (*_LOOK, *_RECORD, "streaming.add_review", "streaming.reveal_text"),
-    "Auditor": (*_LOOK, *_RECORD, "streaming.view_auditentry", "streaming.view_demotion"),
+    "Auditor": (
+        *_LOOK, *_RECORD, "streaming.view_auditentry", "streaming.view_demotion", "streaming.view_deferredcheck",
+    ),
 }  # fmt: skip
 """Permissions by group. No two of drafting, signing and activating are in one."""
 

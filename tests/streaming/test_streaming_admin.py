@@ -7,8 +7,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from streaming import tasks
-from streaming.models import AuditSession, DeferredCheck
+from streaming.models import AuditSession
 from tests.conftest import Cast
 from tests.streaming.test_tasks import monitoring
 
@@ -56,14 +55,3 @@ def test_outsider_sees_nothing_and_a_superuser_changes_nothing(client: Client, c
         change = reverse(f"admin:streaming_{page}_change", args=[pk])
         assert client.post(change, {"state": "COMPLETE"}).status_code == 403
         assert client.post(reverse(f"admin:streaming_{page}_delete", args=[pk]), {"post": "yes"}).status_code == 403
-
-
-def test_waiting_check_is_handed_to_the_workers_again(auditor: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    queued: list[int] = []
-    monkeypatch.setattr(tasks, "queue_check", queued.append)
-    _, waiting = monitoring()
-    _, ended = monitoring()
-    DeferredCheck.objects.filter(pk=ended.pk).update(state="passed")
-    form = {"action": "queue_again", "_selected_action": [waiting.pk, ended.pk]}
-    auditor.post(reverse("admin:streaming_deferredcheck_changelist"), form)
-    assert queued == [waiting.pk]

@@ -1,0 +1,62 @@
+"""The admin's page of deferred checks: what workers still have to do, what came of it, and a second chance.
+
+Exists apart from the other records because it alone has a verb. Protects the rules of ``streaming.retry``, and that
+who handed a check on is kept in its history; that takes a permission of its own, which looking does not give.
+"""
+
+from __future__ import annotations
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+
+from guardrails.admin.base import ReadOnlyAdmin, remember
+from streaming.models import DeferredCheck
+from streaming.presentation import milliseconds
+from streaming.retry import NotRetried, retry
+
+RETRY = "streaming.retry_deferredcheck"
+
+
+@admin.register(DeferredCheck)
+class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
+    """The outbox of checks that workers make."""
+
+    list_display = ("session", "guardrail", "applies_to", "state", "attempts", "queued_at", "waited", "took",
+                    "finished_at", "error")  # fmt: skip
+    list_filter = ("state", "guardrail", "applies_to", "session__policy_name")
+    list_select_related = ("session",)
+    search_fields = ("session__id",)
+    readonly_fields = ("waited", "took")
+    actions = ("queue_again",)
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        """For the action below."""
+        return request.user.has_perm(RETRY)
+
+    @admin.display(description="Waited")
+    def waited(self, check: DeferredCheck) -> str:
+        """From the queue to the worker that took it last."""
+        if check.started_at is None or check.started_at < check.queued_at:
+            return "–"
+        return milliseconds((check.started_at - check.queued_at).total_seconds() * 1000)
+
+    @admin.display(description="Took")
+    def took(self, check: DeferredCheck) -> str:
+        """The check itself, as its worker measured it."""
+        took = check.result.get("took_ms") if isinstance(check.result, dict) else None
+        return milliseconds(took if isinstance(took, int | float) else None)
+
+    @admin.action(description="Hand to the workers again", permissions=["retry"])
+    def queue_again(self, request: HttpRequest, queryset: QuerySet[DeferredCheck]) -> None:
+        """Queue those that wait, or whose worker has been silent for too long; say of the others why not."""
+        for check in queryset.select_related(None):
+            named = f"{check.guardrail} of session {check.session_id}"
+            try:
+                retry(check_id=check.pk, now=timezone.now())
+            except NotRetried as error:
+                messages.error(request, f"{named}: {error}.")
+                continue
+            messages.success(request, f"{named}: handed to the workers again.")
+            remember(request, check, "Handed to the workers again.")
