@@ -89,7 +89,7 @@ def read_keyring(path: Path) -> KeyringFile | None:
         return None
     except OSError as error:
         raise KeyRefused(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyringRefused, KeyError) as error:
+    except (ValueError, KeyringRefused, KeyError, RecursionError) as error:
         raise KeyRefused(f"{path}: not a keyring: {error}") from None
     if not isinstance(root, str):
         raise KeyRefused(f"{path}: not a keyring: “root” must be a key")

@@ -66,7 +66,7 @@ def _kept() -> dict[str, int]:
             _read = (stamp, {str(name): int(serial) for name, serial in said.items()})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         logger.error("serials_unreadable", file=str(path), error=str(error))
         return {}
     return _read[1]

@@ -222,7 +222,9 @@ def test_list_fails_when_a_listed_key_is_not_believed(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"keys": []}', '{"root": 1, "keys": []}', '{"root": "x", "keys": [{}]}']
+    "text",
+    ["", "[]", "{}", '{"keys": []}', '{"root": 1, "keys": []}', '{"root": "x", "keys": [{}]}', "[" * 9_999],
+    ids=len,
 )
 def test_keyring_that_cannot_be_read_stops_everything_and_is_told(shop: Shop, text: str) -> None:
     shop.ring.parent.mkdir()

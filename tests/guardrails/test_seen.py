@@ -54,7 +54,7 @@ def test_nothing_is_lost_where_many_write_at_once(folder: Path) -> None:
     assert [name for name in os.listdir(folder) if name.startswith(".serials-")] == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"us": "x"}', "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"us": "x"}', '{"us": 1e999}', "[" * 9_999, "null"], ids=len)
 def test_file_that_cannot_be_read_is_told_and_begins_anew(
     folder: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
