@@ -10,7 +10,7 @@ Protects the order of events: ``seq`` is given atomically with the append, so tw
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice, takewhile
 from typing import Protocol
@@ -30,9 +30,9 @@ class LogUnavailable(Exception):
 class SessionLog(Protocol):
     """What writers and readers need of a log. Every method but the two contexts raises ``LogUnavailable``."""
 
-    async def append(
+    def append(
         self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
-    ) -> int:
+    ) -> Awaitable[int]:
         """Append the payloads in order; returns the seq of the last one.
 
         ``ms`` is the time since the session's start. Seqs go on from the last one, or from ``floor`` where the

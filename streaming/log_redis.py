@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypedDict, TypeVar, cast
@@ -32,6 +32,7 @@ from redis.exceptions import RedisError
 from streaming.conf import Conf, conf, redis_url
 from streaming.core.wire import from_json, to_json
 from streaming.log import LocalEvents, LogUnavailable, Payload
+from streaming.pipe import Pipe
 from streaming.wake import Wake
 
 T = TypeVar("T")
@@ -148,6 +149,7 @@ class RedisLog:
     def __init__(self, url: str, layer: BaseChannelLayer | None, settings: Conf) -> None:
         self._redis = connect(url, limit_s=None)  # ``_in_turn`` has a limit for all of a call
         self._append = self._redis.register_script(APPEND)
+        self._pipe = Pipe(self._redis.connection_pool)
         self._scripts: dict[str, AsyncScript] = {}
         self._layer, self._conf = layer, settings
         self._channel = NO_CHANNEL + uuid4().hex
@@ -158,15 +160,17 @@ class RedisLog:
         self._under_way: set[asyncio.Future[object]] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
 
-    async def append(
+    def append(
         self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
-    ) -> int:
-        """See ``SessionLog``."""
-        answer = await self._reach(self._append(**self._appending(session_id, (), (floor, known), payloads, ms)))
-        if session_id in self._readers:
-            events = [{**payload, "session_id": session_id, "ms": ms} for payload in payloads]
-            self._recent.setdefault(session_id, Recent()).add(events, cast("tuple[int, object]", answer)[0])
-        return await self._told(session_id, answer)
+    ) -> Awaitable[int]:
+        """See ``SessionLog``. Sessions that run here have a connection for it (``Pipe``)."""
+        events: list[dict[str, object]] = [{**payload, "session_id": session_id, "ms": ms} for payload in payloads]
+        asked = self._appending(session_id, (), (floor, known), events)
+        if self._pipe.ready:
+            return self._sent(session_id, events, asked)
+        if session_id in self._runners:
+            self._pipe.open_soon()
+        return self._called(session_id, events, asked)
 
     async def read(self, session_id: str, after: int, count: int = 500) -> list[dict[str, object]]:
         """See ``SessionLog``."""
@@ -260,12 +264,16 @@ class RedisLog:
         payloads behind them. It answers ``{append(…), …}``, or false when it has done nothing: None here. What comes
         back is the last seq and what else the script answers. Raises ``LogUnavailable``.
         """
-        call = self._script(APPENDING + script)(**self._appending(session_id, (key,), args, payloads, ms))
+        events = [{**payload, "session_id": session_id, "ms": ms} for payload in payloads]
+        call = self._script(APPENDING + script)(**self._appending(session_id, (key,), args, events))
         answer = cast("list[object] | None", await self._reach(call))
         if not answer:
             return None
         self._recent.pop(session_id, None)
-        return [await self._told(session_id, answer[0]), *answer[1:]]
+        seq, others = cast("tuple[int, list[bytes]]", answer[0])
+        self._readers.set(session_id)
+        await self._wake_others(session_id, others)
+        return [seq, *answer[1:]]
 
     async def count(self, pattern: str) -> int:
         """How many keys match; for the few keys of workers. Raises ``LogUnavailable``."""
@@ -280,6 +288,7 @@ class RedisLog:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._under_way, return_exceptions=True)
+        await self._pipe.aclose()
         await self._redis.aclose()
 
     def _script(self, text: str) -> AsyncScript:
@@ -287,25 +296,67 @@ class RedisLog:
             self._scripts[text] = self._redis.register_script(text)
         return self._scripts[text]
 
+    async def _called(self, session_id: str, events: Sequence[dict[str, object]], asked: Arguments) -> int:
+        """Append through the library's client."""
+        seq, others = cast("tuple[int, list[bytes]]", await self._reach(self._append(**asked)))
+        self._appended(session_id, events, seq)
+        await self._wake_others(session_id, others)
+        return seq
+
+    def _sent(self, session_id: str, events: Sequence[dict[str, object]], asked: Arguments) -> asyncio.Future[int]:
+        """Append through the pipe. Readers here are told with the answer, whether or not anybody still waits for it.
+
+        The script goes along each time: it is short, and a store that has forgotten it is no case of its own.
+        """
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: object) -> None:
+            if not isinstance(answer, list | LogUnavailable):
+                answer = LogUnavailable("the session log has answered something else")
+            if isinstance(answer, LogUnavailable):
+                if not told.done():
+                    told.set_exception(answer)
+                return
+            seq, others = cast("tuple[int, list[bytes]]", answer)
+            self._appended(session_id, events, seq)
+            if others:
+                waking = asyncio.ensure_future(self._wake_others(session_id, others))
+                self._under_way.add(cast("asyncio.Future[object]", waking))
+                waking.add_done_callback(self._arrived)
+                waking.add_done_callback(lambda _: tell(seq))
+            else:
+                tell(seq)
+
+        def tell(seq: int) -> None:
+            if not told.done():
+                told.set_result(seq)
+
+        keys = asked["keys"]
+        self._pipe.send(("EVAL", APPEND, len(keys), *keys, *asked["args"]), answered, CALL_LIMIT_S)
+        return told
+
     def _appending(
-        self, session_id: str, keys: Sequence[str], args: Sequence[str | float | bytes], payloads: Sequence[Payload],
-        ms: int,
+        self, session_id: str, keys: Sequence[str], args: Sequence[str | float | bytes],
+        events: Sequence[dict[str, object]],
     ) -> Arguments:  # fmt: skip
         """What a script that appends is called with."""
-        texts = [to_json({**payload, "session_id": session_id, "ms": ms}) for payload in payloads]
+        texts = [to_json(event) for event in events]
         limits: list[str | float | bytes] = [
             self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel,
         ]  # fmt: skip
         named = [_key(name, session_id) for name in ("log", "seq", "readers")]
         return {"keys": [*named, *keys], "args": [*limits, *args, *texts]}
 
-    async def _told(self, session_id: str, appended: object) -> int:
-        """Wake the readers of what a script has appended; the last seq."""
-        seq, others = cast("tuple[int, list[bytes]]", appended)
+    def _appended(self, session_id: str, events: Sequence[dict[str, object]], seq: int) -> None:
+        """Tell the readers of this process what stands in the log now, up to ``seq``."""
+        if session_id in self._readers:
+            self._recent.setdefault(session_id, Recent()).add(events, seq)
         self._readers.set(session_id)
-        for name in others:
+
+    async def _wake_others(self, session_id: str, channels: Iterable[bytes]) -> None:
+        """Wake the readers of other processes."""
+        for name in channels:
             await self._wake(name.decode(), {"type": "log.wake", "session": session_id})
-        return int(seq)
 
     async def _reach(self, call: Awaitable[T]) -> T:
         """Wait for a call to the store. Raises ``LogUnavailable``.

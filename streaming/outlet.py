@@ -124,13 +124,13 @@ class Outlet:
             # A store that came back with nothing, or with less, goes on from here: its readers have seen what was told.
             floor = self.seq
             append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=floor, known=floor)
-            task = asyncio.ensure_future(append)
+            under_way = asyncio.ensure_future(append)
             try:
-                self.seq = await asyncio.shield(task)
+                self.seq = await asyncio.shield(under_way)
             except asyncio.CancelledError:
                 # These are no longer ready and not yet told; the session's last events have to come behind them.
                 with contextlib.suppress(LogUnavailable):
-                    self.seq = await task
+                    self.seq = await under_way
                 raise
         if self._untold and self._buffer.due_at is None:
             self.unread.taken(self._untold)

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 HEARTBEAT = b": keep-alive\n\n"
 """Sent on SSE every 15 s, so that proxies keep the connection and a dead peer shows."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Kept: ``json.dumps`` makes one for each text."""
+
 
 def to_json(event: Mapping[str, object]) -> str:
     """Compact JSON text of a stamped event. Raises ``TypeError`` for what JSON cannot carry."""
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(event)
 
 
 def from_json(text: str | bytes) -> dict[str, object]:
