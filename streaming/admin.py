@@ -19,6 +19,7 @@ from streaming.admin_checks import DeferredCheckAdmin as DeferredCheckAdmin
 from streaming.admin_demotions import DemotionAdmin as DemotionAdmin
 from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
+from streaming.admin_providers import ConfiguredProviderAdmin as ConfiguredProviderAdmin
 from streaming.admin_shadow import ShadowAdmin as ShadowAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 from streaming.presentation import count

@@ -344,6 +344,20 @@ class Demotion(models.Model):
         return f"{self.policy_name} v{self.policy_version} {self.guardrail}: {self.checkpoint}"
 
 
+class ConfiguredProvider(models.Model):
+    """A provider as the screen of providers shows it. It has no table: providers stand in the environment."""
+
+    name = models.CharField(max_length=64, primary_key=True)
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = "provider"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class AuditHead(models.Model):
     """Where the audit log ends: one row, locked by whoever appends."""
 

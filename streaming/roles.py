@@ -23,11 +23,12 @@ ROLES: dict[str, tuple[str, ...]] = {
     "Operator": (
         *_LOOK, "guardrails.activate_policyversion", "guardrails.shadow_policyversion",
         "streaming.view_demotion", "streaming.lift_demotion", "streaming.view_deferredcheck",
-        "streaming.retry_deferredcheck",
+        "streaming.retry_deferredcheck", "streaming.view_configuredprovider",
     ),
     "Reviewer": (*_LOOK, *_RECORD, "streaming.add_review", "streaming.reveal_text"),
     "Auditor": (
         *_LOOK, *_RECORD, "streaming.view_auditentry", "streaming.view_demotion", "streaming.view_deferredcheck",
+        "streaming.view_configuredprovider",
     ),
 }  # fmt: skip
 """Permissions by group. No two of drafting, signing and activating are in one."""

@@ -91,6 +91,11 @@ class HttpProvider(base.Provider):
         return self._base_url
 
     @property
+    def has_key(self) -> bool:
+        """Whether a key goes with its requests."""
+        return bool(self._key)
+
+    @property
     def limits(self) -> base.TimeLimits:
         """How long it is waited for."""
         return self._limits
