@@ -223,6 +223,7 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "DASHBOARD_CALLBACK": "streaming.dashboard.page.dashboard",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}],
+    "STYLES": [lambda request: static("admin-look/focus.css")],
     # The pages' one accent (static/css/sluicegate.css); 500 is read on dark ground, 600 on light and under white.
     "COLORS": {
         "primary": {

@@ -10,6 +10,7 @@ startStream(page, { keepsAddress: true });
 startThemeButton();
 
 page.addEventListener("htmx:wsAfterMessage", () => {
+  if (!running() && document.activeElement === stop) document.getElementById("scenarios").focus();
   stop.disabled = !running();
   for (const paper of page.querySelectorAll(".paper")) paper.scrollTop = paper.scrollHeight;
 });

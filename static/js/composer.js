@@ -4,8 +4,11 @@ export function startComposer(page) {
   const forms = { ask: document.getElementById("ask"), own: document.getElementById("own") };
   const stop = document.getElementById("stop");
   const run = () => document.getElementById("run").dataset.run;
+  const focusBox = () => Object.values(forms).find((form) => !form.hidden).querySelector("textarea").focus();
   const showStop = () => {
-    stop.disabled = run() !== "streaming";
+    const over = run() !== "streaming";
+    if (over && document.activeElement === stop) focusBox(); // a button that goes away must not take the focus along
+    stop.disabled = over;
   };
   page.addEventListener("htmx:wsAfterMessage", showStop);
 
@@ -47,7 +50,9 @@ export function startComposer(page) {
 
   page.addEventListener("click", (event) => {
     const button = event.target.closest("[data-dismiss]");
-    if (button) button.closest(".banner").remove();
+    if (!button) return;
+    button.closest(".banner").remove();
+    focusBox();
   });
 
   document.addEventListener("keydown", (event) => {

@@ -1,5 +1,6 @@
 // The demo page: htmx applies the fragments, these modules do what htmx cannot.
 import { startStream } from "./stream.js";
+import { startAnnouncing } from "./announce.js";
 import { startFollowing } from "./follow.js";
 import { startComposer } from "./composer.js";
 import { startPanel } from "./panel.js";
@@ -10,4 +11,5 @@ startStream(page);
 startFollowing(page);
 startComposer(page);
 startPanel(page);
+startAnnouncing(page);
 startThemeButton();

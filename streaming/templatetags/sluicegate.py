@@ -24,6 +24,12 @@ def visible(text: str) -> SafeString:
 @register.filter
 def chip(label: str) -> SafeString:
     """A placeholder as the inside of a chip: brackets stay in the text (for copying) and out of sight."""
-    if len(label) > 2 and label[0] == "[" and label[-1] == "]":
-        return format_html('<span class="bracket">[</span>{}<span class="bracket">]</span>', exactly(label[1:-1]))
+    if (inside := bare(label)) != label:
+        return format_html('<span class="bracket">[</span>{}<span class="bracket">]</span>', exactly(inside))
     return exactly(label)
+
+
+@register.filter
+def bare(label: str) -> str:
+    """A placeholder without its brackets: what a screen reader says of a chip."""
+    return label[1:-1] if len(label) > 2 and label[0] == "[" and label[-1] == "]" else label

@@ -88,13 +88,13 @@ def forged(visitor: Visitor, model: str, step: str, pk: int) -> int:
     return visitor.page.request.post(address, form=form, headers={"Referer": address}).status
 
 
-def write(author: Visitor, address: str, pattern: str) -> None:
+def write(author: Visitor, address: str, pattern: str, name: str = "stepwise") -> None:
     """Save a draft of one rule through the form."""
     page = author.page
     page.goto(author.base + address)
     expect(page.locator("#rules")).to_be_visible()
     if address.endswith("/add/"):
-        page.get_by_label("Policy", exact=True).fill("stepwise")
+        page.get_by_label("Policy", exact=True).fill(name)
         page.get_by_label("Add a guardrail").select_option("regex")
         page.get_by_role("button", name="Add", exact=True).click()
         page.locator(".rules-card").last.get_by_role("button", name="Add to rules").click()
