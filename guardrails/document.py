@@ -20,6 +20,8 @@ from guardrails.performance import TIME_LIMIT_S, Checkpoint, Family
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.IGNORECASE)
 _TOOL = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_NOT_STORED = re.compile("[\0\ud800-\udfff]")
+_DEEPEST = 50
 _ENVELOPE = ("name", "kind", "description", "applies_to", "mode", "action", "on_error", "client", "time_limit_s")
 _MAX_TIME_LIMIT_S = 600.0
 EnumT = TypeVar("EnumT", bound=StrEnum)
@@ -97,6 +99,7 @@ class PolicyDocument:
 def parse_document(document: object) -> PolicyDocument:
     """Validate a policy document (the parsed JSON or TOML of a policy file). Raises ``PolicyError``."""
     top = _mapping(document, "")
+    _storable(top, "")
     _known_keys(top, ("policy", "description", "restore_in_tools", "guardrails"), "")
     name = _text(top, "policy", "")
     if not _NAME.fullmatch(name):
@@ -111,6 +114,22 @@ def parse_document(document: object) -> PolicyDocument:
             raise PolicyError(f"guardrails[{i}].name", f"{guardrail.name!r} is used twice")
         seen.add(guardrail.name)
     return PolicyDocument(name, _text(top, "description", "", default=""), guardrails, _tools(top))
+
+
+def _storable(value: object, path: str, depth: int = 0) -> None:
+    """No text of a policy holds NUL, which PostgreSQL does not store, or half a surrogate pair, which nothing does; no
+    text that is guarded has them either."""
+    if depth > _DEEPEST:
+        raise PolicyError(path[:200], f"nested more than {_DEEPEST} deep")
+    if isinstance(value, str) and (found := _NOT_STORED.search(value)):
+        raise PolicyError(path, f"holds U+{ord(found[0]):04X}, which no text can have")
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _storable(key, path, depth + 1)
+            _storable(one, f"{path}.{key}" if path else f"{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, one in enumerate(value):
+            _storable(one, f"{path}[{i}]", depth + 1)
 
 
 def _guardrail(entry: object, path: str) -> GuardrailDocument:

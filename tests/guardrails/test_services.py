@@ -51,6 +51,28 @@ def test_draft_is_refused_with_the_path_and_stores_nothing() -> None:
     assert not Policy.objects.exists()
 
 
+@pytest.mark.parametrize("char", ["\0", "\ud800"], ids=["NUL", "half a pair"])
+def test_text_that_no_database_stores_is_refused_with_the_path(char: str) -> None:
+    """PostgreSQL has no NUL in its JSON: such a draft was a traceback there, and a rule that nothing matches here."""
+    wrong = document("acme")
+    wrong["guardrails"][0]["config"] = {"keywords": ["fine", f"ac{char}me"]}
+    with pytest.raises(PolicyError) as refused:
+        services.save_draft(document=wrong)
+    assert refused.value.path == "guardrails[0].config.keywords[1]"
+    wrong = document("acme") | {f"a{char}": 1}
+    with pytest.raises(PolicyError):
+        services.save_draft(document=wrong)
+    assert not Policy.objects.exists()
+
+
+def test_document_that_is_nested_without_end_is_refused() -> None:
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(PolicyError, match="deep"):
+        services.save_draft(document=document("acme") | {"description": deep})
+
+
 def test_draft_changes_nothing_that_runs() -> None:
     services.install(document=document("acme"))
     services.save_draft(document=document("other"))
