@@ -207,6 +207,9 @@ class _Walk:
     ) -> None:  # fmt: skip
         if not isinstance(value, str):
             holder[key] = self.copy(value, path, applies_to, turn)  # type: ignore[index]
+            if self._found_in_number(value, path, applies_to):
+                said = holder[key] = json.dumps(value)  # type: ignore[index]  # what hides it is text
+                self.places.append(_Place(holder, key, said, applies_to, turn, structure=True))
             return
         if why := unusable(value):
             raise BadRequest(f"“{_dotted(path)}” {why}.", _dotted(path))
@@ -220,6 +223,12 @@ class _Walk:
                 self.places.append(place)
             return
         self.inside.append((place, self.copy(inner, (*path, "json"), applies_to, turn), inner))
+
+    def _found_in_number(self, value: object, path: tuple[str | int, ...], applies_to: AppliesTo) -> bool:
+        """Whether a number is more than a number: an account in the arguments of an earlier call, for one."""
+        if type(value) not in (int, float) or len(path) < 2 or path[0] == "options" or len(str(value)) < 6:
+            return False
+        return bool(gate_text(self._rules, json.dumps(value), applies_to=applies_to, channel="prompt").findings)
 
     def _name(self, name: str, path: tuple[str | int, ...]) -> str:
         """A field's name as it may go upstream."""

@@ -19,12 +19,16 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.http.response import HttpResponseBase
 
 from guardrails.cohorts import Subject
+from guardrails.findings import AppliesTo
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy
 from streaming import registry
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.errors import ApiError
 from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
+from streaming.core.gate import gate_text
 from streaming.gateway import places
 from streaming.gateway.errors import status_of, worded
 from streaming.gateway.gates import Gates, widened
@@ -128,6 +132,7 @@ class _Asked:
         self._place = place
         said = body.get("stream")
         self._streaming = front.streams if said is None else bool(said)
+        self._sent: dict[str, str] = {}
 
     async def answer(self) -> tuple[HttpResponseBase, bool]:
         """The response, and whether the place is given back when its stream ends."""
@@ -136,6 +141,9 @@ class _Asked:
         routed = route(str(self._body["model"]), self._front.dialect)
         masks = Masks(policy, self._body, caller=self._access.visitor.client)
         prompted = await guarded(policy, self._body, media_allowed=media_allowed(policy), mask=masks.mask)
+        if prompted.body["model"] != self._body["model"]:  # something else than a model's name stood there
+            routed = route(str(prompted.body["model"]), self._front.dialect)
+        self._sent = self._headers(policy)
         gates = Gates(running.policy, masks.restoring, masks.restore_arguments)
         walker = self._front.walker(gates)
         plans = [] if prompted.blocked is not None else self._plans(routed, prompted)
@@ -193,7 +201,7 @@ class _Asked:
     ) -> Callable[[], AsyncGenerator[Json, None]]:
         front, streaming, named = self._front, self._streaming, model or provider.default_model
         if isinstance(provider, HttpProvider) and provider.name == front.dialect:
-            passed = Passing({**prompted.body, "model": named}, streaming, self._headers())
+            passed = Passing({**prompted.body, "model": named}, streaming, self._sent)
             return lambda: chunks(provider, passed, front.dialect)
         asked = front.understood(prompted.body, provider, named)
         if scenario:
@@ -201,11 +209,17 @@ class _Asked:
         id_ = uuid4().hex
         return lambda: spoken(provider, asked, front.speaker(prompted.body, named, id_), streaming=streaming)
 
-    def _headers(self) -> dict[str, str]:
-        """Headers of the dialect that say what is asked for: short words, so that nothing else travels in them."""
+    def _headers(self, policy: Policy) -> dict[str, str]:
+        """Headers of the dialect that say what is asked for: short words in which the policy finds nothing."""
         found = {name: self._request.headers.get(name, "") for name in self._front.passed_headers}
         fit = {name: value for name, value in found.items() if value and len(value) < 400}
-        return {n: v for n, v in fit.items() if all(c.isascii() and (c.isalnum() or c in "-_., ") for c in v)}
+        fit = {n: v for n, v in fit.items() if all(c.isascii() and (c.isalnum() or c in "-_., ") for c in v)}
+        rules = policy.only(Checkpoint.IMMEDIATE)
+        return {
+            name: value
+            for name, value in fit.items()
+            if gate_text(rules, value, applies_to=AppliesTo.PROMPT, channel="prompt").visible == value
+        }
 
     async def _refused(self, record: Record, gates: Gates, walker: Walker) -> HttpResponseBase:
         """The prompt was stopped: an answer in the dialect that says so. Nothing went upstream."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,12 +27,16 @@ class Answer:
 
 @dataclass
 class Fake:
-    """``answers``: by model; ``asked``: path, headers and body of every request; ``gone``: a client went early."""
+    """``answers``: by model, or made of the request; ``asked``: path, headers and body of every request.
+
+    ``gone``: a client went early, at ``gone_at`` (seconds of the monotonic clock).
+    """
 
     url: str = ""
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Answer | Callable[[dict[str, object]], Answer]] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
+    gone_at: float = 0.0
     writing: threading.Event = field(default_factory=threading.Event)
 
     def last(self) -> dict[str, object]:
@@ -58,9 +64,12 @@ def upstream() -> Iterator[Fake]:
         def _answer(self, name: str, raw: bytes) -> None:
             fake.asked.append((self.path, dict(self.headers.items()), raw))
             answer = fake.answers.get(name) or Answer([b'{"error": {"message": "no such model"}}'], JSON, 404)
+            if not isinstance(answer, Answer):
+                answer = answer(json.loads(raw))
             with suppress(ConnectionError):
                 self._write(answer)
                 return
+            fake.gone_at = time.monotonic()
             fake.gone.set()
             self.close_connection = True
 
@@ -79,9 +88,9 @@ def upstream() -> Iterator[Fake]:
                 if answer.gate is not None and number == len(answer.pieces) - 1:
                     self.wfile.flush()
                     fake.writing.set()
-                    while not answer.gate.wait(0.01):
-                        self.wfile.write(b"3\r\n: \n\r\n")  # a comment tells whether the client is there
-                        self.wfile.flush()
+                    while not answer.gate.is_set():
+                        if select.select([self.connection], [], [], 0.01)[0]:  # whoever waits sends nothing more
+                            raise ConnectionResetError
                 self.wfile.write(piece if whole else b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()
             if not whole:

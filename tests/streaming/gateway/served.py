@@ -26,6 +26,12 @@ POLICIES: list[dict[str, object]] = [
          {"name": "pii", "kind": "pii", "action": "mask", "applies_to": ["prompt"]},
          {"name": "answers", "kind": "pii", "action": "redact", "applies_to": ["response"]},
      ]},
+    {"policy": "planted",
+     "guardrails": [
+         {"name": "pii", "kind": "pii", "action": "mask"},
+         {"name": "secrets", "kind": "secrets", "action": "mask"},
+         {"name": "code_names", "kind": "keywords", "action": "mask", "config": {"keywords": ["Blue Heron"]}},
+     ]},
     {
         "policy": "stopping",
         "guardrails": [

@@ -61,6 +61,15 @@ def anthropic_block(block: Json, deltas: list[Json]) -> list[Json]:
     ]
 
 
+def arguments(said: str) -> str:
+    return json.dumps({"note": said, "to": ["x"]})
+
+
+def escaped(said: str) -> str:
+    """The same with one letter written as an escape."""
+    return json.dumps({"note": said}).replace("4", "\\u0034", 1)
+
+
 def ollama(message: Json, **more: object) -> Json:
     return {"model": "m", "created_at": "t", "message": {"role": "assistant", **message}, "done": False, **more}
 
@@ -71,40 +80,39 @@ def ollama_text(parts: list[str], field: str = "content") -> list[Json]:
 
 
 ARGUMENTS = json.dumps({"note": SAID, "to": ["x"]})
-ESCAPED = json.dumps({"note": SAID}).replace("4", "\\u0034", 1)
 SHAPES = {
-    "openai text": lambda at: ("openai", openai_text(cut(SAID, at))),
-    "openai refusal": lambda at: ("openai", openai_text(cut(SAID, at), "refusal")),
-    "openai thinking": lambda at: ("openai", openai_text(cut(SAID, at), "reasoning_content")),
-    "openai field nobody knows": lambda at: ("openai", openai_text(cut(SAID, at), "brand_new")),
-    "openai list nobody knows": lambda at: ("openai", openai_unknown(cut(SAID, at))),
-    "openai two choices": lambda at: ("openai", openai_two(cut(SAID, at))),
-    "openai arguments": lambda at: ("openai", openai_call(cut(ARGUMENTS, at and at + 10))),
-    "openai escaped arguments": lambda at: ("openai", openai_call(cut(ESCAPED, at and at + 10))),
-    "anthropic text": lambda at: (
+    "openai text": lambda at, said=SAID: ("openai", openai_text(cut(said, at))),
+    "openai refusal": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "refusal")),
+    "openai thinking": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "reasoning_content")),
+    "openai field nobody knows": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "brand_new")),
+    "openai list nobody knows": lambda at, said=SAID: ("openai", openai_unknown(cut(said, at))),
+    "openai two choices": lambda at, said=SAID: ("openai", openai_two(cut(said, at))),
+    "openai arguments": lambda at, said=SAID: ("openai", openai_call(cut(arguments(said), at and at + 10))),
+    "openai escaped arguments": lambda at, said=SAID: ("openai", openai_call(cut(escaped(said), at and at + 10))),
+    "anthropic text": lambda at, said=SAID: (
         "anthropic",
-        anthropic_block({"type": "text", "text": ""}, [{"type": "text_delta", "text": p} for p in cut(SAID, at)]),
+        anthropic_block({"type": "text", "text": ""}, [{"type": "text_delta", "text": p} for p in cut(said, at)]),
     ),
-    "anthropic thinking": lambda at: (
+    "anthropic thinking": lambda at, said=SAID: (
         "anthropic",
         anthropic_block(
-            {"type": "thinking", "thinking": ""}, [{"type": "thinking_delta", "thinking": p} for p in cut(SAID, at)]
+            {"type": "thinking", "thinking": ""}, [{"type": "thinking_delta", "thinking": p} for p in cut(said, at)]
         ),
     ),
-    "anthropic input": lambda at: (
+    "anthropic input": lambda at, said=SAID: (
         "anthropic",
         anthropic_block(
             {"type": "tool_use", "id": "t", "name": "pay", "input": {}},
-            [{"type": "input_json_delta", "partial_json": p} for p in cut(ARGUMENTS, at and at + 10)],
+            [{"type": "input_json_delta", "partial_json": p} for p in cut(arguments(said), at and at + 10)],
         ),
     ),
-    "anthropic delta nobody knows": lambda at: (
+    "anthropic delta nobody knows": lambda at, said=SAID: (
         "anthropic",
-        anthropic_block({"type": "new", "said": ""}, [{"type": "new_delta", "said": p} for p in cut(SAID, at)]),
+        anthropic_block({"type": "new", "said": ""}, [{"type": "new_delta", "said": p} for p in cut(said, at)]),
     ),
-    "ollama text": lambda at: ("ollama", ollama_text(cut(SAID, at))),
-    "ollama thinking": lambda at: ("ollama", ollama_text(cut(SAID, at), "thinking")),
-    "ollama field nobody knows": lambda at: ("ollama", ollama_text(cut(SAID, at), "brand_new")),
+    "ollama text": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at))),
+    "ollama thinking": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at), "thinking")),
+    "ollama field nobody knows": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at), "brand_new")),
 }
 
 
