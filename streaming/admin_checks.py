@@ -23,17 +23,23 @@ RETRY = "streaming.retry_deferredcheck"
 class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
     """The outbox of checks that workers make."""
 
-    list_display = ("session", "guardrail", "applies_to", "state", "attempts", "queued_at", "waited", "took",
-                    "finished_at", "error")  # fmt: skip
+    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "finished_at", "error",
+                    "applies_to", "its_session")  # fmt: skip
     list_filter = ("state", "guardrail", "applies_to", "session__policy_name")
-    list_select_related = ("session",)
+    list_per_page = 50
     search_fields = ("session__id",)
     readonly_fields = ("waited", "took")
+    ordering = ("-queued_at", "-pk")
     actions = ("queue_again",)
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         """For the action below."""
         return request.user.has_perm(RETRY)
+
+    @admin.display(description="Session", ordering="session")
+    def its_session(self, check: DeferredCheck) -> str:
+        """Its id."""
+        return str(check.session_id)
 
     @admin.display(description="Waited")
     def waited(self, check: DeferredCheck) -> str:

@@ -70,7 +70,6 @@ class Tick:
 
     at: float
     words: str
-    anchor: str = "middle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def chart(
         columns=_columns(labels, series, words, top) if stacked else (),
         lines=() if stacked else [line for one in series for line in _lines(one, len(labels), top)],
         dots=() if stacked else [dot for one in series for dot in _dots(one, labels, words, top)],
-        down=[Tick(round(_y(top * part, top), 1), words(top * part), "end") for part in (0, 0.5, 1)],
+        down=[Tick(round(_y(top * part, top), 1), _short(words(top * part))) for part in (0, 0.5, 1)],
         along=_along(labels),
         head=[one.name for one in series],
         rows=[(label, [words(one.values[at]) for one in series]) for at, label in enumerate(labels)],
@@ -149,6 +148,11 @@ def _x(at: int, slots: int) -> float:
 
 def _y(value: float, top: float) -> float:
     return BOTTOM - (BOTTOM - TOP) * min(value / top, 1.0)
+
+
+def _short(words: str) -> str:
+    """A round number needs no decimals."""
+    return words.replace(".0 ", " ")
 
 
 def _columns(labels: Sequence[str], series: Sequence[Series], words: Words, top: float) -> list[Mark]:

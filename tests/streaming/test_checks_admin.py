@@ -7,7 +7,9 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -130,3 +132,15 @@ def test_the_list_is_narrowed_by_state_and_tells_no_text(client: Client) -> None
     assert "poison" not in client.get(reverse(LIST)).content.decode()
     detail = client.get(reverse("admin:streaming_deferredcheck_change", args=[check.pk])).content.decode()
     assert "poison" not in detail
+
+
+def test_a_long_list_takes_as_many_queries_as_a_short_one(client: Client) -> None:
+    signed_in(client, "Operator")
+    found = []
+    for _ in range(2):
+        for _ in range(3):
+            monitoring()
+        with CaptureQueriesContext(connection) as caught:
+            assert client.get(reverse(LIST)).status_code == 200
+        found.append(len(caught))
+    assert found[0] == found[1]
