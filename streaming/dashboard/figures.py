@@ -181,7 +181,7 @@ def _count_sessions(sessions: QuerySet[AuditSession], period: Period, parts: dic
         sessions.annotate(slot=_trunc("started_at", period))
         .values_list("slot", "policy_name", "policy_version", "outcome")
         .annotate(
-            number=Count("pk"),
+            number=Count("*"),
             would_block=Count("pk", filter=ended & Q(would_have="blocked")),
             fell_back=Count("pk", filter=ended & ~Q(fallback="")),
             ok=Sum("tools_ok"),
@@ -206,7 +206,7 @@ def _count_times(sessions: QuerySet[AuditSession], period: Period, parts: dict[S
         sessions.filter(**{f"{column}__isnull": False})
         .annotate(slot=_trunc("started_at", period), took=two_digits(column))
         .values_list("slot", "policy_name", "policy_version", "took")
-        .annotate(number=Count("pk"))
+        .annotate(number=Count("*"))
     )
     for slot, policy, version, took, number in rows:
         spread: Spread = getattr(parts.setdefault((slot, (policy, version)), Figures()), name)
@@ -231,7 +231,7 @@ def _count_checks(period: Period, policy: str, parts: dict[Slot, Figures]) -> No
         checks.order_by()
         .annotate(slot=_trunc("session__started_at", period))
         .values_list("slot", "session__policy_name", "session__policy_version", "state")
-        .annotate(number=Count("pk"))
+        .annotate(number=Count("*"))
     )
     for slot, name, version, state, number in rows:
         parts.setdefault((slot, (name, version)), Figures()).checks[state] += number

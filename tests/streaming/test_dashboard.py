@@ -279,3 +279,9 @@ def test_a_rate_has_its_unit(value: float | None, words: str) -> None:
 
 def test_a_time_has_its_unit() -> None:
     assert [times(value) for value in (None, 0, 12, 1_200)] == ["–", "0 ms", "12 ms", "1.2 s"]
+
+
+def test_who_signs_in_without_a_page_in_mind_comes_to_the_front_page(client: Client) -> None:
+    User.objects.create_superuser("root", password="correct horse battery")
+    form = {"username": "root", "password": "correct horse battery"}
+    assert client.post(reverse("admin:login"), form)["Location"] == reverse("admin:index")
