@@ -51,9 +51,9 @@ class Watched:
     paints: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
-    def paint(self, at: int, text: str) -> None:
-        """Show text from ``at`` on."""
-        now = time.perf_counter()
+    def paint(self, at: int, text: str, when: float | None = None) -> None:
+        """Show text from ``at`` on, ``when`` that happened (now)."""
+        now = time.perf_counter() if when is None else when
         self.waits += [now - self.came[_original(n)] for n in range(at, at + len(text))]
         self.shown = self.shown[:at] + text
         self.paints.append(now)
