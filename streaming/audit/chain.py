@@ -8,6 +8,7 @@ nothing in the log can be altered, left out, moved or cut off without the next c
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
@@ -95,12 +96,16 @@ def _hash(entry: Entry) -> str:
     return hashlib.sha256(canonical_bytes(_signed_part(entry))).hexdigest()
 
 
-def faults(entries: Iterable[Entry], *, heads: Mapping[int, str] | None = None) -> Iterator[Fault]:
-    """What is wrong with a whole chain, in order; ``heads`` are hashes by seq that somebody else has kept.
+def faults(entries: Iterable[Entry], *, heads: Iterable[tuple[int, str]] = ()) -> Iterator[Fault]:
+    """What is wrong with a whole chain, in order; ``heads`` are numbers and hashes that somebody else has kept:
+    two of one number that differ are a fault, whichever of them the chain has.
 
     After a fault the walk goes on from what stands there, so that one change is one fault and not a thousand.
     """
-    seq, before, kept = 0, GENESIS, dict(heads or {})
+    seq, before = 0, GENESIS
+    kept: defaultdict[int, set[str]] = defaultdict(set)
+    for number, told in heads:
+        kept[number].add(told)
     for entry in entries:
         if entry.seq != seq + 1:
             what = f"entries {seq + 1} to {entry.seq - 1} are missing" if entry.seq > seq + 1 else "it is out of order"
@@ -110,7 +115,7 @@ def faults(entries: Iterable[Entry], *, heads: Mapping[int, str] | None = None) 
         if not _fits(entry):
             yield Fault(entry.seq, "altered", f"Entry {entry.seq} was altered after it was written.")
         seq, before = entry.seq, entry.hash
-        if kept.pop(seq, before) != before:
+        if kept.pop(seq, {before}) != {before}:
             yield Fault(seq, "rewritten", f"Entry {seq} is not the one that an exported head names.")
     if missing := [number for number in kept if number > seq]:
         words = f"The log ends at entry {seq}, and an exported head names entry {max(missing)}."

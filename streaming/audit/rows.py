@@ -30,6 +30,17 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def opened_body(session: AuditSession) -> dict[str, object]:
+    """What an ``opened`` entry says of a session; none of it changes until the session is sealed."""
+    return {
+        "policy": session.policy_name,
+        "version": session.policy_version,
+        "digest": session.policy_digest,
+        "origin": session.origin,
+        "client": session.client,
+    }
+
+
 def session_digest(session: AuditSession) -> str:
     """Of the columns above, and the row's id."""
     shadow = {name: value for name in SHADOW_FIELDS if (value := getattr(session, name))}

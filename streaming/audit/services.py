@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
-from streaming.audit.rows import finding_digest, session_digest, stamp
+from streaming.audit.rows import finding_digest, opened_body, session_digest, stamp
 from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED
 
@@ -177,14 +177,7 @@ def _file(here: BaseDatabaseWrapper) -> sqlite3.Connection:
 
 def opened(*, session: AuditSession) -> None:
     """A session has begun."""
-    body = {
-        "policy": session.policy_name,
-        "version": session.policy_version,
-        "digest": session.policy_digest,
-        "origin": session.origin,
-        "client": session.client,
-    }
-    _note(Draft(AuditEntry.Kind.OPENED, str(session.pk), body))
+    _note(Draft(AuditEntry.Kind.OPENED, str(session.pk), opened_body(session)))
 
 
 def sealed(*, session_id: str) -> None:

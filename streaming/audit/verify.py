@@ -26,7 +26,7 @@ from django.db.models.functions import Cast
 from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey, canonical_bytes, sign, verify
 from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults, next_entry
 from streaming.audit.people import review_body
-from streaming.audit.rows import finding_digest, session_digest
+from streaming.audit.rows import finding_digest, opened_body, session_digest
 from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED
 
@@ -39,7 +39,7 @@ NOTE = "note"
 K = TypeVar("K")
 T = TypeVar("T")
 Head = tuple[int, str]
-Heads = Mapping[int, str]
+Heads = Sequence[Head]
 
 
 def stored_entries() -> Iterator[Entry]:
@@ -113,9 +113,13 @@ def one_moment() -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Noted:
-    """What a walk over the log has to remember: the last entry, and what the entries say of rows."""
+    """What a walk over the log has to remember: the last entry, and what the entries say of rows.
+
+    ``opened``: by session, of those that no entry has sealed yet.
+    """
 
     last: Head = (0, GENESIS)
+    opened: dict[str, Entry] = field(default_factory=dict)
     sealed: list[Entry] = field(default_factory=list)
     late: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
     reviews: dict[tuple[str, object, object], Entry] = field(default_factory=dict)
@@ -125,7 +129,10 @@ class _Noted:
         for entry in entries:
             self.last = (entry.seq, entry.hash)
             match entry.kind:
+                case AuditEntry.Kind.OPENED:
+                    self.opened[entry.session] = entry
                 case AuditEntry.Kind.SEALED:
+                    self.opened.pop(entry.session, None)
                     self.sealed.append(entry)
                 case AuditEntry.Kind.FINDING:
                     self.late[entry.session].append(entry.body.get("row"))
@@ -140,7 +147,7 @@ class _Noted:
             yield entry
 
 
-def log_faults(heads: Heads | None = None, *, told: Callable[[], None] = lambda: None) -> Iterator[Fault]:
+def log_faults(heads: Heads = (), *, told: Callable[[], None] = lambda: None) -> Iterator[Fault]:
     """Everything that is wrong with the stored log, and with the rows that it commits to.
 
     ``told`` is called once for each entry and once for each that commits to a session's rows.
@@ -157,6 +164,8 @@ def log_faults(heads: Heads | None = None, *, told: Callable[[], None] = lambda:
         yield from _row_faults(some, noted)
         for _ in some:
             told()
+    yield from _unsealed_faults(noted)
+    yield from _added_faults(noted)
     yield from _review_faults(noted)
 
 
@@ -183,9 +192,10 @@ def session_faults(session: AuditSession) -> tuple[list[Entry], list[Fault]]:
     kinds = {entry.kind for entry in entries}
     over = session.state == AuditSession.State.COMPLETE
     for kind in [AuditEntry.Kind.OPENED, *([AuditEntry.Kind.SEALED] if over else [])]:
-        if kind not in kinds:
+        if kind not in kinds and (kind == AuditEntry.Kind.OPENED or AuditEntry.Kind.OPENED not in kinds):
             found.append(Fault(0, "entry_missing", f"No entry says that the session was {kind.value}."))
     found += _row_faults(noted.sealed, noted)
+    found += _unsealed_faults(noted)
     found += _review_faults(noted, Review.objects.filter(finding__session=session))
     return entries, found
 
@@ -230,6 +240,39 @@ def _row_faults(sealed: list[Entry], noted: _Noted) -> Iterator[Fault]:
             yield Fault(entry.seq, "session_missing", f"Entry {entry.seq}: session {entry.session} is gone.")
         else:
             yield from _session_faults(entry, rows[entry.session], noted)
+
+
+def _unsealed_faults(noted: _Noted) -> Iterator[Fault]:
+    """Of sessions that have begun and, as far as the log knows, are not over."""
+    rows = dict(_each(_unsealed, [key for key in noted.opened if _is_id(key)]))
+    for key, entry in noted.opened.items():
+        if key not in rows:
+            yield Fault(entry.seq, "session_missing", f"Entry {entry.seq}: session {key} is gone.")
+        elif (row := rows[key]) is None:
+            yield Fault(entry.seq, "session_unreadable", f"Entry {entry.seq}: session {key} cannot be read.")
+        else:
+            over, body = row
+            if over:
+                words = f"Entry {entry.seq}: session {key} is over, and no entry says that it was sealed."
+                yield Fault(entry.seq, "entry_missing", words)
+            if body != entry.body:
+                yield Fault(entry.seq, "session_altered", f"Entry {entry.seq}: session {key} was altered.")
+
+
+def _unsealed(keys: Sequence[str]) -> dict[str, tuple[bool, dict[str, object]]]:
+    rows = AuditSession.objects.filter(pk__in=keys)
+    return {str(row.pk): (row.state == AuditSession.State.COMPLETE, opened_body(row)) for row in rows}
+
+
+def _added_faults(noted: _Noted) -> Iterator[Fault]:
+    """Of sessions that stand in the database and never began."""
+    known = {*noted.opened, *(entry.session for entry in noted.sealed)}
+    keys = _try(lambda: [str(key) for key in AuditSession.objects.order_by("pk").values_list("pk", flat=True)])
+    if keys is None:
+        yield Fault(noted.last[0], "session_unreadable", "A session has an id that cannot be read.")
+    for key in keys or ():
+        if key not in known:
+            yield Fault(noted.last[0], "session_added", f"No entry tells of session {key}.")
 
 
 def _sessions(keys: Sequence[str]) -> dict[str, _Session]:
@@ -297,6 +340,8 @@ def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Itera
         elif not message.salt:
             if (entry.session, message.role) not in noted.purged:
                 yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
+            elif message.content:
+                yield Fault(entry.seq, "text_altered", f"{where} was removed, and another one stands in its place.")
         elif commitment(message.salt, message.content) != texts.get(name):
             if message.content == CANNOT_BE_OPENED:
                 words = f"{where} cannot be opened with the keys that are set."
@@ -336,6 +381,9 @@ def _review_faults(noted: _Noted, rows: QuerySet[Review] | None = None) -> Itera
             if noted.purged.get((session, NOTE), 0) < entry.seq:
                 words = f"Entry {entry.seq}: the note of {which} was removed, and no entry says so."
                 yield Fault(entry.seq, "text_missing", words)
+            elif review.note:
+                words = f"Entry {entry.seq}: the note of {which} was removed, and another one stands in its place."
+                yield Fault(entry.seq, "review_altered", words)
             del found["note"]
             told.pop("note", None)
         if found != told:
@@ -360,12 +408,12 @@ def read_head(compact: str, keys: dict[str, PublicKey]) -> Head:
         raise SignatureRefused("form", "it is not the head of an audit log") from None
 
 
-def read_heads(text: str, keys: dict[str, PublicKey]) -> dict[int, str]:
+def read_heads(text: str, keys: dict[str, PublicKey]) -> list[Head]:
     """All heads of a file, one a line. Raises ``SignatureRefused``, also when there is none."""
-    found = dict(read_head(line, keys) for line in text.splitlines() if line.strip())
+    found = [read_head(line, keys) for line in text.splitlines() if line.strip()]
     if not found:
         raise SignatureRefused("form", "there is no head in it")
-    return {seq: hash_ for seq, hash_ in found.items() if seq}
+    return [head for head in found if head[0]]
 
 
 def keep_head(path: Path, key: SigningKey) -> None:

@@ -23,7 +23,7 @@ from guardrails.signing import Purpose, SignatureRefused, SigningKey, new_key_pe
 from streaming import sessions, tasks
 from streaming.audit.chain import GENESIS, Entry, faults, next_entry
 from streaming.audit.services import Draft, append, append_all
-from streaming.audit.verify import log_faults, one_moment, read_head, signed_head, stored_entries
+from streaming.audit.verify import log_faults, one_moment, read_head, session_faults, signed_head, stored_entries
 from streaming.models import AuditEntry, AuditHead, AuditSession, Message
 from streaming.sessions import Ending, NewSession, Visitor
 from tests.streaming.statements import asked
@@ -69,7 +69,7 @@ def alter(sql: str, *values: object) -> None:
 
 
 def codes(*heads: tuple[int, str]) -> list[tuple[int, str]]:
-    return [(fault.seq, fault.code) for fault in log_faults(dict(heads))]
+    return [(fault.seq, fault.code) for fault in log_faults(heads)]
 
 
 def test_it_works(log: list[str]) -> None:
@@ -153,9 +153,11 @@ def test_a_cut_off_tail_is_pointed_at_by_the_head_row_and_by_an_exported_head(lo
     key = signing_key(Purpose.AUDIT)
     head = read_head(signed_head(key), {key.public.kid: key.public})
     alter("DELETE FROM streaming_auditentry WHERE seq > 4")
-    assert codes() == [(4, "cut_off")]
+    assert codes() == [(4, "cut_off"), (4, "session_added")]
     last = list(stored_entries())[-1]
     AuditHead.objects.update(seq=last.seq, hash=last.hash)  # whoever can delete entries can do this too
+    assert codes() == [(4, "session_added")]
+    AuditSession.objects.filter(pk=log[2]).delete()  # and this
     assert codes() == []
     assert codes(head) == [(4, "cut_off")]
 
@@ -173,7 +175,7 @@ def test_a_history_written_anew_is_pointed_at_by_an_exported_head(log: list[str]
         rewritten.append(made)
         before = made.hash
     assert list(faults(rewritten)) == []
-    assert [fault.code for fault in faults(rewritten, heads=dict([head]))] == ["rewritten"]
+    assert [fault.code for fault in faults(rewritten, heads=[head])] == ["rewritten"]
 
 
 def test_a_head_signed_by_another_key_or_altered_is_not_believed(log: list[str]) -> None:
@@ -226,6 +228,62 @@ def test_a_text_that_is_gone_with_its_row_is_pointed_at(log: list[str]) -> None:
 def test_a_session_that_is_gone_is_pointed_at(log: list[str]) -> None:
     AuditSession.objects.filter(pk=log[2]).delete()
     assert codes() == [(6, "session_missing")]
+
+
+def begun() -> str:
+    policy = {"name": "p", "version": 1, "digest": "sha256:x"}
+    new = NewSession(Visitor(client="sg_a"), "the prompt", policy, "scripted", "m")  # type: ignore[arg-type]
+    return sessions.start_session(new).session_id
+
+
+def test_a_session_that_never_began_is_pointed_at(log: list[str]) -> None:
+    AuditSession.objects.create(state=AuditSession.State.COMPLETE, outcome="allowed")
+    assert codes() == [(6, "session_added")]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"state": AuditSession.State.COMPLETE}, "entry_missing"),
+        ({"policy_name": "milder"}, "session_altered"),
+        ({"policy_version": 2}, "session_altered"),
+        ({"policy_digest": "sha256:y"}, "session_altered"),
+        ({"client": "sg_b"}, "session_altered"),
+        ({"origin": "check"}, "session_altered"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else next(iter(one)),
+)
+def test_a_session_that_is_not_over_is_compared_with_its_beginning(
+    log: list[str], change: dict[str, object], code: str
+) -> None:
+    under_way = begun()
+    assert codes() == []
+    AuditSession.objects.filter(pk=under_way).update(**change)
+    assert codes() == [(7, code)]
+    _, found = session_faults(AuditSession.objects.get(pk=under_way))
+    assert [(fault.seq, fault.code) for fault in found] == [(7, code)], "its page says the same"
+
+
+def test_a_session_that_is_gone_before_it_is_over_is_pointed_at(log: list[str]) -> None:
+    AuditSession.objects.filter(pk=begun()).delete()
+    assert codes() == [(7, "session_missing")]
+
+
+def test_a_head_that_was_kept_is_not_hidden_by_a_later_one_of_the_same_number(log: list[str], tmp_path: Path) -> None:
+    """A new history of the same length is written; the head that is kept next has the number of the one before."""
+    (tmp_path / "heads").write_text(run("head"))
+    alter("DELETE FROM streaming_auditentry")
+    AuditSession.objects.all().delete()
+    AuditHead.objects.update(seq=0, hash=GENESIS)
+    for _ in range(3):
+        session("a kinder answer")
+    with (tmp_path / "heads").open("a") as file:
+        file.write(run("head"))
+    assert codes() == []
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command("audit", "verify", "--head", str(tmp_path / "heads"), "--json", stdout=out)
+    assert [(line["seq"], line["code"]) for line in map(json.loads, out.getvalue().splitlines())] == [(6, "rewritten")]
 
 
 def test_the_database_refuses_to_alter_an_entry(log: list[str]) -> None:
@@ -388,6 +446,7 @@ def test_the_command_believes_a_head_of_the_key_in_the_file_and_of_no_other(log:
     alter("DELETE FROM streaming_auditentry WHERE seq > 4")
     last = list(stored_entries())[-1]
     AuditHead.objects.update(seq=last.seq, hash=last.hash)
+    AuditSession.objects.filter(pk=log[2]).delete()
     out = StringIO()
     with pytest.raises(CommandError):
         call_command("audit", "verify", *kept, "--key", str(ours), "--json", stdout=out)

@@ -8,15 +8,17 @@ from io import StringIO
 from unittest.mock import Mock
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.utils import OperationalError
 from django.utils import timezone
 
 from streaming.audit import retention
+from streaming.audit.people import record_review
 from streaming.audit.retention import due, parse_retention, purge
 from streaming.audit.verify import log_faults
-from streaming.models import AuditEntry, AuditSession, Message
+from streaming.models import AuditEntry, AuditSession, Message, Review
 
 from .test_audit_chain import session
 
@@ -86,6 +88,23 @@ def test_every_policy_may_have_a_time_of_its_own(aged: list[str]) -> None:
 def test_a_text_that_somebody_removed_by_hand_is_pointed_at(aged: list[str]) -> None:
     Message.objects.filter(sessions_answered__pk=aged[0]).update(content="", salt="")
     assert [fault.code for fault in log_faults()] == ["text_missing"]
+
+
+def test_another_text_in_the_place_of_a_removed_one_is_pointed_at(aged: list[str]) -> None:
+    purge([aged[0]])
+    assert list(log_faults()) == []
+    Message.objects.filter(sessions_answered__pk=aged[0]).update(content="a kinder answer")
+    assert [fault.code for fault in log_faults()] == ["text_altered"]
+
+
+def test_another_note_in_the_place_of_a_removed_one_is_pointed_at(aged: list[str]) -> None:
+    finding = AuditSession.objects.get(pk=aged[0]).findings.get()
+    user = get_user_model().objects.create_user("reviewer")
+    record_review(finding=finding, by=user, label=Review.Label.UNCLEAR, note="so so", seen=0)
+    purge([aged[0]])
+    assert list(log_faults()) == []
+    Review.objects.update(note="a kinder word")
+    assert [fault.code for fault in log_faults()] == ["review_altered"]
 
 
 def test_the_timeline_and_the_findings_outlive_the_texts_and_hold_none_of_them(aged: list[str]) -> None:

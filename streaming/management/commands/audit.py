@@ -70,7 +70,7 @@ class Command(BaseCommand):
             raise CommandError(f"{error.filename}: {error.strerror}", returncode=2) from None
 
     def do_verify(self, *, file: Path | None, head: Path | None, key: Path | None, json: bool, **_: object) -> None:
-        kept = read_heads(head.read_text("ascii", "replace"), self.keys(key)) if head else None
+        kept = read_heads(head.read_text("ascii", "replace"), self.keys(key)) if head else []
         if file is not None:
             entries, damaged = self.entries(file)
             found, length = [*damaged, *faults(entries, heads=kept)][:SHOWN], len(entries)
@@ -100,7 +100,7 @@ class Command(BaseCommand):
         done = rotate_texts()
         self.stdout.write(f"{done:,} texts encrypted anew")
 
-    def in_database(self, heads: Heads | None) -> tuple[list[Fault], int]:
+    def in_database(self, heads: Heads) -> tuple[list[Fault], int]:
         """The first faults, of one moment: sessions go on ending while the log is read."""
         with one_moment():
             return list(islice(log_faults(heads), SHOWN)), AuditEntry.objects.count()
