@@ -131,11 +131,17 @@ async def _resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
 
+_NEVER = tuple(map(ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "3fff::/20")))
+"""What is no private address by name: metadata addresses of clouds, old site-local ones, and ones for documents."""
+
+
 def _public(address: Address) -> bool:
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
     teredo = getattr(address, "teredo", None)
     for part in (address, inner, *(teredo or ())):
-        if part is not None and (not part.is_global or part.is_multicast or part.is_reserved):
+        if part is None:
+            continue
+        if not part.is_global or part.is_multicast or part.is_reserved or any(part in one for one in _NEVER):
             return False
     # NAT64 carries an IPv4 address in its last four bytes (RFC 6052).
     if isinstance(address, IPv6Address) and address in ip_network("64:ff9b::/96"):
