@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from guardrails.performance import Checkpoint
 from streaming.terminal.telling import FAILED, Event, Telling, Tool, safe
 
+LANES = [checkpoint.value for checkpoint in Checkpoint]
 CHIP = "bold black on yellow"
 STATES = {"hit": "bold red", "would block": "magenta", "checking": "cyan", "waiting": "cyan", "passed": "green"}
 TROUBLE = "yellow"
@@ -104,25 +107,35 @@ class Screen:
         parts: list[Text | Table] = [self._line] if self._line else []
         if self._telling.tools:
             parts.append(_bars(self._telling.tools))
-        parts.append(self._status())
-        return Group(*parts)
+        return Group(*parts, *self._status())
 
-    def _status(self) -> Text:
+    def _status(self) -> list[Table | Text]:
+        """What is held, and a line for each lane: who looks while text comes, and who looks later."""
         telling = self._telling
-        parts: list[Text] = []
+        held = Text()
         if telling.held:
             who = f" ({telling.held_by})" if telling.held_by else ""
-            parts.append(Text(f"holding {telling.held}{who}", "bold yellow"))
-        for name, state in telling.lanes.items():
-            style = STATES.get(state, "dim" if state == "idle" else TROUBLE)
-            parts.append(Text.assemble((f"{name} ", "dim"), (state, style)))
+            held = Text(f"  holding {telling.held}{who}", "bold yellow")
         if not telling.lanes:
-            parts.append(
-                Text("no guardrail looks at this answer" if telling.answer_id else "checking the prompt", TROUBLE)
-            )
+            words = "no guardrail looks at this answer" if telling.answer_id else "checking the prompt"
+            return [held, Text(f"  {words}", TROUBLE)]
+        lanes = Table.grid(padding=(0, 2))
+        for name in sorted(telling.lanes, key=_place):
+            parts = [_part(guardrail, state) for guardrail, state in telling.lanes[name].items()]
+            lanes.add_row(Text(f"  {name}", "bold"), Columns(parts, padding=(0, 3)))
+        out: list[Table | Text] = [held, lanes]
         if telling.state == "MONITORING":
-            parts.append(Text("(Ctrl-C: do not wait)", "dim"))
-        return Text("  ").append(Text("   ").join(parts))
+            out.append(Text("  (Ctrl-C: do not wait)", "dim"))
+        return out
+
+
+def _part(guardrail: str, state: str) -> Text:
+    style = STATES.get(state, "dim" if state == "idle" else TROUBLE)
+    return Text.assemble((f"{guardrail} ", "dim"), (state, style), no_wrap=True)
+
+
+def _place(lane: str) -> int:
+    return LANES.index(lane) if lane in LANES else len(LANES)
 
 
 def _bars(tools: dict[str, Tool]) -> Table:

@@ -33,10 +33,11 @@ class Tool:
 
 @dataclass(slots=True)
 class Telling:
-    """One answer as far as it has been told. ``lanes``: guardrail -> state; times in milliseconds since its start."""
+    """One answer as far as it has been told. ``lanes``: checkpoint -> guardrail -> state, in the order they were told;
+    times in milliseconds since its start."""
 
     answer_id: str = ""
-    lanes: dict[str, str] = field(default_factory=dict)
+    lanes: dict[str, dict[str, str]] = field(default_factory=dict)
     held: int = 0
     held_by: str = ""
     tools: dict[str, Tool] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class Telling:
             case "message_stream" if self.first_ms is None and event["channel"] == "text" and event["chunk"]:
                 self.first_ms = int(str(event["ms"]))
             case "guardrail_status":
-                self.lanes[safe(event["guardrail"])] = safe(event["state"]).replace("_", " ")
+                lane = self.lanes.setdefault(safe(event["checkpoint"]), {})
+                lane[safe(event["guardrail"])] = safe(event["state"]).replace("_", " ")
                 if why := event.get("error"):
                     self.notes.append(f"{safe(event['guardrail'])}: {safe(why)}")
             case "hold" if event["channel"] == "text":

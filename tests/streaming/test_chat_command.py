@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -273,7 +274,7 @@ def chunk(text: str, channel: str = "text") -> Event:
 
 
 def test_screen_shows_lanes_held_text_chips_and_tools_while_they_are() -> None:
-    status = {"type": "guardrail_status", "guardrail": "pii", "state": "checking"}
+    status = {"type": "guardrail_status", "guardrail": "pii", "checkpoint": "IMMEDIATE", "state": "checking"}
     hold = {"type": "hold", "channel": "text", "chars": 7, "guardrail": "pii", "rule": "ssn"}
     chip = {"type": "redaction", "channel": "text", "at": 3, "label": "[SSN]"}
     call = {"type": "tool_call", "id": "c1", "name": "search", "arguments": "{}"}
@@ -283,6 +284,16 @@ def test_screen_shows_lanes_held_text_chips_and_tools_while_they_are() -> None:
     for seen in ("pii", "checking", "holding 7 (pii: ssn)", " 50% reading", "search: 3 documents"):
         assert seen in sent.replace("\x1b[36m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
     assert "\x1b[1;30;43m[SSN]" in sent
+
+
+def test_each_lane_has_its_line_in_the_order_of_their_moments() -> None:
+    said = [("harm", "DEFERRED", "waiting"), ("topic", "BATCHED", "would_block"), ("pii", "IMMEDIATE", "hit"),
+            ("words", "IMMEDIATE", "passed")]  # fmt: skip
+    status = [{"type": "guardrail_status", "guardrail": g, "checkpoint": c, "state": s} for g, c, s in said]
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screened(status))
+    lines = [" ".join(line.split()) for line in drawn.splitlines()]
+    at = lines.index("IMMEDIATE pii hit words passed")
+    assert lines[at + 1 : at + 3] == ["BATCHED topic would block", "DEFERRED harm waiting"]
 
 
 def test_lines_that_are_finished_are_printed_once_however_long_the_answer() -> None:
