@@ -1,8 +1,9 @@
 // The guardrail panel: hits are counted from the latest answer's own list, so that they can never disagree with it.
+import { oncePerFrame } from "./frame.js";
 
 export function startPanel(page) {
   let counted = document.getElementById("run").dataset.session;
-  const recount = () => {
+  const recount = oncePerFrame(() => {
     const session = document.getElementById("run").dataset.session;
     if (session !== counted) {
       counted = session;
@@ -14,7 +15,7 @@ export function startPanel(page) {
       const hits = found ? found.querySelectorAll(`[data-guardrail="${name}"]`).length : 0;
       if (cell.textContent !== String(hits)) cell.textContent = String(hits);
     }
-  };
+  });
   page.addEventListener("htmx:wsAfterMessage", recount);
   page.addEventListener("htmx:afterSettle", recount);
 }

@@ -18,6 +18,21 @@ export function startStream(page, { keepsAddress = false } = {}) {
   let lost = false;
   let slow = 0;
 
+  // Words come only when something takes its time: a page that is there at once need not say that it was loading.
+  const connecting = setTimeout(() => {
+    if (!socket) banner.textContent = "Connecting… What you send meanwhile goes out as soon as the server answers.";
+  }, 1500);
+  const offline = "You are offline. What is here stays; the answer carries on when the network is back.";
+  window.addEventListener("offline", () => {
+    page.dataset.connection = "lost";
+    banner.textContent = offline;
+  });
+  window.addEventListener("online", () => {
+    if (lost || !socket) return;
+    banner.textContent = "";
+    page.dataset.connection = "open";
+  });
+
   for (const session of page.dataset.live.split(" ").filter(Boolean)) open.add(session);
 
   const send = (frame) => socket?.sendImmediately(JSON.stringify(frame));
@@ -30,6 +45,7 @@ export function startStream(page, { keepsAddress = false } = {}) {
     unacked = 0;
     lost = false;
     clearTimeout(slow);
+    clearTimeout(connecting);
     banner.textContent = "";
     page.dataset.connection = "open";
     for (const session of open) send({ type: "resume", session_id: session, last_seq: seen.get(session) ?? 0 });
@@ -38,7 +54,7 @@ export function startStream(page, { keepsAddress = false } = {}) {
   page.addEventListener("htmx:wsClose", (event) => {
     lost = true;
     page.dataset.connection = "lost";
-    banner.textContent = "Connection lost. Reconnecting…";
+    banner.textContent = navigator.onLine ? "Connection lost. Reconnecting…" : offline;
     // The extension comes back by itself after an abnormal closure only; a server that restarts closes politely.
     const code = event.detail.event.code;
     if (code === 4401 || code === 4403) {

@@ -67,6 +67,13 @@ def shared_demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> I
             yield running
 
 
+@pytest.fixture(scope="package")
+def quick_demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo whose scripted model writes much faster than anybody reads: for long answers."""
+    with demo(tmp_path_factory.mktemp("quick"), SLUICEGATE_SCRIPTED_RATE="500") as running:
+        yield running
+
+
 @pytest.fixture
 def own_demo(browser: Browser, tmp_path: Path) -> Iterator[Demo]:
     """A demo whose parts a test may kill."""

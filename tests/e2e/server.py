@@ -116,7 +116,7 @@ def demo(data_dir: Path, **environment: str) -> Iterator[Demo]:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     running = Demo(port, data_dir, process)
     try:
-        wait_for("the demo is ready", lambda: _ready(running), limit_s=90)
+        wait_for("the demo is ready", lambda: _ready(running), limit_s=240)
         running.info = json.loads((data_dir / "demo.json").read_text())
         yield running
     finally:
@@ -135,10 +135,16 @@ def _ready(running: Demo) -> bool:
 
 
 class Wire:
-    """A TCP relay in front of a server that can be cut (connections reset) and stay cut (new ones refused)."""
+    """A TCP relay in front of a server that can be cut (connections reset) and stay cut (new ones refused).
 
-    def __init__(self, target: int) -> None:
+    With ``bytes_per_s`` it is a slow line: all that the server sends goes through at this rate, a few bytes at a time.
+    """
+
+    def __init__(self, target: int, bytes_per_s: float = 0.0) -> None:
         self._target = target
+        self._bytes_per_s = bytes_per_s
+        self._line = threading.Lock()
+        self.carried = 0
         self._down = threading.Event()
         self._pairs: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -188,11 +194,16 @@ class Wire:
             with self._lock:
                 self._pairs |= {near, far}
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+                slow = self._bytes_per_s > 0 and source is far
+                threading.Thread(target=self._relay, args=(source, sink, slow), daemon=True).start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
+            while data := source.recv(700 if slow else 65_536):
+                if slow:
+                    with self._line:  # one line for all connections together
+                        self.carried += len(data)
+                        threading.Event().wait(len(data) / self._bytes_per_s)
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -110,6 +110,12 @@ class Visitor:
         self.page.get_by_label("Your own text").fill(text)
         self.page.get_by_role("button", name="Stream it").click()
 
+    def stream_to_end(self, text: str, timeout_s: float = 240) -> None:
+        """``guard`` and wait until all is there, looking once a second: looking is work for the page as well."""
+        self.guard(text)
+        over = "document.querySelector('.answer:last-child .state')?.dataset.outcome"
+        self.page.wait_for_function(over, polling=1000, timeout=timeout_s * 1000)
+
     # -- what a person sees -------------------------------------------------------------------------------------
 
     @property
