@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,17 +21,14 @@ import structlog
 from channels.db import database_sync_to_async
 
 from guardrails.findings import AppliesTo, Outcome
-from guardrails.kinds.base import CheckRequest, Turn
-from guardrails.policy import Guardrail
-from streaming import metrics, sessions, totals, trials
+from guardrails.kinds.base import Turn
+from streaming import metrics, sessions, trials
 from streaming.agent import MAX_ROUNDS, Agent, Call, Said
-from streaming.answer import Answer, Question
+from streaming.answer import Answer
+from streaming.asking import Asking
 from streaming.bookends import Result, Run, closing, ending, opening
-from streaming.checks import Later, run_check, status_after
 from streaming.conf import Conf
 from streaming.core.events import (
-    FindingEvent,
-    GuardrailStatus,
     ProviderEvent,
     ProviderNotice,
     ServerEvent,
@@ -110,8 +107,7 @@ class Pump:
         self._calls: list[Call] = []
         self._next = Line[ProviderRequest | None]()
         self._owed = 0
-        self._asking: dict[asyncio.Task[None], None] = {}  # an empty set weighs three times as much
-        self._asking_later: dict[asyncio.Task[None], None] = {}
+        self._asking = Asking(run.policy, self._answer, self._turns, self._inbox, around.clock)
         self._outlet = Outlet(
             around.log, run.started.session_id, around.clock, self._ms, lambda: self._inbox.put_nowait(Tick())
         )
@@ -138,8 +134,7 @@ class Pump:
             result = await self._guarded()
             await self._hear_out()
         except asyncio.CancelledError:
-            for task in self._asking_later:
-                task.cancel()
+            self._asking.give_up()
             result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
             await self._surely(self._end(result))
             raise
@@ -170,7 +165,7 @@ class Pump:
 
     async def _stream(self, stop: Wake) -> Result:
         self._outlet.coming += opening(self._run, self._answer)
-        self._outlet.coming += self._ask_later(self._run.prompt.later)
+        self._outlet.coming += self._asking.ask_later(self._run.prompt.later)
         await self._outlet.tell()
         if self._shadow is not None:
             for looked in self._run.looked:
@@ -183,7 +178,7 @@ class Pump:
         try:
             return await self._turn()
         finally:
-            working = (feeding, *self._asking, *self._agent.tasks)
+            working = (feeding, *self._asking.waited_for, *self._agent.tasks)
             for task in working:
                 task.cancel()
             # Waited for, so that the provider's response is closed before anybody hears that the answer is over.
@@ -220,14 +215,11 @@ class Pump:
                 elif isinstance(item, Said):
                     later = item.later if self._answer.blocked is None else ()
                     events += self._answer.said(item)
-                    events += self._ask_later(later)
+                    events += self._asking.ask_later(later)
                 elif isinstance(item, JudgedLater):
-                    events += self._judged_later(item)
+                    events += self._asking.judged_later(item)
                 elif isinstance(item, Judged):
-                    status = self._status(item)
-                    events.append(status)
-                    totals.add(self._answer.totals, statuses=[status])
-                    events += self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
+                    events += self._asking.judged(item)
                 elif isinstance(item, ProviderEnded):
                     ended = item
                     if item.error is None:
@@ -237,7 +229,7 @@ class Pump:
                 # Findings that began before the block stand; they are settled by the end of the text.
                 events += self._answer.finish()
             else:
-                events += self._ask()
+                events += self._asking.ask()
                 self._pay_slots()
             events += self._holds()
             await self._outlet.tell()
@@ -247,7 +239,7 @@ class Pump:
                 return Result()
             if ended is not None and ended.error is not None:
                 return Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
-            if ended is not None and not self._asking and self._inbox.empty():
+            if ended is not None and not self._asking.busy and self._inbox.empty():
                 return Result()
 
     def _in_turn(self, batch: list[Item]) -> Iterator[Item]:
@@ -307,7 +299,7 @@ class Pump:
         """
         if not isinstance(event, TextDelta | ThinkingDelta) or self._inbox.qsize() > self._called:
             return False
-        if not self._idle or self._parked or self._asking or self._outlet.unread.full or self._answer.questions:
+        if not self._idle or self._parked or self._asking.busy or self._outlet.unread.full or self._answer.questions:
             return False
         if self._in_passing >= READ_AHEAD:  # a provider that never pauses leaves room for the others
             return False
@@ -332,7 +324,12 @@ class Pump:
 
         Only in the middle of the answer's text, whose first character goes out at once (docs/adr/0203).
         """
-        if not (self._patient and self._resting) or self._asking or self._parked or self._answer.blocked is not None:
+        if (
+            not (self._patient and self._resting)
+            or self._asking.busy
+            or self._parked
+            or self._answer.blocked is not None
+        ):
             return 0.0
         return self._outlet.rest_s()
 
@@ -349,80 +346,22 @@ class Pump:
                 self._slots.release()
             self._owed = 0
 
-    def _ask(self) -> list[ServerEvent]:
-        """Send the questions that have come up to their guardrails, each in a task of its own."""
-        events: list[ServerEvent] = []
-        for question in self._answer.questions:
-            for name in question.check.guardrails:
-                guardrail = self._run.policy.guardrail(name)
-                task = asyncio.create_task(self._judge(question, guardrail))
-                self._asking[task] = None
-                task.add_done_callback(self._judged_all)
-                events.append(GuardrailStatus(name, guardrail.checkpoint.value, "checking"))
-        self._answer.questions.clear()
-        return events
-
-    def _judged_all(self, task: asyncio.Task[None]) -> None:
-        self._asking.pop(task, None)
-        self._inbox.put_nowait(Tick())
-
-    async def _judge(self, question: Question, guardrail: Guardrail) -> None:
-        turns = self._turns() if guardrail.impl.wants_conversation else ()
-        request = CheckRequest(question.check.text, question.applies_to, turns, guardrail.time_limit_s)
-        checked = await run_check(guardrail, request, self._around.clock)
-        self._inbox.put_nowait(Judged(question, guardrail, checked))
-
-    def _ask_later(self, questions: Iterable[Later]) -> list[ServerEvent]:
-        """Ask guardrails that nobody waits for, but the end of the session."""
-        events: dict[str, ServerEvent] = {}
-        for later in questions:
-            task = asyncio.create_task(self._judge_later(later))
-            self._asking_later[task] = None
-            task.add_done_callback(self._judged_that_later)
-            name, checkpoint = later.guardrail.name, later.guardrail.checkpoint.value
-            events[name] = GuardrailStatus(name, checkpoint, "checking")
-        return list(events.values())
-
-    def _judged_that_later(self, task: asyncio.Task[None]) -> None:
-        self._asking_later.pop(task, None)
-
-    async def _judge_later(self, later: Later) -> None:
-        checked = await run_check(later.guardrail, later.request, self._around.clock)
-        self._inbox.put_nowait(JudgedLater(later, checked))
-
-    def _judged_later(self, item: JudgedLater) -> list[ServerEvent]:
-        status = status_after(item.later.guardrail, item.checked)
-        totals.add(self._answer.totals, statuses=[status])
-        return [status, *(FindingEvent(self._answer.number(one)) for one in item.later.findings(item.checked))]
-
     async def _hear_out(self) -> None:
-        """However the answer ended, what guardrails find in texts that did not wait for them belongs to the session.
+        """However the answer ended, what is still asked belongs to the session."""
 
-        All that is shown has been told by then, and nobody is asked for more; each of them has its time limit.
-        """
+        async def tell(events: list[ServerEvent]) -> None:
+            self._outlet.coming += events
+            with contextlib.suppress(LogUnavailable):  # the database will tell
+                await self._outlet.tell_all()
+                await self._periodic()
+
         try:
-            while True:
-                judged: list[JudgedLater] = []
-                while not self._inbox.empty():
-                    if isinstance(item := self._inbox.get_nowait(), JudgedLater):
-                        judged.append(item)
-                if not judged and not self._asking_later:
-                    return
-                for one in judged:
-                    self._outlet.coming += self._judged_later(one)
-                with contextlib.suppress(LogUnavailable):  # the database will tell
-                    await self._outlet.tell_all()
-                    await self._periodic()
-                if self._asking_later:
-                    await asyncio.wait(self._asking_later, timeout=self._around.settings.write_through_s)
+            await self._asking.hear_out(tell, self._around.settings.write_through_s)
         except Exception:
             logger.exception("pump_failed", session=self._run.started.session_id)
 
     def _turns(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text) for message in self._run.request.messages)
-
-    def _status(self, item: Judged) -> GuardrailStatus:
-        return status_after(item.guardrail, item.checked)
 
     def _holds(self) -> list[ServerEvent]:
         events, later_ms = self._answer.holds()
