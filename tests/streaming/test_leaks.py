@@ -50,7 +50,7 @@ LONGEST_S, TOMBSTONE_S = 3_600, 300
 SHORT = override_settings(
     SLUICEGATE_STREAM_EXPIRY_S=0.001, SLUICEGATE_LOG_TTL_S=1, SLUICEGATE_TOMBSTONE_S=1, SLUICEGATE_ABANDON_S=0.2
 )
-LIMIT_S = 90.0
+LIMIT_S = 600.0
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +199,7 @@ def every_key_expires(within_s: int) -> None:
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(1_800)  # a minute of work; a busy machine takes many times that
 async def test_it_works() -> None:
     """A thousand sessions, and all that this process and the store hold is what they held before."""
     await lived(60, 20, 6)  # what is loaded, connected and remembered once is no session's

@@ -145,6 +145,7 @@ async def one_run(draw: random.Random) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts sockets in /proc")
+@pytest.mark.timeout(1_800)  # a minute of work; a busy machine takes many times that
 async def test_a_thousand_random_runs_leak_nothing(settings: object, request: pytest.FixtureRequest) -> None:
     settings.REDIS_URL = ""  # type: ignore[attr-defined]  # breakers in memory: what is counted is the adapters' own
     await close_shared_log()

