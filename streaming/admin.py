@@ -21,6 +21,7 @@ from streaming.admin_flags import RolloutFlagAdmin as RolloutFlagAdmin
 from streaming.admin_people import JudgedFilter, RevealPage, ReviewPage, masked, verdict_link, verdict_of
 from streaming.admin_providers import ConfiguredProviderAdmin as ConfiguredProviderAdmin
 from streaming.admin_shadow import ShadowAdmin as ShadowAdmin
+from streaming.admin_upstreams import UpstreamAdmin as UpstreamAdmin
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 from streaming.presentation import count
 from streaming.shadow.report import why

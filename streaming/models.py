@@ -21,6 +21,7 @@ from guardrails.models import Policy
 from streaming.flags import RolloutFlag as RolloutFlag
 from streaming.shadow.record import COMPARISON_WORDS
 from streaming.texts import SealedJSONField, SealedTextField
+from streaming.upstreams import Upstream as Upstream
 
 
 def new_salt() -> str:
@@ -157,6 +158,23 @@ class AuditSession(models.Model):
                 fields=["policy_name", "shadow_version", "started_at"],
                 condition=models.Q(shadow_version__gt=0),
                 name="session_by_shadow",
+            ),
+            # All that the admin's figures are counted from: the rows themselves, with their timelines, are not read.
+            models.Index(
+                fields=[
+                    "started_at",
+                    "policy_name",
+                    "policy_version",
+                    "outcome",
+                    "would_have",
+                    "fallback",
+                    "first_token_ms",
+                    "hold_ms",
+                    "tools_ok",
+                    "tools_failed",
+                    "id",
+                ],
+                name="session_figures",
             ),
             # What the audit list is filtered by, each in the list's own order.
             models.Index(fields=["started_at", "id"], name="session_by_time"),

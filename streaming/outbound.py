@@ -112,16 +112,18 @@ async def _allowed_address(target: httpx.URL, resolve: Resolve) -> str:
     """The address to connect to. Every address of the name has to be allowed, not only the one that is used."""
     if target.scheme not in ("http", "https") or not target.host or target.userinfo:
         raise AddressRefused("the address is not an http(s) address without a user")
-    port = target.port or (443 if target.scheme == "https" else 80)
+    return await address_of(target.host, target.port or (443 if target.scheme == "https" else 80), resolve)
+
+
+async def address_of(host: str, port: int, resolve: Resolve | None = None) -> str:
+    """The address to connect to for a host. Raises ``CheckFailed``."""
     try:
-        found = await resolve(target.host, port)
+        found = await (resolve or _resolve)(host, port)
     except OSError:
         raise CheckFailed("the host's name has no address") from None
     for text in found:
-        if not _public(ip_address(text)) and not _listed(target.host, ip_address(text)):
-            raise AddressRefused(
-                f"{target.host} leads to a private address, and SLUICEGATE_HOOK_HOSTS does not allow it"
-            )
+        if not _public(ip_address(text)) and not _listed(host, ip_address(text)):
+            raise AddressRefused(f"{host} leads to a private address, and SLUICEGATE_HOOK_HOSTS does not allow it")
     return found[0]
 
 

@@ -24,6 +24,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         *_LOOK, "guardrails.activate_policyversion", "guardrails.shadow_policyversion",
         "streaming.view_demotion", "streaming.lift_demotion", "streaming.view_deferredcheck",
         "streaming.retry_deferredcheck", "streaming.view_configuredprovider",
+        "streaming.view_upstream", "streaming.add_upstream", "streaming.change_upstream", "streaming.delete_upstream",
     ),
     "Reviewer": (*_LOOK, *_RECORD, "streaming.add_review", "streaming.reveal_text"),
     "Auditor": (

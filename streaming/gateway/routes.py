@@ -1,8 +1,8 @@
 """Which upstream a request is for.
 
 Exists so that a client chooses by the one thing that every dialect lets it say: the model's name. ``provider/model``
-names both; a name that only one upstream lists is that one's; anything else goes to the upstream that speaks the
-client's dialect, or else to the first of ``SLUICEGATE_FALLBACKS``, or to the only one there is.
+names both; a name that an upstream of the admin lists is that one's; anything else goes to the upstream that speaks the
+client's dialect, or else to the first of the fallbacks, or to the only one there is.
 
     NoUpstream     nobody here answers for that model
 """
@@ -15,7 +15,8 @@ from django.conf import settings
 
 from guardrails.policy import Policy
 from streaming.gateway.upstream import Dialect
-from streaming.providers.base import Provider, available
+from streaming.providers.base import Provider
+from streaming.upstreams import Offered
 
 
 class NoUpstream(LookupError):
@@ -31,12 +32,12 @@ class Route:
     scenario: str = ""
 
 
-def route(model: str, dialect: Dialect) -> Route:
+def route(model: str, dialect: Dialect, offered: Offered) -> Route:
     """The upstream of a model. Raises ``NoUpstream``."""
-    offered = available()
+    providers = offered.providers
     name, slash, rest = model.partition("/")
-    if slash and rest and name in offered:
-        provider = offered[name]
+    if slash and rest and name in providers:
+        provider = providers[name]
         if not provider.scripted:
             return Route(provider, rest)
         if rest in provider.scenarios and rest != "own_text":
@@ -44,26 +45,27 @@ def route(model: str, dialect: Dialect) -> Route:
         if rest in provider.models:
             return Route(provider, rest)
         raise NoUpstream(f"There is no model “{model}” here.")
-    listed = [provider for provider in offered.values() if provider.scripted and model in provider.models]
-    if listed:
-        return Route(listed[0], model)
-    if dialect in offered:
-        return Route(offered[dialect], model)
-    others = [provider for provider in offered.values() if not provider.scripted]
-    named = [offered[one] for one in settings.SLUICEGATE_FALLBACKS if one in offered]
-    if named:
-        return Route(named[0], model)
+    for name, provider in providers.items():
+        if model in offered.models[name] and (provider.scripted or name != provider.name):
+            return Route(provider, model)
+    if dialect in providers:
+        return Route(providers[dialect], model)
+    if same := [provider for name, provider in providers.items() if offered.dialect_of(name) == dialect]:
+        return Route(same[0], model)
+    if offered.fallbacks:
+        return Route(providers[offered.fallbacks[0]], model)
+    others = [provider for provider in providers.values() if not provider.scripted]
     if len(others) == 1:
         return Route(others[0], model)
     raise NoUpstream(f"There is no model “{model}” here.")
 
 
-def models() -> list[tuple[str, str]]:
+def models(offered: Offered) -> list[tuple[str, str]]:
     """Every model that is offered by name, with its upstream's name."""
     return [
-        (model if provider.scripted else f"{provider.name}/{model}", provider.name)
-        for provider in available().values()
-        for model in provider.models
+        (model if offered.providers[name].scripted else f"{name}/{model}", name)
+        for name, listed in offered.models.items()
+        for model in listed
     ]
 
 

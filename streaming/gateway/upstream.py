@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from typing import Literal
 from weakref import WeakKeyDictionary
 
+import httpcore
 import httpx
-from django.conf import settings
 
 from streaming import breakers, registry
 from streaming.core.sse import SseParser, SseTooLarge
@@ -31,14 +31,17 @@ from streaming.gateway.walker import Json
 from streaming.providers import base
 from streaming.providers.failures import cut_off, refusal, url_problem
 from streaming.providers.http import MAX_ERROR_BYTES, MAX_WHOLE_BYTES, HttpProvider
+from streaming.providers.paced import CheckedBackend, Resolves
 from streaming.providers.waits import Waits
+from streaming.upstreams import Offered
 
 Dialect = Literal["openai", "anthropic", "ollama"]
 MAX_LINE_BYTES = 4 * 1024 * 1024
 HTTP2 = find_spec("h2") is not None
 CONNECTIONS, KEPT_ALIVE, KEEP_ALIVE_S = 1_000, 100, 60.0
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+_Pools = dict[Resolves | None, httpx.AsyncClient]
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = WeakKeyDictionary()
 
 
 class UpstreamSaid(base.ProviderRefused):
@@ -73,21 +76,31 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def pool() -> httpx.AsyncClient:
-    """The connections of this event loop."""
-    loop = asyncio.get_running_loop()
-    found = _pools.get(loop)
-    if found is None or found.is_closed:
-        limits = httpx.Limits(
-            max_connections=CONNECTIONS, max_keepalive_connections=KEPT_ALIVE, keepalive_expiry=KEEP_ALIVE_S
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport, connecting where ``resolves`` says."""
+
+    def __init__(self, resolves: Resolves | None) -> None:
+        # Not the constructor of the class above: all that it makes is another pool, and a TLS context for it.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=_tls(),
+            max_connections=CONNECTIONS,
+            max_keepalive_connections=KEPT_ALIVE,
+            keepalive_expiry=KEEP_ALIVE_S,
+            http2=HTTP2,
+            network_backend=CheckedBackend(resolves),
         )
+
+
+def pool(resolves: Resolves | None = None) -> httpx.AsyncClient:
+    """The connections of this event loop to hosts that are looked up in this way."""
+    kept = _pools.setdefault(asyncio.get_running_loop(), {})
+    found = kept.get(resolves)
+    if found is None or found.is_closed:
         # The environment's proxies and .netrc are not ours to follow, and the time limits are ours (``waits``).
-        found = _pools[loop] = httpx.AsyncClient(
+        found = kept[resolves] = httpx.AsyncClient(
             timeout=None,  # noqa: S113
             trust_env=False,
-            verify=_tls(),
-            limits=limits,
-            http2=HTTP2,
+            transport=_Transport(resolves),
             follow_redirects=False,
         )
     return found
@@ -95,30 +108,29 @@ def pool() -> httpx.AsyncClient:
 
 async def close_pool() -> None:
     """Close what this event loop keeps open."""
-    if (found := _pools.pop(asyncio.get_running_loop(), None)) is not None:
+    for found in _pools.pop(asyncio.get_running_loop(), {}).values():
         await found.aclose()
 
 
 registry.at_shutdown(close_pool)
 
 
-def in_order(first: base.Provider) -> tuple[base.Provider, ...]:
-    """The upstream that is asked and, behind it, those that ``SLUICEGATE_FALLBACKS`` names."""
+def in_order(first: base.Provider, offered: Offered) -> tuple[base.Provider, ...]:
+    """The upstream that is asked and, behind it, the fallbacks."""
     if first.scripted:
         return (first,)
-    offered = base.available()
-    names = [name for name in settings.SLUICEGATE_FALLBACKS if name != first.name and name in offered]
-    return (first, *(offered[name] for name in dict.fromkeys(names)))
+    names = dict.fromkeys(name for name in offered.fallbacks if name != first.called)
+    return (first, *(offered.providers[name] for name in names))
 
 
 @asynccontextmanager
 async def guarded_by_breaker(provider: base.Provider) -> AsyncGenerator[None, None]:
     """One answer of an upstream, counted: five that failed in a row and it is left alone for a while."""
-    breaker = await breakers.breaker(breakers.PROVIDER + (provider.circuit or provider.name))
+    breaker = await breakers.breaker(breakers.PROVIDER + provider.called)
     try:
         await breaker.enter()
     except breakers.CircuitOpen:
-        name = provider.label or provider.name
+        name = provider.circuit or provider.label or provider.name
         raise base.ProviderUnavailable(f"{name} has failed again and again and is left alone for a while") from None
     try:
         yield
@@ -176,7 +188,7 @@ async def _response(
         if event.endswith("send_request_headers.started"):
             waits.connected()
 
-    client = pool()
+    client = pool(provider.resolves)
     headers = {
         "Content-Type": "application/json",
         # Compression would hold tokens back until a block is full.

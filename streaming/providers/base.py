@@ -224,6 +224,11 @@ class Provider(ABC):
         """Ready-made scenarios, name -> label; empty for real providers."""
         return {}
 
+    @property
+    def called(self) -> str:
+        """The name that tells it from others of its kind."""
+        return self.circuit or self.name
+
     def validate(self, request: ProviderRequest) -> None:
         """Refuse what can be seen to be wrong before a session begins. Raises ``UnknownScenario``."""
         if request.scenario and request.scenario not in self.scenarios:

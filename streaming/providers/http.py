@@ -24,7 +24,7 @@ import httpx
 from streaming.core.events import ProviderEvent, ProviderToolResult, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.providers import base
 from streaming.providers.failures import Failures, cut_off, refusal, url_problem
-from streaming.providers.paced import PacedTransport
+from streaming.providers.paced import PacedTransport, Resolves
 from streaming.providers.reading import Reader
 from streaming.providers.waits import Waits
 
@@ -80,6 +80,8 @@ class HttpProvider(base.Provider):
             return "its address"
         return f"{url.host}:{url.port}" if url.port else url.host
 
+    resolves: Resolves | None = None
+    """Where its host is looked up, where not every address may be connected to; None: wherever the system says."""
     answers_at: ClassVar[str] = ""
     """Where the dialect's answers are asked for, behind the base URL."""
     lists_at: ClassVar[str] = ""
@@ -197,7 +199,7 @@ class HttpProvider(base.Provider):
 
         opening = _Opening(waits)
         # The environment's proxies and .netrc are not ours to follow: an answer goes where the setting says.
-        transport = PacedTransport(waits, _tls() if self._base_url.lower().startswith("https") else None)
+        transport = PacedTransport(waits, _tls() if self._base_url.lower().startswith("https") else None, self.resolves)
         # httpx's own time-outs are off: they start again with every byte and know no whole (see ``waits``).
         async with httpx.AsyncClient(timeout=None, trust_env=False, transport=transport) as client:  # noqa: S113
             request = client.build_request(

@@ -9,7 +9,7 @@ of ``waits`` do not count it.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import httpcore
@@ -19,17 +19,41 @@ from httpcore._backends.anyio import AnyIOStream  # the one place where a stream
 
 from streaming.providers.waits import Waits
 
+Resolves = Callable[[str, int], Awaitable[str]]
+"""Host and port -> the address to connect to. Raises ``ProviderError``."""
+
 
 class PacedTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport over such connections. ``tls`` None: for addresses without TLS."""
 
-    def __init__(self, waits: Waits, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, waits: Waits, tls: ssl.SSLContext | None, resolves: Resolves | None = None) -> None:
         # Not the constructor of the class above: all that it makes is another pool, and a TLS context for it.
-        self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_Backend(waits))
+        self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_Backend(waits, resolves))
 
 
-class _Backend(httpcore.AnyIOBackend):
-    def __init__(self, waits: Waits) -> None:
+class CheckedBackend(httpcore.AnyIOBackend):
+    """Connections to the address that ``resolves`` gives for a host; TLS is still about the host's name."""
+
+    def __init__(self, resolves: Resolves | None) -> None:
+        self._resolves = resolves
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """See httpcore."""
+        if self._resolves is not None:
+            host = await self._resolves(host, port)
+        return await super().connect_tcp(host, port, timeout, local_address, socket_options)
+
+
+class _Backend(CheckedBackend):
+    def __init__(self, waits: Waits, resolves: Resolves | None) -> None:
+        super().__init__(resolves)
         self._waits = waits
 
     async def connect_tcp(

@@ -50,6 +50,7 @@ from streaming.gateway.upstream import (
 from streaming.gateway.walker import Json, Walker
 from streaming.providers.base import Provider, ProviderError, ProviderRateLimited, ProviderRequest
 from streaming.providers.http import HttpProvider
+from streaming.upstreams import Offered, offered
 
 HEARTBEAT_S = 10.0
 SESSION, POLICY, VERSION, UPSTREAM = (
@@ -133,16 +134,18 @@ class _Asked:
         said = body.get("stream")
         self._streaming = front.streams if said is None else bool(said)
         self._sent: dict[str, str] = {}
+        self._offered = Offered({}, {}, ())
 
     async def answer(self) -> tuple[HttpResponseBase, bool]:
         """The response, and whether the place is given back when its stream ends."""
         running = await load_running(self._access.policy, Subject("", self._access.visitor.user_id))
         policy = widened(running.policy)
-        routed = route(str(self._body["model"]), self._front.dialect)
+        self._offered = await offered()
+        routed = route(str(self._body["model"]), self._front.dialect, self._offered)
         masks = Masks(policy, self._body, caller=self._access.visitor.client)
         prompted = await guarded(policy, self._body, media_allowed=media_allowed(policy), mask=masks.mask)
         if prompted.body["model"] != self._body["model"]:  # something else than a model's name stood there
-            routed = route(str(prompted.body["model"]), self._front.dialect)
+            routed = route(str(prompted.body["model"]), self._front.dialect, self._offered)
         self._sent = self._headers(policy)
         gates = Gates(running.policy, masks.restoring, masks.restore_arguments)
         walker = self._front.walker(gates)
@@ -151,7 +154,7 @@ class _Asked:
             self._access.visitor,
             running.policy,
             prompted,
-            provider=routed.provider.name,
+            provider=routed.provider.called,
             model=routed.model or routed.provider.default_model,
             streaming=self._streaming,
             correlation_id=str(self._request.META.get("sluicegate.correlation_id", "")),
@@ -187,7 +190,7 @@ class _Asked:
     def _plans(self, routed: Route, prompted: Prompted) -> list[Plan]:
         """Who is asked, in order, and how. Raises ``BadRequest`` where the first one cannot be asked this."""
         plans: list[Plan] = []
-        for number, provider in enumerate(in_order(routed.provider)):
+        for number, provider in enumerate(in_order(routed.provider, self._offered)):
             model = routed.model if number == 0 else ""
             try:
                 plans.append(Plan(provider, self._source(provider, model, routed.scenario, prompted)))
@@ -285,7 +288,11 @@ async def _answered(plans: list[Plan], record: Record) -> AsyncGenerator[Json, N
     for plan in plans:
         begun = False
         if first is not None:
-            record.fallback, record.provider, record.model = first.code, plan.provider.name, plan.provider.default_model
+            record.fallback, record.provider, record.model = (
+                first.code,
+                plan.provider.called,
+                plan.provider.default_model,
+            )
         try:
             async with guarded_by_breaker(plan.provider), aclosing(plan.ask()) as found:
                 async for chunk in found:

@@ -23,6 +23,7 @@ from streaming.gateway.speak_ollama import OllamaSpeaker, understood
 from streaming.gateway.walk_ollama import OllamaWalker
 from streaming.gateway.walker import Json
 from streaming.limits import Spends
+from streaming.upstreams import offered
 
 api = NinjaAPI(title="Sluicegate (Ollama)", version="1", docs_url=None, openapi_url=None, urls_namespace="ollama")
 install(api)
@@ -61,5 +62,5 @@ async def chat(request: HttpRequest) -> HttpResponseBase:
 @api.get("/tags", auth=Key("gateway"), summary="Models (Ollama's dialect)", openapi_extra=LISTING)
 async def tags(request: HttpRequest) -> HttpResponseBase:
     """Every model that is offered here."""
-    found = [{"name": name, "model": name, "details": {"family": owner}} for name, owner in models()]
+    found = [{"name": name, "model": name, "details": {"family": owner}} for name, owner in models(await offered())]
     return JsonResponse({"models": found})

@@ -22,6 +22,7 @@ from streaming.gateway.speak_openai import OpenAISpeaker, understood
 from streaming.gateway.walk_openai import OpenAIWalker
 from streaming.gateway.walker import Json
 from streaming.limits import Spends
+from streaming.upstreams import offered
 
 router = Router(tags=["gateway"])
 
@@ -62,5 +63,5 @@ async def completions(request: HttpRequest) -> HttpResponseBase:
 @router.get("/models", auth=Key("gateway"), summary="Models (OpenAI's dialect)", openapi_extra=LISTING)
 async def listing(request: HttpRequest) -> HttpResponseBase:
     """Every model that is offered here."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in models()]
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in models(await offered())]
     return JsonResponse({"object": "list", "data": data})

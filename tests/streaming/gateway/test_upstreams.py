@@ -1,0 +1,89 @@
+"""Upstreams of the admin as the gateway asks them: at once, in order, and only where rows may lead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from channels.db import database_sync_to_async
+from django.test import AsyncClient
+from pytest_django.fixtures import Settings
+
+from streaming import breakers, registry, tasks
+from streaming.log_redis import close_shared_log
+from streaming.models import Upstream
+from tests.streaming.gateway.fake import JSON, Answer, Fake, upstream
+from tests.streaming.gateway.test_openai_sdk import whole
+from tests.streaming.gateway.test_records import ask, ended, new_key
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+
+
+@pytest.fixture(autouse=True)
+async def closing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    async def queue(session_id: str) -> None:
+        return None
+
+    monkeypatch.setattr(tasks, "queue_session", queue)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    settings.SLUICEGATE_FALLBACKS = []
+    settings.SLUICEGATE_HOOK_HOSTS = ["127.0.0.1"]
+    breakers.forget()
+    yield
+    await registry.shutdown()
+    await close_shared_log()
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with upstream() as found:
+        found.answers["small"] = found.answers["large"] = Answer(whole("Good morning."), JSON)
+        yield found
+
+
+@database_sync_to_async
+def row(name: str, url: str, **more: object) -> None:
+    fields = {"dialect": "openai", "base_url": url, "model_names": "small", "key": "one"} | more
+    Upstream.objects.update_or_create(name=name, defaults=fields)
+
+
+async def test_it_works(fake: Fake) -> None:
+    """What is changed is changed for the next request; nothing is started again."""
+    key = await new_key()
+    assert (await ask(key, "house/small"))[0] == 404
+    for secret in ("one", "two"):
+        await row("house", f"{fake.url}/v1", key=secret)
+        status, said, headers = await ask(key, "house/small")
+        assert (status, headers["X-Sluicegate-Upstream"]) == (200, "house")
+        assert json.loads(said)["choices"][0]["message"]["content"] == "Good morning."
+        assert fake.asked[-1][1]["Authorization"] == f"Bearer {secret}"
+        assert fake.last()["model"] == "small"
+        assert (await ended(headers["X-Sluicegate-Session"])).provider == "house"
+    listing = await AsyncClient().get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert "house/small" in [one["id"] for one in json.loads(listing.content)["data"]]
+    assert (await ask(key, "small"))[0] == 200
+    await Upstream.objects.all().adelete()
+    assert (await ask(key, "house/small"))[0] == 404
+
+
+async def test_the_next_one_is_asked_where_the_first_one_fails(fake: Fake) -> None:
+    fake.answers["small"] = Answer([b'{"error": {"message": "full"}}'], JSON, 503)
+    await row("first", f"{fake.url}/v1")
+    await row("second", f"{fake.url}/v1", model_names="large", fallback=1)
+    status, _, headers = await ask(await new_key(), "first/small")
+    assert (status, headers["X-Sluicegate-Upstream"]) == (200, "second")
+    assert [json.loads(raw)["model"] for _, _, raw in fake.asked] == ["small", "large"]
+    await ended(headers["X-Sluicegate-Session"])
+
+
+@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+async def test_a_row_that_leads_into_the_house_is_not_followed(fake: Fake, settings: Settings, dialect: str) -> None:
+    """Neither where the request is passed on nor where it is translated, whatever stood there when it was saved."""
+    settings.SLUICEGATE_HOOK_HOSTS = []
+    await row("house", fake.url.replace("127.0.0.1", "localhost"), dialect=dialect)
+    status, said, _ = await ask(await new_key(), "house/small")
+    assert status == 502
+    assert b"private address" in said
+    assert fake.asked == []
