@@ -16,6 +16,7 @@ from playwright.sync_api import Page, expect
 from tests.e2e.conftest import Visit
 from tests.e2e.server import Demo
 from tests.e2e.test_audit_pages import guard, sign_in
+from tests.e2e.visitor import until
 
 SCHEMES = ("light", "dark")
 TAKES_MS = 60_000
@@ -54,7 +55,7 @@ def issues(page: Page) -> list[str]:
 
 def settled(page: Page) -> Page:
     """Colours fade in some places; contrast is measured when they have arrived."""
-    page.wait_for_function("document.getAnimations().every((one) => !(one instanceof CSSTransition))")
+    until(page, "document.getAnimations().every((one) => !(one instanceof CSSTransition))")
     return page
 
 

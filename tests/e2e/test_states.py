@@ -16,7 +16,7 @@ from tests.e2e.expected import visible
 from tests.e2e.server import Demo, Wire
 from tests.e2e.test_compare_page import WIDTHS
 from tests.e2e.test_demo_page import SECRETS
-from tests.e2e.visitor import Visitor
+from tests.e2e.visitor import Visitor, until
 
 SLOW = 25_000.0
 """Bytes per second: half of what a slow third-generation phone line carries."""
@@ -88,7 +88,7 @@ def test_the_page_follows_until_the_reader_scrolls_up(quick_demo: Demo, visit: V
     page, box = visitor.page, visitor.page.locator("#scroller")
     jump = page.get_by_role("button", name="Jump to the latest")
     visitor.guard("one line and another\n" * 1_400)
-    page.wait_for_function("document.getElementById('scroller').scrollTop > 300")
+    until(page, "document.getElementById('scroller').scrollTop > 300")
     assert page.locator("#jump").is_hidden()
     box.hover()
     page.mouse.wheel(0, -250)
@@ -100,7 +100,7 @@ def test_the_page_follows_until_the_reader_scrolls_up(quick_demo: Demo, visit: V
     expect(jump).to_be_hidden()
     length = len(visitor.answer)
     visitor.grown(length + 400)
-    page.wait_for_function(f"({AT_END})(document.getElementById('scroller'))")
+    until(page, f"({AT_END})(document.getElementById('scroller'))")
     assert jump.is_hidden()
     page.keyboard.press("Escape")
     visitor.over("interrupted", timeout_s=60)

@@ -113,8 +113,7 @@ class Visitor:
     def stream_to_end(self, text: str, timeout_s: float = 240) -> None:
         """``guard`` and wait until all is there, looking once a second: looking is work for the page as well."""
         self.guard(text)
-        over = "document.querySelector('.answer:last-child .state')?.dataset.outcome"
-        self.page.wait_for_function(over, polling=1000, timeout=timeout_s * 1000)
+        until(self.page, "document.querySelector('.answer:last-child .state')?.dataset.outcome", timeout_s, 1.0)
 
     # -- what a person sees -------------------------------------------------------------------------------------
 
@@ -208,6 +207,23 @@ class Visitor:
         """No console error, no violation of the page's policy, no request to another host."""
         assert not self.console, self.console
         assert self.hosts <= {"127.0.0.1"}, self.hosts
+
+
+def until(page: Page, condition: str, timeout_s: float = 30, every_s: float = 0.05) -> None:
+    """Wait in the page until ``condition`` (JavaScript) is true. Playwright's own wait needs ``eval`` to look again,
+    which the page's policy forbids."""
+    page.evaluate(
+        f"""([timeout, every]) => new Promise((done, fail) => {{
+          const end = performance.now() + timeout;
+          const look = () => {{
+            if ({condition}) done();
+            else if (performance.now() > end) fail(new Error("not within " + timeout + " ms"));
+            else setTimeout(look, every);
+          }};
+          look();
+        }})""",
+        [1000 * timeout_s, 1000 * every_s],
+    )
 
 
 def _text(payload: str | bytes) -> str:

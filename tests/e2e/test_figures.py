@@ -1,0 +1,49 @@
+"""The page is there at once, weighs little and stays smooth while a long answer full of redactions streams in."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.conftest import Visit
+from tests.e2e.figures import ASSET_BYTES, FRAME_MS, LONG, PAINT_MS, busy_ms, first_paint_ms, transferred_bytes
+from tests.e2e.server import Demo
+from tests.e2e.test_audit_pages import sign_in
+
+
+def test_it_works(shared_demo: Demo, browser: Browser) -> None:
+    took = [first_paint_ms(browser, shared_demo.url) for _ in range(5)]
+    assert 0 < min(took) < PAINT_MS, took
+
+
+@pytest.mark.parametrize("address", ["/", "/compare/", "/welcome/"])
+def test_a_first_visit_transfers_little(shared_demo: Demo, visit: Visit, address: str) -> None:
+    loaded = transferred_bytes(visit(shared_demo.url).page.context, shared_demo.url + address)
+    assert any(path.endswith("sluicegate.css") for path in loaded)
+    assert 10_000 < sum(loaded.values()) < ASSET_BYTES, loaded
+
+
+def test_the_audit_pages_transfer_little(shared_demo: Demo, visit: Visit) -> None:
+    page = sign_in(visit(shared_demo.url), shared_demo)
+    for path in ("", "review/", "precision/", "chain/"):
+        loaded = transferred_bytes(page.context, f"{shared_demo.url}/audit/{path}")
+        assert any(one.endswith("audit.css") for one in loaded)
+        assert 10_000 < sum(loaded.values()) < ASSET_BYTES, loaded
+
+
+def test_a_long_answer_with_200_redactions_never_keeps_the_page_busy_for_50_ms(
+    quick_demo: Demo, browser: Browser, visit: Visit
+) -> None:
+    assert len(LONG) > 20_000
+    visitor = visit(quick_demo.url).open()
+    tasks = busy_ms(browser, visitor.page, lambda: visitor.stream_to_end(LONG))
+    expect(visitor.page.locator(".answer [data-chip]")).to_have_count(200)
+    assert len(tasks) > 1_000, "the trace holds the page's tasks"
+    assert tasks[0] < FRAME_MS, tasks[:10]
+
+
+def test_control_a_page_that_computes_for_long_is_noticed(quick_demo: Demo, browser: Browser, visit: Visit) -> None:
+    visitor = visit(quick_demo.url).open()
+    busy = "new Promise((done) => setTimeout(() => { for (let n = 0; n < 3e8; n++); done(); }))"
+    tasks = busy_ms(browser, visitor.page, lambda: visitor.page.evaluate(busy))
+    assert tasks[0] > FRAME_MS
