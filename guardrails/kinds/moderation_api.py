@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from guardrails.findings import Verdict
 from guardrails.kinds.base import CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, refusal
-from guardrails.kinds.webhook import http_url, secret_name
+from guardrails.kinds.webhook import http_url, keys_once, secret_name
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 MAX_ANSWER_BYTES = 262_144
@@ -92,6 +92,10 @@ class ModerationApiKind(Kind[ModerationConfig]):
         scores = {name: score or 0.0 for name, score in result.category_scores.items()}
         if self.config.threshold is None:
             hits = [name for name, flagged in result.categories.items() if flagged]
+            if result.flagged and not hits:  # a hit all the same, and nobody knows of what
+                if self.config.categories:
+                    raise NoVerdict("the moderation endpoint flags the text and names no category")
+                return Verdict(hit=True, score=max(scores.values(), default=1.0))
         else:
             hits = [name for name, score in scores.items() if score >= self.config.threshold]
         if self.config.categories:
@@ -106,7 +110,7 @@ def _result(body: bytes) -> _Result:
     if len(body) > MAX_ANSWER_BYTES:
         raise NoVerdict("the moderation endpoint's answer is too long")
     try:
-        return _Answer.model_validate(json.loads(body)).results[0]
+        return _Answer.model_validate(json.loads(body, object_pairs_hook=keys_once)).results[0]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"

@@ -84,7 +84,7 @@ class WebhookKind(Kind[WebhookConfig]):
         if reply.status != 200:
             raise refusal("the web hook", reply.status)
         found = _answer(reply.body)
-        if not hmac.compare_digest(found.text_sha256.encode(), digest.encode()):
+        if not hmac.compare_digest(found.text_sha256.encode("utf-8", "surrogatepass"), digest.encode()):
             raise NoVerdict("the web hook's verdict is about another text")
         return Verdict(found.score >= self.config.threshold, found.score, found.category, found.reason)
 
@@ -106,6 +106,14 @@ def http_url(value: str) -> str:
     return value
 
 
+def keys_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object of an answer. Raises ``ValueError`` when it names a key twice: then it says two things."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is named twice")
+    return found
+
+
 def secret_name(value: str) -> str:
     """The name as it is written. Raises ``ValueError`` when policies may not use it."""
     if value and not HOOK_SECRET.fullmatch(value):
@@ -117,7 +125,7 @@ def _answer(body: bytes) -> WebhookAnswer:
     if len(body) > MAX_ANSWER_BYTES:
         raise NoVerdict("the web hook's answer is too long")
     try:
-        return WebhookAnswer.model_validate(json.loads(body))
+        return WebhookAnswer.model_validate(json.loads(body, object_pairs_hook=keys_once))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"

@@ -65,6 +65,8 @@ def test_without_a_secret_nothing_is_signed() -> None:
         ({"score": 1.5, "text_sha256": DIGEST}, 200),
         (b'{"score": NaN, "text_sha256": "' + DIGEST.encode() + b'"}', 200),
         ({"score": 0.1, "text_sha256": hashlib.sha256(b"another").hexdigest()}, 200),
+        (b'{"score": 1, "score": 0, "text_sha256": "' + DIGEST.encode() + b'"}', 200),
+        (b'{"score": 0, "text_sha256": "\\ud800"}', 200),
         (b"x" * 1_000_000, 200),
         (b"[" * 100_000, 200),
         ({"score": 0.1, "text_sha256": DIGEST}, 500),
@@ -103,6 +105,15 @@ def test_moderation_names_its_worst_flagged_category() -> None:
 def test_moderation_counts_what_the_policy_counts(config: dict[str, object], hit: tuple[str, float] | None) -> None:
     verdict = ask("moderation_api", config, Endpoint(moderation(hate=0.6, violence=0.9, sexual=0.1)))
     assert (verdict.category, verdict.score) == hit if hit else not verdict.hit
+
+
+def test_a_flagged_text_is_a_hit_though_no_category_is() -> None:
+    said = {"results": [{"flagged": True, "categories": {"hate": False}, "category_scores": {"hate": 0.4}}]}
+    verdict = ask("moderation_api", {}, Endpoint(said))
+    assert (verdict.hit, verdict.category, verdict.score) == (True, "", 0.4)
+    with pytest.raises(CheckFailed, match="no category"):
+        ask("moderation_api", {"categories": ["hate"]}, Endpoint(said))
+    assert not ask("moderation_api", {"threshold": 0.5}, Endpoint(said)).hit, "then scores alone count"
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
