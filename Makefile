@@ -10,7 +10,7 @@ DEV := $(VENV)/.dev-$(SUM)
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format typecheck bench client clean
+.PHONY: help demo test test-long lint format typecheck bench client screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(DEV) ## every benchmark, one table, and var/bench.json
 
 client: $(DEV) ## write what browsers load (static/client/*.js) from static/client/src, and the extension's copy of it
 	$(PY) -m project.client_library
+
+screenshots: $(DEV) ## take the pictures in docs/screenshots again (needs Chromium)
+	$(PY) -m tests.e2e.screenshots
 
 clean: ## remove the virtual environment and what tools left behind; the data directory stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
