@@ -1,8 +1,8 @@
 """What publication finds out about a document, once, before it becomes a version: the report that is kept with it.
 
 Compilation with its cost, every rule's bound, every example, the client rules with their parity vectors in Python's
-``re`` and in RE2. Protects the rule that what is published compiles within a stated budget and means what its author
-says in every engine; a client tries the same vectors in JavaScript.
+``re``, in RE2 and in JavaScript, by the worker that browsers load. Protects the rule that what is published compiles
+within a stated budget and means what its author says in every engine; a client tries the same vectors once more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from guardrails.client.engine import disparity_in_javascript
 from guardrails.client.subset import Subset, client_subset
 from guardrails.lint import LintReport, lint_policy
 from guardrails.policy import Policy, compile_policy
@@ -33,11 +34,15 @@ class Examined:
     subset: Subset
     compile_s: float
     memory_mb: float
+    javascript: str = ""
+    """What the browsers' worker has against the client rules, empty if nothing."""
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Wrong examples, engines that disagree, a budget that is exceeded."""
         found = list(self.lint.failures) + list(self.subset.failures)
+        if self.javascript:
+            found.append(f"JavaScript does not find what is stated: {self.javascript}")
         if self.compile_s > COMPILE_LIMIT_S:
             found.append(f"it takes {self.compile_s:.0f} s to compile, more than {COMPILE_LIMIT_S:.0f} s")
         if self.memory_mb > MEMORY_LIMIT_MB:
@@ -61,7 +66,7 @@ class Examined:
                 "rules": self.subset.rules,
                 "bytes": len(canonical_bytes(self.subset.payload)),
                 "vectors": self.subset.vectors,
-                "engines": ["Python", "RE2"],
+                "engines": ["Python", "RE2", "JavaScript"],
                 "covers": self.subset.payload["covers"],
                 "left_out": [str(one) for one in self.subset.left_out],
             },
@@ -77,7 +82,9 @@ def examine_document(document: Mapping[str, object]) -> Examined:
     policy = compile_policy(document)
     compile_s = time.perf_counter() - started
     lint = lint_policy(policy)
-    return Examined(lint, subset_of(policy), compile_s, size_of(policy) / 2**20)
+    subset = subset_of(policy)
+    javascript = disparity_in_javascript(subset.payload) if subset.rules and not subset.failures else ""
+    return Examined(lint, subset, compile_s, size_of(policy) / 2**20, javascript)
 
 
 def size_of(value: object) -> int:
@@ -120,7 +127,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"examples: {examples['right']:,} of {examples['of']:,} right",
     ]
     lines += [f"a session holds, {text}: {bound}" for text, bound in report["bounds"].items()]
-    engines = " and ".join(client["engines"])
+    engines = ", ".join(client["engines"])
     lines.append(
         f"for clients: {client['rules']:,} rules, {client['bytes']:,} bytes; {client['vectors']:,} parity vectors, "
         f"the same in {engines}"

@@ -133,7 +133,7 @@ def test_command_shows_the_report_and_the_diff(tmp_path: Path) -> None:
         said = run("import", file, "--publish", "--sign", "--activate")
     assert "compiled in " in said
     assert "for clients: 2 rules, " in said
-    assert "the same in Python and RE2" in said
+    assert "the same in Python, RE2, JavaScript" in said
     assert "a session holds, response: at most " in said
     assert run("diff", "support", 1, 2) == '+ keywords/heron: "heron"\n'
     assert run("diff", "support", 2, 1) == '- keywords/heron: "heron"\n'

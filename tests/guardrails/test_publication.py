@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from py_mini_racer import MiniRacer
 
 from guardrails import keys, loading, publication, selectors, services
+from guardrails.client import engine
+from guardrails.client.subset import Subset, client_subset
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import ImmutableRecord, PolicyVersion, Publication
+from guardrails.patterns.rule import Candidate
+from guardrails.patterns.validators import ip_address
+from guardrails.policy import Policy
 from guardrails.services import Refused
 from guardrails.signing import Purpose, Type, canonical_bytes, digest_of, verify
 from tests.conftest import forget_policies
@@ -69,7 +78,7 @@ def test_report_says_what_was_tried_and_what_it_costs() -> None:
     assert 1 < report["budget"]["memory_kb"] < report["budget"]["memory_limit_kb"]
     assert report["client"]["rules"] == 2
     assert report["client"]["vectors"] >= 4
-    assert report["client"]["engines"] == ["Python", "RE2"]
+    assert report["client"]["engines"] == ["Python", "RE2", "JavaScript"]
     assert report["client"]["left_out"] == ["codes/b: its check has no form that clients know"]
     (numbers,) = [g for g in report["guardrails"] if g["name"] == "numbers"]
     assert numbers["rules"][0]["holds"] == 6
@@ -93,6 +102,54 @@ def test_engines_that_disagree_stop_a_publication(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Refused, match="Python finds"):
         published("disagreement")
     assert not PolicyVersion.objects.exists()
+
+
+def test_rules_that_a_browser_would_refuse_stop_a_publication(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = client_subset
+
+    def with_a_lie(policy: Policy, *, version: int, digest: str) -> Subset:
+        subset = made(policy, version=version, digest=digest)
+        text = json.dumps(subset.payload).replace('"spans": [[', '"spans": [[1')
+        return replace(subset, payload=json.loads(text))
+
+    monkeypatch.setattr(publication, "client_subset", with_a_lie)
+    with pytest.raises(Refused, match="JavaScript does not find what is stated: words/"):
+        published("grey heron")
+    assert not PolicyVersion.objects.exists()
+
+
+def test_a_pattern_that_only_javascript_refuses_is_named_and_one_that_hangs_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rule = {"id": "a", "pattern": "((", "fold": False, "validators": [], "vectors": [], "bound": 3, "secret_group": []}
+    group = {"name": "g", "kind": "regex", "action": "redact", "applies_to": ["prompt"], "rules": [rule]}
+    assert "SyntaxError" in engine.disparity_in_javascript({"guardrails": [group], "classes": {}})
+    monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.5)
+    hangs = tmp_path / "worker.js"
+    hangs.write_text("onmessage = () => { for (;;); };", "ascii")
+    monkeypatch.setattr(engine, "_WORKER", hangs)
+    said = engine.disparity_in_javascript({"guardrails": [{**group, "name": "h"}], "classes": {}})
+    assert "cannot be tried" in said
+
+
+def test_what_the_engine_knows_of_addresses_is_what_python_knows() -> None:
+    """The bare language has no URL, which the worker asks about IPv6 addresses: ours says what ``ipaddress`` says."""
+    chance = random.Random(5)
+    texts = []
+    for _ in range(20_000):
+        groups = [chance.choice(["0", "1", "ab", "ffff", "00001", "g"]) for _ in range(chance.randint(0, 8))]
+        at = chance.randint(0, len(groups))
+        text = ":".join(groups[:at]) + chance.choice(["::", ":", ":::"]) + ":".join(groups[at:])
+        tail = chance.choice(["", "", "1.2.3.4", ":1.2.3.4", ":0.0.0.0", ":1.2.3", ":256.1.1.1", ":01.2.3.4"])
+        texts.append(f"{text}{tail}" if ":" in text + tail else "::")
+    with MiniRacer() as javascript:
+        javascript.eval(engine._FRAME)
+        javascript.eval(
+            "function host(text) { try { return new URL(`http://[${text}]`).hostname; } catch { return '[::]'; } }"
+        )
+        found = json.loads(str(javascript.eval(f"JSON.stringify({json.dumps(texts)}.map((t) => host(t) !== '[::]'))")))
+    assert found == [ip_address(Candidate(text, text, text)) for text in texts]
+    assert sum(found) > 500
 
 
 def test_publication_is_changed_and_removed_by_no_code_and_no_sql() -> None:
