@@ -23,8 +23,7 @@ RETRY = "streaming.retry_deferredcheck"
 class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
     """The outbox of checks that workers make."""
 
-    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "finished_at", "error",
-                    "applies_to", "its_session")  # fmt: skip
+    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "error", "its_session")  # fmt: skip
     list_filter = ("state", "guardrail", "applies_to", "session__policy_name")
     list_per_page = 50
     search_fields = ("session__id",)
@@ -46,13 +45,13 @@ class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
         """From the queue to the worker that took it last."""
         if check.started_at is None or check.started_at < check.queued_at:
             return "–"
-        return milliseconds((check.started_at - check.queued_at).total_seconds() * 1000)
+        return _unbroken((check.started_at - check.queued_at).total_seconds() * 1000)
 
     @admin.display(description="Took")
     def took(self, check: DeferredCheck) -> str:
         """The check itself, as its worker measured it."""
         took = check.result.get("took_ms") if isinstance(check.result, dict) else None
-        return milliseconds(took if isinstance(took, int | float) else None)
+        return _unbroken(took if isinstance(took, int | float) and took > 0 else None)
 
     @admin.action(description="Hand to the workers again", permissions=["retry"])
     def queue_again(self, request: HttpRequest, queryset: QuerySet[DeferredCheck]) -> None:
@@ -66,3 +65,8 @@ class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
                 continue
             messages.success(request, f"{named}: handed to the workers again.")
             remember(request, check, "Handed to the workers again.")
+
+
+def _unbroken(ms: float | None) -> str:
+    """A duration on one line, however narrow its column."""
+    return milliseconds(ms).replace(" ", "\u00a0")
