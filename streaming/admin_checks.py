@@ -23,7 +23,7 @@ RETRY = "streaming.retry_deferredcheck"
 class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
     """The outbox of checks that workers make."""
 
-    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "error", "its_session")  # fmt: skip
+    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "error", "its_session")
     list_filter = ("state", "guardrail", "applies_to", "session__policy_name")
     list_per_page = 50
     search_fields = ("session__id",)
