@@ -9,6 +9,7 @@ client's dialect, or else to the first of the fallbacks, or to the only one ther
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -60,11 +61,12 @@ def route(model: str, dialect: Dialect, offered: Offered) -> Route:
     raise NoUpstream(f"There is no model “{model}” here.")
 
 
-def models(offered: Offered) -> list[tuple[str, str]]:
-    """Every model that is offered by name, with its upstream's name."""
+def models(offered: Offered, without: Container[str] = ()) -> list[tuple[str, str]]:
+    """Every model that is configured by name, with its upstream's name; ``without``: upstreams that list their own."""
     return [
         (model if offered.providers[name].scripted else f"{name}/{model}", name)
         for name, listed in offered.models.items()
+        if name not in without
         for model in listed
     ]
 

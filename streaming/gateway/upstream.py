@@ -27,7 +27,7 @@ import httpx
 
 from streaming import breakers, registry
 from streaming.core.sse import SseParser, SseTooLarge
-from streaming.gateway.walker import Json
+from streaming.gateway.walker import Json, objects
 from streaming.providers import base
 from streaming.providers.failures import cut_off, refusal, url_problem
 from streaming.providers.http import MAX_ERROR_BYTES, MAX_WHOLE_BYTES, HttpProvider
@@ -37,6 +37,9 @@ from streaming.upstreams import Offered
 
 Dialect = Literal["openai", "anthropic", "ollama"]
 MAX_LINE_BYTES = 4 * 1024 * 1024
+LISTED_S = 5.0
+"""Seconds that an upstream's list of models is waited for."""
+MOST_LISTED = 2_000
 HTTP2 = find_spec("h2") is not None
 CONNECTIONS, KEPT_ALIVE, KEEP_ALIVE_S = 1_000, 100, 60.0
 
@@ -175,6 +178,25 @@ async def listed(provider: HttpProvider) -> Json:
         nothing = Passing({}, False, {})
         async with _response(provider, "GET", provider.lists_at, nothing, waits) as response:
             return await _document(response, waits)
+
+
+async def lists(offered: Offered, dialect: Dialect, field: str) -> dict[str, list[Json]]:
+    """What the upstreams of a dialect list, by their names; who does not answer in time lists nothing.
+
+    ``field``: where the list stands.
+    """
+
+    async def one(name: str, provider: base.Provider) -> tuple[str, list[Json]]:
+        if not isinstance(provider, HttpProvider) or provider.name != dialect or not provider.lists_at:
+            return name, []
+        try:
+            async with asyncio.timeout(LISTED_S):
+                return name, objects((await listed(provider)).get(field))[:MOST_LISTED]
+        except (base.ProviderError, TimeoutError):
+            return name, []
+
+    found = await asyncio.gather(*(one(name, provider) for name, provider in offered.providers.items()))
+    return {name: entries for name, entries in found if entries}
 
 
 @asynccontextmanager

@@ -46,8 +46,9 @@ from streaming.gateway.upstream import (
     chunks,
     guarded_by_breaker,
     in_order,
+    lists,
 )
-from streaming.gateway.walker import Json, Walker
+from streaming.gateway.walker import Json, Walker, objects
 from streaming.providers.base import Provider, ProviderError, ProviderRateLimited, ProviderRequest
 from streaming.providers.http import HttpProvider
 from streaming.upstreams import Offered, offered
@@ -120,6 +121,19 @@ async def answer(request: HttpRequest, front: Front) -> HttpResponseBase:
     finally:
         if not handed_on:
             await place.give_back()
+
+
+async def listed(request: HttpRequest, front: Front, field: str) -> tuple[Offered, dict[str, list[Json]]]:
+    """Who is offered, and what upstreams of the front's dialect list, looked at like an answer. Raises ``ApiError``."""
+    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
+    found = await offered()
+    try:
+        running = await load_running(access.policy, Subject("", access.visitor.user_id))
+    except StartRefused as error:
+        raise ApiError(503, str(error), code=error.code) from None
+    walker = front.walker(Gates(running.policy))
+    theirs = await lists(found, front.dialect, field)
+    return found, {name: objects([walker.plain(one) for one in entries]) for name, entries in theirs.items()}
 
 
 class _Asked:

@@ -16,14 +16,13 @@ from ninja import NinjaAPI
 from streaming.api.auth import Key
 from streaming.api.errors import install
 from streaming.api.gateway.documented import LISTING, MESSAGES, responses
-from streaming.api.gateway.front import Front, answer
+from streaming.api.gateway.front import Front, answer, listed
 from streaming.gateway.routes import models
 from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_ollama import OllamaSpeaker, understood
 from streaming.gateway.walk_ollama import OllamaWalker
 from streaming.gateway.walker import Json
 from streaming.limits import Spends
-from streaming.upstreams import offered
 
 api = NinjaAPI(title="Sluicegate (Ollama)", version="1", docs_url=None, openapi_url=None, urls_namespace="ollama")
 install(api)
@@ -61,6 +60,13 @@ async def chat(request: HttpRequest) -> HttpResponseBase:
 
 @api.get("/tags", auth=Key("gateway"), summary="Models (Ollama's dialect)", openapi_extra=LISTING)
 async def tags(request: HttpRequest) -> HttpResponseBase:
-    """Every model that is offered here."""
-    found = [{"name": name, "model": name, "details": {"family": owner}} for name, owner in models(await offered())]
+    """Every model that is offered here: what upstreams of the dialect list, and what is configured of the others."""
+    known, theirs = await listed(request, FRONT, "models")
+    found: list[Json] = [
+        {**entry, "name": f"{name}/{model}", "model": f"{name}/{model}"}
+        for name, entries in theirs.items()
+        for entry in entries
+        if isinstance(model := entry.get("model") or entry.get("name"), str)
+    ]
+    found += [{"name": name, "model": name, "details": {"family": owner}} for name, owner in models(known, theirs)]
     return JsonResponse({"models": found})

@@ -15,14 +15,13 @@ from ninja import Router
 
 from streaming.api.auth import Key
 from streaming.api.gateway.documented import ANSWER, LISTING, MESSAGES
-from streaming.api.gateway.front import Front, answer
+from streaming.api.gateway.front import Front, answer, listed
 from streaming.gateway.routes import models
 from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_openai import OpenAISpeaker, understood
 from streaming.gateway.walk_openai import OpenAIWalker
 from streaming.gateway.walker import Json
 from streaming.limits import Spends
-from streaming.upstreams import offered
 
 router = Router(tags=["gateway"])
 
@@ -62,6 +61,13 @@ async def completions(request: HttpRequest) -> HttpResponseBase:
 
 @router.get("/models", auth=Key("gateway"), summary="Models (OpenAI's dialect)", openapi_extra=LISTING)
 async def listing(request: HttpRequest) -> HttpResponseBase:
-    """Every model that is offered here."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in models(await offered())]
+    """Every model that is offered here: what upstreams of the dialect list, and what is configured of the others."""
+    found, theirs = await listed(request, FRONT, "data")
+    data: list[Json] = [
+        {**entry, "id": f"{name}/{entry['id']}"}
+        for name, entries in theirs.items()
+        for entry in entries
+        if isinstance(entry.get("id"), str)
+    ]
+    data += [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in models(found, theirs)]
     return JsonResponse({"object": "list", "data": data})

@@ -87,3 +87,31 @@ async def test_a_row_that_leads_into_the_house_is_not_followed(fake: Fake, setti
     assert status == 502
     assert b"private address" in said
     assert fake.asked == []
+
+
+async def test_upstreams_list_their_own_models_and_the_configured_ones_stand_for_who_does_not(fake: Fake) -> None:
+    key = await new_key()
+    own = {
+        "object": "list",
+        "data": [
+            {"id": "brand-new", "object": "model", "owned_by": "them", "more": 1},
+            {"id": 3},
+            {"id": "ssn 536-22-8145"},
+        ],
+    }
+    fake.answers["GET /v1/models"] = Answer([json.dumps(own).encode()], JSON)
+    fake.answers["GET /api/tags"] = Answer([json.dumps({"models": [{"name": "llama", "size": 7}]}).encode()], JSON)
+    await row("house", f"{fake.url}/v1")
+    await row("silent", f"{fake.url}/nothing")
+    await row("stable", fake.url, dialect="ollama")
+    bearer = {"Authorization": f"Bearer {key}"}
+    data = {
+        one["id"]: one for one in json.loads((await AsyncClient().get("/v1/models", headers=bearer)).content)["data"]
+    }
+    assert data["house/brand-new"] == {"id": "house/brand-new", "object": "model", "owned_by": "them", "more": 1}
+    assert {"silent/small", "stable/small"} <= data.keys()
+    assert "house/ssn [SSN]" in data
+    assert "house/small" not in data
+    tags = json.loads((await AsyncClient().get("/api/tags", headers=bearer)).content)["models"]
+    assert {"name": "stable/llama", "model": "stable/llama", "size": 7} in tags
+    assert "house/small" in [one["name"] for one in tags]
