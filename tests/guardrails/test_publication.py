@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection, transaction
 from py_mini_racer import MiniRacer
 
 from guardrails import keys, loading, publication, selectors, services
-from guardrails.client import engine
+from guardrails.client import engine, v8
 from guardrails.client.subset import Subset, client_subset
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import ImmutableRecord, PolicyVersion, Publication
@@ -124,12 +124,14 @@ def test_a_pattern_that_only_javascript_refuses_is_named_and_one_that_hangs_ends
     rule = {"id": "a", "pattern": "((", "fold": False, "validators": [], "vectors": [], "bound": 3, "secret_group": []}
     group = {"name": "g", "kind": "regex", "action": "redact", "applies_to": ["prompt"], "rules": [rule]}
     assert "SyntaxError" in engine.disparity_in_javascript({"guardrails": [group], "classes": {}})
-    monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.5)
+    monkeypatch.setattr(engine, "TIME_LIMIT_S", 3.0)
     hangs = tmp_path / "worker.js"
     hangs.write_text("onmessage = () => { for (;;); };", "ascii")
     monkeypatch.setattr(engine, "_WORKER", hangs)
     said = engine.disparity_in_javascript({"guardrails": [{**group, "name": "h"}], "classes": {}})
-    assert "cannot be tried" in said
+    assert said == "the rules were not tried within 3 s"
+    hangs.write_text("throw new Error('no');", "ascii")
+    assert "cannot be tried" in engine.disparity_in_javascript({"guardrails": [{**group, "name": "i"}], "classes": {}})
 
 
 def test_what_the_engine_knows_of_addresses_is_what_python_knows() -> None:
@@ -143,7 +145,7 @@ def test_what_the_engine_knows_of_addresses_is_what_python_knows() -> None:
         tail = chance.choice(["", "", "1.2.3.4", ":1.2.3.4", ":0.0.0.0", ":1.2.3", ":256.1.1.1", ":01.2.3.4"])
         texts.append(f"{text}{tail}" if ":" in text + tail else "::")
     with MiniRacer() as javascript:
-        javascript.eval(engine._FRAME)
+        javascript.eval(v8.FRAME)
         javascript.eval(
             "function host(text) { try { return new URL(`http://[${text}]`).hostname; } catch { return '[::]'; } }"
         )
