@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
 from streaming.audit.rows import finding_digest, opened_body, session_digest, stamp
-from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
+from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review, Upstream
 from streaming.texts import CANNOT_BE_OPENED
 
 _READ = "SELECT seq, hash FROM streaming_audithead WHERE id = 1"
@@ -220,5 +220,11 @@ def rotate_texts() -> int:
             raise Unreadable(f"the note of review {review.pk} cannot be opened with the keys that are set")
         with transaction.atomic():
             Review.objects.select_for_update().get(pk=review.pk).save(update_fields=["note"])
+        done += 1
+    for upstream in Upstream.objects.exclude(key="").order_by("pk"):
+        if upstream.key == CANNOT_BE_OPENED:
+            raise Unreadable(f"the key of the upstream {upstream.name} cannot be opened with the keys that are set")
+        with transaction.atomic():
+            Upstream.objects.select_for_update().get(pk=upstream.pk).save(update_fields=["key"])
         done += 1
     return done

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from pytest_django.fixtures import Settings
 
+from streaming.audit.services import rotate_texts
 from streaming.models import Upstream
 from streaming.upstreams import offered_now
 from tests.streaming.test_checks_admin import signed_in
@@ -111,3 +113,13 @@ def test_a_key_that_cannot_be_opened_is_not_sent_anywhere() -> None:
     with connection.cursor() as cursor:
         cursor.execute("UPDATE streaming_upstream SET key = 'sg1:gone'")
     assert "house" not in offered_now().providers
+
+
+def test_keys_are_rotated_with_the_texts(settings: Settings) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    settings.SLUICEGATE_TEXT_KEYS = [old]
+    Upstream.objects.create(name="house", dialect="openai", base_url="http://h", model_names="m", key=KEY)
+    settings.SLUICEGATE_TEXT_KEYS = [new, old]
+    rotate_texts()
+    settings.SLUICEGATE_TEXT_KEYS = [new]
+    assert Upstream.objects.get().key == KEY
