@@ -100,14 +100,16 @@ def marks(row: AuditSession) -> list[tuple[object, ...]]:
 
 
 async def told(case: Trial) -> list[str]:
-    """All events as bytes would be, without the session's own ids; chunks that follow each other as one.
+    """All events as bytes would be, without the session's own ids and holds; chunks that follow each other as one.
 
-    Where one chunk ends and the next begins is up to the event loop, with a shadow or without.
+    Where one chunk ends and the next begins is up to the event loop, with a shadow or without; and what is held in
+    between is told only where the loop had time for it.
     """
     ids = {case.session_id: "S", case.answer_id: "A", case.conversation_id: "C"}
     ids[str((await row_of(case)).prompt_id)] = "P"
     out: list[str] = []
-    events = [{key: ids.get(str(value), value) for key, value in event.items()} for event in await case.events()]
+    found = [event for event in await case.events() if event["type"] != "hold"]
+    events = [{key: ids.get(str(value), value) for key, value in event.items()} for event in found]
     for event in events:
         event.pop("seq")
         if isinstance(metadata := event.get("metadata"), dict) and "in_reply_to" in metadata:
