@@ -232,7 +232,7 @@ def _timing(answer: Answer) -> Timing:
         arrivals=answer.arrivals.points,
         releases=answer.releases.points,
         calls=1,
-        audit_rows=1 + len(answer.findings),
+        audit_rows=3 + len(answer.findings),  # the session, and that it was opened and sealed
         naive_calls=answer.arrivals.count,
     )
 

@@ -69,7 +69,7 @@ class Record:
             "chunks": self.chunks,
             "checks": checks,
             "naive_calls": self.chunks,
-            "audit_rows": 1 + len(numbered),
+            "audit_rows": 3 + len(numbered),
             "prompt_chars": self.prompted.chars,
             "guardrails": {**guardrails},
         }

@@ -155,7 +155,11 @@ async def test_an_answer_of_ours_counts_alike() -> None:
     assert (row.origin, characters(row)) == ("chat", COUNTED)
     assert row.timing["chunks"] == row.timing["naive_calls"] > 0
     assert row.timing["checks"] == sum(one[0] for one in totals(row).values()) > 0
-    assert sum(one[1] for one in totals(row).values()) == await Finding.objects.filter(session=row).acount()
+    findings = await Finding.objects.filter(session=row).acount()
+    assert sum(one[1] for one in totals(row).values()) == findings > 0
+    assert row.state == AuditSession.State.COMPLETE
+    entries = await AuditEntry.objects.acount()
+    assert (row.timing["audit_rows"], entries) == (1 + entries + findings, 2)
 
 
 def test_times_and_failures_are_added_up() -> None:
