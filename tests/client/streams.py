@@ -53,6 +53,8 @@ class Streams:
     rules: Json = field(default_factory=dict)
     issuer: str = "sluicegate"
     serial: int = 9
+    age_s: float = 0.0
+    """How long ago what is active was stated."""
     keys_serial: int = 1
     revoked: tuple[str, ...] = ()
     sessions: dict[str, Session] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class Streams:
         rules = canonical_bytes(self.rules)
         version, digest = self.policy.version, self.policy.digest
         subject = Subject(self.issuer, "t", "", self.serial, version, digest, digest_of(rules))
-        statement = issue(subject, now=time.time(), key=ACTIVATION)
+        statement = issue(subject, now=time.time() - self.age_s, key=ACTIVATION)
         return make_bundle(activation=statement, client_rules=sign(rules, ROOT, Type.CLIENT_RULES), key=ACTIVATION)
 
     def _start(self, call: Call) -> Reply:

@@ -23,6 +23,7 @@ TEXT = "The number is 123-45-6789, thank you. ".ljust(600, ".")
 CHUNKS = [TEXT[at : at + 30] for at in range(0, 600, 30)]
 CLEAN = TEXT.replace("123-45-6789", "[SSN]")
 DOWN: Any = None
+DAY_S = 86_400
 
 
 @pytest.fixture
@@ -290,6 +291,40 @@ def test_roll_back_is_followed_within_one_refresh_and_its_replay_refused(tab: Pa
     tab.reload()  # what was seen outlives the page
     said = drive(tab)
     assert (said["rules"], said["refused"], said["mode"], said["state"]) == (None, "replayed", "server", "done")
+
+
+def test_roll_back_is_followed_by_itself_once_the_rules_are_of_age(tab: Page, streams: Streams) -> None:
+    assert drive(tab, options={"refreshMs": 0})["rules"] == {"version": 7, "serial": 9}
+    streams.policy, streams.serial = policy(SSN, version=6), 10
+    streams.__post_init__()
+    said = drive(tab)  # the first answer already: nobody told the client to ask
+    assert said["rules"] == {"version": 6, "serial": 10}
+    assert (said["mode"], said["state"], said["visible"]) == ("local", "done", CLEAN)
+
+
+def test_server_whose_statement_has_lapsed_guards_by_itself(tab: Page, streams: Streams) -> None:
+    streams.age_s = 2 * DAY_S
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["mode"]) == (None, "expired", "server")
+    assert (said["state"], said["visible"]) == ("done", CLEAN)
+
+
+def test_rules_that_lapse_while_the_server_has_no_others_are_not_run(tab: Page, streams: Streams) -> None:
+    assert drive(tab)["mode"] == "local"
+    streams.fails = lambda call: False if call.path.startswith("/v1/stream/") else None
+    ask = """async () => {
+      gate.options.patienceMs = 1_500;
+      await gate.refresh();
+      gate.options.patienceMs = 60_000;
+    }"""
+    tab.evaluate(ask)
+    said = drive(tab)  # the control: as long as they hold they are run
+    assert (said["rules"], said["refused"], said["mode"]) == ({"version": 7, "serial": 9}, "unreachable", "local")
+    tab.evaluate("(ms) => { const now = Date.now; Date.now = () => now() + ms; }", 2_000 * DAY_S)
+    tab.evaluate(ask)
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["mode"]) == (None, "unreachable", "server")
+    assert (said["state"], said["visible"]) == ("done", CLEAN)
 
 
 @pytest.mark.parametrize("rules", ["unchanged", "unavailable", "served"])

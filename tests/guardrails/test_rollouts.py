@@ -60,6 +60,18 @@ def test_it_works(policy: Policy, cast: Cast) -> None:
     assert selectors.running_policy("support", Subject(min(chosen))).cohort == "rollout"
 
 
+@pytest.mark.parametrize(
+    ("name", "conversation", "percent"),
+    [
+        ("1/1", "conversation-0", 3.8336869933251063),
+        ("1/1", "conversation-1", 34.68049744630714),
+        ("2/1", "conversation-0", 48.50603731647244),
+    ],
+)
+def test_place_is_the_same_in_every_process_and_release(name: str, conversation: str, percent: float) -> None:
+    assert place(name, conversation) == percent
+
+
 def test_larger_share_keeps_those_that_are_in(policy: Policy) -> None:
     services.begin_rollout(version=version(2), percent=10)
     few = on_second()

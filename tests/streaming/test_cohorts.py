@@ -155,6 +155,43 @@ async def test_clients_that_own_their_stream_run_the_version_of_their_conversati
     assert chosen == {1, 2}
 
 
+async def test_sessions_in_which_a_guardrail_on_trial_would_have_blocked_roll_it_back() -> None:
+    @database_sync_to_async
+    def begin() -> tuple[Rollout, str]:
+        services.install(document=document("heron"))
+        trial = {"name": "trial", "kind": "keywords", "mode": "MONITOR", "action": "block", "keywords": ["falcon"]}
+        tried = document("heron")
+        tried["guardrails"].append(trial)
+        services.sign(version=services.publish(policy=services.save_draft(document=tried)))
+        rollout = services.begin_rollout(version=second(), percent=100, max_would_have=0.5, sample=5)
+        return rollout, services.create_api_key(name="k", scopes=["check"], policy="load", calls_per_minute=1_000)[1]
+
+    rollout, key = await begin()
+    client = AsyncClient()
+
+    async def version_of(text: str) -> int:
+        body = json.dumps({"text": text, "kind": "response"})
+        headers = {"Authorization": f"Bearer {key}"}
+        response = await client.post("/v1/check", body, content_type="application/json", headers=headers)
+        found = json.loads(response.content)
+        assert found["action"] == "allow"  # on trial it decides nothing
+        return int(found["metadata"]["version"])
+
+    @database_sync_to_async
+    def watched() -> str:
+        tasks.watch_rollouts()
+        rollout.refresh_from_db()
+        return rollout.outcome
+
+    for text in ("A sparrow.", "A wren.", "A falcon.", "Two falcons and a falcon."):
+        assert await version_of(text) == 2
+    assert await watched() == "running"  # four are too few to say
+    assert await version_of("One more falcon.") == 2
+    assert await watched() == "rolled_back"
+    assert rollout.ended_why == "3 of 5 sessions would have been acted on (60.0%; the limit is 50.0%)"
+    assert await version_of("A falcon.") == 1
+
+
 # -- limits -------------------------------------------------------------------------------------------------------
 
 
