@@ -1,4 +1,8 @@
-"""Every page under axe-core, light and dark, and with what it shows while it works: no serious or critical issue.
+"""The pages under axe-core, light and dark, and with what they show while they work: no serious or critical issue.
+
+Those are ``/``, ``/compare/``, ``/welcome/``; of ``/audit/`` the list, a session hidden and revealed, the review queue,
+precision and the chain; of the admin the login, the front page, a policy's form and a version's page. The admin's other
+lists and forms are not looked at here.
 
 axe is put into the page by the browser's own debugging channel, so the page's policy stays as strict as it is. Nothing
 is excepted, the markup of the admin's theme included.
