@@ -22,15 +22,19 @@ from django.urls import reverse
 from django.utils import timezone
 
 from guardrails import loading
+from guardrails.findings import Outcome
 from guardrails.models import Policy, PolicyVersion
 from guardrails.services import Refused, publish
+from streaming import sessions
 from streaming.audit.people import record_review
 from streaming.audit.retention import purge
 from streaming.audit.screens import export, filters, views
 from streaming.audit.screens.filters import Cursor
 from streaming.audit.screens.urls import urlpatterns
 from streaming.audit.verify import log_faults
-from streaming.models import AuditEntry, AuditSession, Finding, Message, Review
+from streaming.core.events import PolicyRef
+from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, Message, Review
+from streaming.sessions import Ending, NewSession, Visitor
 
 from .audit_people import People, people
 from .test_audit_chain import alter, session
@@ -544,6 +548,49 @@ def test_a_million_character_word_and_two_hundred_findings(reviewer: Client) -> 
     assert len(few) <= 25
     shown = reviewer.post(reverse("audit:reveal", args=[key]), {"reason": "long"})
     assert shown.content.count(b"x") > 900_000
+
+
+def test_the_page_of_a_session_tells_its_times_its_costs_and_what_came_late(reviewer: Client) -> None:
+    version = PolicyRef(name="p", version=1, digest="sha256:x")
+    started = sessions.start_session(NewSession(Visitor(client="sg_a"), "the prompt", version, "scripted", "m"))
+    timing: dict[str, object] = {
+        "arrivals": [[120, 4], [400, 30]], "releases": [[130, 4], [900, 30]],
+        "calls": 2, "audit_rows": 5, "naive_calls": 9,
+        "guardrails": {
+            "injection": {"checks": 4, "hits": 1, "errors": 0, "ms": 8.0},
+            "harm": {"checks": 2, "hits": 0, "errors": 1, "ms": 3_000.0},
+        },
+    }  # fmt: skip
+    ending = Ending(
+        Outcome.ERROR, Message.Status.ERROR, content="the answer", timing=timing, chars_in=34, released=34,
+        error_code="provider_timeout", fallback="provider_fallback",
+    )  # fmt: skip
+    sessions.finish_streaming(session_id=started.session_id, ending=ending)
+    DeferredCheck.objects.create(
+        session_id=started.session_id, guardrail="judge", state=DeferredCheck.State.WOULD_BLOCK, attempts=3,
+        finished_at=datetime(2026, 3, 1, 12, 30, 45, tzinfo=UTC), error="The second try took too long.", digest="d",
+    )  # fmt: skip
+    page = reviewer.get(reverse("audit:session", args=[started.session_id])).content.decode()
+    assert (page.count('class="arrival"'), page.count('class="release"')) == (2, 2)
+    said = html.unescape(" ".join(re.sub(r"<[^>]+>", " ", page).split()))
+    for line in (
+        "first chunk arrived 120 ms first release 130 ms total 900 ms most held 30 characters",
+        "API calls 2 (per-chunk checking: 9) audit rows 5 (per-chunk checking: 9)",
+        "harm 1 failed 2 0 1.5 s 3.0 s",
+        "injection 4 1 2.0 ms 8.0 ms",
+        "judge would block, 12:30:45 UTC · 3 tries The second try took too long.",
+        "Fallback provider_fallback",
+        "Error provider_timeout",
+    ):
+        assert line in said
+
+
+def test_the_page_of_a_session_without_times_says_so(reviewer: Client) -> None:
+    (one,) = many(1)
+    page = reviewer.get(reverse("audit:session", args=[one.pk])).content.decode()
+    assert "No guardrail was asked by itself." in page
+    for part in ('class="arrival"', "<dt>Fallback</dt>", "<dt>Error</dt>"):
+        assert part not in page
 
 
 # -- the queue -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from channels.db import database_sync_to_async
 from channels.testing import WebsocketCommunicator
+from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import AsyncClient
 
@@ -236,3 +237,24 @@ async def test_a_socket_opens_for_the_origins_of_its_key(caller: Caller) -> None
     assert await opened("/ws/stream/", origin=SHOP) == (False, [])
     accepted, said = await opened("/ws/stream/?token=nonsense", origin=SHOP)
     assert (accepted, said[0]["code"]) == (True, "unauthenticated")
+
+
+@pytest.mark.parametrize("path", ["/ws/chat/", "/ws/compare/"])
+@pytest.mark.parametrize(
+    ("origin", "opens"),
+    [
+        ("http://localhost:8000", True),
+        ("https://evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("null", False),
+    ],
+)
+async def test_a_socket_of_our_pages_opens_for_our_pages_alone(path: str, origin: str, opens: bool) -> None:
+    visitor = AsyncClient()
+    await visitor.aforce_login(await database_sync_to_async(User.objects.create_user)("visitor"))
+    cookie = f"sessionid={visitor.cookies['sessionid'].value}"  # a browser sends it along, whoever's page it shows
+    headers = [(b"host", b"localhost:8000"), (b"origin", origin.encode()), (b"cookie", cookie.encode())]
+    socket = WebsocketCommunicator(application, path, headers=headers)  # type: ignore[arg-type]
+    accepted, _ = await socket.connect(timeout=20)
+    await socket.disconnect()
+    assert accepted is opens

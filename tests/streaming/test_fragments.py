@@ -6,13 +6,16 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from django.template.loader import render_to_string
 
 from streaming.core import events
 from streaming.fragments import FragmentContext, render
-from streaming.presentation import dom_id, hold_note, milliseconds, pieces
+from streaming.page import Lane, Row
+from streaming.presentation import StatusView, dom_id, hold_note, milliseconds, pieces
 from streaming.timeline import TimelineView
 
 CONTEXT = FragmentContext(conversation_id="c-1")
+HOSTILE = "</pre></div><script>alert(1)</script><img src=x onerror=alert(1)> \u202e\u200bgnihton &amp; \"a\" 'b'"
 POLICY: events.PolicyRef = {"name": "demo", "version": 3, "digest": "sha256:00"}
 
 
@@ -46,6 +49,33 @@ class Reader(HTMLParser):
         key = next((key for key in reversed(self._open) if key), None)
         if key is not None:
             self.swaps[key] += data
+
+
+class Cells(Reader):
+    """Reads a table: the text of each cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        super().handle_starttag(tag, attrs)
+        if tag in ("th", "td"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def lane_of(status: StatusView) -> Cells:
+    """The lane of one guardrail, as the page is served with it."""
+    row = Row(status.guardrail, "blocks", status)
+    cells = Cells()
+    cells.feed(render_to_string("streaming/panel.html#lanes", {"lanes": [Lane("DEFERRED", "later", [row])]}))
+    cells.close()
+    assert len(cells.cells) == 10, "a head and a row of five"
+    return cells
 
 
 def read(event: events.ServerEvent, seq: int = 7) -> Reader:
@@ -225,3 +255,58 @@ def test_every_event_of_a_tool_goes_to_the_card_of_its_session() -> None:
         html = render({**envelope, **event}, context=CONTEXT)
         assert 'data-target="t-s1-call_1"' in html
         assert 'id="t-s1-call_1-progress"' in html
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        (events.MessageUpdate("u1", HOSTILE, {}), "m-u1-text"),
+        (events.ToolCall("call_1", HOSTILE, "{}"), "s-s1-tools"),
+        (events.ToolCall("call_1", "f", HOSTILE), "s-s1-tools"),
+        (events.ToolProgress("call_1", HOSTILE, 0.5), "t-s1-call_1-progress"),
+        (events.ToolResult("call_1", HOSTILE), "t-s1-call_1-result"),
+        (events.ToolResult("call_1", error=HOSTILE), "t-s1-call_1-result"),
+        (events.ErrorEvent("odd", HOSTILE, recoverable=False), "notices"),
+        (events.GuardrailStatus(HOSTILE, "DEFERRED", "error", error=HOSTILE), f"{dom_id('g', HOSTILE)}-state"),
+        (events.Blocked("a1", "r", HOSTILE, 3), "m-a1-extras"),
+    ],
+    ids=["prompt", "tool", "arguments", "progress", "result", "tool error", "error", "status", "blocked by"],
+)
+def test_what_looks_like_markup_reads_back_character_by_character(event: events.ServerEvent, place: str) -> None:
+    reader = read(event)
+    assert HOSTILE in reader.swaps[place]
+    assert_no_code(reader)
+
+
+def assert_no_code(reader: Reader) -> None:
+    assert not {"script", "img"} & {tag for tag, _ in reader.tags}
+    assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
+
+
+def test_a_guardrail_named_like_markup_is_a_name_in_its_lane() -> None:
+    lane = lane_of(StatusView(HOSTILE, "error", error=HOSTILE))
+    assert HOSTILE in lane.cells[5]
+    assert HOSTILE in lane.cells[6]
+    assert_no_code(lane)
+    (row,) = [attributes for tag, attributes in lane.tags if tag == "tr" and attributes]
+    assert (row["data-guardrail"], row["id"]) == (HOSTILE, dom_id("g", HOSTILE))
+    assert read(events.GuardrailStatus(HOSTILE, "DEFERRED", "hit")).tags[0][1]["data-target"] == row["id"]
+
+
+STATES = {
+    "idle": "○ idle", "waiting": "◌ waiting", "checking": "◐ checking", "passed": "✓ passed", "hit": "● hit",
+    "would_block": "▲ would block", "error": "✕ error", "timeout": "✕ timed out", "expired": "✕ expired",
+    "circuit_open": "✕ circuit open", "slower_than_declared": "◔ slower than declared",
+}  # fmt: skip
+
+
+def test_every_state_of_a_guardrail_has_its_words() -> None:
+    assert set(STATES) == events.STATUS_STATES
+    assert len(set(STATES.values())) == 11
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_is_a_sign_and_a_word_served_and_live(state: str) -> None:
+    lane = lane_of(StatusView("g", state))
+    assert lane.cells[6].strip() == STATES[state]
+    assert read(events.GuardrailStatus("g", "DEFERRED", state)).swaps["g-g-state"] == STATES[state]
