@@ -20,15 +20,21 @@ from tests.e2e.server import Demo, demo, wait_for
 
 EXTENSION = ROOT / "examples" / "browser-extension"
 SECRET = "123-45-6789"
-TEXT = f"My number is {SECRET}, and the weather is fine. ".ljust(600, "x")
+TEXT = f"The number you asked for: {SECRET}, and the weather is fine. ".ljust(600, "x")
+"""In 20 or 40 pieces a border goes through the secret."""
 CLEAN = TEXT.replace(SECRET, "[SSN]")
 LOAD_MS = 60_000
 DRIVER = Path(__file__).with_name("driver.js").read_text("utf-8")
 
 WATCH = """() => {
   // All that could be seen, at every frame and after every change: text that is not displayed is not in innerText.
+  // And what stands in each answer of ours.
   window.seen = new Set();
-  const look = () => document.querySelector("main") && window.seen.add(document.querySelector("main").innerText);
+  window.painted = new Set();
+  const look = () => {
+    if (document.querySelector("main")) window.seen.add(document.querySelector("main").innerText);
+    for (const answer of document.querySelectorAll(".sluicegate-answer")) window.painted.add(answer.textContent);
+  };
   const all = { subtree: true, childList: true, characterData: true, attributes: true };
   new MutationObserver(look).observe(document, all);
   const frame = () => { look(); requestAnimationFrame(frame); };
@@ -113,13 +119,23 @@ def seen(page: Page) -> list[str]:
     return said
 
 
+def painted_wrongly(page: Page) -> list[str]:
+    """What an answer was at some moment without being a beginning of the clean text."""
+    painted: list[str] = page.evaluate("() => [...window.painted]")
+    assert CLEAN in painted  # whoever watched was not blind
+    return [text for text in painted if not CLEAN.startswith(text)]
+
+
 def until_rules_run(page: Page) -> None:
     """A first answer, and more until the rules have been fetched and run here."""
     for n in range(20):
         ask(page, "Hello.", pieces=1, pause=0)
         note(page, "done", n=n)
         if page.locator(".sluicegate").nth(n).get_attribute("data-mode") == "local":
-            page.evaluate("() => { document.querySelector('main').replaceChildren(); window.seen.clear(); }")
+            page.evaluate("""() => {
+              document.querySelector("main").replaceChildren();
+              for (const all of [window.seen, window.painted]) all.clear();
+            }""")
             return
     raise AssertionError("the rules were never run")
 
@@ -137,7 +153,8 @@ def test_it_works(chat: Open, pages: Pages) -> None:
     assert len(streams.sessions) == before + 1
     assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 3
     assert len(seen(page)) > 5  # it was seen to grow
-    assert not [text for text in seen(page) if "123" in text]
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
 
 
 def test_the_page_without_the_extension_shows_it_all(browser: Browser, pages: Pages) -> None:
@@ -149,6 +166,31 @@ def test_the_page_without_the_extension_shows_it_all(browser: Browser, pages: Pa
     ask(page, pause=5)
     page.wait_for_selector("[data-state=done]")
     assert any(SECRET in text for text in seen(page))
+    context.close()
+
+
+def test_watch_sees_two_digits_that_are_painted_for_a_moment(browser: Browser, pages: Pages) -> None:
+    """The other control: a border of pieces goes through the secret, and its beginning is told from the clean text."""
+    at = TEXT.index(SECRET)
+    for pieces in (20, 40):
+        assert at // (600 // pieces) < (at + len(SECRET) - 1) // (600 // pieces)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{pages.url}/chat/index.html")
+    page.evaluate(WATCH)
+    page.evaluate(
+        """async (texts) => {
+          const box = document.createElement("div");
+          box.className = "sluicegate-answer";
+          document.querySelector("main").append(box);
+          for (const text of texts) {
+            box.textContent = text;
+            await Promise.resolve();
+          }
+        }""",
+        [TEXT[:at], TEXT[: at + 2], CLEAN],
+    )
+    assert painted_wrongly(page) == ["The number you asked for: 12"]
     context.close()
 
 
@@ -165,7 +207,8 @@ def test_without_rules_the_server_guards_with_six_calls(chat: Open, pages: Pages
     note(page, "done")
     assert (shown(page), len(streams.sessions)) == (CLEAN, 1)
     assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 6
-    assert not [text for text in seen(page) if "123" in text]
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
 
 
 def test_blocked_answer_says_so_and_its_message_is_not_checked(chat: Open, pages: Pages) -> None:
@@ -303,7 +346,8 @@ def test_style_of_the_pages_that_shows_its_text_by_all_means_shows_nothing(chat:
     note(page, "done")
     assert shown(page) == CLEAN
     assert page.evaluate("() => window.taken") > 20
-    assert not [text for text in seen(page) if "123" in text]
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
 
 
 def test_chat_in_a_frame_is_guarded_too(chat: Open, pages: Pages) -> None:
@@ -368,7 +412,8 @@ def test_several_answers_at_once_are_a_session_each(chat: Open, pages: Pages) ->
         note(page, "done", n=n)
         assert shown(page, n) == CLEAN
     assert len(streams.sessions) == 3
-    assert not [text for text in seen(page) if "123" in text]
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
 
 
 def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
@@ -392,7 +437,8 @@ def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
         assert shown(page) == CLEAN
         assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 3
         assert sessions(server) == before + 1
-        assert not [text for text in seen(page) if "123" in text]
+        assert painted_wrongly(page) == []
+        assert not [text for text in seen(page) if "12" in text]
 
         pages.answer = relayed
         for mode, pinned in (("local", root), ("server", "")):
