@@ -243,9 +243,22 @@ async def test_killed_pump_ends_as_error_with_what_was_written_through() -> None
     assert int(str(events[0]["seq"])) > 40, "seqs go on above those that readers have seen"
 
 
-def test_state_goes_only_where_the_table_says() -> None:
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("ACTIVE", "ACTIVE"), ("MONITORING", "ACTIVE"), ("MONITORING", "MONITORING"),
+        ("COMPLETE", "ACTIVE"), ("COMPLETE", "MONITORING"), ("COMPLETE", "COMPLETE"),
+    ],
+)  # fmt: skip
+async def test_state_goes_only_where_the_table_says(source: str, target: str) -> None:
+    started, _ = await monitoring()
+    here = AuditSession.objects.filter(pk=started.session_id)
+    await here.aupdate(state=source)
     with pytest.raises(ValueError, match="cannot go"):
-        sessions._move("x", sessions.State.COMPLETE, sessions.State.ACTIVE)
+        await database_sync_to_async(sessions._move)(
+            started.session_id, sessions.State(source), sessions.State(target), error_code="moved"
+        )
+    assert (await here.aget()).error_code == ""
 
 
 class Failing:

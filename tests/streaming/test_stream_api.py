@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -19,6 +20,7 @@ from streaming import tasks
 from streaming.audit.verify import log_faults
 from streaming.conf import conf
 from streaming.guarded.service import Streams
+from streaming.guarded.store import Behind, Store, Swapped
 from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, GuardedStream, Message
 from streaming.sweep import sweep
@@ -220,6 +222,37 @@ async def test_a_lost_store_costs_at_most_a_few_deltas_that_are_sent_again(clien
     shown = "".join(released[number] for number in sorted(released)) + str(done["released"])
     assert shown == "One. [SSN]. Three. Four. "
     assert await Finding.objects.acount() == 1, "a finding is stored once however often it is sent"
+
+
+@pytest.mark.parametrize("ago_ms", [2_001, 1_000])
+async def test_the_database_is_two_seconds_behind_at_most(
+    client: Client, monkeypatch: pytest.MonkeyPatch, ago_ms: int
+) -> None:
+    began = await client.start(delta="One. ")
+    before = await GuardedStream.objects.aget()
+    behind_s: list[float] = []
+    plain = Store.swap
+
+    async def swap(self: Store, *args: Any, **more: Any) -> Swapped | Behind | None:
+        swapped = await plain(self, *args, **more)
+        assert isinstance(swapped, Swapped)
+        behind_s.append(swapped.unkept_s)
+        return swapped
+
+    monkeypatch.setattr(Store, "swap", swap)
+    await shared_log().evaluate(
+        "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
+        "redis.call('HSET', KEYS[1], 'kept_at', now - ARGV[1]) return 1",
+        [f"sg:guarded:{{{began['session_id']}}}"], [ago_ms],
+    )  # fmt: skip
+    status, said = await client.update(began["session_id"], 2, "Two. ")
+    assert (status, said["findings"]) == (200, [])
+    (measured_s,) = behind_s
+    assert measured_s >= ago_ms / 1000
+    written = measured_s >= 2  # of the second case only where this machine has stood still for a second
+    after = await GuardedStream.objects.aget()
+    assert (after.seq, after.rev - before.rev) == ((2, 1) if written else (1, 0))
+    assert (after.sealed_state != before.sealed_state) is written
 
 
 async def test_a_state_that_no_store_has_is_said_to_be_lost_and_is_on_record(client: Client) -> None:
