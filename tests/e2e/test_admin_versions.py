@@ -3,6 +3,7 @@ pages say who took which one, and when."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -82,10 +83,15 @@ def offered(visitor: Visitor, model: str) -> set[str]:
 
 def forged(visitor: Visitor, model: str, step: str, pk: int) -> int:
     """Status of a step that is sent without the page's having offered it, with the visitor's own session and token."""
+    return sent(visitor, f"{model}/", {"action": step, "_selected_action": str(pk), "index": "0"})
+
+
+def sent(visitor: Visitor, place: str, fields: dict[str, str]) -> int:
+    """Status of a form that is sent without its page, with the visitor's own session and token."""
     (token,) = [one["value"] for one in visitor.page.context.cookies() if one["name"] == "csrftoken"]
-    address = f"{visitor.base}/admin/guardrails/{model}/"
-    form = {"action": step, "_selected_action": str(pk), "index": "0", "csrfmiddlewaretoken": token}
-    return visitor.page.request.post(address, form=form, headers={"Referer": address}).status
+    address = f"{visitor.base}/admin/guardrails/{place}"
+    form: dict[str, str | float | bool] = {**fields, "csrfmiddlewaretoken": token}
+    return visitor.page.request.post(address, form=form, headers={"Referer": address}, max_redirects=0).status
 
 
 def write(author: Visitor, address: str, pattern: str, name: str = "stepwise") -> None:
@@ -206,5 +212,29 @@ def test_steps_of_others_are_not_offered_and_refused_when_forged(people: dict[st
         refused = outsider.page.request.get(f"{outsider.base}/admin/guardrails/{address}/")
         assert refused.status == 403, address
     assert shared_demo.rows(record) == before
+    for visitor in people.values():
+        visitor.assert_clean()
+
+
+def test_drafts_that_others_than_an_author_send_are_refused_and_change_nothing(
+    people: dict[str, Visitor], shared_demo: Demo
+) -> None:
+    def draft(policy: str, word: str) -> dict[str, str]:
+        guardrail = {"name": "words", "kind": "keywords", "keywords": [word]}
+        return {"draft": json.dumps({"policy": policy, "description": "d", "guardrails": [guardrail]})}
+
+    assert sent(people["Author"], "policy/add/", draft("sent", "heron")) == 302
+    pk = number(shared_demo, "select id from guardrails_policy where name = 'sent'")
+    change = f"policy/{pk}/change/"
+    record = "select name, description, draft, draft_at, draft_by_id from guardrails_policy order by id"
+    log = "select count(*) from django_admin_log"
+    before = shared_demo.rows(record), shared_demo.rows(log)
+    for name in EVERY:
+        if name != "Author":
+            assert sent(people[name], "policy/add/", draft("sent-too", "heron")) == 403, name
+            assert sent(people[name], change, draft("sent", "falcon")) == 403, name
+    assert (shared_demo.rows(record), shared_demo.rows(log)) == before
+    assert sent(people["Author"], change, draft("sent", "falcon")) == 302
+    assert [row for row in shared_demo.rows(record) if "falcon" in str(row)]
     for visitor in people.values():
         visitor.assert_clean()
