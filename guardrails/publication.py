@@ -36,6 +36,8 @@ class Examined:
     memory_mb: float
     javascript: str = ""
     """What the browsers' worker has against the client rules, empty if nothing."""
+    engines: tuple[str, ...] = ()
+    """Those in which the parity vectors were tried."""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Examined:
                 "rules": self.subset.rules,
                 "bytes": len(canonical_bytes(self.subset.payload)),
                 "vectors": self.subset.vectors,
-                "engines": ["Python", "RE2", "JavaScript"],
+                "engines": list(self.engines),
                 "covers": self.subset.payload["covers"],
                 "left_out": [str(one) for one in self.subset.left_out],
             },
@@ -83,8 +85,12 @@ def examine_document(document: Mapping[str, object]) -> Examined:
     compile_s = time.perf_counter() - started
     lint = lint_policy(policy)
     subset = subset_of(policy)
-    javascript = disparity_in_javascript(subset.payload) if subset.rules and not subset.failures else ""
-    return Examined(lint, subset, compile_s, size_of(policy) / 2**20, javascript)
+    engines: tuple[str, ...] = ("Python", "RE2") if subset.rules else ()
+    javascript = ""
+    if engines and not subset.failures:
+        engines += ("JavaScript",)
+        javascript = disparity_in_javascript(subset.payload)
+    return Examined(lint, subset, compile_s, size_of(policy) / 2**20, javascript, engines)
 
 
 def size_of(value: object) -> int:
@@ -127,11 +133,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"examples: {examples['right']:,} of {examples['of']:,} right",
     ]
     lines += [f"a session holds, {text}: {bound}" for text, bound in report["bounds"].items()]
-    engines = ", ".join(client["engines"])
-    lines.append(
-        f"for clients: {client['rules']:,} rules, {client['bytes']:,} bytes; {client['vectors']:,} parity vectors, "
-        f"the same in {engines}"
-    )
+    vectors = f"{client['vectors']:,} parity vectors, the same in {', '.join(client['engines'])}"
+    tried = vectors if client["engines"] else "nothing to try"
+    lines.append(f"for clients: {client['rules']:,} rules, {client['bytes']:,} bytes; {tried}")
     lines += [f"clients need our word for every {text}" for text, covered in client["covers"].items() if not covered]
     lines += [f"not for clients: {one}" for one in client["left_out"]]
     for guardrail in report["guardrails"]:

@@ -85,6 +85,27 @@ def test_report_says_what_was_tried_and_what_it_costs() -> None:
     assert numbers["rules"][0]["examples"] == {"right": 2, "of": 2}
 
 
+def test_report_names_the_engines_that_ran_and_no_others() -> None:
+    kept = document("acme")
+    for guardrail in kept["guardrails"]:
+        guardrail.pop("client", None)
+    report = services.publish(policy=services.save_draft(document=kept)).publication.report
+    assert (report["client"]["rules"], report["client"]["engines"]) == (0, [])
+    (line,) = [line for line in publication.report_lines(report) if line.startswith("for clients")]
+    assert line.endswith("nothing to try")
+    examined = publication.examine_document(document("acme"))
+    (line,) = [line for line in publication.report_lines(examined.as_dict()) if line.startswith("for clients")]
+    assert line.endswith("the same in Python, RE2, JavaScript")
+
+
+def test_engine_that_is_not_asked_any_more_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guardrails.client.subset.finder_in_python", lambda compiled: lambda text: [])
+    monkeypatch.setattr(publication, "disparity_in_javascript", lambda payload: pytest.fail("it was asked"))
+    examined = publication.examine_document(document("another disagreement"))
+    assert examined.failures
+    assert examined.engines == ("Python", "RE2")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"), [("COMPILE_LIMIT_S", 0.0, "compile"), ("MEMORY_LIMIT_MB", 0.001, "MB")]
 )
