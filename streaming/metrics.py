@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from guardrails.findings import Outcome
 from guardrails.models import Rollout
+from guardrails.selectors import policy_choices
 from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.at_work import guardrails_at_work
@@ -167,11 +168,17 @@ ROLLOUTS = Gauge(
     ("policy", "outcome"),
     registry=REGISTRY,
 )
+POLICY_UNHEALTHY = Gauge(
+    "sluicegate_policy_unhealthy",
+    "1 for a policy whose active version does not load; what ran last goes on, and if nothing did, nothing runs.",
+    ("policy",),
+    registry=REGISTRY,
+)
 STORE_MEMORY = Gauge("sluicegate_store_memory_bytes", "Memory that the store's data take.", registry=REGISTRY)
 STORE_KEYS = Gauge("sluicegate_store_keys", "Keys in the store.", registry=REGISTRY)
 NOT_READ = Counter(
     "sluicegate_metrics_not_read",
-    "Times that a part of this page could not be asked for: breakers, sessions, store or rollouts.",
+    "Times that a part of this page could not be asked for: breakers, policies, sessions, store or rollouts.",
     ("part",),
     registry=REGISTRY,
 )
@@ -240,6 +247,14 @@ async def read_rollouts() -> None:
         ROLLOUTS.labels(policy, outcome).set(number)
 
 
+async def read_policies() -> None:
+    """Which policies' active versions load; verified and compiled ones are kept, so that it costs one query."""
+    found = await database_sync_to_async(policy_choices)()
+    POLICY_UNHEALTHY.clear()  # a policy without an active version has no state
+    for info in found:
+        POLICY_UNHEALTHY.labels(info.name).set(not info.healthy)
+
+
 async def read_store() -> None:
     """What the store holds; two commands whose cost does not grow with it. Raises ``LogUnavailable``."""
     usage = await shared_log().usage()
@@ -263,6 +278,7 @@ class Part:
 
 PARTS = {
     "breakers": Part(read_breakers),
+    "policies": Part(read_policies, POLICY_UNHEALTHY.clear),
     "sessions": Part(read_sessions, _sessions_unknown),
     "store": Part(read_store, _store_unknown),
     "rollouts": Part(read_rollouts, ROLLOUTS.clear),

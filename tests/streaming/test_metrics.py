@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from channels.db import database_sync_to_async
 from django.conf import settings
 from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
@@ -19,7 +20,9 @@ from django.test.utils import CaptureQueriesContext
 from prometheus_client import Metric
 from structlog.testing import capture_logs
 
+from guardrails import services
 from guardrails.findings import Outcome
+from guardrails.models import Activation, Policy
 from guardrails.policy import compile_policy
 from guardrails.selectors import PolicyInfo
 from streaming import at_work, breakers, health, metrics
@@ -270,6 +273,33 @@ async def test_a_database_that_fails_costs_no_page_and_no_figure(monkeypatch: py
     assert ("trial", "harm", "open") not in metrics.GUARDRAIL_BREAKERS._metrics  # it is active no more
 
 
+async def test_policy_whose_active_version_does_not_load_shows_on_the_page(
+    forgetful: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @database_sync_to_async
+    def install() -> None:
+        entry = {"name": "words", "kind": "keywords", "keywords": ["heron"]}
+        for name in ("strict", "lax"):
+            services.install(document={"policy": name, "description": "d", "guardrails": [entry]})
+
+    async def unhealthy() -> dict[str, str]:
+        text = (await AsyncClient().get("/metrics")).content.decode()
+        return dict(re.findall(r'^sluicegate_policy_unhealthy\{policy="(\w+)"\} (\S+)$', text, re.M))
+
+    await install()
+    assert await unhealthy() == {"lax": "0.0", "strict": "0.0"}
+    await Activation.objects.filter(version__policy__name="strict").aupdate(serial=99)
+    assert await unhealthy() == {"lax": "0.0", "strict": "1.0"}
+    await Policy.objects.filter(name="strict").aupdate(active_version=None, activation=None)
+    assert await unhealthy() == {"lax": "0.0"}
+
+    def away() -> object:
+        raise OperationalError("the server closed the connection")
+
+    monkeypatch.setattr(metrics, "policy_choices", away)
+    assert await unhealthy() == {}  # an alarm must not rest on an old figure
+
+
 # -- what all processes share ------------------------------------------------------------------------------------------
 
 
@@ -367,6 +397,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.GUARDRAIL_DEMOTED.labels("trial", "tone", "DEFERRED").set(1)
     metrics.GUARDRAIL_SLOW.labels("trial", "tone", "MONITOR").set(1)
     metrics.ROLLOUTS.labels("trial", "running").set(1)
+    metrics.POLICY_UNHEALTHY.labels("trial").set(0)
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
