@@ -21,12 +21,18 @@ from streaming.core.events import ModelNamed, Stopped, TextDelta, ThinkingDelta,
 from streaming.core.gate import Gate
 from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
-from streaming.providers.base import ChatMessage, StreamCutOff
+from streaming.providers import base as providers
+from streaming.providers.base import ChatMessage, ProviderError, StreamCutOff
+from streaming.resilience import CircuitBroken
 from streaming.sealed import unseal
 from streaming.sessions import Visitor, seal_context
 from tests.streaming.pumping import SSN, Time, Trial, policy_of, trial
 
 pytestmark = pytest.mark.django_db(transaction=True)
+FAILURES: list[type[ProviderError]] = [
+    *(each for each in vars(providers).values() if isinstance(each, type) and issubclass(each, ProviderError)),
+    CircuitBroken,
+]
 
 
 async def settle() -> None:
@@ -131,6 +137,24 @@ async def test_provider_failure_keeps_the_partial_text_and_says_so() -> None:
     row = await session_row(case)
     assert (row.state, row.outcome, row.error_code) == ("COMPLETE", "error", "provider_cut_off")
     assert row.answer.content == "Half an answer. "
+
+
+@pytest.mark.parametrize("text", ["", "Half an answer. "], ids=["before text", "after text"])
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_every_failure_says_what_it_is_and_whether_trying_again_can_help(
+    failure: type[ProviderError], text: str
+) -> None:
+    said = [text] if text else []
+    case = await trial([*said, failure("what went wrong")], policy=policy_of(without="harm"))
+    await asyncio.wait_for(case.pump.run(), 30)
+    *notices, error = await case.of("error")
+    assert (error["code"], error["message"]) == (failure.code, "what went wrong")
+    assert error["recoverable"] == (not failure.permanent)
+    assert not (text and notices), "after the first token nothing is tried again"
+    (done,) = await case.of("done")
+    assert (done["outcome"], done["final"]) == ("error", text)
+    row = await session_row(case)
+    assert (row.outcome, row.error_code, row.answer.content) == ("error", failure.code, text)
 
 
 async def test_a_bug_in_an_adapter_is_an_error_event_without_a_traceback() -> None:

@@ -137,6 +137,21 @@ async def test_the_waits_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatc
     assert all(told_s <= slept_s <= told_s + 1.0 for told_s, slept_s in zip(told, slept, strict=True))
 
 
+async def test_the_wait_is_the_one_that_the_provider_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamina.set_testing(False)
+    slept: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    events, error = await heard(Named(scripts=[[ProviderRateLimited("wait", 7.0)], ["fine"]]))
+    assert (error, events[-1]) == (None, TextDelta("fine"))
+    assert [event.delay_s for event in events if isinstance(event, ProviderNotice)] == [7.0]
+    assert slept == [7.0], "neither less nor a jitter on top"
+
+
 @pytest.mark.parametrize("first", [TextDelta("a"), ThinkingDelta("a"), ToolCallDelta(0, "c", "f")])
 async def test_nothing_is_tried_again_after_the_first_token(first: ProviderEvent) -> None:
     provider, other = Named(scripts=[[first, DOWN]]), Named(name="second", scripts=[["other"]])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -99,6 +101,14 @@ async def faulty(adapter: str, fault: str) -> AsyncIterator[Faulty]:
         await asyncio.gather(*there.tasks, return_exceptions=True)
 
 
+async def _reset(writer: asyncio.StreamWriter) -> None:
+    """Break the connection off. Without lingering, or the system would end it in good order."""
+    await writer.drain()
+    await asyncio.sleep(0.01)  # the words are on their way before the reset overtakes them
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     say, end = SAYS[adapter], ENDS[adapter]
     body = HEAD + b"\r\n"
@@ -107,9 +117,11 @@ async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, wri
             writer.write(body + say("whole ") + say("answer") + end)
         case "resets":
             writer.write(body + say("part"))
-            await writer.drain()
-            await asyncio.sleep(0.01)  # the words are on their way before the reset overtakes them
-            writer.transport.abort()
+            await _reset(writer)
+        case "resets mid-token":
+            whole = say("lost")
+            writer.write(body + say("part") + whole[: whole.index(b"lost") + 2])
+            await _reset(writer)
         case "stalls":
             writer.write(body + say("part"))
             await writer.drain()

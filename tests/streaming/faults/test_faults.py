@@ -52,7 +52,8 @@ MAKE: dict[str, Callable[..., Provider]] = {
 FAULTS: dict[str, tuple[type[ProviderError] | None, str]] = {
     "fine": (None, "whole answer"),
     "refuses": (ProviderUnavailable, ""),
-    "resets": (ProviderUnavailable, "part"),
+    "resets": (StreamCutOff, "part"),
+    "resets mid-token": (StreamCutOff, "part"),
     "stalls": (ProviderTimeout, "part"),
     "silent": (ProviderTimeout, ""),
     "no newline": (ProviderProtocolError, ""),
@@ -107,8 +108,10 @@ async def test_it_works(adapter: str, fault: str) -> None:
     if expected is None:
         assert error is None
     else:
-        assert isinstance(error, expected), repr(error)
+        assert type(error) is expected, repr(error)
     assert text_of(events) == text
+    if fault.startswith("resets"):
+        assert "broke in the middle" in str(error), "an orderly end is another fault"
     if fault == "invalid json":
         assert [event.code for event in events if isinstance(event, ProviderNotice)] == ["malformed_line"]
     if isinstance(error, ProviderRateLimited):
