@@ -28,7 +28,7 @@ from guardrails.patterns.strands import Strand, Strands
 
 DEFAULT_BUDGET = 48 * 1024 * 1024
 _WIDE_EDGES = 160  # edges by non-ASCII character that one state may keep
-_STATE_COST, _MEMBER_COST, _EDGE_COST = 960, 50, 70  # bytes, measured on CPython 3.11
+_STATE_COST, _MEMBER_COST, _EDGE_COST = 1000, 50, 70  # bytes, measured on CPython 3.11
 
 Set = frozenset[Strand]
 
@@ -115,6 +115,7 @@ class Scanner:
         for char in self._odd_pages.get(number, ()):
             page[ord(char) & 1023] = self._key(char)
         self.pages[number] = page
+        self.used += page.itemsize * len(page)  # the edge that needs it asks whether that is too much
         return page
 
     def _key(self, char: str) -> int:
@@ -232,6 +233,7 @@ class Scanner:
                     for states in self._by_prev.values():
                         states.clear()
                     self._marked.clear()
+                    self.pages.clear()
                     for state in known:
                         state.clear()
                     self.strands.forget()
