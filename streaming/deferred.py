@@ -341,12 +341,16 @@ def _panel_status(lease: Lease, took_ms: float) -> GuardrailStatus:
 
 
 def _conversation(lease: Lease) -> tuple[Turn, ...]:
-    """Earlier messages, and for an answer its prompt; visible text only."""
+    """Earlier messages, and for an answer its prompt; visible text only.
+
+    A check has no message of its own, and a stream one alone: what is earlier is what was there when it began.
+    """
     session = AuditSession.objects.select_related("prompt", "answer").get(pk=lease.session_id)
     until = session.prompt if lease.applies_to == AppliesTo.PROMPT.value else session.answer
-    if session.conversation_id is None or until is None:
+    if session.conversation_id is None:
         return ()
-    earlier = models.Message.objects.filter(
-        conversation_id=session.conversation_id, created__lt=until.created
-    ).order_by("created")
+    before = session.started_at if until is None else until.created
+    earlier = models.Message.objects.filter(conversation_id=session.conversation_id, created__lt=before).order_by(
+        "created"
+    )
     return tuple(Turn(message.role, message.content) for message in earlier if message.content)

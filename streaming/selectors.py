@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from channels.db import database_sync_to_async
 from django.db.models import QuerySet
 
+from guardrails.findings import AppliesTo
+from guardrails.kinds.base import Turn
 from guardrails.models import ApiKey
+from guardrails.policy import Policy
 from streaming.core.events import Done, MessageUpdate, ServerEvent, StateChange
 from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.providers.base import ChatMessage
@@ -36,6 +39,28 @@ def history(visitor: Visitor, conversation_id: str, limit: int) -> tuple[ChatMes
         .order_by("-created")[:limit]
     )
     return tuple(ChatMessage(row.role, row.content) for row in reversed(rows))
+
+
+async def named_turns(
+    visitor: Visitor, key: str, limit: int, applies_to: AppliesTo, *policies: Policy
+) -> tuple[Turn, ...]:
+    """The last ``limit`` messages of the client's conversation of that name, visible text only, oldest first.
+
+    Empty without a name, and where no guardrail of these policies wants to know them.
+    """
+    if not key or not any(g.impl.wants_conversation for policy in policies for g in policy.running(applies_to)):
+        return ()
+    found: tuple[Turn, ...] = await database_sync_to_async(_named_turns)(visitor.client, key, limit)
+    return found
+
+
+def _named_turns(client: str, key: str, limit: int) -> tuple[Turn, ...]:
+    rows = (
+        Message.objects.filter(conversation__client=client, conversation__external_id=key)
+        .exclude(content="")
+        .order_by("-created")[:limit]
+    )
+    return tuple(Turn(row.role, row.content) for row in reversed(rows))
 
 
 def session_over(session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:

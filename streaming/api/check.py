@@ -17,6 +17,7 @@ from uuid import uuid4
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from guardrails.cohorts import Subject
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
@@ -33,6 +34,7 @@ from streaming.conf import conf
 from streaming.core.text import unusable
 from streaming.limits import Spends
 from streaming.models import Message
+from streaming.selectors import named_turns
 from streaming.sessions import DeferredText, Ending
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
@@ -41,6 +43,8 @@ from streaming.together import together
 router = Router(tags=["check"])
 MAX_DEPTH = 20
 """Of what a client says beside the fields that we know."""
+LIFTED = ("kind", "context", "mode", "accepts")
+"""Fields of ``config`` that count as if they stood beside it; the policy's name does too (``CheckIn.wished``)."""
 SHADOW_GRACE_S = 0.25
 """How much longer a call may take for sentence checks of a shadow; what is not answered by then is counted."""
 
@@ -90,15 +94,49 @@ class Context(Open):
     sessionId: Short = ""
 
 
-class CheckIn(Given):
-    """The text and how to look at it."""
+class ConfigIn(Given):
+    """Where plugins of earlier systems say how to look at the text; what stands outside of it wins."""
 
+    policy: Short = ""
+    preset: Annotated[Short, Field(description="The same as `policy`.")] = ""
+    kind: Literal["prompt", "response"] | None = None
+    context: Context = Field(default_factory=Context)
+    mode: Literal["default", "monitor"] = "default"
+    accepts: list[Literal["redact"]] = Field(default_factory=list)
+
+
+def _kind_stands_in_one_of_two(schema: JsonDict) -> None:
+    schema["required"] = ["text"]
+
+
+class CheckIn(Given):
+    """The text and how to look at it; `kind` is needed, here or in `config`."""
+
+    model_config = ConfigDict(json_schema_extra=_kind_stands_in_one_of_two)
+
+    config: ConfigIn | None = None  # first, so that what is wrong in it is named there
     text: Text
     kind: Literal["prompt", "response"]
     policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
     context: Context = Field(default_factory=Context)
     mode: Literal["default", "monitor"] = "default"
     accepts: list[Literal["redact"]] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lifted(cls, given: object) -> object:
+        if isinstance(given, dict) and isinstance(config := given.get("config"), dict):
+            return {name: config[name] for name in LIFTED if config.get(name) is not None} | given
+        return given
+
+    @property
+    def wished(self) -> tuple[str, str]:
+        """The policy's name, empty for the key's own, and the field that says it."""
+        if self.config is not None and "policy" not in self.model_fields_set:
+            for name in ("policy", "preset"):
+                if said := str(getattr(self.config, name)):
+                    return said, f"config.{name}"
+        return self.policy, "policy"
 
 
 class CheckMetadata(Schema):
@@ -135,16 +173,22 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     access = _access(request)
     if len(payload.text) > conf().max_own_text_chars:
         raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
+    named = payload.context.conversation_id or payload.context.sessionId
+    wished, said_in = payload.wished
     try:
-        whose = Subject(payload.context.conversation_id or payload.context.sessionId, access.visitor.user_id)
-        running = await load_running(payload.policy or access.policy, whose)
+        running = await load_running(wished or access.policy, Subject(named, access.visitor.user_id))
     except StartRefused as error:
-        raise ApiError(422, str(error), code=error.code, field=error.field) from None
+        field = said_in if error.field == "policy" else error.field
+        raise ApiError(422, str(error), code=error.code, field=field) from None
     policy = running.policy
     applies_to, monitor = AppliesTo(payload.kind), payload.mode == "monitor"
     channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
     asked, aside = set_aside(policy, applies_to)
-    result = await check_text(asked, payload.text, applies_to=applies_to, monitor=monitor, channel=channel)
+    beside_it = () if running.shadow is None or running.shadow.policy is None else (running.shadow.policy,)
+    turns = await named_turns(access.visitor, named, conf().history_messages, applies_to, asked, *beside_it)
+    result = await check_text(
+        asked, payload.text, applies_to=applies_to, monitor=monitor, channel=channel, conversation=turns
+    )
     result.findings = [_numbered(finding, n) for n, finding in enumerate(result.findings, start=1)]
     deferred = [
         DeferredText(guardrail.name, applies_to.value, payload.text, guardrail.name in aside)
@@ -154,7 +198,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     session_id, beside = str(uuid4()), None
     if running.shadow is not None:
         shadow = Shadow(running.shadow, session_id=session_id)
-        shadow.look(looked_at(result, payload.text, applies_to, channel))
+        shadow.look(looked_at(result, payload.text, applies_to, channel, turns))
         did = acted(policy, result.findings, monitor=monitor)
         beside = await shadow.record(None, acted=did, grace_s=SHADOW_GRACE_S)
         metrics.shadowed(policy.name, beside)
@@ -165,7 +209,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         policy=policy_ref(policy),
         ending=replace(_ending(result, deferred), shadow=beside),
         monitor=monitor,
-        conversation_key=payload.context.conversation_id or payload.context.sessionId,
+        conversation_key=named,
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
     )
     await together(record)
@@ -183,7 +227,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         findings=[finding.as_dict() for finding in result.findings],
         session_id=session_id,
         metadata=CheckMetadata(
-            guardrails_triggered=list(dict.fromkeys(finding.guardrail for finding in result.findings)),
+            guardrails_triggered=list(dict.fromkeys(_hits(result))),
             guardrails_failed=list(dict.fromkeys(result.failed)),
             processing_time_ms=took,
             policy=policy.name,
@@ -207,6 +251,11 @@ def _access(request: HttpRequest) -> Access:
 
 def _numbered(finding: Finding, n: int) -> Finding:
     return replace(finding, n=n)
+
+
+def _hits(result: CheckedText) -> list[str]:
+    """Who has found something; that a guardrail failed is a finding too, but no hit."""
+    return [one.guardrail for one in result.findings if one.rule != "error" or one.guardrail not in result.failed]
 
 
 def _decided(finding: Finding) -> bool:

@@ -43,6 +43,7 @@ from streaming.guarded.store import Behind, Following, Found, Store, Swapped
 from streaming.guarded.telling import LAST, events_after, last_events
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
+from streaming.selectors import named_turns
 from streaming.sessions import Visitor, is_session_id
 from streaming.together import together
 
@@ -132,7 +133,9 @@ class Streams:
         text = CheckedText()
         if asked.delta is not None:
             record.seq, record.chunks = 1, 1
-            text = await self._fed(gate, record, asked.delta, ())
+            limit = self._settings.history_messages
+            turns = await named_turns(asked.visitor, asked.conversation_key, limit, asked.kind, policy)
+            text = await self._fed(gate, record, asked.delta, turns)
             await shadow.fed(record, gate, asked.delta)
         self._settle(gate, record, text, policy)
         record.start_answer = record.answer = {

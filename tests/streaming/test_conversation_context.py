@@ -1,0 +1,148 @@
+"""Calls that name one conversation: a guardrail that wants to know what was said before is told, and told no more.
+
+What it is told is visible text of the same key's conversation. A check leaves no text behind, so it hears and is not
+heard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import pytest
+
+from guardrails.findings import Verdict
+from guardrails.kinds import base
+from guardrails.kinds.base import CheckRequest, Config, Kind, Services
+from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
+from guardrails.policy import Policy, compile_policy
+from guardrails.selectors import Running
+from streaming import deferred, tasks
+from streaming.log_redis import close_shared_log, shared_log
+from streaming.models import DeferredCheck
+
+from .test_stream_api import Client, Json, new_key
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+SSN = "536-22-8145"
+Heard = tuple[str, list[tuple[str, str]]]
+
+
+class Remembers(Kind[Config]):
+    """Keeps what it was asked, with the turns that it was told."""
+
+    family = Family.LOCAL_ML
+    description = "For tests."
+    performance = PerformanceCharacteristics(PerformanceClass.MODERATE, 1, 2, 3, earliest_checkpoint=Checkpoint.BATCHED)
+    wants_conversation = True
+    Config = Config
+    heard: ClassVar[list[Heard]]
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        type(self).heard.append((request.text, [(turn.role, turn.text) for turn in request.conversation]))
+        return Verdict(hit=False)
+
+
+def policy(mode: str = "BLOCK") -> Policy:
+    """One that listens, beside rules that redact."""
+    both = ["prompt", "response"]
+    listens = {"name": "listens", "kind": "trial_remembers", "mode": mode, "action": "block", "applies_to": both}
+    pii = {"name": "pii", "kind": "pii", "action": "redact", "applies_to": both}
+    return compile_policy({"policy": "t", "guardrails": [listens, pii]}, version=1, digest="sha256:t")
+
+
+@pytest.fixture(autouse=True)
+async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Policy]]:
+    """The policy that all calls and workers here find: the last of the list."""
+    base.all_kinds()
+    monkeypatch.setattr(Remembers, "name", "trial_remembers", raising=False)
+    monkeypatch.setitem(base._REGISTRY, "trial_remembers", Remembers)  # type: ignore[arg-type]
+    monkeypatch.setattr(Remembers, "heard", [], raising=False)
+    given = [policy()]
+
+    async def load(name: str, whose: object) -> Running:
+        return Running(given[-1])
+
+    async def queue(session_id: str) -> None:
+        """Whoever is to make the checks is called by the tests."""
+
+    monkeypatch.setattr("streaming.api.check.load_running", load)
+    monkeypatch.setattr("streaming.api.stream.load_running", load)
+    monkeypatch.setattr("streaming.guarded.service.policy_by_digest", lambda digest: given[-1])
+    monkeypatch.setattr("streaming.deferred.policy_by_digest", lambda digest: given[-1])
+    monkeypatch.setattr(tasks, "queue_session", queue)
+    yield given
+    await close_shared_log()
+
+
+async def said(client: Client, text: str, kind: str = "prompt", key: str = "c-1") -> None:
+    """One stream from start to finish, all of it in its first delta."""
+    began = await client.start(delta=text, kind=kind, context={"conversation_id": key})
+    status, _ = await client.finish(began["session_id"])
+    assert status == 200
+
+
+async def checked(client: Client, text: str, context: Json) -> None:
+    body = json.dumps({"text": text, "kind": "response", "context": context})
+    answer = await client.http.post("/v1/check", body, content_type="application/json", headers=client.headers)
+    assert answer.status_code == 200, answer.content
+
+
+@pytest.fixture
+async def client() -> Client:
+    return Client(await new_key())
+
+
+async def test_it_works(client: Client) -> None:
+    await said(client, f"My number is {SSN}.")
+    await said(client, "I have noted it.", "response")
+    turns = [("user", "My number is [SSN].")]
+    assert Remembers.heard == [(f"My number is {SSN}.", []), ("I have noted it.", turns)], "what was shown, no more"
+
+
+async def test_the_delta_of_a_start_is_judged_with_the_same_turns_as_the_next_one(client: Client) -> None:
+    await said(client, "Who are you?")
+    Remembers.heard.clear()
+    began = await client.start(delta="A lock keeper. And", kind="response", context={"conversation_id": "c-1"})
+    turns = [("user", "Who are you?")]
+    assert Remembers.heard == [("A lock keeper. ", turns)], "while the start is answered"
+    await client.update(began["session_id"], 2, " you? Yes")
+    assert Remembers.heard[1:] == [("And you? ", turns)]
+
+
+async def test_a_check_hears_the_streams_of_its_conversation(client: Client) -> None:
+    await said(client, "Who are you?")
+    Remembers.heard.clear()
+    for context in ({"conversation_id": "c-1"}, {"sessionId": "c-1"}, {"sessionId": "c-2"}, {}):
+        await checked(client, "A lock keeper.", dict(context))
+    turns = [("user", "Who are you?")]
+    assert Remembers.heard == [("A lock keeper.", heard) for heard in (turns, turns, [], [])]
+
+
+async def test_another_key_with_the_same_id_hears_nothing(client: Client) -> None:
+    await said(client, "Who are you?")
+    Remembers.heard.clear()
+    other = Client(await new_key("two"))
+    await said(other, "Nobody.", "response")
+    await checked(other, "Nobody at all.", {"conversation_id": "c-1"})
+    assert Remembers.heard == [("Nobody.", []), ("Nobody at all.", [("assistant", "Nobody.")])]
+
+
+@pytest.mark.parametrize("way", ["check", "stream"])
+async def test_a_worker_hears_what_was_there_when_the_call_began(
+    client: Client, way: str, running: list[Policy]
+) -> None:
+    await said(client, "Who are you?")
+    running.append(policy("MONITOR"))
+    if way == "check":
+        await checked(client, "A lock keeper.", {"conversation_id": "c-1"})
+    else:
+        await said(client, "A lock keeper.", "response")
+    row = await DeferredCheck.objects.aget()
+    running.append(policy())
+    await said(client, "And you?")
+    running.pop()
+    Remembers.heard.clear()
+    assert await deferred.run_deferred(row.pk, shared_log())
+    assert Remembers.heard == [("A lock keeper.", [("user", "Who are you?")])]
