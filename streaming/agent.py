@@ -4,8 +4,9 @@ Exists so that the pump only starts and stops what happens here. Protects three 
 arguments are complete, have passed the guardrails for tool arguments, and are valid against the tool's schema; the tool
 gets what the guardrails left of them. A result, an error and a progress message pass the guardrails for tool results
 before a reader or the model sees them. And whatever a tool does (raise, hang, return ten megabytes, ignore being
-stopped), the answer goes on: it becomes the call's result. What is kept back until a guardrail has answered is a
-hold like any other, and a call that the answer's end overtakes says so: none is left without an end.
+stopped), the answer goes on: it becomes the call's result. A name that no tool has is the model's text like any other:
+the rules for tool arguments look at it before it is shown. What is kept back until a guardrail has answered is a hold
+like any other, and a call that the answer's end overtakes says so: none is left without an end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import structlog
 from pydantic import ValidationError
 
 from guardrails.findings import AppliesTo, Finding
+from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from streaming.checks import CheckedText, Later, Look, check_text, looked_at
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
@@ -32,6 +34,10 @@ MAX_CALLS = 64
 """More calls than this in one answer are a runaway model; the rest is dropped."""
 MAX_ROUNDS = 10
 """Times that results go back to the model within one answer."""
+MAX_NAME_CHARS = 200
+"""A call's id is cut there. A name that is longer is nobody's, and not shown: a cut could hide what a value is."""
+NAME_WITHHELD = "name_withheld"
+"""Stands for a name that may not be shown; of the form that every provider takes back."""
 MAX_ARGUMENT_CHARS = 256_000
 MAX_DEPTH = 32
 MAX_RESULT_CHARS = 100_000
@@ -45,12 +51,13 @@ STOP_S = 0.02
 
 @dataclass(slots=True)
 class Call:
-    """One tool call. ``arguments``: as the model wrote them; ``run``: as they passed the guardrails.
+    """One tool call: ``wanted``, ``arguments`` as the model wrote them, ``name``, ``run`` as the guardrails left them.
 
     ``held``: what waits for guardrails now, with its channel. ``told``: a reader knows of the call.
     """
 
     id: str = ""
+    wanted: str = ""
     name: str = ""
     pieces: list[str] = field(default_factory=list)
     ran_by_provider: bool = False
@@ -94,8 +101,8 @@ class ToolCalls:
         if key not in self._open and len(self.made) + len(self._open) >= MAX_CALLS:
             return
         call = self._open.setdefault(key, Call())
-        call.id = call.id or piece.id
-        call.name = call.name or piece.name
+        call.id = call.id or piece.id[:MAX_NAME_CHARS]
+        call.wanted = call.wanted or piece.name[: MAX_NAME_CHARS + 1]  # one more tells that it was too long
         call.pieces.append(piece.arguments)
         call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
 
@@ -158,6 +165,18 @@ async def make_call(
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
     arguments, kind = _unescaped(call.arguments), AppliesTo.TOOL_ARGUMENTS
+    if call.wanted in offered:
+        call.name = call.wanted
+    elif call.wanted:  # only rules look at a name, so nobody is waited for
+        named = await check_text(
+            policy.only(Checkpoint.IMMEDIATE), call.wanted, applies_to=kind, monitor=monitor, channel="tool_arguments"
+        )
+        if look is not None:
+            look(looked_at(named, call.wanted, kind, "tool_arguments"))
+        call.name = _shown_as(call.wanted, named.visible)
+        tell(_said(call, named, (), over=named.blocked is not None))
+        if named.blocked is not None:
+            return
     checked = await check_text(
         policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments", later=True,
         held=lambda hold: tell(Said(call, held=("tool_arguments", hold))),
@@ -186,6 +205,16 @@ async def make_call(
     tell(_said(call, checked, (event,) if checked.blocked is None else (), over=True))
 
 
+def name_shown(wanted: str, policy: Policy, *, monitor: bool) -> str:
+    """What may be shown of the name in a call that nobody has looked at before the answer ended."""
+    rules = policy.only(Checkpoint.IMMEDIATE)
+    return _shown_as(wanted, gate_text(rules, wanted, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor).visible)
+
+
+def _shown_as(wanted: str, visible: str) -> str:
+    return wanted if visible == wanted and len(wanted) <= MAX_NAME_CHARS else NAME_WITHHELD
+
+
 def _said(call: Call, checked: CheckedText, events: tuple[ServerEvent, ...], *, over: bool) -> Said:
     withheld = checked.counters.chars_in - checked.counters.released if checked.blocked is not None else 0
     said, later = (*events, *checked.statuses), tuple(checked.later)
@@ -205,13 +234,14 @@ class _Running:
 
     async def result(self, offered: Mapping[str, Tool]) -> str:
         """The result as text. Raises ``ToolError`` for everything that goes wrong."""
-        found = offered.get(self._call.name)
+        found = offered.get(self._call.wanted)
         if found is None:
             names = ", ".join(offered) or "none"
             raise ToolError(f"there is no tool named “{self._call.name}” here; offered: {names}")
         given = _parsed(self._call.run)
         try:
-            parameters = found.parameters.model_validate(given)
+            # As JSON: strict there still takes 2 for a float and a date as text; strict for Python objects does not.
+            parameters = found.parameters.model_validate_json(json.dumps(given), strict=True)
         except ValidationError as error:
             wrong = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in wrong["loc"]) or "the arguments"
@@ -285,7 +315,7 @@ def _parsed(arguments: str) -> dict[str, object]:
     if len(arguments) > MAX_ARGUMENT_CHARS:
         raise ToolError(f"the arguments have {len(arguments):,} characters; at most {MAX_ARGUMENT_CHARS:,} are taken")
     try:
-        found = json.loads(arguments)
+        found = json.loads(arguments, parse_constant=_no_constant)
     except RecursionError:
         raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels") from None
     except ValueError:
@@ -295,6 +325,10 @@ def _parsed(arguments: str) -> dict[str, object]:
     if _deeper_than(found, MAX_DEPTH):
         raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels")
     return found
+
+
+def _no_constant(word: str) -> object:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _deeper_than(value: object, most: int) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
 from streaming import totals
-from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls
+from streaming.agent import MAX_NAME_CHARS, NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls, name_shown
 from streaming.checks import Look, Looked
 from streaming.core import gate as gates
 from streaming.core.events import (
@@ -358,6 +358,7 @@ class Answer:
                 self._overtaken.append(ToolResult(returned.id, error=WITHHELD))
         self.tools.end()
         for call in self.tools.made:
+            call.name = call.name or name_shown(call.wanted, self.policy, monitor=self.monitor)
             if call.over or call.ran_by_provider:
                 continue
             held = "" if call.held is None else call.held[0]
@@ -436,7 +437,7 @@ class Answer:
         gate = Gate(self.policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=self.monitor)
         self._returns += 1
         key = ("tool_result", self._returns)
-        returned = Returned(id_, result or error, bool(error), Lane(gate, *key))
+        returned = Returned(id_[:MAX_NAME_CHARS], result or error, bool(error), Lane(gate, *key))
         self._returned[key] = returned
         return self._return(key, returned, [*gate.feed(returned.text), *gate.finish()])
 

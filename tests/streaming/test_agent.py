@@ -8,15 +8,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import date
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from guardrails.policy import Policy
 from streaming import agent
-from streaming.agent import MAX_RESULT_CHARS, MAX_ROUNDS
+from streaming.agent import MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD
 from streaming.callbacks import StreamCallbacks, _read, start_stream
-from streaming.core.events import ProviderEvent, ProviderNotice, Stopped, ThinkingDelta, ToolCallDelta
+from streaming.core.events import (
+    ProviderEvent,
+    ProviderNotice,
+    ProviderToolResult,
+    Stopped,
+    ThinkingDelta,
+    ToolCallDelta,
+)
 from streaming.log import MemoryLog, SessionLog
 from streaming.log_redis import RedisLog, close_shared_log, shared_log
 from streaming.models import Message
@@ -40,6 +48,14 @@ GATED = policy_of(
 
 class Any(BaseModel):
     text: str = Field(default="", max_length=50)
+
+
+class Amount(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    count: int = 0
+    price: float = 0.0
+    day: date | None = None
 
 
 class Tools:
@@ -137,6 +153,21 @@ async def test_text_streams_on_while_arguments_collect_and_calls_run_beside_each
     assert await case.shown() == "text goes ondone"
 
 
+async def test_text_is_visible_while_the_arguments_of_a_call_are_incomplete(tools: Tools) -> None:
+    more = asyncio.Event()
+    begun = [ToolCallDelta(0, "id0", "echo"), ToolCallDelta(0, arguments='{"text": ')]
+    rest = [ToolCallDelta(0, arguments='"one"}'), Stopped("tool_calls")]
+    case = await answer([["Let me see. ", *begun, "Meanwhile. ", more, *rest], ["It says so."]], tools)
+    run = asyncio.create_task(case.pump.run())
+    await case.until_shown("Let me see. Meanwhile. ")
+    assert not more.is_set()
+    assert (await case.of("tool_call"), tools.saw) == ([], [])
+    more.set()
+    await asyncio.wait_for(run, 30)
+    assert [e["arguments"] for e in await case.of("tool_call")] == ['{"text": "one"}']
+    assert tools.saw == ["one"]
+
+
 @pytest.mark.parametrize(
     ("name", "given", "error"),
     [
@@ -163,6 +194,62 @@ async def test_a_call_that_can_not_run_is_a_result_and_the_answer_goes_on(
     told = case.provider.asked[1].messages[-1]
     assert (told.failed, told.text) == (True, result["error"])
     assert json.loads(case.provider.asked[1].messages[-2].tool_calls[0].arguments) is not None
+
+
+def buys(tools: Tools) -> list[BaseModel]:
+    """Offers a tool that takes numbers; what it was given."""
+    given: list[BaseModel] = []
+
+    async def buy(amount: BaseModel, context: Context) -> object:
+        given.append(amount)
+        return "bought"
+
+    tools.made["buy"] = Tool("buy", "For a test.", Amount, 5.0, buy)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [
+        ('{"count": "7"}', "count: Input should be a valid integer"),
+        ('{"count": 7.5}', "count: Input should be a valid integer"),
+        ('{"count": true}', "count: Input should be a valid integer"),
+        ('{"price": "2.5"}', "price: Input should be a valid number"),
+        ('{"price": NaN}', "the arguments are not JSON"),
+        ('{"day": 20000}', "day: Input should be a valid date"),
+        ('{"number": 7}', "number: Extra inputs are not permitted"),
+    ],
+    ids=["text for integer", "half", "truth", "text for number", "no number", "number for date", "unknown field"],
+)
+async def test_arguments_are_not_bent_into_what_the_schema_asks_for(tools: Tools, written: str, error: str) -> None:
+    given = buys(tools)
+    case = await answer([asks(("buy", written)), ["I see."]], tools)
+    await case.pump.run()
+    (result,) = await case.of("tool_result")
+    assert error in str(result["error"])
+    assert given == []
+
+
+async def test_what_json_has_no_other_form_for_is_taken(tools: Tools) -> None:
+    given = buys(tools)
+    case = await answer([asks(("buy", {"count": 7, "price": 2, "day": "2026-02-03"})), ["I see."]], tools)
+    await case.pump.run()
+    assert [e["result"] for e in await case.of("tool_result")] == ["bought"]
+    assert given == [Amount(count=7, price=2.0, day=date(2026, 2, 3))]
+
+
+async def test_the_tools_that_come_with_it_take_what_models_write(tools: Tools) -> None:
+    tools.made |= base.all_tools()
+    calls: list[tuple[str, object]] = [
+        ("calculator", {"expression": "1 + 1"}),
+        ("current_time", {"time_zone": "Europe/Berlin"}),
+        ("search_docs", {"query": "hash chain", "results": 2}),
+        ("slow_count", {"steps": 1, "seconds": 0}),
+    ]
+    assert [name for name, _ in calls] == list(base.all_tools())
+    case = await answer([asks(*calls), ["done"]], tools)
+    await case.pump.run()
+    assert [e.get("error") for e in await case.of("tool_result")] == [None] * 4
 
 
 @pytest.mark.parametrize("said", [3, 9, 13, 14], ids=["begun", "half", "but its last piece", "whole"])
@@ -373,6 +460,58 @@ async def test_a_block_in_a_call_stops_the_answer(tools: Tools, where: str) -> N
     assert await case.shown() == "Look: "
 
 
+async def everything(case: Trial) -> str:
+    """All that a reader, the store and the model got."""
+    stored = await Message.objects.aget(pk=case.answer_id)
+    return f"{json.dumps(await case.events())} {stored.metadata} {stored.content} {case.provider.asked}"
+
+
+async def test_a_name_that_no_tool_has_passes_the_guardrails_for_arguments(tools: Tools) -> None:
+    case = await answer([asks((SSN, {}), ("nobody", {})), ["fine"]], tools, GATED)
+    await case.pump.run()
+    assert sorted(str(e["name"]) for e in await case.of("tool_call")) == [NAME_WITHHELD, "nobody"]
+    errors = sorted(str(e["error"]) for e in await case.of("tool_result"))
+    assert [f"“{name}”" in error for name, error in zip((NAME_WITHHELD, "nobody"), errors, strict=True)] == [True] * 2
+    assert [e["channel"] for e in await case.of("finding")] == ["tool_arguments"]
+    assert SSN not in await everything(case)
+    assert await case.shown() == "fine"
+
+
+async def test_a_name_that_is_a_block_stops_the_answer(tools: Tools) -> None:
+    case = await answer([["Look: ", *asks(("blue heron", {}))], ["never"]], tools, GATED)
+    await case.pump.run()
+    assert (await case.of("done"))[0]["outcome"] == "blocked"
+    assert (await case.of("tool_call"), len(case.provider.asked)) == ([], 1)
+    assert "blue heron" not in await everything(case)
+
+
+@pytest.mark.parametrize(("name", "shown"), [(SSN, NAME_WITHHELD), ("web_search", "web_search")], ids=["value", "name"])
+async def test_a_name_is_looked_at_also_when_the_answer_ends_before_the_call_was(
+    tools: Tools, name: str, shown: str
+) -> None:
+    ran = ToolCallDelta(0, "srv", name, "{}", ran_by_provider=True)
+    script: list[Step] = [ran, ProviderToolResult("srv", "found", ""), "text ", asyncio.Event()]
+    case = await answer([script], tools, GATED)
+    run = asyncio.create_task(case.pump.run())
+    await case.until_shown("text ")
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(run, 30)
+    stored = await Message.objects.aget(pk=case.answer_id)
+    assert [(call["name"], call["result"]) for call in stored.metadata["tools"]] == [(shown, "found")]
+    assert SSN not in await everything(case)
+
+
+async def test_names_and_ids_have_a_length_limit_and_no_cut_hides_what_a_value_is(tools: Tools) -> None:
+    name = "x" * (MAX_NAME_CHARS + 2 - len(SSN)) + SSN
+    script: list[Step] = [ToolCallDelta(0, "i" * 5_000, name, "{}"), Stopped("tool_calls")]
+    case = await answer([script, ["on"]], tools, GATED)
+    await case.pump.run()
+    (call,), (result,) = await case.of("tool_call"), await case.of("tool_result")
+    assert (call["id"], call["name"]) == ("i" * MAX_NAME_CHARS, NAME_WITHHELD)
+    assert result["id"] == call["id"]
+    assert SSN[:7] not in await everything(case)
+
+
 async def test_a_value_split_over_two_rounds_is_still_found(tools: Tools) -> None:
     case = await answer([[f"It is {SSN[:7]}", *asks(("echo", {}))], [f"{SSN[7:]}, there."]], tools)
     await case.pump.run()
@@ -580,3 +719,4 @@ def test_limits_are_what_the_documentation_says() -> None:
     assert (agent.MAX_ROUNDS, agent.MAX_DEPTH, agent.MAX_ARGUMENT_CHARS, agent.MAX_RESULT_CHARS) == (
         10, 32, 256_000, 100_000
     )  # fmt: skip
+    assert MAX_NAME_CHARS == 200
