@@ -28,6 +28,10 @@ MOST = 32
 """Jobs of one transaction: on SQLite everybody else waits for all of them."""
 
 
+_LEAD = object()
+"""Said to one who waits: the next ones are yours to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     do: Callable[[], object]
@@ -40,7 +44,7 @@ class _Queue:
     """What waits in one event loop, and who sees to it."""
 
     waiting: deque[_Job] = field(default_factory=deque)
-    at_work: asyncio.Task[None] | None = None
+    busy: bool = False
 
 
 _queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
@@ -55,33 +59,52 @@ async def together(do: Callable[[], R]) -> R:
     queue = _queues.setdefault(loop, _Queue())
     job = _Job(do, copy_context(), loop.create_future())
     queue.waiting.append(job)
-    if queue.at_work is None:
-        queue.at_work = loop.create_task(_work(queue), name="group-commit")
-    return cast("R", await job.done)
+    if queue.busy:
+        try:
+            said = await job.done
+        except asyncio.CancelledError:
+            if job.done.done() and not job.done.cancelled() and job.done.result() is _LEAD:
+                _hand_on(queue)
+            raise
+        if said is not _LEAD:
+            return cast("R", said)
+    # In the context of one who waits: a request's database thread ends with it, and others' jobs would end there too.
+    queue.busy = True
+    jobs = [queue.waiting.popleft() for _ in range(min(MOST, len(queue.waiting)))]
+    return cast("R", await asyncio.shield(loop.create_task(_work(queue, jobs), name="group-commit")))
 
 
-async def _work(queue: _Queue) -> None:
+async def _work(queue: _Queue, jobs: list[_Job]) -> object:
+    """Do all of them; what the first one, whose task this is, returned."""
     try:
-        while queue.waiting:
-            jobs = [queue.waiting.popleft() for _ in range(min(MOST, len(queue.waiting)))]
-            try:
-                results: list[object] = await database_sync_to_async(in_one_transaction)(
-                    [_in_its_context(job) for job in jobs]
-                )
-            except BaseException as error:
-                for job in jobs:
-                    if not job.done.done():
-                        job.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                raise
-            for job, result in zip(jobs, results, strict=True):
-                if job.done.done():  # whoever asked is gone
-                    continue
-                if isinstance(result, Exception):
-                    job.done.set_exception(result)
-                else:
-                    job.done.set_result(result)
+        results = await database_sync_to_async(in_one_transaction)([_in_its_context(job) for job in jobs])
+    except BaseException as error:
+        for job in jobs[1:]:
+            if not job.done.done():
+                job.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+        raise
     finally:
-        queue.at_work = None
+        _hand_on(queue)
+    for job, result in zip(jobs[1:], results[1:], strict=True):
+        if job.done.done():  # whoever asked is gone
+            continue
+        if isinstance(result, Exception):
+            job.done.set_exception(result)
+        else:
+            job.done.set_result(result)
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
+
+
+def _hand_on(queue: _Queue) -> None:
+    """Whoever waits longest does the next ones."""
+    while queue.waiting:
+        if not queue.waiting[0].done.done():
+            queue.waiting[0].done.set_result(_LEAD)
+            return
+        queue.waiting.popleft()  # whoever asked is gone
+    queue.busy = False
 
 
 def _in_its_context(job: _Job) -> Callable[[], object]:
