@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import structlog
+from asgiref.sync import AsyncToSync, SyncToAsync
 from channels.db import database_sync_to_async
 from django.db import DatabaseError, OperationalError, transaction
 
@@ -55,6 +56,8 @@ async def together(do: Callable[[], R]) -> R:
 
     ``do`` may be run a second time when a transaction came to nothing; it does no other lasting work.
     """
+    if _holds_the_shared_thread():
+        return cast("R", _come_to(await database_sync_to_async(in_one_transaction)([do])))
     loop = asyncio.get_running_loop()
     queue = _queues.setdefault(loop, _Queue())
     job = _Job(do, copy_context(), loop.create_future())
@@ -92,9 +95,23 @@ async def _work(queue: _Queue, jobs: list[_Job]) -> object:
             job.done.set_exception(result)
         else:
             job.done.set_result(result)
+    return _come_to(results)
+
+
+def _come_to(results: Sequence[object]) -> object:
+    """What the first job returned. Raises what it raised."""
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]
+
+
+def _holds_the_shared_thread() -> bool:
+    """Does somebody in the database's shared thread wait for this task? Then it must not wait for those who need it.
+
+    So it is where synchronous code calls asynchronous code and no request has a thread of its own: a synchronous
+    middleware under a server that opens no ``ThreadSensitiveContext``. Django's ASGI handler opens one.
+    """
+    return bool(getattr(AsyncToSync.executors, "current", None)) and not SyncToAsync.thread_sensitive_context.get(None)
 
 
 def _hand_on(queue: _Queue) -> None:

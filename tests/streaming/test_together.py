@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 
 import pytest
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from channels.db import database_sync_to_async
 from django.db import OperationalError
 
@@ -159,3 +161,44 @@ def test_the_log_is_locked_once_for_all_of_them() -> None:
 def test_entries_are_gathered_by_one_at_a_time() -> None:
     with gathered(), pytest.raises(RuntimeError, match="already"), gathered():
         pass
+
+
+async def test_a_request_does_not_wait_for_one_who_needs_the_thread_that_it_holds() -> None:
+    """A synchronous middleware holds the shared thread for a request; a pump that ends meanwhile needs that thread."""
+    begun, pumped = asyncio.Event(), []
+
+    async def pump() -> None:
+        begun.set()
+        pumped.append(await together.together(lambda: "ended"))
+
+    async def request() -> str:
+        task = asyncio.get_running_loop().create_task(pump(), context=Context())
+        await begun.wait()
+        told = await together.together(lambda: "begun")
+        tasks.append(task)
+        return told
+
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.timeout(LIMIT_S):
+        assert await sync_to_async(async_to_sync(request))() == "begun"
+        await asyncio.gather(*tasks)
+    assert pumped == ["ended"]
+
+
+async def test_of_two_requests_the_one_that_ends_first_takes_nothing_from_the_other() -> None:
+    """Each has a thread of its own that ends with it; what one does for both is done while it is there."""
+    first_gone = asyncio.Event()
+
+    async def request(name: str, *, last: bool) -> str:
+        async with ThreadSensitiveContext():
+            told = await together.together(lambda: name)
+            if last:
+                await first_gone.wait()
+                told = await together.together(lambda: name)
+        if not last:
+            first_gone.set()
+        return told
+
+    async with asyncio.timeout(LIMIT_S):
+        told = await asyncio.gather(request("a", last=False), request("b", last=True), request("c", last=True))
+    assert told == ["a", "b", "c"]
