@@ -64,6 +64,10 @@ _SHARED: list[structlog.types.Processor] = [
 ]
 
 
+_OURS: list[structlog.types.Processor] = [*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
+"""One list, however often it is configured: loggers keep the one that they saw first."""
+
+
 class WithoutRoutine(logging.Filter):
     """Drops the three lines that Celery writes each time a periodic task goes well."""
 
@@ -75,7 +79,7 @@ class WithoutRoutine(logging.Filter):
 def logging_config(*, json_lines: bool) -> dict[str, object]:
     """``dictConfig`` for everything that logs; also configures structlog. ``json_lines`` for machines."""
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_OURS,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )

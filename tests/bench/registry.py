@@ -51,9 +51,13 @@ def bench(name: str) -> Callable[[Benchmark], Benchmark]:
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """Every benchmark by name, in the order of files and of definitions."""
+    """Every benchmark by name, in the order of files and of definitions.
+
+    What runs in processes of its own is not imported here: an application with one provider more offers it at once.
+    """
     for module in pkgutil.iter_modules(tests.bench.__path__):
-        importlib.import_module(f"tests.bench.{module.name}")
+        if not module.name.endswith(("_app", "_child")):
+            importlib.import_module(f"tests.bench.{module.name}")
     return dict(_BENCHMARKS)
 
 

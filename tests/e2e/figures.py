@@ -50,14 +50,25 @@ def transferred_bytes(context: BrowserContext, address: str) -> dict[str, int]:
     return loaded
 
 
+class TraceLost(Exception):
+    """The browser's trace lacks a part of what was to be measured."""
+
+
 def busy_ms(browser: Browser, page: Page, work: Callable[[], object]) -> Sequence[float]:
-    """Milliseconds of processor time of each task of the page's main thread while ``work`` runs, longest first."""
-    browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
+    """Milliseconds of processor time of each task of the page's main thread while ``work`` runs, longest first.
+
+    Raises ``TraceLost`` where the trace does not span all of the work: it may begin late on a busy machine.
+    """
+    browser.start_tracing(page=page, categories=["toplevel", "blink.user_timing", "__metadata"])
     try:
+        page.evaluate("performance.mark('work begins')")
         work()
+        page.evaluate("performance.mark('work ends')")
     finally:
         raw = browser.stop_tracing()
     events = json.loads(raw)["traceEvents"]
+    if not {"work begins", "work ends"} <= {one.get("name") for one in events}:
+        raise TraceLost(f"{len(events)} events, and not both ends of the work")
     main = {
         (one["pid"], one["tid"])
         for one in events

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, ManagementUtility, call_command
 
+from streaming.providers.base import available
 from tests.bench import anchors, gate_hold, gate_speed, gate_worst, registry
 from tests.bench.clock import feed_all, peak_growth
 from tests.bench.registry import SkipBench, at_least, at_most, bench, context
@@ -54,6 +55,11 @@ def test_it_works(fakes: None) -> None:
     assert "1.23 µs" in out
     assert "<= 2 µs" in out
     assert "12,346 characters" in out
+
+
+def test_to_know_the_benchmarks_offers_no_provider_of_theirs() -> None:
+    assert {"gate_cpu", "memory"} <= registry.benchmarks().keys()
+    assert "stamped" not in available()
 
 
 def test_missed_target_is_named_and_fails_the_run_after_the_file_is_written(fakes: None, tmp_path: Path) -> None:
