@@ -98,14 +98,14 @@ class RolloutAdmin(ReadOnlyAdmin[Rollout]):
 
     def get_urls(self) -> list[URLPattern]:
         """The page of a version's rollout, before the addresses that take anything for a key."""
-        own = path("of/<int:pk>/", self.admin_site.admin_view(self.of), name="guardrails_rollout_of")
+        own = path("of/<int:version_id>/", self.admin_site.admin_view(self.of), name="guardrails_rollout_of")
         return [own, *super().get_urls()]
 
-    def of(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def of(self, request: HttpRequest, version_id: int) -> HttpResponse:
         """Begin the rollout of a version, or change its share; for those who may activate versions."""
         if not request.user.has_perm(MAY):
             raise PermissionDenied
-        version = get_object_or_404(PolicyVersion.objects.select_related("policy__rollout__activation"), pk=pk)
+        version = get_object_or_404(PolicyVersion.objects.select_related("policy__rollout__activation"), pk=version_id)
         running = version.policy.rollout
         own = running is not None and running.activation.version_id == version.pk
         given = request.POST if request.method == "POST" else None

@@ -6,20 +6,35 @@ export function startFollowing(page) {
   const jump = document.getElementById("jump");
   let following = true;
   let last = 0;
+  let ours = false; // the next scroll event tells of our own move
 
   const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
   const toEnd = () => {
+    const before = scroller.scrollTop;
     scroller.scrollTop = scroller.scrollHeight;
+    ours ||= scroller.scrollTop !== before;
   };
 
   scroller.addEventListener("scroll", () => {
     // Only the reader scrolls upwards; text that grew since the last frame has merely moved the end away.
     const upwards = scroller.scrollTop < last;
     last = scroller.scrollTop;
+    if (ours) {
+      ours = false;
+      return;
+    }
     if (atEnd()) following = true;
     else if (upwards) following = false;
     jump.hidden = following;
   }, { passive: true });
+
+  // A fast answer goes back to its end in the very frame in which the reader turned the wheel: the scroll that would
+  // tell never comes. Where a small turn leaves the end in sight, the scroll event above follows again.
+  const away = () => {
+    if (scroller.scrollTop > 0) following = false;
+  };
+  scroller.addEventListener("wheel", (event) => event.deltaY < 0 && away(), { passive: true });
+  scroller.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && away());
 
   page.addEventListener("htmx:wsAfterMessage", oncePerFrame(() => {
     if (following) toEnd();

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ def store() -> redis.Redis:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is held at one moment, by this process and by the store. ``blocks``: small objects, whatever they are."""
+    """What is held at one moment, by this process and by the store.
+
+    ``blocks``: small objects, whatever they are. ``types``: those that may hold others, by type: where to look.
+    """
 
     blocks: int
     resident: int
@@ -82,6 +86,7 @@ class Held:
     pumps: int
     keys: int
     store_bytes: int
+    types: Counter[str]
 
     @classmethod
     def now(cls) -> Held:
@@ -97,6 +102,7 @@ class Held:
             pumps=len(registry.running()),
             keys=keys,
             store_bytes=memory,
+            types=Counter(type(each).__qualname__ for each in gc.get_objects()),
         )
 
 
@@ -212,7 +218,8 @@ async def test_it_works() -> None:
     assert after.store_bytes - before.store_bytes < 500_000, "half a kilobyte for each; open ones took six"
     assert (after.tasks, after.pumps) == (before.tasks, 0)
     assert after.files <= before.files + 2
-    assert after.blocks - before.blocks < SESSIONS, "not one small object for each"
+    grown = (after.types - before.types).most_common(12)
+    assert after.blocks - before.blocks < SESSIONS, f"not one small object for each, and there are {grown}"
     assert after.resident - before.resident < 20_000_000
 
     assert await AuditSession.objects.acount() == rows + SESSIONS + CHATS, "the record stays"
