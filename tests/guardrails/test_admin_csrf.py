@@ -66,11 +66,11 @@ def addresses(root: User) -> Iterator[Address]:
     for model, page in admin.site._registry.items():
         base = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
         rows = [key_of(model)]
-        keys = {"<int:version_id>": key_of(PolicyVersion)}
         for pattern in page.get_urls():
             assert isinstance(pattern, URLPattern)
             assert isinstance(pattern.pattern, RoutePattern), pattern
-            yield base + re.sub(r"<[^>]+>", lambda of: keys.get(of[0], rows[0]), str(pattern.pattern)), {}
+            own = str(pattern.pattern).replace("<int:version_id>", key_of(PolicyVersion))
+            yield base + re.sub(r"<[^>]+>", rows[0], own), {}
         for action in page.get_actions(asking):
             yield base, {"action": action, "_selected_action": rows, "post": "yes"}
     for name in OF_THE_SITE:
