@@ -101,6 +101,9 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
         # A guardrail that was demoted since it was declared runs here as well, with the time that checks have here.
         where = Checkpoint.BATCHED if lease.sentences else Checkpoint.DEFERRED
         guardrail = policy.demoted({lease.guardrail: where}).guardrail(lease.guardrail)
+        # A check that outlived its lease would be made by two workers and believed from neither.
+        limit_s = min(guardrail.time_limit_s, conf().check_lease_s * SHARE_OF_LEASE)
+        guardrail = replace(guardrail, time_limit_s=limit_s)
         text = unseal(lease.sealed, context=sessions.seal_context(lease.session_id, lease.guardrail, lease.applies_to))
     except (PolicyUnavailable, KeyError, SealBroken) as error:
         judged = Judged(Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0))
@@ -223,9 +226,10 @@ def record_result(
     """
     verdict, found = checked.verdict, judged.findings if judged is not None else ()
     state = CheckState(_check_state(guardrail, checked))
+    # Not the reason: it is asked for because judges judge better with one, and it may quote what is hidden.
     result: dict[str, object] = {
         "hit": verdict.hit or bool(found), "score": verdict.score, "category": verdict.category,
-        "reason": verdict.reason, "took_ms": round(checked.took_ms, 3),
+        "took_ms": round(checked.took_ms, 3),
     }  # fmt: skip
     with transaction.atomic():
         session = AuditSession.objects.select_for_update().get(pk=lease.session_id)
@@ -274,10 +278,11 @@ def _late_hit(session: AuditSession, lease: Lease, findings: Sequence[Finding], 
         pk=lease.check_id, state=CheckState.EXPIRED, attempts=lease.attempt, result__isnull=True
     )
     if findings and expired.update(result=result):
+        check = DeferredCheck.objects.get(pk=lease.check_id)
         for finding in findings:
             row = sessions.finding_row(lease.session_id, finding)
             row.save(force_insert=True)
-            audit.late_finding(finding=row)
+            audit.late_finding(finding=row, check=check)
         logger.warning("late_finding", session=str(session.pk), guardrail=lease.guardrail)
 
 

@@ -358,7 +358,7 @@ def complete_if_done(session_id: str) -> bool:
             return False
         if not _move(session_id, State.MONITORING, State.COMPLETE, ended_at=timezone.now()):
             return False
-        audit.sealed(session_id=session_id)
+        audit.sealed(session_id=session_id, checks=True)
         return True
 
 

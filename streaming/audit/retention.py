@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q
 
+from streaming.audit.rows import KEPT_METADATA
 from streaming.audit.services import Draft, append_all
 from streaming.audit.verify import NOTE
 from streaming.models import AuditEntry, AuditSession, Message, Review
@@ -27,8 +28,6 @@ others lock the log only for the end of it."""
 REST_S = 0.1
 """The longest time between two tries of somebody who waits for SQLite's lock; there is no queue."""
 DEFAULT = "*"
-KEPT_METADATA = ("provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status")
-"""What of a message's metadata says nothing of its words."""
 
 
 def parse_retention(text: str) -> dict[str, int]:

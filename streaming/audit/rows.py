@@ -1,16 +1,17 @@
 """A stored row as the canonical JSON that the audit log commits to.
 
 Exists so that writing and verifying cannot disagree about a field. Protects the commitment: every column that says
-what happened is in it; what only serves the running (heartbeats, last seq), or repeats what ``timing`` says
-so that it can be counted (``streaming.pace``), is not.
+what happened is in it, of the session, its findings, its deferred checks and the messages' rows; what only serves the
+running (heartbeats, last seq) is not. A test names every column of these tables that is left out, and why.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 from streaming.audit.chain import digest
-from streaming.models import AuditSession, Finding
+from streaming.models import AuditSession, DeferredCheck, Finding, Message
 
 SESSION_FIELDS = (
     "origin", "state", "outcome", "would_have", "monitor", "policy_name", "policy_version", "policy_digest",
@@ -19,6 +20,15 @@ SESSION_FIELDS = (
 )  # fmt: skip
 SHADOW_FIELDS = ("shadow_version", "shadow_comparison", "shadow_would_have", "shadow")
 """Left out where they are empty: a session without a shadow is committed to as it always was."""
+BESIDE_FIELDS = ("conversation_id", "first_token_ms", "hold_ms", "tools_ok", "tools_failed")
+"""Of the session too, in a digest of their own: logs that were begun without them stay whole."""
+CHECK_FIELDS = (
+    "guardrail", "applies_to", "state", "attempts", "queued_at", "started_at", "finished_at", "error", "digest",
+    "sentences",
+)  # fmt: skip
+MESSAGE_FIELDS = ("role", "status", "provider", "model", "created")
+KEPT_METADATA = frozenset({"provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status"})
+"""What of a message's metadata says nothing of its words: it outlives them."""
 FINDING_FIELDS = (
     "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",
     "exposed",
@@ -53,6 +63,42 @@ def finding_digest(finding: Finding) -> str:
     return digest(
         {"session": str(finding.session_id)} | {name: _plain(getattr(finding, name)) for name in FINDING_FIELDS}
     )
+
+
+def beside_digest(session: AuditSession) -> str:
+    """Of the session's columns that its first digest does not have."""
+    return digest({name: _word(getattr(session, name)) for name in BESIDE_FIELDS})
+
+
+def check_name(check: DeferredCheck) -> str:
+    """What the log calls a check of its session; no two have the same."""
+    return f"{check.applies_to}/{check.guardrail}"
+
+
+def check_digest(check: DeferredCheck) -> str:
+    """Of the columns above, the session's id, the verdict, and whether the text is wiped."""
+    row = {name: _plain(getattr(check, name)) for name in CHECK_FIELDS}
+    told = {"session": str(check.session_id), "result": stored_json(check.result), "wiped": check.sealed_text is None}
+    return digest(row | told)
+
+
+def message_digest(message: Message) -> str:
+    """Of what a message's row says beside its words; the same after these are purged."""
+    links = {"id": str(message.pk), "conversation": str(message.conversation_id)}
+    answers = _word(message.in_reply_to_id)
+    kept = {name: message.metadata[name] for name in KEPT_METADATA if name in message.metadata}
+    row = {name: _plain(getattr(message, name)) for name in MESSAGE_FIELDS}
+    return digest(row | links | {"in_reply_to": answers, "metadata": stored_json(kept)})
+
+
+def stored_json(value: object) -> str:
+    """Stored JSON as one text. It takes what canonical JSON does not, whole numbers of any size and half a surrogate
+    pair: providers and tools say such things, and a session must end whatever they said."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _word(value: object) -> object:
+    return value if value is None or isinstance(value, int) else str(value)
 
 
 def _plain(value: object) -> object:

@@ -20,8 +20,18 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
-from streaming.audit.rows import finding_digest, opened_body, session_digest, stamp
-from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review, Upstream
+from streaming.audit.rows import (
+    beside_digest,
+    check_digest,
+    check_name,
+    finding_digest,
+    message_digest,
+    opened_body,
+    session_digest,
+    stamp,
+    stored_json,
+)
+from streaming.models import AuditEntry, AuditHead, AuditSession, DeferredCheck, Finding, Message, Review, Upstream
 from streaming.texts import CANNOT_BE_OPENED
 
 _READ = "SELECT seq, hash FROM streaming_audithead WHERE id = 1"
@@ -180,25 +190,39 @@ def opened(*, session: AuditSession) -> None:
     _note(Draft(AuditEntry.Kind.OPENED, str(session.pk), opened_body(session)))
 
 
-def sealed(*, session_id: str) -> None:
-    """A session is COMPLETE: its row and its findings are committed to as they stand now."""
+def sealed(*, session_id: str, checks: bool = False) -> None:
+    """A session is COMPLETE: its row, findings, deferred checks and messages are committed to as they stand now.
+
+    ``checks``: it may have had deferred checks; one that was never MONITORING has none, and nobody asks for them.
+    """
     session = AuditSession.objects.select_related("prompt", "answer").get(pk=session_id)
+    messages = {
+        name: message
+        for name, message in (("prompt", session.prompt), ("answer", session.answer))
+        if isinstance(message, Message)
+    }
+    made = DeferredCheck.objects.filter(session__pk=session_id) if checks else ()
     body: dict[str, object] = {
         "row": session_digest(session),
         "findings": [finding_digest(row) for row in session.findings.order_by("n")],
         "outcome": session.outcome,
-        "texts": {
-            name: commitment(message.salt, message.content)
-            for name, message in (("prompt", session.prompt), ("answer", session.answer))
-            if isinstance(message, Message)
-        },
+        "texts": {name: commitment(message.salt, message.content) for name, message in messages.items()},
+        "beside": beside_digest(session),
+        "checks": {check_name(check): check_digest(check) for check in made},
+        "messages": {name: message_digest(message) for name, message in messages.items()},
+        "metadata": {name: commitment(one.salt, stored_json(one.metadata)) for name, one in messages.items()},
     }
     _note(Draft(AuditEntry.Kind.SEALED, str(session.pk), body))
 
 
-def late_finding(*, finding: Finding) -> None:
-    """A finding that was made after its session had been sealed."""
-    body = {"n": finding.n, "guardrail": finding.guardrail, "row": finding_digest(finding)}
+def late_finding(*, finding: Finding, check: DeferredCheck) -> None:
+    """A finding that was made after its session had been sealed, and the check that made it as it stands since."""
+    body = {
+        "n": finding.n,
+        "guardrail": finding.guardrail,
+        "row": finding_digest(finding),
+        "checks": {check_name(check): check_digest(check)},
+    }
     _note(Draft(AuditEntry.Kind.FINDING, str(finding.session_id), body))
 
 

@@ -26,8 +26,18 @@ from django.db.models.functions import Cast
 from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey, canonical_bytes, sign, verify
 from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults, next_entry
 from streaming.audit.people import review_body
-from streaming.audit.rows import finding_digest, opened_body, session_digest
-from streaming.models import AuditEntry, AuditHead, AuditSession, Finding, Message, Review
+from streaming.audit.rows import (
+    KEPT_METADATA,
+    beside_digest,
+    check_digest,
+    check_name,
+    finding_digest,
+    message_digest,
+    opened_body,
+    session_digest,
+    stored_json,
+)
+from streaming.models import AuditEntry, AuditHead, AuditSession, DeferredCheck, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED
 
 AT_ONCE = 500
@@ -122,6 +132,7 @@ class _Noted:
     opened: dict[str, Entry] = field(default_factory=dict)
     sealed: list[Entry] = field(default_factory=list)
     late: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
+    late_checks: defaultdict[str, dict[str, object]] = field(default_factory=lambda: defaultdict(dict))
     reviews: dict[tuple[str, object, object], Entry] = field(default_factory=dict)
     purged: dict[tuple[str, object], int] = field(default_factory=dict)
 
@@ -136,6 +147,8 @@ class _Noted:
                     self.sealed.append(entry)
                 case AuditEntry.Kind.FINDING:
                     self.late[entry.session].append(entry.body.get("row"))
+                    if isinstance(checks := entry.body.get("checks"), dict):
+                        self.late_checks[entry.session] |= checks
                 case AuditEntry.Kind.REVIEW:
                     which = (entry.body.get(name) for name in ("finding", "version"))
                     finding, version = (one if isinstance(one, int) else str(one) for one in which)
@@ -276,7 +289,7 @@ def _added_faults(noted: _Noted) -> Iterator[Fault]:
 
 
 def _sessions(keys: Sequence[str]) -> dict[str, _Session]:
-    rows = AuditSession.objects.select_related("prompt", "answer").prefetch_related("findings")
+    rows = AuditSession.objects.select_related("prompt", "answer").prefetch_related("findings", "deferred_checks")
     return {str(row.pk): _Session.of(row) for row in rows.filter(pk__in=keys)}
 
 
@@ -285,7 +298,9 @@ class _Session:
     """What a ``sealed`` entry is compared with. None: it cannot be read; a text that is not there has no key."""
 
     digest: str | None
+    beside: str | None
     findings: list[object] | None
+    checks: Mapping[str, object] | None
     texts: Mapping[str, Message | None] | None
 
     @classmethod
@@ -293,7 +308,13 @@ class _Session:
         """All of it. Raises whatever a damaged row raises."""
         found = [finding_digest(finding) for finding in sorted(row.findings.all(), key=lambda finding: finding.n)]
         texts = {"prompt": row.prompt, "answer": row.answer}
-        return cls(session_digest(row), [*found], {name: one for name, one in texts.items() if one is not None})
+        return cls(
+            session_digest(row),
+            beside_digest(row),
+            [*found],
+            {check_name(check): check_digest(check) for check in row.deferred_checks.all()},
+            {name: one for name, one in texts.items() if one is not None},
+        )
 
     @classmethod
     def in_parts(cls, key: str) -> _Session:
@@ -304,7 +325,9 @@ class _Session:
         texts = None if ids is None else dict(_each(_messages, [one for one in ids.values() if one is not None]))
         return cls(
             _try(lambda: session_digest(rows.get())),
+            _try(lambda: beside_digest(rows.get())),
             None if found is None else [*found],
+            _try(lambda: {check_name(one): check_digest(one) for one in DeferredCheck.objects.filter(session__pk=key)}),
             None if ids is None or texts is None else {name: texts[one] for name, one in ids.items() if one in texts},
         )
 
@@ -315,9 +338,9 @@ def _messages(keys: Sequence[UUID]) -> dict[UUID, Message]:
 
 def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Iterator[Fault]:
     session = read or _Session.in_parts(entry.session)
-    if session.digest is None:
+    if session.digest is None or session.beside is None:
         yield Fault(entry.seq, "session_unreadable", f"Entry {entry.seq}: session {entry.session} cannot be read.")
-    elif session.digest != entry.body.get("row"):
+    elif session.digest != entry.body.get("row") or entry.body.get("beside", session.beside) != session.beside:
         yield Fault(entry.seq, "session_altered", f"Entry {entry.seq}: session {entry.session} was altered.")
     said = entry.body.get("findings")
     if session.findings is None:
@@ -326,28 +349,66 @@ def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Itera
     elif not isinstance(said, list) or session.findings != [*said, *noted.late[entry.session]]:
         words = f"Entry {entry.seq}: the findings of session {entry.session} were altered."
         yield Fault(entry.seq, "findings_altered", words)
-    texts = entry.body.get("texts")
-    texts = texts if isinstance(texts, dict) else {}  # an altered entry may be of any form
+    yield from _check_faults(entry, session, noted)
     for name in _TEXTS:
         where = f"Entry {entry.seq}: the {name} of {entry.session}"
         if session.texts is None:
             yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
         elif name not in session.texts:
-            if name in texts and not {(entry.session, role) for role in Message.Role.values} & noted.purged.keys():
+            if (
+                name in _named(entry, "texts")
+                and not {(entry.session, role) for role in Message.Role.values} & noted.purged.keys()
+            ):
                 yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
         elif (message := session.texts[name]) is None:
             yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
-        elif not message.salt:
-            if (entry.session, message.role) not in noted.purged:
-                yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
-            elif message.content:
-                yield Fault(entry.seq, "text_altered", f"{where} was removed, and another one stands in its place.")
-        elif commitment(message.salt, message.content) != texts.get(name):
-            if message.content == CANNOT_BE_OPENED:
-                words = f"{where} cannot be opened with the keys that are set."
-                yield Fault(entry.seq, "text_unreadable", words)
-            else:
-                yield Fault(entry.seq, "text_altered", f"{where} was altered.")
+        elif (fault := _message_fault(entry, name, message, noted)) is not None:
+            yield Fault(entry.seq, fault[0], f"{where} {fault[1]}")
+
+
+def _message_fault(entry: Entry, name: str, message: Message, noted: _Noted) -> tuple[str, str] | None:
+    """A fault's code and words; the first one tells enough of a message."""
+    purged = not message.salt
+    if purged and (entry.session, message.role) not in noted.purged:
+        return "text_missing", "was removed, and no entry says so."
+    if purged and message.content:
+        return "text_altered", "was removed, and another one stands in its place."
+    if not purged and commitment(message.salt, message.content) != _named(entry, "texts").get(name):
+        if message.content == CANNOT_BE_OPENED:
+            return "text_unreadable", "cannot be opened with the keys that are set."
+        return "text_altered", "was altered."
+    if "messages" not in entry.body:  # begun before rows and metadata were committed to
+        return None
+    try:
+        row = message_digest(message)
+        beside = None if purged else commitment(message.salt, stored_json(message.metadata))
+        added = purged and message.metadata.keys() - KEPT_METADATA
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return "message_altered", "was altered in its row: nobody could have committed to it."
+    if added:
+        return "text_altered", "was removed, and words stand beside it."
+    if row != _named(entry, "messages").get(name) or (
+        beside is not None and beside != _named(entry, "metadata").get(name)
+    ):
+        return "message_altered", "was altered in its row, or in what is kept beside the text."
+    return None
+
+
+def _check_faults(entry: Entry, session: _Session, noted: _Noted) -> Iterator[Fault]:
+    """Of deferred checks. A log that was begun before they were committed to says nothing of them."""
+    if "checks" not in entry.body:
+        return
+    where = f"Entry {entry.seq}: the deferred checks of session {entry.session}"
+    if session.checks is None:
+        yield Fault(entry.seq, "checks_unreadable", f"{where} cannot be read.")
+    elif session.checks != _named(entry, "checks") | noted.late_checks[entry.session]:
+        yield Fault(entry.seq, "checks_altered", f"{where} were altered.")
+
+
+def _named(entry: Entry, key: str) -> dict[str, object]:
+    """What an entry says by name; an altered one may be of any form."""
+    said = entry.body.get(key)
+    return said if isinstance(said, dict) else {}
 
 
 def _is_id(word: str) -> bool:
