@@ -11,6 +11,7 @@ import json
 from typing import Any, ClassVar, NoReturn, cast
 
 from django.conf import settings
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.utils import timezone
 
@@ -267,6 +268,25 @@ class ShadowChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.policy.name}: {f'v{self.version.number}' if self.version else 'none'}"
+
+
+class CommandStep(models.Model):
+    """A step that was taken on the command line, with the row that it was taken with; for the admin's history, where
+    Django keeps only what a user did on its pages. ``by`` empty: nobody was named."""
+
+    content_type = models.ForeignKey(ContentType, on_delete=models.PROTECT, related_name="+")
+    object_id = models.PositiveBigIntegerField()
+    done = models.CharField(max_length=300)
+    at = models.DateTimeField(default=timezone.now)
+    by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["at", "id"]
+        default_permissions = []
+        indexes = [models.Index(fields=["content_type", "object_id", "at"])]
+
+    def __str__(self) -> str:
+        return self.done
 
 
 class Scope(models.TextChoices):

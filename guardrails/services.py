@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from guardrails.api_keys import change_api_key, create_api_key, note_key_used, revoke_api_key
 from guardrails.client.subset import client_subset
+from guardrails.command_steps import note_command_step
 from guardrails.keys import signing_key, trusted_keys
 from guardrails.loading import load
 from guardrails.models import EVERYONE, Activation, Policy, PolicyVersion, Publication, Rollout
@@ -51,6 +52,7 @@ __all__ = [
     "create_api_key",
     "end_rollout",
     "install",
+    "note_command_step",
     "note_key_used",
     "publish",
     "renew_statement",

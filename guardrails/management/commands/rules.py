@@ -28,7 +28,7 @@ from guardrails.keys import key_set
 from guardrails.keys import root as root_key
 from guardrails.lint import GuardrailReport, LintReport, RuleReport, lint_document
 from guardrails.loading import PolicyUnavailable
-from guardrails.models import Activation, Policy, PolicyVersion
+from guardrails.models import Activation, Policy, PolicyVersion, Rollout
 from guardrails.policy import PolicyError
 from guardrails.publication import report_lines
 from guardrails.signing import KeyRefused
@@ -163,6 +163,7 @@ class Command(BaseCommand):
         held = cast("list[dict[str, object]]", (policy.draft or {})["guardrails"])
         rules = f", {counted(imported.rules, 'rule')}" if imported else ""
         self.stdout.write(f"{policy.name}: draft with {counted(len(held), 'guardrail')}{rules}")
+        self.note(policy, f"Draft saved from {file.name}", author)
         self.list_notes(imported)
         if not publish:
             return
@@ -185,7 +186,8 @@ class Command(BaseCommand):
 
     def do_rollback(self, *, policy: str, version: int | None, by: str | None, note: str, **_: object) -> None:
         found, operator = self.policy(policy), self.person(by, "activate_policyversion")
-        self.now_active(services.rollback(policy=found, number=version, by=operator, note=note))
+        before = found.active_version
+        self.now_active(services.rollback(policy=found, number=version, by=operator, note=note), operator, before)
 
     def do_rollout(
         self, *, policy: str, version: int | None, percent: float | None, end: bool, by: str | None, **more: Any
@@ -197,10 +199,12 @@ class Command(BaseCommand):
             if ended is None:
                 raise CommandError(f"no version of {policy} is being rolled out", returncode=1)
             self.stdout.write(f"{policy}: the rollout of version {ended.activation.version.number} has ended")
+            self.note_rollout(ended, "is not rolled out any more", operator)
             return
         if found.rollout is not None and percent is not None and version is None and not more["group"]:
             changed = services.change_rollout(policy=found, percent=percent, by=operator)
             self.stdout.write(f"{policy}: version {changed.activation.version.number} now runs for {percent:g} %")
+            self.note_rollout(changed, f"is rolled out to {percent:g} % of the conversations from now on", operator)
             return
         begun = services.begin_rollout(
             version=self.version(policy, version),
@@ -214,6 +218,7 @@ class Command(BaseCommand):
         )
         groups = f" and the groups {', '.join(begun.groups)}" if begun.groups else ""
         self.stdout.write(f"{policy}: version {begun.activation.version.number} runs for {begun.percent:g} %{groups}")
+        self.note_rollout(begun, f"is rolled out to {begun.percent:g} % of the conversations{groups}", operator)
 
     def do_diff(self, *, policy: str, old: int, new: int, **_: object) -> None:
         before, after = self.version(policy, old), self.version(policy, new)
@@ -328,23 +333,40 @@ class Command(BaseCommand):
         return user
 
     def published(self, policy: Policy, by: str | None) -> PolicyVersion:
-        version = services.publish(policy=policy, by=self.person(by, "publish_policy"))
+        publisher = self.person(by, "publish_policy")
+        version = services.publish(policy=policy, by=publisher)
+        for row in (policy, version):
+            self.note(row, f"{version} published", publisher)
         self.stdout.write(f"{policy.name}: published version {version.number}, {version.digest}")
         for line in report_lines(version.publication.report):
             self.stdout.write(f"  {line}")
         return version
 
     def signed(self, version: PolicyVersion, by: str | None) -> None:
-        services.sign(version=version, by=self.person(by, "sign_policyversion"))
+        signer = self.person(by, "sign_policyversion")
+        services.sign(version=version, by=signer)
+        self.note(version, f"{version} signed", signer)
         self.stdout.write(f"{version.policy.name}: signed version {version.number}")
 
     def activated(self, version: PolicyVersion, by: str | None, note: str = "", serial: int = 0) -> None:
         operator = self.person(by, "activate_policyversion")
-        self.now_active(services.activate(version=version, by=operator, note=note, serial=serial))
+        self.now_active(services.activate(version=version, by=operator, note=note, serial=serial), operator)
 
-    def now_active(self, activation: Activation) -> None:
+    def now_active(self, activation: Activation, by: User | None, before: PolicyVersion | None = None) -> None:
+        """Say it, and keep it; ``before``: the version that was rolled back from."""
         version = activation.version
+        back = f": rolled back from version {before.number}" if before else ""
+        self.note(version, f"{version} activated{back}", by)
         self.stdout.write(f"{version.policy.name}: version {version.number} is active (serial {activation.serial})")
+
+    def note(self, row: Policy | PolicyVersion | Rollout, done: str, by: User | None) -> None:
+        """Keep a step in the history that the admin shows."""
+        services.note_command_step(row=row, done=done, by=by)
+
+    def note_rollout(self, rollout: Rollout, done: str, by: User | None) -> None:
+        """In the history of the rollout and of its version."""
+        for row in (rollout, rollout.activation.version):
+            self.note(row, f"{rollout.activation.version} {done}", by)
 
     # -- what they share ----------------------------------------------------------------------------------------
 

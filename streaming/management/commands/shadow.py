@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from guardrails import services
 from guardrails.loading import PolicyUnavailable
-from guardrails.models import Policy
+from guardrails.models import Policy, PolicyVersion
 from streaming.shadow.record import COMPARISON_WORDS
 from streaming.shadow.report import Report, report
 
@@ -31,7 +31,11 @@ class Command(BaseCommand):
     def handle(
         self, *args: object, policy: str, version: int | None, off: bool, note: str, json: bool, **_: object
     ) -> None:
-        found = Policy.objects.filter(name=policy).select_related("active_version__policy").first()
+        found = (
+            Policy.objects.filter(name=policy)
+            .select_related("active_version__policy", "shadow_version__policy")
+            .first()
+        )
         if found is None:
             raise CommandError(f"there is no policy {policy!r}", returncode=1)
         try:
@@ -40,6 +44,8 @@ class Command(BaseCommand):
             elif off:
                 ended = services.clear_shadow(policy=found, note=note)
                 self.stdout.write(f"{policy}: {'the shadow has ended' if ended else 'there is no shadow'}")
+                if ended and found.shadow_version:
+                    self.note(found.shadow_version, "is not the shadow any more")
             else:
                 self.tell(found, as_json=json)
         except (services.Refused, PolicyUnavailable) as error:
@@ -52,6 +58,12 @@ class Command(BaseCommand):
         change = services.set_shadow(version=version, note=note)
         state = "runs as shadow" if change else "is the shadow already"
         self.stdout.write(f"{policy.name}: version {number} {state}")
+        if change:
+            self.note(version, "runs as shadow")
+
+    def note(self, version: PolicyVersion, done: str) -> None:
+        """Keep a step in the history that the admin shows."""
+        services.note_command_step(row=version, done=f"{version} {done}")
 
     def tell(self, policy: Policy, *, as_json: bool) -> None:
         found = report(policy)
