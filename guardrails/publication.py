@@ -18,12 +18,14 @@ from typing import Any
 from guardrails.client.engine import disparity_in_javascript
 from guardrails.client.subset import Subset, client_subset
 from guardrails.lint import LintReport, lint_policy
+from guardrails.patterns.deadline import limited
 from guardrails.policy import Policy, compile_policy
 from guardrails.signing import canonical_bytes
 
 COMPILE_LIMIT_S = 60.0
 MEMORY_LIMIT_MB = 512.0
-"""What one version may cost a process: seconds to compile, megabytes to keep with its examples run."""
+"""What one version may cost a process: seconds to compile, after which it is ended; megabytes to keep with its examples
+run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,14 @@ class Examined:
 
 
 def examine_document(document: Mapping[str, object]) -> Examined:
-    """Compile a document, run its examples, make its client rules. Raises ``PolicyError``.
+    """Compile a document, run its examples, make its client rules. Raises ``PolicyError``, also where compiling was
+    ended because it took longer than it may; the rule at which it was is named.
 
     Memory is the size of the compiled policy's objects after its examples were run.
     """
     started = time.perf_counter()
-    policy = compile_policy(document)
+    with limited(COMPILE_LIMIT_S):
+        policy = compile_policy(document)
     compile_s = time.perf_counter() - started
     lint = lint_policy(policy)
     subset = subset_of(policy)

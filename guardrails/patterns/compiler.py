@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from guardrails.patterns import charset
 from guardrails.patterns.charset import Ranges
+from guardrails.patterns.deadline import in_time
 from guardrails.patterns.emit import Dialect, Emitted, emit
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.folding import MAX_RUN, Folded, fold_plain, fold_text, raw_text, table
@@ -62,6 +63,7 @@ class CompiledRule:
 
 def compile_rule(rule: Rule) -> CompiledRule:
     """Compile one rule. Raises ``PatternError`` (with position and construct) if it is refused."""
+    in_time()
     tree = parse(f"{rule.pattern}|{rule.escaped}" if rule.escaped else rule.pattern, ignore_case=rule.ignore_case)
     folds = _is_ascii(tree) if rule.fold is None else rule.fold
     if folds:
@@ -142,6 +144,7 @@ def _is_ascii(node: Node) -> bool:
 
 def _fold_tree(node: Node) -> Node:
     """The tree over folded text: what it names is folded as the text will be."""
+    in_time()
     match node:
         case Chars(ranges):
             return _fold_set(ranges)
@@ -164,6 +167,7 @@ def _fold_set(ranges: Ranges) -> Node:
     single: set[str] = set()
     several: set[str] = set()
     for lo, hi in wide:
+        in_time()
         for code in range(max(lo, 128), hi + 1):
             target = fold_plain(chr(code))
             (single if len(target) == 1 else several).add(target)

@@ -3,9 +3,10 @@
     PatternError            a rule that is not accepted; names construct and position
     ├── PatternSyntaxError  not a regular expression
     ├── UnsupportedError    outside the accepted subset (look-around, back-references, …)
-    └── UnboundedError      no useful hold bound can be proven, or the rule is too large
+    ├── UnboundedError      no useful hold bound can be proven, or the rule is too large
+    └── SlowError           it was ended, because it took too long to compile
 
-All are permanent: the same rule is refused again.
+All but the last are permanent: the same rule is refused again.
 """
 
 from __future__ import annotations
@@ -35,3 +36,9 @@ class UnsupportedError(PatternError):
 
 class UnboundedError(PatternError):
     """Matches the empty string, or would need more positions than a rule may have."""
+
+
+class SlowError(PatternError):
+    """Compiling took longer than it may, and was ended."""
+
+    permanent = False

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from guardrails.patterns import charset
 from guardrails.patterns.charset import Ranges
+from guardrails.patterns.deadline import in_time
 from guardrails.patterns.tree import Alt, Assert, Chars, Group, Node, Repeat, Seq
 
 CHAR, REP, SPLIT, ASSERT, ACCEPT = range(5)
@@ -126,6 +127,7 @@ class Program:
 
     def _emit(self, node: Node, follow: int, accept: int, rule: int, source: Source) -> int:
         """Positions for a node that is followed by position ``follow``; returns its entry."""
+        in_time()
         match node:
             case Chars(ranges):
                 return self._add(Instr(CHAR, 0, rule, (follow,), self._set(ranges)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from guardrails.patterns.deadline import in_time
 from guardrails.patterns.errors import UnboundedError, UnsupportedError
 from guardrails.patterns.tree import (
     EMPTY,
@@ -71,6 +72,7 @@ def _check_size(node: Node, cap: int) -> None:
 
 
 def _positions(node: Node) -> int:
+    in_time()
     match node:
         case Chars() | Assert():
             return 1

@@ -17,9 +17,11 @@ from guardrails.client import engine, v8
 from guardrails.client.subset import Subset, client_subset
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import ImmutableRecord, PolicyVersion, Publication
+from guardrails.models import Policy as PolicyRow
+from guardrails.patterns import deadline
 from guardrails.patterns.rule import Candidate
 from guardrails.patterns.validators import ip_address
-from guardrails.policy import Policy
+from guardrails.policy import Policy, PolicyError
 from guardrails.services import Refused
 from guardrails.signing import Purpose, Type, canonical_bytes, digest_of, verify
 from tests.conftest import forget_policies
@@ -113,9 +115,51 @@ def test_what_exceeds_the_budget_is_not_published(
     name: str, value: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publication, name, value)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises((Refused, PolicyError), match=said):
         published("acme")
     assert not PolicyVersion.objects.exists()
+
+
+SLOW = "|".join(f"a{n}[0-9]b" for n in range(800))
+
+
+def two_rules() -> dict[str, Any]:
+    rules = [{"id": "quick", "pattern": "k-[0-9]{4}"}, {"id": "slow", "pattern": SLOW}]
+    return {"policy": "support", "guardrails": [{"name": "n", "kind": "regex", "config": {"rules": rules}}]}
+
+
+def test_pattern_that_takes_too_long_to_compile_is_ended_midway_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = services.save_draft(document=two_rules())
+    asked: list[None] = []
+
+    def a_second_later() -> float:
+        asked.append(None)
+        return float(len(asked))
+
+    monkeypatch.setattr(deadline, "monotonic", a_second_later)
+    with pytest.raises(PolicyError) as refused:
+        services.publish(policy=policy)
+    assert str(refused.value).startswith("guardrails[0].config.rules[1].pattern: rule 'slow': it takes more than 60 s")
+    assert len(asked) == 62  # the start, and then each second: nothing went on
+    assert not PolicyVersion.objects.exists()
+    policy.refresh_from_db()
+    assert policy.draft is not None
+
+    monkeypatch.setattr(publication, "COMPILE_LIMIT_S", 1e9)
+    services.publish(policy=policy)
+    assert len(asked) > 800  # so far was it from done
+
+
+def test_limit_of_one_publication_is_none_of_the_next_and_of_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "COMPILE_LIMIT_S", -1.0)
+    with pytest.raises(PolicyError, match="was ended"):
+        published("acme")
+    monkeypatch.undo()
+    version = services.sign(version=services.publish(policy=PolicyRow.objects.get()))
+    monkeypatch.setattr(publication, "COMPILE_LIMIT_S", -1.0)
+    forget_policies()
+    services.activate(version=version)  # which compiles: what is published has to run, also on a slow day
+    assert selectors.active_policy("support").version == 1
 
 
 def test_engines_that_disagree_stop_a_publication(monkeypatch: pytest.MonkeyPatch) -> None:
