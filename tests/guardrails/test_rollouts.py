@@ -146,6 +146,42 @@ def test_rollout_of_another_policys_version_is_told_and_not_run(
     assert "rollout_unhealthy" in caplog.text
 
 
+def test_row_of_a_rollout_that_somebody_altered_chooses_between_its_two_versions_and_no_others(policy: Policy) -> None:
+    """What is not signed of a rollout: for whom it runs. What is: all that can run."""
+    third = services.sign(version=services.publish(policy=services.save_draft(document=document("nothing"))))
+    rollout = services.begin_rollout(version=version(2), percent=10)
+    own = rollout.activation
+    rows = Rollout.objects.filter(pk=rollout.pk)
+
+    rows.update(percent=100, max_errors=None, max_would_have=None)
+    assert on_second() == set(MANY)
+    rows.update(percent=0)
+    assert on_second() == set()
+    rows.update(percent=100)
+
+    everyone = policy.activations.get(cohort="")
+    forged = {"policy": policy, "cohort": "rollout", "serial": 9}
+    for row in (
+        everyone,  # the word for everyone, in the place of that for a cohort
+        Activation.objects.create(version=third, statement=own.statement, **forged),
+        Activation.objects.create(version=third, statement=everyone.statement, **forged | {"serial": 10}),
+        Activation.objects.create(version=third, statement="", **forged | {"serial": 11}),
+    ):
+        rows.update(activation=row)
+        assert {runs(name) for name in MANY[:20]} == {1}
+    rows.update(activation=own)
+    assert on_second() == set(MANY)
+
+    services.end_rollout(policy=policy)
+    Policy.objects.filter(pk=policy.pk).update(rollout=rollout)  # an ended one is put back …
+    assert on_second() == set(MANY)
+    services.end_rollout(policy=policy)
+    services.begin_rollout(version=third, percent=10)
+    assert {selectors.running_policy("support", Subject(name)).policy.version for name in MANY} == {1, 3}
+    Policy.objects.filter(pk=policy.pk).update(rollout=rollout)
+    assert {runs(name) for name in MANY} == {1}  # … until another has followed it
+
+
 def test_statement_for_a_cohort_is_renewed_and_stands_for_no_other(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
