@@ -75,7 +75,7 @@ async def test_fifty_streams_at_once_never_mix() -> None:
             await client.send(type="start", provider="scripted", scenario="own_text", text=said(n), policy="basic")
         await asyncio.gather(*(over(client) for client in clients))
     for n, client in enumerate(clients):
-        assert client.text() == said(n).replace("536-22-8145", "[SSN]")
+        assert client.text() == said(n).replace("536-22-8145", "[SSN]"), client.seen[-6:]
         assert len({event["session_id"] for event in client.seen}) == 1
     sessions = {str(event["session_id"]) for client in clients for event in client.seen}
     assert len(sessions) == STREAMS
