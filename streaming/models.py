@@ -43,6 +43,13 @@ class Conversation(models.Model):
     class Meta:
         ordering = ["-created"]
         indexes = [models.Index(fields=["client", "external_id"])]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["client", "external_id"],
+                condition=~models.Q(external_id=""),
+                name="conversation_once_per_name",
+            )
+        ]
 
     def __str__(self) -> str:
         return str(self.id)

@@ -418,16 +418,16 @@ def _move(session_id: str, source: State, target: State, **changes: object) -> b
 
 
 def named_conversation(*, visitor: Visitor, key: str, policy: str, now: datetime) -> Conversation:
-    """The client's conversation of that name, begun if there is none; without a name, a new one."""
-    found = Conversation.objects.filter(client=visitor.client, external_id=key).first() if key else None
-    return found or Conversation.objects.create(
-        user_id=visitor.user_id,
-        session_key=visitor.session_key,
-        client=visitor.client,
-        external_id=key,
-        policy=policy,
-        created=now,
-    )
+    """The client's conversation of that name, begun if there is none; without a name, a new one.
+
+    Of two first calls that come at once both get the same one: the name is unique in the database, and whoever comes
+    second waits for the first one's transaction.
+    """
+    new = {"user_id": visitor.user_id, "session_key": visitor.session_key, "policy": policy, "created": now}
+    if not key:
+        return Conversation.objects.create(client=visitor.client, **new)
+    found, _ = Conversation.objects.get_or_create(client=visitor.client, external_id=key, defaults=new)
+    return found
 
 
 def record_check(

@@ -6,10 +6,12 @@ Everything that a client may do is done across both processes: nothing may depen
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from tests.stack.clients import Client, Json, Refused, Shown, received
@@ -118,6 +120,57 @@ def test_a_call_that_is_sent_again_to_the_other_process_gets_the_same_answer(ser
         client.post("/v1/stream/update", calls[1][1], a)
     (count,), (was,) = servers.rows("SELECT count(*) FROM streaming_auditsession")[0], before[0]
     assert count == was + 1  # type: ignore[operator]
+
+
+CALLS: list[tuple[str, Json]] = [("/v1/stream/start", {"delta": "Hello"}), ("/v1/check", {"text": "Hello"})]
+
+
+@pytest.mark.parametrize(("path", "body"), CALLS, ids=["start", "check"])
+def test_first_calls_of_one_conversation_at_the_same_time_make_one_row(
+    servers: Stack, client: Client, path: str, body: Json
+) -> None:
+    """The call has found no conversation of that name and makes one, while another process has just made it."""
+    if "DATABASE_URL" not in servers.env:
+        pytest.skip("On SQLite nobody reads while another process is about to write.")
+    name = f"at once {path}"
+    key = servers.keys["owner"][:11]
+    row = "INSERT INTO streaming_conversation (id, session_key, client, external_id, policy, created)"
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO \"streaming_conversation\"%'"
+    body = {**body, "kind": "response", "context": {"conversation_id": name}}
+    with psycopg.connect(servers.env["DATABASE_URL"]) as other, ThreadPoolExecutor(1) as pool:
+        first = uuid4()
+        other.execute(f"{row} VALUES (%s, '', %s, %s, '', now())".encode(), (first, key, name))
+        answer = pool.submit(client.post, path, body)
+        until(
+            "the call waits for the other row",
+            lambda: servers.rows(f"{waiting} AND wait_event_type = 'Lock' AND state = 'active'") == [(1,)],
+        )
+        other.commit()
+        said = answer.result(60)
+    query = "SELECT id FROM streaming_conversation WHERE external_id = '%s'"
+    assert servers.rows(query % name) == [(first,)]
+    of_session = "SELECT conversation_id FROM streaming_auditsession WHERE id = '%s'"
+    assert servers.rows(of_session % said["session_id"]) == [(first,)]
+    if path.endswith("start"):
+        client.post("/v1/stream/finish", {"session_id": said["session_id"]})
+
+
+def test_simultaneous_first_calls_of_both_processes_share_their_conversation(servers: Stack, client: Client) -> None:
+    ats, names = [web.url for web in servers.webs], [f"c-{n}" for n in range(3)]
+
+    def check(call: tuple[str, str]) -> Json:
+        at, name = call
+        return client.post("/v1/check", {"text": "Hello", "kind": "response", "context": {"conversation_id": name}}, at)
+
+    calls = [(at, name) for name in names for at in ats * 4]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        assert {said["action"] for said in pool.map(check, calls)} == {"allow"}
+    query = (
+        "SELECT external_id, count(DISTINCT c.id), count(*) FROM streaming_conversation AS c "
+        "JOIN streaming_auditsession AS s ON s.conversation_id = c.id WHERE external_id LIKE 'c-_' "
+        "GROUP BY external_id ORDER BY external_id"
+    )
+    assert servers.rows(query) == [(name, 1, len(ats) * 4) for name in names]
 
 
 def test_another_key_is_a_stranger_in_every_process(servers: Stack, client: Client) -> None:
