@@ -61,6 +61,8 @@ SICK_S = 30.0
 class PolicyInfo:
     """A policy with an active version. ``signed``: its signature is good; ``error`` says why it is not healthy.
 
+    ``running``: the number of the last good version, which new sessions of this process run while it is not healthy; 0:
+    there is none, and they are refused.
     ``shadow``: the number of the version that runs beside it, 0 if none does; ``shadow_error`` says why it cannot.
     """
 
@@ -73,6 +75,7 @@ class PolicyInfo:
     error: str = ""
     shadow: int = 0
     shadow_error: str = ""
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,4 +311,8 @@ def _info(row: models.Policy, version: PolicyVersion, shadow: PolicyVersion | No
     if shadow is not None:
         tried = _shadow(shadow)
         number, shadow_error = tried.version, tried.reason
-    return PolicyInfo(name, description, version.number, version.digest, signed, not error, error, number, shadow_error)
+    good = _last_good.get(name) if error else None
+    running = 0 if good is None else good.version
+    return PolicyInfo(
+        name, description, version.number, version.digest, signed, not error, error, number, shadow_error, running
+    )

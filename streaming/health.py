@@ -2,7 +2,9 @@
 
 Exists so that an operator (and a load balancer) sees what is missing by name. Protects the rule that a store that is
 away shows here at once and in plain words, with the status code that takes the process out of rotation: 503 when the
-database, the session log or every policy is unusable. Without a worker the stream still flows, so that is reported
+database, the session log or every policy is unusable. A policy whose active version does not load, while the last good
+one goes on in this process, is an alarm and no reason to be unready: taken out of rotation, or restarted, the process
+could only refuse what it now guards. Without a worker the stream still flows, so that is reported
 ("degraded") and does not make the process unready.
 """
 
@@ -19,7 +21,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from prometheus_client.exposition import choose_encoder
 
-from guardrails.selectors import policy_choices
+from guardrails.selectors import PolicyInfo, policy_choices
 from streaming.at_work import guardrails_at_work
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
@@ -127,14 +129,19 @@ async def _workers() -> Part:
 
 async def _policies() -> Part:
     infos = await database_sync_to_async(policy_choices)()
-    sick = [f"{info.name}: {info.error}" for info in infos if not info.healthy]
     if not infos:
         return Part(state="down", detail="no policy is active")
+    sick = [f"{info.name}: {info.error}{_goes_on(info)}" for info in infos if not info.healthy]
     shadows = [f"{info.name}: shadow {info.shadow}: {info.shadow_error}" for info in infos if info.shadow_error]
     if sick or shadows:
-        state: Literal["degraded", "down"] = "down" if len(sick) == len(infos) else "degraded"
+        runs = any(info.healthy or info.running for info in infos)
+        state: Literal["degraded", "down"] = "degraded" if runs else "down"
         return Part(state=state, detail="; ".join([*sick, *shadows]))
     return Part(state="ok", detail=f"{len(infos)} active")
+
+
+def _goes_on(info: PolicyInfo) -> str:
+    return f" (version {info.running} goes on)" if info.running else " (nothing runs in its place)"
 
 
 async def _providers() -> Part:

@@ -144,6 +144,10 @@ def test_last_good_version_goes_on_when_the_active_row_is_altered(
     (info,) = selectors.policy_choices()
     assert not info.healthy
     assert "altered" in info.error
+    assert info.running == good.version == 1
+    forget_policies()  # as after a restart
+    (info,) = selectors.policy_choices()
+    assert (info.healthy, info.running) == (False, 0)
 
 
 def test_last_good_version_goes_on_when_a_bad_one_is_made_active(tamper: Tamper) -> None:

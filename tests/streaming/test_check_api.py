@@ -16,7 +16,7 @@ from guardrails.kinds import base
 from guardrails.kinds.base import CheckFailed, CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import compile_policy
-from guardrails.selectors import Running
+from guardrails.selectors import PolicyInfo, Running
 from guardrails.services import create_api_key, revoke_api_key
 from streaming import health, tasks
 from streaming.log_redis import close_shared_log, connect
@@ -237,6 +237,31 @@ async def test_no_healthy_policy_makes_it_unready(monkeypatch: pytest.MonkeyPatc
     response = await AsyncClient().get("/ready")
     assert response.status_code == 503
     assert json.loads(response.content)["parts"]["policies"]["state"] == "down"
+
+
+def a_policy(name: str, *, healthy: bool, running: int = 0) -> PolicyInfo:
+    error = "" if healthy else f"{name} v2 was altered"
+    return PolicyInfo(name, "", 2, "d", signed=healthy, healthy=healthy, error=error, running=running)
+
+
+@pytest.mark.parametrize(
+    ("infos", "status", "state", "says"),
+    [
+        ([a_policy("p", healthy=False, running=1)], 200, "degraded", "p: p v2 was altered (version 1 goes on)"),
+        ([a_policy("p", healthy=False)], 503, "down", "p: p v2 was altered (nothing runs in its place)"),
+        ([a_policy("p", healthy=False), a_policy("q", healthy=True)], 200, "degraded", "nothing runs in its place"),
+        ([a_policy("p", healthy=False), a_policy("q", healthy=False, running=1)], 200, "degraded", "version 1 goes on"),
+    ],
+    ids=["last good one goes on", "nothing to go on with", "another is well", "another goes on"],
+)
+async def test_sick_policy_is_an_alarm_and_makes_it_unready_only_where_nothing_runs(
+    monkeypatch: pytest.MonkeyPatch, infos: list[PolicyInfo], status: int, state: str, says: str
+) -> None:
+    monkeypatch.setattr(health, "policy_choices", lambda: infos)
+    response = await AsyncClient().get("/ready")
+    part = json.loads(response.content)["parts"]["policies"]
+    assert (response.status_code, part["state"]) == (status, state)
+    assert says in part["detail"]
 
 
 def finding(n: int, guardrail: str, start: int, end: int, action: str, **more: object) -> dict[str, object]:
