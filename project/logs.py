@@ -12,6 +12,8 @@ from collections.abc import MutableMapping
 
 import structlog
 
+from streaming.correlation import correlation_in
+
 _SECRET_KEYS = frozenset(
     {
         "authorization",
@@ -50,6 +52,22 @@ def blank_secrets(_logger: object, _method: str, event: MutableMapping[str, obje
 def _without_value(found: re.Match[str]) -> str:
     """What introduces the secret stays, so that a reader of the log knows what stood there."""
     return next((introduction for introduction in found.groups() if introduction), "") + _BLANK
+
+
+def name_the_call(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """structlog processor: lines that others write about a call when its own context is gone bear its id all the same.
+
+    Django writes of an answer when the middleware is through, Celery of a task before and after it runs.
+    """
+    if "correlation_id" in event:
+        return event
+    request = getattr(event.get("_record"), "request", None)
+    found = str(getattr(request, "META", {}).get("sluicegate.correlation_id", ""))
+    if not found and str(event.get("logger", "")).startswith("celery."):
+        found = correlation_in(str(event["event"]))
+    if found:
+        event["correlation_id"] = found
+    return event
 
 
 _SHARED: list[structlog.types.Processor] = [
@@ -93,7 +111,7 @@ def logging_config(*, json_lines: bool) -> dict[str, object]:
             "line": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-                "foreign_pre_chain": _SHARED,
+                "foreign_pre_chain": [*_SHARED, name_the_call],
             }
         },
         "filters": {"without_routine": {"()": WithoutRoutine}},

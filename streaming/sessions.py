@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from guardrails.findings import Finding as FoundHit
@@ -187,7 +188,7 @@ def start_session(new: NewSession) -> Started:
             client=new.visitor.client,
             correlation_id=new.correlation_id,
             started_at=now,
-            heartbeat_at=now,
+            heartbeat_at=Now(),
         )
         audit.opened(session=session)
     ids = (str(session.id), str(conversation.id), str(prompt.id), str(answer.id))
@@ -239,7 +240,7 @@ def keep_partial(*, session_id: str, content: str, released: int, chars_in: int,
     """Write through what is visible so far, as the pump's sign of life. False when the session has ended."""
     with transaction.atomic():
         alive = AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(
-            heartbeat_at=timezone.now(), released=released, chars_in=chars_in, last_seq=last_seq
+            heartbeat_at=Now(), released=released, chars_in=chars_in, last_seq=last_seq
         )
         if alive:
             Message.objects.filter(sessions_answered__pk=session_id).update(
@@ -265,7 +266,7 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
             would_have=worst_would_have(ending.findings),
             answered_at=now,
             ended_at=None if ending.deferred else now,
-            heartbeat_at=now,
+            heartbeat_at=Now(),
             chars_in=ending.chars_in,
             released=ending.released,
             withheld=ending.withheld,

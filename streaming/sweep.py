@@ -50,7 +50,7 @@ class Swept:
 
 
 async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) -> Swept:
-    """One round of repair at the time ``now``; ``queue`` hands a check to the workers."""
+    """One round of repair at the time ``now`` of the database's clock; ``queue`` hands a check to the workers."""
     done = Swept()
     for one in await database_sync_to_async(_stale_sessions)(now):
         with one.logged():
@@ -121,7 +121,8 @@ def _stale_sessions(now: datetime) -> list[_Found]:
 
 def _overdue_sessions(now: datetime) -> list[_Found]:
     overdue = now - timedelta(seconds=conf().monitoring_limit_s)
-    return _Found.among(AuditSession.objects.filter(state=_State.MONITORING, answered_at__lt=overdue))
+    # The last sign of life is the answer's end, by the database's clock; ``answered_at`` is by that of the process.
+    return _Found.among(AuditSession.objects.filter(state=_State.MONITORING, heartbeat_at__lt=overdue))
 
 
 def _done_but_open() -> list[_Found]:

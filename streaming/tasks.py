@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 from asgiref.sync import async_to_sync
-from celery import shared_task
+from celery import current_task, shared_task
 from channels.db import database_sync_to_async
 from django.conf import settings
 from django.utils import timezone
@@ -23,6 +23,8 @@ from guardrails.signing import KeyRefused, Purpose
 from streaming import cohorts
 from streaming.audit import retention, verification
 from streaming.audit.verify import keep_head
+from streaming.correlation import correlation_in, task_id_of
+from streaming.database_clock import database_now
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
 from streaming.selectors import open_checks
@@ -42,7 +44,9 @@ CHECKS = 5
 @shared_task(name="streaming.tasks.check", acks_late=True, ignore_result=True)
 def check(check_id: int) -> None:
     """Make one deferred check."""
-    async_to_sync(_check)(check_id)
+    asked_by = correlation_in(str(current_task.request.id)) if current_task else ""
+    with structlog.contextvars.bound_contextvars(**({"correlation_id": asked_by} if asked_by else {})):
+        async_to_sync(_check)(check_id)
 
 
 async def _check(check_id: int) -> None:
@@ -58,7 +62,7 @@ def sweep() -> None:
 
 async def _sweep() -> None:
     async with own_log() as log:
-        done = await sweep_once(timezone.now(), log, queue_check)
+        done = await sweep_once(await database_sync_to_async(database_now)(), log, queue_check)
     if done.lost or done.requeued or done.expired:
         logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
 
@@ -107,9 +111,13 @@ def queue_chain_check(check_id: int) -> bool:
 
 
 def queue_check(check_id: int, delay_s: float = 0.0) -> bool:
-    """Hand a check to the workers; a broker that is away is no error (False), the sweep queues it later."""
+    """Hand a check to the workers; a broker that is away is no error (False), the sweep queues it later.
+
+    The task is named after the correlation id that is bound here, so that all lines about it lead to the call.
+    """
+    task_id = task_id_of(str(structlog.contextvars.get_contextvars().get("correlation_id", "")))
     try:
-        check.apply_async((check_id,), retry=False, priority=CHECKS, countdown=delay_s)
+        check.apply_async((check_id,), task_id=task_id, retry=False, priority=CHECKS, countdown=delay_s)
     except (OperationalError, OSError) as error:
         logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
         return False
@@ -127,14 +135,18 @@ async def queue_session(session_id: str) -> None:
     Publishing blocks, for seconds while the broker is away: it has a thread of its own, because the one that all
     database work shares must go on.
     """
-    ids = await database_sync_to_async(lambda: list(open_checks(session_id).values_list("pk", flat=True)))()
-    await asyncio.get_running_loop().run_in_executor(_publisher, _publish, ids)
+    checks = await database_sync_to_async(
+        lambda: list(open_checks(session_id).values_list("pk", "session__correlation_id"))
+    )()
+    await asyncio.get_running_loop().run_in_executor(_publisher, _publish, session_id, checks)
 
 
 _publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
 
-def _publish(ids: list[int]) -> None:
-    for check_id in ids:
-        if not queue_check(check_id):
-            return
+def _publish(session_id: str, checks: list[tuple[int, str]]) -> None:
+    for check_id, correlation_id in checks:
+        # A thread of its own knows nothing of the call, and a finish is another call than the one that began it all.
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_id, session=session_id):
+            if not queue_check(check_id):
+                return

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
+import structlog
 from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema, Status
@@ -41,6 +42,7 @@ from streaming.guarded.service import (
 from streaming.limits import Spends
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
+from streaming.sessions import is_session_id
 
 router = Router(tags=["stream"])
 MAX_KEY_CHARS = 200
@@ -179,7 +181,7 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
 async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse) -> dict[str, object]:
     """Apply a delta; the same seq with the same body returns the stored answer."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
-    async with _refusals():
+    async with _refusals(payload.session_id):
         streams = Streams(shared_log(), conf())
         said = await streams.update(access.visitor, payload.session_id, payload.seq, payload.delta)
     response[RENEWED] = access.stream_token(payload.session_id)
@@ -195,7 +197,7 @@ async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse
 async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse) -> dict[str, object]:
     """Release what can be released, and hand the deferred checks to the workers."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
-    async with _refusals():
+    async with _refusals(payload.session_id):
         streams = Streams(shared_log(), conf())
         said = await streams.finish(access.visitor, payload.session_id, payload.seq, payload.delta)
     response[RENEWED] = access.stream_token(payload.session_id)
@@ -215,7 +217,7 @@ async def status(request: HttpRequest, response: HttpResponse, session_id: str =
     session_id = session_id or access.visitor.only_session
     if not session_id:
         raise ApiError(422, "“session_id” is missing.", field="session_id")
-    async with _refusals():
+    async with _refusals(session_id):
         record = await Streams(shared_log(), conf()).status(access.visitor, session_id)
         said: dict[str, object] = await database_sync_to_async(about)(session_id=session_id, record=record)
     response[RENEWED] = access.stream_token(session_id)
@@ -223,10 +225,15 @@ async def status(request: HttpRequest, response: HttpResponse, session_id: str =
 
 
 @asynccontextmanager
-async def _refusals() -> AsyncIterator[None]:
-    """The service's refusals as answers."""
+async def _refusals(session_id: str = "") -> AsyncIterator[None]:
+    """The service's refusals as answers; what is logged meanwhile names the session that the call is about.
+
+    A call has a correlation id of its own, so it is the session's name that leads to the one of the start.
+    """
+    named = {"session": session_id} if is_session_id(session_id) else {}
     try:
-        yield
+        with structlog.contextvars.bound_contextvars(**named):
+            yield
     except NoSuchStream:
         raise ApiError(404, "There is no such stream.", field="session_id") from None
     except OutOfTurn as error:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from guardrails.findings import AppliesTo, Outcome
@@ -79,7 +80,7 @@ def begin(*, record: Record, visitor: Visitor, conversation_key: str, correlatio
                 client=record.client,
                 correlation_id=correlation_id,
                 started_at=now,
-                heartbeat_at=now,
+                heartbeat_at=Now(),
             )
             record.conversation_id, record.message_id = str(conversation.pk), str(message.pk)
             record.started_at = now.isoformat()
@@ -104,7 +105,7 @@ def write_through(*, record: Record, blob: bytes) -> None:
 def _keep_what_is_shown(record: Record) -> None:
     chars_in, released, withheld, exposed = record.counts
     AuditSession.objects.filter(pk=record.session_id, state=State.ACTIVE).update(
-        heartbeat_at=timezone.now(), chars_in=chars_in, released=released, withheld=withheld, exposed=exposed
+        heartbeat_at=Now(), chars_in=chars_in, released=released, withheld=withheld, exposed=exposed
     )
     Message.objects.filter(pk=record.message_id).update(content=record.visible)
     rows = [finding_row(record.session_id, hit) for hit in record.hits()]
@@ -232,9 +233,7 @@ def silent(before: datetime, most: int) -> QuerySet[AuditSession]:
 
 def heard_of(*, session_id: str, ago_s: float) -> None:
     """The store knows of a call that the database does not."""
-    AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(
-        heartbeat_at=timezone.now() - timedelta(seconds=ago_s)
-    )
+    AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(heartbeat_at=Now() - timedelta(seconds=ago_s))
 
 
 def turns(record: Record, most: int) -> tuple[Turn, ...]:

@@ -8,8 +8,10 @@ import logging.config
 
 import pytest
 import structlog
+from django.test import RequestFactory
 
 from project.logs import WithoutRoutine, blank_secrets, logging_config
+from streaming.correlation import correlation_in, task_id_of
 
 
 def cleaned(**event: object) -> dict[str, object]:
@@ -45,11 +47,45 @@ def test_ordinary_words_and_addresses_are_left_alone() -> None:
     assert cleaned(event=message) == {"event": message}
 
 
-def test_lines_of_other_libraries_and_tracebacks_are_cleaned_too(capsys: pytest.CaptureFixture[str]) -> None:
+def as_written() -> logging.Formatter:
     line = logging_config(json_lines=True)["formatters"]["line"]  # type: ignore[index]
-    formatter = line.pop("()")(**line)
+    formatter: logging.Formatter = line.pop("()")(**line)
+    return formatter
+
+
+@pytest.mark.parametrize(
+    ("logger", "message", "correlation_id"),
+    [
+        ("celery.worker.strategy", "Task streaming.tasks.check[order-4711~" + 32 * "a" + "] received", "order-4711"),
+        ("celery.app.trace", "Task streaming.tasks.check[" + 32 * "b" + "] succeeded in 0.1s: None", None),
+        ("somebody.else", "Task streaming.tasks.check[order-4711~" + 32 * "a" + "] received", None),
+        ("celery.beat", "Scheduler: Sending due task sweep", None),
+    ],
+)
+def test_the_queues_lines_about_a_task_bear_the_id_of_the_call(
+    logger: str, message: str, correlation_id: str | None
+) -> None:
+    record = logging.LogRecord(logger, logging.INFO, __file__, 1, message, None, None)
+    assert json.loads(as_written().format(record)).get("correlation_id") == correlation_id
+
+
+def test_a_tasks_name_takes_no_id_that_could_forge_a_line() -> None:
+    assert [correlation_in(task_id_of(one)) for one in ("order-4711", "-.order.-")] == ["order-4711", "-.order.-"]
+    assert correlation_in(f"Task a.b[{task_id_of('order-4711')}] received") == "order-4711"
+    for given in ("", "short", "<forged>\n", "order~4711"):
+        assert correlation_in(task_id_of(given)) == ""
+    assert task_id_of("order-4711") != task_id_of("order-4711"), "each task is one of its own"
+
+
+def test_what_django_says_of_an_answer_bears_the_id_of_the_call() -> None:
+    record = logging.LogRecord("django.request", logging.WARNING, __file__, 1, "Gone: /v1", None, None)
+    record.request = RequestFactory().get("/v1", **{"sluicegate.correlation_id": "order-4711"})
+    assert json.loads(as_written().format(record))["correlation_id"] == "order-4711"
+
+
+def test_lines_of_other_libraries_and_tracebacks_are_cleaned_too(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(as_written())
     logger = logging.getLogger("somebody.else")
     logger.addHandler(handler)
     logger.propagate = False

@@ -187,7 +187,7 @@ async def test_what_the_sweep_logs_about_a_session_carries_the_sessions_id() -> 
     now = timezone.now()
     later = now + timedelta(seconds=conf().stale_s + 1)
     past = now - timedelta(seconds=conf().monitoring_limit_s)
-    await AuditSession.objects.filter(pk=overdue.session_id).aupdate(answered_at=past)
+    await AuditSession.objects.filter(pk=overdue.session_id).aupdate(heartbeat_at=past)
     check = await DeferredCheck.objects.aget(session_id=silent.session_id)
     queued: list[tuple[int, object]] = []
 
