@@ -28,10 +28,14 @@ AT_THE_END = Hints(max_delta_chars=8_000, flush_ms=5_000)
 
 
 def hints(policy: Policy, applies_to: AppliesTo, *, covered: bool) -> Hints:
-    """What this policy allows. ``covered``: the client runs the policy's own IMMEDIATE rules."""
+    """What this policy allows. ``covered``: the client says that it runs the rules of this very version.
+
+    Its word counts only where such rules can be all that decides: a guardrail that clients are not given, or one that
+    is asked by sentences, keeps text until the server has judged it, and so the server has to be asked every second.
+    """
     deciding = [g for g in policy.running(applies_to) if g.decides]
     if any(g.checkpoint is Checkpoint.DEFERRED for g in deciding):
         return AT_THE_END
-    if covered and all(g.checkpoint is Checkpoint.IMMEDIATE for g in deciding):
+    if covered and all(g.checkpoint is Checkpoint.IMMEDIATE and g.client for g in deciding):
         return COVERED
     return USUAL
