@@ -3,7 +3,8 @@
 Protects three rules. ``seq`` is given by the script that appends, so writers in several processes never share one.
 A lost wake-up is no hang: readers also poll. And a reader in this process costs no second round trip: it is given what
 the append has just written (``Recent``), and the append itself returns which *other* processes read along, and only
-those are woken through the channel layer.
+those are woken through the channel layer. And the store never sees a word: it may be dumped, copied and replicated, so
+events are encrypted in it, each bound to its session (``sealed``).
 
 Keys, all with ``{session}`` as hash tag and expiring: ``sg:log`` the stream, ``sg:seq`` the last seq, ``sg:readers``
 processes that read along (score: until when that is believed), ``sg:runner`` who runs it, ``sg:stop`` asked to stop.
@@ -33,6 +34,7 @@ from streaming.conf import Conf, conf, redis_url
 from streaming.core.wire import from_json, to_json
 from streaming.log import LocalEvents, LogUnavailable, Payload
 from streaming.pipe import Pipe
+from streaming.sealed import SealBroken, seal, unseal
 from streaming.wake import Wake
 
 T = TypeVar("T")
@@ -181,7 +183,11 @@ class RedisLog:
                 return events
         answer = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
         rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
-        return [{**from_json(row[b"e"]), "seq": int(name.split(b"-")[0])} for name, row in rows]
+        return [
+            {**event, "seq": int(name.split(b"-")[0])}
+            for name, row in rows
+            if (event := _opened(row[b"e"], session_id)) is not None
+        ]
 
     @asynccontextmanager
     async def attend(self, session_id: str) -> AsyncIterator[Wake]:
@@ -340,7 +346,7 @@ class RedisLog:
         events: Sequence[dict[str, object]],
     ) -> Arguments:  # fmt: skip
         """What a script that appends is called with."""
-        texts = [to_json(event) for event in events]
+        texts = [seal(to_json(event), context=_sealed_for(session_id)) for event in events]
         limits: list[str | float | bytes] = [
             self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel,
         ]  # fmt: skip
@@ -460,6 +466,19 @@ class RedisLog:
         if self._layer is None or channel.startswith(NO_CHANNEL):
             return
         await self._briefly(self._layer.send(channel, message))
+
+
+def _sealed_for(session_id: str) -> str:
+    return f"log/{session_id}"
+
+
+def _opened(stored: bytes, session_id: str) -> dict[str, object] | None:
+    """The event again; None for what was written under another key: it is as lost as if the store had forgotten it."""
+    try:
+        return from_json(unseal(stored, context=_sealed_for(session_id)))
+    except SealBroken:
+        logger.warning("log_event_cannot_be_opened", session=session_id)
+        return None
 
 
 def _key(name: str, session_id: str) -> str:

@@ -83,6 +83,13 @@ async def test_it_works() -> None:
         "http://127.1/",
         "http://2130706433/",
         "http://0x7f.0.0.1/",
+        "http://0177.0.0.1/",
+        "http://2852039166/",
+        "http://[::]/",
+        "http://[::127.0.0.1]/",
+        "http://[::ffff:0:127.0.0.1]/",
+        "http://[64:ff9b:1::7f00:1]/",
+        "http://[fc00::1]/",
         "http://[::1]/",
         "http://[::ffff:127.0.0.1]/",
         "http://[::ffff:169.254.169.254]/",
@@ -148,6 +155,51 @@ async def test_a_redirect_to_a_metadata_address_is_refused() -> None:
     async with endpoint(answer) as (port, _):
         with pytest.raises(AddressRefused):
             await post(f"http://127.0.0.1:{port}/", b"{}", HEADERS, 5)
+
+
+PRIVATE = [
+    "http://169.254.169.254/latest/", "http://2852039166/", "http://[::ffff:169.254.169.254]/", "http://[fd00:ec2::254]/",
+    "//169.254.169.254/latest/", "http://metadata.example/", "file:///etc/passwd", "http://user:word@127.0.0.1/",
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("hops", [1, 2, 3])
+@pytest.mark.parametrize("last", PRIVATE)
+async def test_a_redirect_behind_allowed_ones_is_looked_at_like_the_first(last: str, hops: int) -> None:
+    """Every hop is allowed but the last, which no socket is opened to; a name may have turned private meanwhile."""
+    looked_up: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        looked_up.append(host)
+        return ["169.254.169.254"] if host == "metadata.example" else await outbound._resolve(host, port)
+
+    seen: list[bytes] = []
+
+    async def next_hop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        where = f"http://127.0.0.1:{port}/{len(seen)}" if len(seen) + 1 < hops else last
+        answer = f"HTTP/1.1 307 Moved\r\nLocation: {where}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        await give(answer.encode(), seen, reader, writer)
+
+    async with serving(next_hop) as port:
+        with pytest.raises(AddressRefused):
+            await outbound._follow(f"http://127.0.0.1:{port}/", b"{}", HEADERS, resolve)
+    assert len(seen) == hops
+    assert (looked_up[-1] == "metadata.example") is ("metadata" in last)
+
+
+@pytest.mark.usefixtures("local")
+async def test_a_name_that_turns_private_between_two_hops_is_refused() -> None:
+    answers = iter([["127.0.0.1"], ["169.254.169.254"]])
+
+    async def resolve(host: str, port: int) -> list[str]:
+        assert host == "judge.example"
+        return next(answers)
+
+    async with endpoint(b"HTTP/1.1 308 Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n") as (port, seen):
+        with pytest.raises(AddressRefused):
+            await outbound._follow(f"http://judge.example:{port}/", b"{}", HEADERS, resolve)
+    assert len(seen) == 1
 
 
 @pytest.mark.usefixtures("local")
