@@ -31,7 +31,7 @@ from streaming.tools.base import Context, Tool, ToolError
 logger = structlog.get_logger(__name__)
 
 MAX_CALLS = 64
-"""More calls than this in one answer are a runaway model; the rest is dropped."""
+"""More calls than this in one answer are a runaway model; the rest is dropped, and told."""
 MAX_ROUNDS = 10
 """Times that results go back to the model within one answer."""
 MAX_NAME_CHARS = 200
@@ -95,16 +95,17 @@ class ToolCalls:
         self._open: dict[tuple[int, int], Call] = {}
         self.made: list[Call] = []
 
-    def take(self, piece: ToolCallDelta) -> None:
-        """Add a piece to its call."""
+    def take(self, piece: ToolCallDelta) -> bool:
+        """Add a piece to its call; False: it is of one call too many."""
         key = (piece.choice, piece.index)
         if key not in self._open and len(self.made) + len(self._open) >= MAX_CALLS:
-            return
+            return False
         call = self._open.setdefault(key, Call())
         call.id = call.id or piece.id[:MAX_NAME_CHARS]
         call.wanted = call.wanted or piece.name[: MAX_NAME_CHARS + 1]  # one more tells that it was too long
         call.pieces.append(piece.arguments)
         call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
+        return True
 
     def came_of(self, id_: str, result: str, *, failed: bool) -> None:
         """What a call that the provider made has come to; of one that nobody knows nothing is kept."""

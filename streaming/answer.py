@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
 from streaming import totals
-from streaming.agent import MAX_NAME_CHARS, NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls, name_shown
+from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls, name_shown
 from streaming.checks import Look, Looked
 from streaming.core import gate as gates
 from streaming.core.events import (
@@ -147,6 +147,7 @@ class Answer:
         self._returned: dict[Key, Returned] = {}  # those that a guardrail is still asked about
         self._returns = 0
         self.tools = ToolCalls()
+        self._crowded = False  # a call too many has been told
         self._tool_texts = (Telling("tool_arguments"), Telling("tool_result"))
         self._overtaken: list[ServerEvent] = []
         self.findings: list[Finding] = []
@@ -181,7 +182,10 @@ class Answer:
                     self._round.signature += signature
                 return self._feed("thinking", choice, text) if text else []
             case ToolCallDelta():
-                self.tools.take(event)
+                if not self.tools.take(event) and not self._crowded:
+                    self._crowded = True
+                    words = f"The model called tools more than {MAX_CALLS} times; further calls are not made."
+                    return self.take(ProviderNotice("too_many_tool_calls", words))
             case ProviderToolResult(id_, result, error):
                 return self._tool_result(id_, result, error)
             case Usage():

@@ -170,7 +170,7 @@ class _Trial:
 
     def _call(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
         events = self._provider.stream(request) if streaming else self._provider.standard(request)
-        return without_markup(events) if request.tools and self._provider.calls_in_text else events
+        return without_markup(events, request.tools) if self._provider.calls_in_text else events
 
     async def settle(self) -> None:
         """The answer is over, or nobody wants it any more: what failed until then has failed."""

@@ -106,8 +106,8 @@ async def spoken(
     """The provider's answer as chunks, or as the one document. Raises ``ProviderError``."""
     gathered = Gathered()
     events = provider.stream(request) if streaming else provider.standard(request)
-    if request.tools and provider.calls_in_text:
-        events = without_markup(events)
+    if provider.calls_in_text:
+        events = without_markup(events, request.tools)
     async with aclosing(events):
         async for event in events:
             gathered.take(event)

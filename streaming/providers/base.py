@@ -191,7 +191,7 @@ class Provider(ABC):
     label: ClassVar[str] = ""
     scripted: ClassVar[bool] = False
     calls_in_text: ClassVar[bool] = False
-    """Whether servers of this dialect may pass tool calls on as the model wrote them; they are read out of the text."""
+    """Whether servers of this dialect may pass tool calls on as the model wrote them: they are read out of texts."""
     circuit: str = ""
     """Whose failures count together with this one's; empty: those of every provider of this name."""
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardrails.policy import Policy
 from streaming import agent
-from streaming.agent import MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD
+from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD
 from streaming.callbacks import StreamCallbacks, _read, start_stream
 from streaming.core.events import (
     ProviderEvent,
@@ -366,6 +366,29 @@ async def test_ten_rounds_are_enough(tools: Tools) -> None:
     assert (await case.of("done"))[0]["outcome"] == "allowed"
 
 
+@pytest.mark.parametrize("rounds", [1, 5], ids=["in_one_round", "in_five"])
+async def test_calls_beyond_the_limit_are_not_made_and_the_reader_is_told_once(tools: Tools, rounds: int) -> None:
+    """However many there are: those before them are made, and the answer goes on."""
+    each = (MAX_CALLS + 11) // rounds
+    said = [asks(*(("echo", {"text": f"{n} of {number}"}) for n in range(each))) for number in range(rounds)]
+    case = await answer([*said, ["The end."]], tools)
+    await case.pump.run()
+    assert len(tools.saw) == len(await case.of("tool_call")) == len(await case.of("tool_result")) == MAX_CALLS
+    assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("too_many_tool_calls", True)]
+    stored = await Message.objects.aget(pk=case.answer_id)
+    assert len(stored.metadata["tools"]) == MAX_CALLS
+    assert stored.metadata["notices"] == [["", "too_many_tool_calls", 1]]
+    (done,) = await case.of("done")
+    assert (done["final"], done["outcome"]) == ("The end.", "allowed")
+
+
+async def test_as_many_calls_as_the_limit_are_no_error(tools: Tools) -> None:
+    case = await answer([asks(*(("echo", {"text": f"{n}"}) for n in range(MAX_CALLS))), ["The end."]], tools)
+    await case.pump.run()
+    assert len(tools.saw) == MAX_CALLS
+    assert await case.of("error") == []
+
+
 async def test_every_call_has_an_id_of_its_own_although_the_model_repeats_them(tools: Tools) -> None:
     case = await answer([asks(("echo", {"text": "a"})), asks(("echo", {"text": "b"})), ["end"]], tools)
     await case.pump.run()
@@ -652,32 +675,6 @@ async def test_callbacks_hear_thinking_failures_of_tools_and_of_the_provider(too
     ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("demo_policy")
-@pytest.mark.parametrize("waiting", ["token", "tool"])
-async def test_a_python_program_interrupts_at_once(tools: Tools, waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools.add("hangs", hangs)
-    script: list[Step] = asks(("hangs", {})) if waiting == "tool" else ["some text", asyncio.Event()]
-    provider = Controlled(script)
-    monkeypatch.setattr("streaming.chat.get_provider", lambda name: provider)
-    monkeypatch.setattr("streaming.chat.specs", lambda: (tools.made["hangs"].spec,))
-    began = asyncio.Event()
-
-    class Waiting(StreamCallbacks):
-        def on_text(self, text: str) -> None:
-            began.set()
-
-        def on_tool_use(self, name: str, input: object) -> None:
-            began.set()
-
-    start = {"prompt": "hello", "tools": waiting == "tool"}
-    handle = await start_stream(start, Waiting(), visitor=Visitor(client="mine"), log=MemoryLog(), settings=QUICK)
-    async with asyncio.timeout(10):
-        await began.wait()
-        await handle.interrupt()
-        assert await handle.wait() == "interrupted"
-    assert provider.closed
-
-
 def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow tool without its slowness."""
     slow = base.all_tools()["slow_count"]
@@ -719,4 +716,4 @@ def test_limits_are_what_the_documentation_says() -> None:
     assert (agent.MAX_ROUNDS, agent.MAX_DEPTH, agent.MAX_ARGUMENT_CHARS, agent.MAX_RESULT_CHARS) == (
         10, 32, 256_000, 100_000
     )  # fmt: skip
-    assert MAX_NAME_CHARS == 200
+    assert (MAX_NAME_CHARS, MAX_CALLS) == (200, 64)

@@ -11,18 +11,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.core.events import ProviderEvent, ProviderNotice, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
-from streaming.core.markup import MAX_CHARS, MarkupReader
+from streaming.core.markup import (
+    FORMS,
+    MAX_CHARS,
+    MAX_NAME,
+    MAX_SPACE,
+    NOT_OFFERED,
+    THOUGHT,
+    MarkupReader,
+    Types,
+)
+from streaming.gateway.speak import spoken
+from streaming.gateway.speak_anthropic import AnthropicSpeaker
+from streaming.models import Message
 from streaming.providers.base import ChatMessage, ProviderRequest, StreamCutOff, ToolSpec
 from streaming.resilience import Upstreams
 from streaming.written_calls import without_markup
-from tests.streaming.pumping import Controlled
+from tests.streaming.pumping import Controlled, Step, policy_of, trial
 
 CALL = '{"name": "calculator", "arguments": {"formula": "2 * 3"}}'
 ARGUMENTS = {"formula": "2 * 3"}
 
 
-def read(chunks: list[str]) -> tuple[str, list[tuple[str, object]], list[ProviderNotice]]:
-    reader = MarkupReader(0, itertools.count(7))
+def read(
+    chunks: list[str], instead: str = "", types: Types | None = None
+) -> tuple[str, list[tuple[str, object]], list[ProviderNotice]]:
+    reader = MarkupReader(0, itertools.count(7), instead=instead, types=types)
     events = [event for chunk in chunks for event in reader.feed(chunk)] + list(reader.finish())
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     calls = [event for event in events if isinstance(event, ToolCallDelta)]
@@ -31,6 +45,7 @@ def read(chunks: list[str]) -> tuple[str, list[tuple[str, object]], list[Provide
     return text, [(call.name, json.loads(call.arguments)) for call in calls], told
 
 
+TOOL = ToolSpec("calculator", "computes", {"type": "object"})
 NAMED = '[TOOL_CALLS]calculator[ARGS]{"formula": "2 * 3"}'
 WRITTEN = [
     (f"Let me see. <tool_call>\n{CALL}\n</tool_call> One moment.", "Let me see.  One moment.", 1),
@@ -41,6 +56,9 @@ WRITTEN = [
     ('[TOOL_CALLS]calculator[CALL_ID]a1B2c3D4e[ARGS]{"formula": "2 * 3"}', "", 1),
     (f"One. {NAMED}\n{NAMED}", "One. ", 2),
     ('<|python_tag|>{"name": "calculator", "parameters": {"formula": "2 * 3"}}', "", 1),
+    ('<function=calculator>{"formula": "2 * 3"}</function> Done.', " Done.", 1),
+    ("<function=calculator>\n<parameter=formula>\n2 * 3\n</parameter>\n</function>", "", 1),
+    ("<tool_call>\n<function=calculator>\n<parameter=formula>\n2 * 3\n</parameter>\n</function>\n</tool_call>", "", 1),
     (f"<tool_call>{CALL}", "", 1),
     (f"a <tool <tool_call>{CALL}</tool_call>", "a <tool ", 1),
 ]
@@ -61,8 +79,75 @@ def test_a_call_is_found_however_its_text_is_cut(written: str, text: str, count:
 @given(st.lists(st.sampled_from(["<", "tool", "_call>", "[TOOL", "_CALLS", "<|python", "a<b", "</tool_call>", " "])))
 def test_text_that_only_begins_like_markup_stays_as_it_is(pieces: list[str]) -> None:
     text = "".join(pieces)
-    if not any(form in text for form in ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")):
+    if not any(form in text for form in FORMS):
         assert read(pieces) == (text, [], [])
+
+
+SPOKEN_OF = [
+    "The tag <tool_call> opens a call and </tool_call> closes it.",
+    "Mistral writes [TOOL_CALLS] and [ARGS], Llama writes <|python_tag|> or <function=name> with the arguments behind.",
+    "<tool_call>\n{ the object }\n</tool_call>",
+    f"Write `<tool_call>{CALL}</tool_call>` for that.",
+    f"So:\n```\n<tool_call>{CALL}</tool_call>\n```\nand\n```xml\n[TOOL_CALLS]a[ARGS]{{}}\n```\nthat is all.",
+    "A [TOOL_CALLS]name[CALL_ID]id[ARGS] and the object, or [TOOL_CALLS]name[CALL_ID]" + "x" * 300,
+    "<function=" + "x" * 300 + ">",
+    "<tool_call>" + " " * 100 + CALL,
+    "[TOOL_CALLS]",
+]
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=range(len(WRITTEN)))
+def test_where_no_call_can_be_made_markup_is_dropped_and_told_however_it_is_cut(written: tuple[str, str, int]) -> None:
+    text, shown, _ = written
+    for pieces in ([text], list(text), *([text[:at], text[at:]] for at in range(len(text)))):
+        left, calls, told = read(pieces, NOT_OFFERED)
+        assert (left, calls) == (shown, [])
+        assert {(notice.code, notice.message) for notice in told} == {("tool_markup", NOT_OFFERED)}
+
+
+@pytest.mark.parametrize("text", SPOKEN_OF, ids=range(len(SPOKEN_OF)))
+def test_where_no_call_can_be_made_a_text_may_speak_of_markup_however_it_is_cut(text: str) -> None:
+    for pieces in ([text], list(text), *([text[:at], text[at:]] for at in range(len(text)))):
+        assert read(pieces, NOT_OFFERED) == (text, [], [])
+
+
+def test_what_is_written_behind_quoted_code_is_markup_again() -> None:
+    text = f"```\n<tool_call>{CALL}</tool_call>\n```\n"
+    assert read(list(f"{text}<tool_call>{CALL}</tool_call>"), NOT_OFFERED)[:2] == (text, [])
+
+
+def test_no_text_waits_for_long_to_be_known_as_no_markup() -> None:
+    for form in FORMS:
+        for behind in (
+            "x" * 1_000,
+            " " * 1_000,
+            '{"' + "x" * 1_000,
+            "[{" * 500,
+            "x" * 150 + " " * 1_000,
+            "x[ARGS]" + " " * 99,
+        ):
+            reader, shown = MarkupReader(0, itertools.count(), instead=NOT_OFFERED), 0
+            for number, char in enumerate(form + behind, 1):
+                shown += sum(len(event.text) for event in reader.feed(char) if isinstance(event, TextDelta))
+                assert number - shown <= len(form) + 2 * MAX_SPACE + MAX_NAME, (form, behind[:3])
+
+
+def test_a_parameter_is_what_the_tools_schema_says() -> None:
+    written = "<function=note>" + "".join(
+        f"<parameter={key}>\n{value}\n</parameter>"
+        for key, value in (("text", "2026"), ("count", "7"), ("more", '{"a": [1]}'), ("odd", "NaN"), ("lines", "a\nb"))
+    )
+    _, calls, told = read([written + "</function>"], types={"note": frozenset({"text"})})
+    assert calls == [("note", {"text": "2026", "count": 7, "more": {"a": [1]}, "odd": "NaN", "lines": "a\nb"})]
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "inside", ["note", "note>[1]", "note>words", ">{}", "no te>{}", "note><parameter=a>1", "note>" + "[" * 100_000]
+)
+def test_a_function_that_cannot_be_read_is_told_and_not_shown(inside: str) -> None:
+    text, calls, told = read([f"a<function={inside}</function>b"])
+    assert (text, calls, [notice.code for notice in told]) == ("ab", [], ["tool_markup"])
 
 
 def test_no_more_is_held_back_than_may_be_markup() -> None:
@@ -146,10 +231,12 @@ async def events(*said: ProviderEvent | Exception) -> AsyncGenerator[ProviderEve
 async def test_choices_are_read_apart_and_end_before_they_stop() -> None:
     said = [TextDelta("a<tool_", 0), TextDelta("b<tool_call>", 1), TextDelta("x", 0), TextDelta(CALL, 1),
             ThinkingDelta("<tool_call>"), TextDelta("<", 0), Stopped("stop", 0)]  # fmt: skip
-    got = [event async for event in without_markup(events(*said))]
-    assert got[-3:-1] == [TextDelta("<", 0), Stopped("stop", 0)]
+    got = [event async for event in without_markup(events(*said), (TOOL,))]
+    stopped = got.index(Stopped("stop", 0))
+    assert TextDelta("<", 0) in got[:stopped]
+    assert [event for event in got[stopped:] if getattr(event, "choice", 0) == 0] == [Stopped("stop", 0)]
     assert [event.choice for event in got if isinstance(event, ToolCallDelta)] == [1]
-    assert ThinkingDelta("<tool_call>") in got
+    assert ThinkingDelta("<tool_call>") in got[:stopped]
     assert "".join(e.text for e in got if isinstance(e, TextDelta) and e.choice == 0) == "a<tool_x<"
 
 
@@ -162,7 +249,7 @@ async def until_cut_off(said: ProviderEvent) -> list[ProviderEvent]:
     got: list[ProviderEvent] = []
 
     async def read_all() -> None:
-        async for event in without_markup(events(said, StreamCutOff("gone"))):
+        async for event in without_markup(events(said, StreamCutOff("gone")), (TOOL,)):
             got.append(event)  # noqa: PERF401  # what came before the error counts
 
     with pytest.raises(StreamCutOff):
@@ -175,9 +262,61 @@ async def test_only_who_was_offered_tools_can_write_calls(offered: bool) -> None
     class Server(Controlled):
         calls_in_text = True
 
-    tool = ToolSpec("calculator", "computes", {"type": "object"})
-    request = ProviderRequest((ChatMessage("user", "six?"),), tools=(tool,) if offered else ())
+    request = ProviderRequest((ChatMessage("user", "six?"),), tools=(TOOL,) if offered else ())
     asked = Upstreams((Server(script=[f"<tool_call>{CALL}</tool_call>"]),)).ask(request)
     got = [event async for event in asked]
     assert any(isinstance(event, ToolCallDelta) for event in got) is offered
-    assert any(isinstance(event, TextDelta) for event in got) is not offered
+    assert not any(isinstance(event, TextDelta) for event in got), "and nobody is shown one"
+    assert [event.code for event in got if isinstance(event, ProviderNotice)] == ([] if offered else ["tool_markup"])
+
+
+@pytest.mark.parametrize("offered", [True, False])
+@pytest.mark.parametrize(("written", "shown"), [(text, shown) for text, shown, _ in WRITTEN], ids=range(len(WRITTEN)))
+async def test_a_call_written_into_the_thinking_is_neither_shown_nor_made(
+    offered: bool, written: str, shown: str
+) -> None:
+    pieces = [ThinkingDelta(written[at : at + 5]) for at in range(0, len(written), 5)]
+    said = [*pieces, ThinkingDelta("", signature="proof"), TextDelta("So."), Stopped("stop")]
+    got = [event async for event in without_markup(events(*said), (TOOL,) if offered else ())]
+    thought = [event for event in got if isinstance(event, ThinkingDelta)]
+    assert ("".join(event.text for event in thought), "".join(event.signature for event in thought)) == (shown, "proof")
+    assert not any(isinstance(event, ToolCallDelta) for event in got)
+    assert {event.message for event in got if isinstance(event, ProviderNotice)} == {THOUGHT}
+    assert "".join(event.text for event in got if isinstance(event, TextDelta)) == "So."
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("where", ["text", "thinking"])
+async def test_of_a_call_that_nobody_may_make_nothing_reaches_page_or_storage(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Controlled, "calls_in_text", True)
+    written = [*"Let me see. ", *'[TOOL_CALLS]zebra[ARGS]{"formula": "2 * 3"}']
+    script = [ThinkingDelta(char) for char in written] if where == "thinking" else list[Step](written)
+    case = await trial([*script, "" if where == "text" else "Well.", Stopped("stop")], policy=policy_of(without="harm"))
+    await case.pump.run()
+    stored = await Message.objects.aget(pk=case.answer_id)
+    for markup in ("zebra", "TOOL_CALLS", "ARGS", "formula"):
+        assert markup not in str(await case.events())
+        assert markup not in stored.content + str(stored.metadata)
+    assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("tool_markup", True)]
+    assert await case.of("tool_call") == []
+    seen = stored.content if where == "text" else stored.metadata["thinking"]
+    assert (seen, (await case.of("done"))[0]["outcome"]) == ("Let me see. ", "allowed")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_client_of_another_dialect_that_offered_no_tools_is_not_shown_one(streaming: bool) -> None:
+    class Server(Controlled):
+        calls_in_text = True
+
+        async def standard(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+            async for event in self.stream(request):
+                yield event
+
+    server = Server(script=["Sure. ", ThinkingDelta(f"<tool_call>{CALL}</tool_call>"), NAMED, Stopped("stop")])
+    request, speaker = ProviderRequest((ChatMessage("user", "six?"),)), AnthropicSpeaker("m-1", "1", 0)
+    said = json.dumps([piece async for piece in spoken(server, request, speaker, streaming=streaming)])
+    assert "Sure. " in said
+    assert "calculator" not in said
+    assert "formula" not in said
