@@ -311,6 +311,47 @@ async def test_switched_off_mid_traffic_by_another_process_the_next_request_does
     assert seen == [["stream"]] * 10 + [["standard"]] * 10
 
 
+@dataclass
+class Halfway(Both):
+    """Says half of its answer, and the rest when it may."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.paths.append("stream")
+        yield TextDelta("Half of it, ")
+        self.begun.set()
+        await self.go.wait()
+        yield TextDelta("and the rest.")
+        yield Stopped("stop")
+
+
+async def test_switched_off_while_answers_stream_they_end_as_streams_and_the_next_of_their_conversations_does_not() -> (
+    None
+):
+    await set_flag(everyone=True)
+    visitor, providers = Visitor(session_key="s"), [Halfway(script=["All of it."]) for _ in range(5)]
+    answers = [asyncio.create_task(ask(visitor=visitor, provider=provider)) for provider in providers]
+    async with asyncio.timeout(60):
+        for provider in providers:
+            await provider.begun.wait()
+        await RolloutFlag.objects.aupdate(everyone=False)
+        for provider in providers:
+            provider.go.set()
+        for answered, provider in zip(await asyncio.gather(*answers), providers, strict=True):
+            assert answered.paths == ["stream"]
+            assert answered.message.content == "Half of it, and the rest."
+            assert (answered.row.outcome, answered.row.streaming, answered.row.fallback) == ("allowed", True, "")
+            assert "fallback" not in answered.message.metadata
+            mine = str(answered.row.conversation_id)
+            follows = await ask(visitor=visitor, provider=provider, conversation_id=mine)
+            assert follows.paths == ["stream", "standard"]
+            assert follows.message.content == "All of it."
+            assert (follows.row.streaming, follows.row.fallback) == (False, "flag_off")
+            assert (follows.message.metadata["streaming"], follows.message.metadata["fallback"]) == (False, "flag_off")
+
+
 async def chosen_by(upstreams: RolledOut) -> ProviderEvent:
     """The first event of an answer that is read to its end."""
     events = [event async for event in upstreams.ask(PLAIN)]

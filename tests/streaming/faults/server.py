@@ -43,6 +43,28 @@ ENDS: dict[str, bytes] = {
 BAD_LINE = {"openai": b"data: {oops\n\n", "anthropic": b"data: {oops\n\n", "ollama": b"{oops\n"}
 
 
+WHOLE: dict[str, Json] = {
+    "openai": {
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "whole answer"}, "finish_reason": "stop"}],
+    },
+    "anthropic": {
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": "whole answer"}],
+        "stop_reason": "end_turn",
+    },
+    "ollama": {
+        "model": "m",
+        "message": {"role": "assistant", "content": "whole answer"},
+        "done": True,
+        "done_reason": "stop",
+    },
+}
+"""The answer ``fine`` where it is not streamed."""
+
+
 def status(line: str, body: bytes = b'{"error": {"message": "told"}}', *headers: str) -> bytes:
     lines = "".join(f"{header}\r\n" for header in headers)
     return f"HTTP/1.1 {line}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
@@ -77,9 +99,13 @@ async def faulty(adapter: str, fault: str) -> AsyncIterator[Faulty]:
                     for line in head.split(b"\r\n")
                     if line.lower().startswith(b"content-length")
                 )
-                await reader.readexactly(length)
+                asked: Json = json.loads(await reader.readexactly(length))
                 there.served += 1
-                await _misbehave(adapter, fault, reader, writer)
+                if fault == "only whole" and not asked.get("stream"):
+                    writer.write(status("200 OK", json.dumps(WHOLE[adapter]).encode()))
+                    await writer.drain()
+                else:
+                    await _misbehave(adapter, fault, reader, writer)
         finally:
             there.open -= 1
             there.tasks.discard(task)
@@ -139,7 +165,7 @@ async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, wri
             writer.write(body + BAD_LINE[adapter] * 20)
         case "429":
             writer.write(status("429 Too Many Requests", b'{"error": {"message": "told"}}', "Retry-After: 7"))
-        case "500":
+        case "500" | "only whole":
             writer.write(status("500 Internal Server Error"))
         case "529":
             writer.write(status("529 Overloaded", b'{"type": "error", "error": {"type": "overloaded_error"}}'))
@@ -147,7 +173,7 @@ async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, wri
             packer = zlib.compressobj(wbits=31)
             first = packer.compress(say("part")) + packer.flush(zlib.Z_SYNC_FLUSH)
             rest = packer.compress(say("lost") + end) + packer.flush()
-            writer.write(HEAD + b"Content-Encoding: gzip\r\n\r\n" + first + rest[:5])
+            writer.write(HEAD + b"Content-Encoding: gzip\r\n\r\n" + first + rest[:1])
         case "half a character":
             whole = say(" é").replace(b"\\u00e9", "é".encode())
             writer.write(body + say("part") + whole[: whole.index("é".encode()) + 1])
