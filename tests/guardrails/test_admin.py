@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.contrib.sessions.models import Session
 from django.contrib.staticfiles import finders
 from django.test import Client
@@ -248,6 +248,31 @@ def test_every_step_is_in_the_history_and_a_refused_one_is_not(cast: Cast) -> No
     assert "support v1 signed" in page(signer, "policyversion_history", version.pk)
     assert "support v1 published" in page(author, "policy_history", policy.pk)
     assert "support v1 published" in page(signer, "policyversion_history", version.pk)
+
+
+def test_author_who_may_sign_cannot_sign_their_own_version_and_somebody_else_can(cast: Cast, settings: Any) -> None:
+    settings.SLUICEGATE_FOUR_EYES = True
+    both = [cast.author, cast.signer]
+    names = ["add_policy", "change_policy", "publish_policy", "sign_policyversion", "view_policy", "view_policyversion"]
+    for person in both:
+        person.user_permissions.set(Permission.objects.filter(content_type__app_label="guardrails", codename__in=names))
+    author, second = map(signed_in, both)
+    author.post(reverse("admin:guardrails_policy_add"), {"draft": json.dumps(document("acme"))})
+    act(author, "policy", "publish", Policy.objects.get().pk)
+    version = PolicyVersion.objects.get()
+    said = act(author, "policyversion", "sign", version.pk)
+    assert "four eyes are required: author wrote or published support v1, so somebody else has to sign it" in said
+    version.refresh_from_db()
+    assert (version.signature, version.signed_by) == ("", None)
+    assert "support v1 signed" not in page(author, "policyversion_history", version.pk)
+    assert "support v1 signed" in act(second, "policyversion", "sign", version.pk)
+    version.refresh_from_db()
+    assert version.signed_by == cast.signer
+    settings.SLUICEGATE_FOUR_EYES = False
+    own = services.publish(policy=services.save_draft(document=document("b"), by=cast.author), by=cast.author)
+    assert "support v2 signed" in act(
+        author, "policyversion", "sign", own.pk
+    )  # the setting, and nothing else, forbids it
 
 
 def test_a_forged_step_of_somebody_else_is_an_error(cast: Cast) -> None:
