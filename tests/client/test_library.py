@@ -118,6 +118,30 @@ def test_block_ends_the_painting_and_the_message_for_it_is_never_checked(
     assert (said["visible"], said["state"], streamed(pages)) == ("[Stopped.]", "done", [])
 
 
+@pytest.mark.parametrize("cumulative", [True, False], ids=["watched", "fed"])
+@pytest.mark.parametrize("pieces", [["[Stopped.]"], list("\n[Stopped.] ")], ids=["whole", "in pieces"])
+def test_message_of_a_block_is_known_after_a_reload_and_in_pieces(
+    tab: Page, streams: Streams, pages: Pages, pieces: list[str], cumulative: bool
+) -> None:
+    said = drive(tab, chunks=["All of project blue heron"], about={"notice": "[Stopped.]"})
+    assert said["state"] == "blocked"
+    tab.reload()
+    pages.calls.clear()
+    said = drive(tab, chunks=pieces, cumulative=cumulative)  # by an answer with another message of its own
+    assert (said["visible"].strip(), said["state"], streamed(pages)) == ("[Stopped.]", "done", [])
+
+
+@pytest.mark.parametrize("cumulative", [True, False], ids=["watched", "fed"])
+@pytest.mark.parametrize("rest", ["", " here: 123-45-6789"], ids=["ends there", "goes on"])
+def test_text_that_only_begins_like_our_message_is_checked_whole(
+    tab: Page, streams: Streams, rest: str, cumulative: bool
+) -> None:
+    text = f" [Stopped{rest}"
+    said = drive(tab, chunks=list(text), about={"notice": "[Stopped.]"}, cumulative=cumulative)
+    assert (said["visible"], said["state"]) == (text.replace("123-45-6789", "[SSN]"), "done")
+    assert "".join(streams.sessions["session-1"].deltas) == text
+
+
 def fail_stream(times: int, reply: Reply | None) -> Any:
     left = [times]
 

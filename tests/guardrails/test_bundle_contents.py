@@ -21,7 +21,7 @@ from guardrails.policy import PolicyError
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
 
 Json = dict[str, Any]
-POLICIES = 24
+POLICIES = 16
 RUN_BY_CLIENTS = ("regex", "keywords", "secrets")
 """Kinds with words of their own that can go."""
 ASKS = ("ai_judge", "moderation_api", "webhook")
@@ -122,7 +122,7 @@ def test_it_works() -> None:
                 assert number not in bundle, guardrail
                 stayed += 1
         assert not any(f'"kind":"{kind}"' in text for kind in ASKS)
-    assert min(went, stayed, refused) >= 10, (went, stayed, refused)
+    assert min(went, stayed, refused) >= 6, (went, stayed, refused)
     assert Policy.objects.filter(name__startswith="p-").count() > POLICIES // 2
 
 

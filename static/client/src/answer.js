@@ -9,8 +9,10 @@
 //   "closed"  nothing more is painted. What stands there had been let through.
 //   "open"    painting goes on: by the local gate while there is one, else by the server's word while it answers, else
 //             the text as it is. This is the only way in which unchecked text is ever painted.
-// Our own message in place of a blocked answer is never sent to be checked, also when a watched page shows it to us.
+// Our own message in place of a blocked answer is never checked again, also when a watched page shows it to us, in one
+// piece or in many, before or after a reload: a text that begins like it waits until it says something else.
 
+const NOTICE = "sluicegate notice ";
 const EARLY = 0.8; // of flush_ms: the call itself takes a moment
 const FIRST_CHARS = 1000;
 const USUAL = { max_delta_chars: 1000, flush_ms: 1000 };
@@ -38,7 +40,7 @@ export class Answer extends EventTarget {
   #gate;
   #about;
   #raw = ""; // all text that was taken
-  #half = ""; // a high surrogate whose low one is still to come
+  #half = ""; // a high surrogate whose low one is still to come, or a text that so far is our own message's beginning
   #ended = false;
   #told = 0; // of the text, put into deltas (UTF-16)
   #sent = []; // deltas by seq
@@ -74,23 +76,29 @@ export class Answer extends EventTarget {
     return this.#about.notice;
   }
 
+  get #own() {
+    return NOTICE + this.notice.trim();
+  }
+
   /** More text, cut anywhere. */
   feed(text) {
     if (this.#ended || this.#over) return;
     const all = this.#half + text;
-    this.#half = all.match(/[\ud800-\udbff]$/)?.[0] ?? "";
+    const said = NOTICE + all.trim();
+    const { store } = this.#gate.options;
+    const known = this.#raw ? [] : [this.#own, ...Object.keys(store)];
+    const ours = known.filter((one) => one.startsWith(said));
+    if (said !== NOTICE && ours.includes(said)) {
+      this.visible = all;
+      return this.#enter("done");
+    }
+    this.#half = ours[0] ? all : all.match(/[\ud800-\udbff]?$/)[0];
     this.#raw += clean(all.slice(0, all.length - this.#half.length));
     this.#changed();
   }
 
   /** The whole text so far, for pages that are watched. False if it does not go on from what was taken before. */
   update(all) {
-    if (!this.#raw && this.#gate.notices.has(all.trim())) {
-      this.#ended = true;
-      this.visible = all;
-      this.#enter("done");
-      return true;
-    }
     const goesOn = clean(all).startsWith(clean(this.taken));
     if (goesOn) this.feed(all.slice(this.taken.length));
     return goesOn;
@@ -103,7 +111,7 @@ export class Answer extends EventTarget {
     this.#ended = true;
     this.#changed();
     await this.#work;
-    if (this.state === "waiting" || this.state === "guarding") this.#enter("done");
+    if (!this.#over && this.state !== "open") this.#enter("done");
     this.#rules?.runner.leave(this);
     if (this.#slot) this.#gate.options.session.removeItem(this.#slot);
     return this;
@@ -204,7 +212,7 @@ export class Answer extends EventTarget {
     const said = await this.#post("start", ...this.#opening);
     this.session = said.session_id;
     if (this.mode === "local" && said.policy.digest !== rules_version) {
-      this.#hand({ code: "other_version", message: "The server guards by another version." });
+      this.#hand({ code: "other_version", message: "The server has another version." });
       this.#gate.refresh();
     }
     this.#accept(said, 1);
@@ -290,9 +298,9 @@ export class Answer extends EventTarget {
     for (const finding of findings) this.#found(finding, "server");
     const agrees = this.#server.startsWith(this.#local) || this.#local.startsWith(this.#server);
     if (this.mode === "local" && !agrees) {
-      this.#hand({ code: "differs", message: "The server's text differs from that of these rules." });
+      this.#hand({ code: "differs", message: "The server's text differs." });
     }
-    if (this.mode === "server") this.#hints = hints ?? this.#hints;
+    if (hints && this.mode === "server") this.#hints = hints;
     this.#repaint();
     if (action === "block") this.#block(findings.at(-1)?.guardrail);
     this.#save();
@@ -325,9 +333,9 @@ export class Answer extends EventTarget {
 
   #block(guardrail) {
     if (this.#over) return;
-    this.#gate.notices.add(this.notice.trim());
     this.reason = { code: "blocked", message: `Guardrail ${guardrail} stopped this answer.` };
     this.#enter("blocked");
+    this.#gate.options.store[this.#own] = 1;
   }
 
   #fail({ code, message }) {

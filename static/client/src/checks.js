@@ -30,7 +30,7 @@ const CHECKS = {
     const inner = form?.replace(/(\d+)!(.)/g, (_, count, set) => `${sets[set]}{${count}}`);
     const rest = (before, char) => (parseInt(char, 36) + (char > "9" ? 100 : 10) * before) % 97;
     const sum = [...(text.slice(4) + text.slice(0, 4))].reduce(rest, 0);
-    return Boolean(form) && sum === 1 && new RegExp(`^${inner}$`).test(text.slice(4));
+    return form && sum === 1 && new RegExp(`^${inner}$`).test(text.slice(4));
   },
 
   ssn: (secret) => /^(?!000|666)\d{3}(?!00)\d\d(?!0000)\d{4}$/.test(digits(secret)),

@@ -228,11 +228,11 @@ export class Gate {
 export function disparity(entries, folding) {
   for (const entry of entries) {
     for (const { text, spans } of entry.data.vectors) {
-      const run = new Run(entry, new Reading(entry.data.fold && folding));
+      const run = new Run(entry, new Reading(entry.data.fold ? folding : undefined));
       points(text).forEach((code, at) => run.reading.add(code, at));
       run.advance(true);
       const found = run.spans(true).map(({ start, end }) => [start, end]);
-      if (JSON.stringify(found) !== JSON.stringify(spans)) return `${entry.guardrail.name}/${entry.data.id}`;
+      if (`${found}` !== `${spans}`) return `${entry.guardrail.name}/${entry.data.id}`;
     }
   }
 }

@@ -21,7 +21,6 @@ const AGAIN_S = 30; // after which rules that could not be had are asked for aga
 /** Emits `rules` whenever the rules have been asked for. */
 export class Sluicegate extends EventTarget {
   calls = 0; // calls of streams that were answered
-  notices = new Set(); // our own messages in place of blocked answers: never checked
   refused = null; // why there are no (newer) rules: a Refused
   options; // what was asked for, with all that was left out
   #rules = null;
@@ -42,7 +41,8 @@ export class Sluicegate extends EventTarget {
    * @param {number} [options.limitMs] for the local rules and one piece of text
    * @param {number} [options.rulesMs] an answer waits so long for rules; then the server guards it
    * @param {number} [options.refreshMs] age at which the rules are asked for again
-   * @param {Storage|object} [options.store] keeps the highest serials that were seen, each as a property
+   * @param {Storage|object} [options.store] keeps, each as a property, the highest serials that were seen and our own
+   *   messages in place of blocked answers
    * @param {Storage} [options.session] keeps answers that may be resumed after a reload
    */
   constructor(options) {
