@@ -2,13 +2,12 @@
 
 Exists so that the shipped weights are no riddle: this command makes them, from the collections named in docs/
 classifiers.md, with a fixed seed. Protects the judgement: what is judged on is split off before anything is trained
-and nothing is tuned on it; the split is by a hash of the text, so that a copy never stands on both sides.
+(``split``), and nothing is tuned on it; the threshold is chosen on a third part.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -22,69 +21,18 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from guardrails.ml.features import BUCKETS, features, plain, windows
-from guardrails.ml.made import sentences
+from guardrails.ml.features import BUCKETS, features
 from guardrails.ml.model import WEIGHTS, read
+from guardrails.ml.split import Collected, Row, injection, lines, lowest_threshold, split, toxicity
 
-Row = tuple[str, int]
-C = 4.0
-"""Inverse strength of the regularisation; 1 and 16 give the same figures within their noise."""
-THRESHOLDS = {"prompt_injection": 0.75, "toxicity": 0.75}
+C = 16.0
+"""Inverse strength of the regularisation, chosen on the tuning part: recall at 1 % false positives there was 0.854,
+0.847 and 0.874 for 1, 4 and 16 (toxicity: 0.818, 0.850, 0.871)."""
+MOST_WRONG = 0.01
+"""Of the harmless texts of the tuning part so many may be called hits: it says where the threshold is."""
 POST_WEIGHT = 6
-"""The 840 posts are ordinary language, the 4,000 tweets are not; without a weight nothing would be learnt from them."""
-TOXIC = ("H", "H2", "HR", "V", "V2")
-"""Labels of the moderation collection that count: hate, harassment, violence. Sexual and self-harm texts do not."""
-
-
-def held_out(text: str) -> bool:
-    """Every fifth text, by its own hash."""
-    return hashlib.sha256(plain(text).encode()).digest()[0] % 5 == 0
-
-
-def injection(data: Path) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Training rows, and judging rows by collection."""
-    harmless_prompts = [(row["text"], 0) for row in _lines(data / "benign-prompts-500.jsonl")]
-    prose = [(row["text"], 0) for row in _lines(data / "openai-moderation-half.jsonl")]
-    judging = {
-        "S-Labs, validation": _csv(data / "s-labs-validation.csv"),
-        "neuralchemy, validation": _parquet(data / "neuralchemy-core-validation.parquet"),
-        "harmless prompts on touchy subjects": [row for row in harmless_prompts if held_out(row[0])],
-        "harmless sentences with trigger words": _tricky(judging=True, count=500),
-        "prose": [row for row in prose if held_out(row[0])],
-    }
-    training = _csv(data / "s-labs-train.csv") + _parquet(data / "neuralchemy-core-train.parquet")
-    training += [row for row in harmless_prompts + prose if not held_out(row[0])]
-    training += _tricky(judging=False, count=2_500)
-    return training, judging
-
-
-def toxicity(data: Path) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Training rows, and judging rows by collection."""
-    tweets = [
-        (row["text"], int(row["label"] != "neither")) for row in _lines(data / "davidson-hate-offensive-4000.jsonl")
-    ]
-    posts = [
-        (row["text"], int(any(row["labels"].get(label) for label in TOXIC)))
-        for row in _lines(data / "openai-moderation-half.jsonl")
-    ]
-    prompts = [(row["text"], 0) for row in _lines(data / "benign-prompts-500.jsonl")]
-    asked = [row for row in _csv(data / "s-labs-train.csv") if row[1] == 0]
-    sets = {"tweets (Davidson)": tweets, "posts (OpenAI moderation)": posts, "harmless prompts": prompts + asked}
-    judging = {name: [row for row in rows if held_out(row[0])] for name, rows in sets.items()}
-    judging["harmless sentences with trigger words"] = _tricky(judging=True, count=500)
-    judging["made sentences, hostile and mild"] = _both(judging=True, count=120)
-    training = [row for rows in sets.values() for row in rows if not held_out(row[0])]
-    training += _tricky(judging=False, count=1_500) + _both(judging=False, count=500)
-    return training, judging
-
-
-def _tricky(*, judging: bool, count: int) -> list[Row]:
-    return [(text, 0) for text in sentences("tricky", judging=judging, count=count)]
-
-
-def _both(*, judging: bool, count: int) -> list[Row]:
-    rude = [(text, 1) for text in sentences("hostile", judging=judging, count=count)]
-    return rude + [(text, 0) for text in sentences("mild", judging=judging, count=count)]
+"""The 840 posts are ordinary language, the 4,000 tweets are not; without a weight nothing would be learnt from them.
+On the tuning part 3 and 12 give the same figures within their noise."""
 
 
 def matrix(texts: Iterable[str]) -> csr_matrix:
@@ -98,16 +46,15 @@ def matrix(texts: Iterable[str]) -> csr_matrix:
     return csr_matrix((np.array(values), columns, starts), shape=(len(starts) - 1, BUCKETS))
 
 
-def train(name: str, data: Path, rows: Sequence[Row], judging: dict[str, list[Row]]) -> None:
-    """Fit, write weights and description, judge what was written."""
-    seen = {plain(text) for part in judging.values() for text, _ in part}
-    kept = sorted({row for row in rows if row[0].strip() and plain(row[0]) not in seen})
-    # Every part of a harmless text is harmless; of a hit only the whole is known to be one.
-    kept += [(part, 0) for text, label in kept if not label for part in windows(text, 400, 200) if part != text]
-    posts = {row["text"] for row in _lines(data / "openai-moderation-half.jsonl")} if name == "toxicity" else set()
-    weights = [POST_WEIGHT if text in posts else 1 for text, _ in kept]
+def train(name: str, data: Path, found: Collected) -> None:
+    """Fit, write weights and description, choose the threshold, judge what was written."""
+    parts = split(found)
+    posts = {row["text"] for row in lines(data / "openai-moderation-half.jsonl")} if name == "toxicity" else set()
+    weights = [POST_WEIGHT if text in posts else 1 for text, _ in parts.training]
     fitted = LogisticRegression(C=C, class_weight="balanced", solver="liblinear", max_iter=1_000, random_state=0)
-    fitted.fit(matrix(text for text, _ in kept), [label for _, label in kept], sample_weight=weights)
+    fitted.fit(
+        matrix(text for text, _ in parts.training), [label for _, label in parts.training], sample_weight=weights
+    )
     scale = float(np.abs(fitted.coef_[0]).max()) / 32_767
     raw = np.round(fitted.coef_[0] / scale).astype("<i2").tobytes()
     WEIGHTS.mkdir(exist_ok=True)
@@ -118,16 +65,19 @@ def train(name: str, data: Path, rows: Sequence[Row], judging: dict[str, list[Ro
         "sha256": hashlib.sha256(raw).hexdigest(),
         "scale": scale,
         "bias": float(fitted.intercept_[0]),
-        "threshold": THRESHOLDS[name],
-        "trained_on": len(kept),
+        "threshold": 1.0,
+        "trained_on": len(parts.training),
+        "tuned_on": len(parts.tuning),
         "metrics": metrics,
     }
     path.write_text(json.dumps(about))
     model = read(path)
-    for part, found in judging.items():
-        metrics[part] = measure([(model.score(text), label) for text, label in found], model.threshold)
+    tuning = [(model.score(text), label) for text, label in parts.tuning]
+    about["threshold"] = chosen = lowest_threshold([score for score, label in tuning if not label], MOST_WRONG)
+    for part, rows in found.judging.items():
+        metrics[part] = measure([(model.score(text), label) for text, label in rows], chosen)
     path.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    for part, figures in metrics.items():
+    for part, figures in {"tuning": measure(tuning, chosen), **metrics}.items():
         sys.stdout.write(f"{name}: {part}: " + ", ".join(f"{k} {v:g}" for k, v in figures.items()) + "\n")
 
 
@@ -148,15 +98,6 @@ def measure(scored: Sequence[tuple[float, int]], threshold: float) -> dict[str, 
     return out
 
 
-def _lines(path: Path) -> list[dict]:  # type: ignore[type-arg]  # rows of three foreign forms
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-
-
-def _csv(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
-
-
 def _parquet(path: Path) -> list[Row]:
     return [(row["text"], int(row["label"])) for row in parquet.read_table(path).to_pylist()]
 
@@ -169,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", choices=[[], *tasks], metavar="NAME")
     given = parser.parse_args(arguments)
     for name in given.names or tasks:
-        train(name, given.data, *tasks[name](given.data))
+        train(name, given.data, tasks[name](given.data, _parquet))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from guardrails.kinds.base import all_kinds
 from guardrails.ml.features import BUCKETS, features, plain, windows
 from guardrails.ml.made import sentences
 from guardrails.ml.model import WEIGHTS, ModelRefused, load, read
@@ -97,6 +98,13 @@ def test_the_published_figures_are_those_of_the_shipped_weights() -> None:
     assert (round(sum(found) / len(found), 3), round(sum(wrong) / len(wrong), 3)) == (
         told["recall"], told["false_positive_rate"]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_threshold_that_was_chosen_is_the_one_that_is_used(name: str) -> None:
+    cls = all_kinds()[name]
+    assert cls.Config().threshold == load(name).threshold  # type: ignore[attr-defined]  # of these two kinds alone
+    assert json.loads((WEIGHTS / f"{name}.json").read_text("utf-8"))["tuned_on"] > 1_000
 
 
 Scored = list[tuple[float, int]]
