@@ -10,12 +10,45 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
+from ninja.openapi.schema import OpenAPISchema
 
 from streaming.api import chat, check, rules, stream
 from streaming.api.errors import error_response, install
 from streaming.api.gateway import anthropic, openai
 
-api = NinjaAPI(
+_HEADERS: dict[str, tuple[str, str]] = {
+    "401": ("WWW-Authenticate", "What to show: a key, as `Bearer`."),
+    "429": ("Retry-After", "Seconds until a call is taken again."),
+}
+"""By status: the header that a refusal of ours always has; an upstream's, passed on by the gateway, may have none."""
+
+
+def _headers_of(status: int | str, *, required: bool) -> dict[str, object]:
+    name, description = _HEADERS.get(str(status), ("", ""))
+    header = {"description": description, "required": required, "schema": {"type": "string"}}
+    return {"headers": {name: header}} if name else {}
+
+
+class Api(NinjaAPI):
+    """The document also says which headers tell a client what to do about a refusal."""
+
+    def get_openapi_schema(
+        self, *, path_prefix: str | None = None, path_params: dict[str, object] | None = None
+    ) -> OpenAPISchema:
+        """The OpenAPI document."""
+        schema = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                ours = "gateway" not in operation.get("tags", ())
+                # Not in place: the gateway's refusals are one object for all statuses.
+                operation["responses"] = {
+                    status: answer | _headers_of(status, required=ours)
+                    for status, answer in operation["responses"].items()
+                }
+        return schema
+
+
+api = Api(
     title="Sluicegate",
     version="1",
     description="Guardrails for streaming LLM output.",

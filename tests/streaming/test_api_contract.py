@@ -1,7 +1,8 @@
 """The API keeps what its OpenAPI document says, whatever is sent: Schemathesis makes the calls.
 
 Exists beside the tests of single calls because those send what somebody thought of. The calls are the same in every
-run; ``make test-long`` makes many more.
+run; ``make test-long`` makes many more. Made-up calls carry a key that may do everything; what is answered without one,
+without the scope and over the limit is asked for by name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import requests
 import schemathesis
+from django.urls import get_resolver
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
@@ -27,8 +29,10 @@ from schemathesis.specs.openapi.checks import (
 from guardrails.models import Scope
 from guardrails.services import create_api_key
 from streaming import tasks
+from streaming.api.auth import Key
 from streaming.api.root import api
 from tests.streaming.calling import BASE, Caller, calling
+from tests.streaming.test_tenancy import http_routes
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 CHECKS = [
@@ -130,6 +134,7 @@ def keep(case: schemathesis.Case, caller: Caller, streams: Streams) -> None:
     answer = caller.send(str(asked.method), str(asked.url), content=content, headers=headers)
     streams.learn(answer)
     assert "Traceback" not in answer.text
+    assert caller.tracebacks() == []
     case.validate_response(Response.from_httpx(answer, verify=False), checks=CHECKS)
 
 
@@ -138,6 +143,60 @@ def keep(case: schemathesis.Case, caller: Caller, streams: Streams) -> None:
 @usual.parametrize()
 def test_it_works(case: schemathesis.Case, caller: Caller, streams: Streams) -> None:
     keep(case, caller, streams)
+
+
+OPERATIONS = {operation.label: operation for operation in (found.ok() for found in usual.get_all_operations())}
+CALLABLE = {name: [one for one in callbacks if isinstance(one, Key)] for name, callbacks in http_routes(get_resolver())}
+LIMITED = [name for name in OPERATIONS if any(key.spends for key in CALLABLE[name])]
+STRICT = [check for check in CHECKS if check is not negative_data_rejection]  # that one asks how the call was made up
+MANY_CALLS = 100
+
+
+def answered(caller: Caller, name: str, key: str) -> httpx.Response:
+    """The answer to a call with this key and little sense in it, which is as the document says."""
+    operation = OPERATIONS[name]
+    headers = {"Authorization": f"Bearer {key}" if key else "", "Content-Type": "application/json"}
+    content = None if operation.method == "get" else b'{"nonsense": true}'
+    answer = caller.send(operation.method.upper(), BASE + operation.path, content=content, headers=headers)
+    assert str(answer.status_code) in {str(status) for status in operation.definition.raw["responses"]}
+    operation.Case().validate_response(Response.from_httpx(answer, verify=False), checks=STRICT)
+    return answer
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_key_and_a_wrong_one_are_answered_as_documented(caller: Caller, name: str) -> None:
+    for key in ("", "sg_nonsense", caller.key[:-1]):
+        answer = answered(caller, name, key)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert "error" in answer.json()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_wrong_scope_is_answered_as_documented(caller: Caller, name: str) -> None:
+    (needed,) = (key.scope for key in CALLABLE[name])
+    _, narrow = create_api_key(name="narrow", scopes=[scope for scope in Scope if scope != needed])
+    assert answered(caller, name, narrow).status_code == 403
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_call_too_many_is_answered_as_documented(caller: Caller, name: str) -> None:
+    """A window of updates lasts a second, in which a slow machine may not make two calls: one of many is refused."""
+    _, slow = create_api_key(name="slow", scopes=list(Scope), calls_per_minute=1, updates_per_second=1)
+    assert answered(caller, name, slow).status_code != 429, "the first one is taken"
+    answer = next(said for _ in range(MANY_CALLS) if (said := answered(caller, name, slow)).status_code == 429)
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) == ("1", "0")
+
+
+def test_whatever_may_be_refused_by_a_limit_says_so() -> None:
+    assert len(LIMITED) >= 6
+    for name, operation in OPERATIONS.items():
+        said = {str(status): answer for status, answer in operation.definition.raw["responses"].items()}
+        assert {"401", "403"} <= said.keys()
+        ours = "gateway" not in operation.definition.raw["tags"]  # which passes on what upstreams say, too
+        assert said["401"]["headers"]["WWW-Authenticate"]["required"] is ours
+        if name in LIMITED:
+            assert said["429"]["headers"]["Retry-After"]["required"] is ours, name
 
 
 @pytest.mark.long

@@ -1,5 +1,7 @@
 """Bodies that no client should send: whatever comes, the answer is a refusal in the one shape, and nothing happens.
 
+Nor does the server's log show a traceback: what is wrong with a body is the client's business.
+
 Exists beside the tests of the contract because those send well-formed requests; here the bytes themselves are wrong.
 """
 
@@ -147,6 +149,7 @@ def try_one(caller: Caller, path: str, body: bytes, encoding: str, kind: str, me
     assert response.status_code < 500, said
     assert "Traceback" not in said
     assert "/streaming/" not in said, "no path of ours either"
+    assert caller.tracebacks() == [], "and none in the server's log"
     assert response.headers["Content-Type"].startswith("application/json")
     if response.status_code >= 400:
         error = response.json()["error"]
@@ -181,6 +184,19 @@ def test_it_works(caller: Caller, path: str) -> None:
     """The bodies that everything else is made of are right, or the rest would prove little."""
     status = try_one(caller, path, json.dumps(RIGHT[path]).encode(), "", "application/json")
     assert status == (404 if "session_id" in RIGHT[path] else 201 if path != "/v1/check" else 200)
+
+
+def test_a_traceback_in_the_log_would_be_seen(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this file relies on: a call that breaks is logged with its traceback, and read here."""
+
+    async def breaks(*args: object, **kwargs: object) -> None:
+        raise ValueError("it does not work")
+
+    monkeypatch.setattr("streaming.api.check.load_running", breaks)
+    body = json.dumps(RIGHT["/v1/check"]).encode()
+    response = caller.send("POST", "/v1/check", content=body, headers={"Content-Type": "application/json"})
+    (found,) = caller.tracebacks()
+    assert (response.status_code, "it does not work" in found) == (500, True)
 
 
 @pytest.mark.parametrize("path", RIGHT)
