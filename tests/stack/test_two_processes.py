@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.stack.clients import Client, Json, Refused, Shown, received
-from tests.stack.servers import Stack, until
+from tests.stack.servers import Stack, stop, until
 
 SSN, CARD = "536-22-8145", "4111 1111 1111 1111"
 TEXT = (
@@ -122,6 +122,11 @@ def test_a_call_that_is_sent_again_to_the_other_process_gets_the_same_answer(ser
     assert count == was + 1  # type: ignore[operator]
 
 
+def on_postgresql(servers: Stack, why: str) -> None:
+    if "DATABASE_URL" not in servers.env:
+        pytest.skip(f"For PostgreSQL alone: {why}.")
+
+
 CALLS: list[tuple[str, Json]] = [("/v1/stream/start", {"delta": "Hello"}), ("/v1/check", {"text": "Hello"})]
 
 
@@ -130,8 +135,7 @@ def test_first_calls_of_one_conversation_at_the_same_time_make_one_row(
     servers: Stack, client: Client, path: str, body: Json
 ) -> None:
     """The call has found no conversation of that name and makes one, while another process has just made it."""
-    if "DATABASE_URL" not in servers.env:
-        pytest.skip("On SQLite nobody reads while another process is about to write.")
+    on_postgresql(servers, "on SQLite nobody reads while another process is about to write")
     name = f"at once {path}"
     key = servers.keys["owner"][:11]
     row = "INSERT INTO streaming_conversation (id, session_key, client, external_id, policy, created)"
@@ -272,6 +276,61 @@ def metrics(url: str) -> dict[str, float]:
     with httpx.Client(trust_env=False, timeout=60) as http:
         lines = http.get(f"{url}/metrics").text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+QUEUES = ("celery", b"celery\x06\x165")
+"""The broker keeps a list for each priority."""
+
+
+def test_what_was_due_while_no_worker_ran_ends_as_soon_as_one_is_back(servers: Stack, client: Client) -> None:
+    """Nothing expires meanwhile, and nothing is forgotten: the rows are what counts, not the tasks."""
+    on_postgresql(servers, "to start workers takes its time, and the same is run without processes on SQLite")
+    until("all sessions are over", lambda: servers.rows(_OPEN) == [(0,)])
+    for worker in servers.workers:
+        stop(worker)
+    servers.workers.clear()
+    judged = str(client.post("/v1/stream/start", {"delta": "First you mix the poison. "})["session_id"])
+    assert client.post("/v1/stream/finish", {"session_id": judged})["state"] == "MONITORING"
+    began = client.post("/v1/stream/start", {"delta": "My number is 536-22-8145, or 536-"})
+    silent = str(began["session_id"])
+    with servers.store() as store, psycopg.connect(servers.env["DATABASE_URL"]) as database:
+        store.delete(*QUEUES)
+        store.hset(f"sg:guarded:{{{silent}}}", "at", 1)
+        long_ago = b"UPDATE streaming_auditsession SET heartbeat_at = now() - interval '1 hour' WHERE id IN (%s, %s)"
+        database.execute(long_ago, (judged, silent))
+    states = f"SELECT id, state, outcome FROM streaming_auditsession WHERE id IN ('{judged}', '{silent}')"
+    assert set(servers.rows(states)) == {(UUID(silent), "ACTIVE", ""), (UUID(judged), "MONITORING", "allowed")}
+
+    for number in range(2):
+        servers.start_worker(beat=number == 0)
+    over = {(UUID(silent), "COMPLETE", "expired"), (UUID(judged), "COMPLETE", "allowed")}
+    until("both are over", lambda: set(servers.rows(states)) == over)
+    servers.wait_for_workers()
+
+    check = f"SELECT state, sealed_text FROM streaming_deferredcheck WHERE session_id = '{judged}'"
+    assert servers.rows(check) == [("expired", None)], "that nobody made it is told, and its text is wiped"
+    seen = Shown()
+    for event in client.events(f"/v1/stream/events?session_id={silent}"):
+        seen.take(event)
+    assert seen.complete
+    assert [event["final"] for event in seen.of("done")] == [began["released"]], "what was held stays held"
+    with pytest.raises(Refused, match="409"):
+        client.post("/v1/stream/update", {"session_id": silent, "seq": 2, "delta": "22-8146"})
+
+
+def test_the_lines_of_workers_about_a_check_bear_the_id_of_its_session(servers: Stack, client: Client) -> None:
+    """Their own and the queue's, which are written before the check has its session and when it is over."""
+    name = f"order-{servers.folder.name}"
+    guarded(client, [servers.url], 61, **{"X-Correlation-ID": name})
+    until("all sessions are over", lambda: servers.rows(_OPEN) == [(0,)])
+
+    def lines() -> list[str]:
+        logs = [path.read_text(errors="replace") for path in sorted(servers.folder.glob("worker-*.log"))]
+        return [line for log in logs for line in log.splitlines() if f"check[{name}~" in line]
+
+    told = until("the worker has told of it", lambda: found if len(found := lines()) >= 2 else None)
+    assert ["received" in told[0], "succeeded" in told[-1]] == [True, True], told
+    assert all(f"correlation_id={name}" in line for line in told)
 
 
 def test_the_log_holds_what_has_happened_here(servers: Stack) -> None:
