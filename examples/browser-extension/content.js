@@ -1,9 +1,11 @@
 // Guards the answers of a chat page: watches what the page writes, shows what was let through.
 //
 // The page's own text stays where it is, hidden by content.css from before the first paint, and by a style of its own,
-// which no style sheet of the page can undo. Beside it stands an element of ours. An answer is known by the id of its message, never by its node: frameworks replace nodes as they please, and
-// however often they do, an answer has one session. A look at the page changes nothing where nothing is new, so that our
-// own changes, which the observer sees as well, lead to nothing.
+// which no style sheet of the page can undo. Beside it stands an element of ours. An answer is known by the id of its
+// message, never by its node: frameworks replace nodes as they please, and however often they do, an answer has one
+// session. Pages that give a message another id when it is stored are known as well: an id that is new, with the text of
+// one that is gone, is that answer. A look at the page changes nothing where nothing is new, so that our own changes,
+// which the observer sees as well, lead to nothing.
 //
 // To use it on another page, change the three selectors below and in content.css, and `matches` in manifest.json.
 
@@ -20,16 +22,22 @@ const WORDS = {
   open: "NOT GUARDED: the server cannot be asked, and the settings say to go on.",
 };
 
+const SETTING = {
+  closed: "If it cannot be checked, nothing more is shown.",
+  open: "If it cannot be checked, it is shown unguarded.",
+};
+
 const answers = new Map(); // message id -> what we know of it
 let fail = "closed"; // the setting, as we heard it last
 
 /** One answer: its session, and what is to be seen of it. */
 class Guarded {
-  said = { visible: "", state: "waiting", reason: null, notice: "" };
+  said = { visible: "", state: "waiting", reason: null, notice: "", refused: null };
   all = "";
   ended = false;
   told = null;
   port = null;
+  dropped = false;
 
   constructor() {
     this.begin();
@@ -40,6 +48,7 @@ class Guarded {
       const said = await chrome.runtime.sendMessage({ to: "background" });
       if (!said.ready) throw new Error(said.message);
       fail = said.fail;
+      if (this.dropped) return;
       this.port = chrome.runtime.connect({ name: "answer" });
       this.port.onMessage.addListener((said) => this.show(said));
       this.port.onDisconnect.addListener(() => this.lost("The extension was stopped."));
@@ -54,6 +63,13 @@ class Guarded {
     this.port = null;
     if (["done", "blocked", "closed"].includes(this.said.state)) return;
     this.show({ ...this.said, state: fail, reason: { code: "extension", message } });
+  }
+
+  /** It was begun for a message that turned out to be another answer's; it has told nothing so far. */
+  drop() {
+    this.dropped = true;
+    this.port?.disconnect();
+    this.port = null;
   }
 
   /** Take over what the page has written; tells the session only what is new. */
@@ -85,20 +101,24 @@ class Guarded {
     if (!box) {
       box = document.createElement("div");
       box.className = "sluicegate";
-      box.append(document.createElement("div"), document.createElement("div"));
-      box.children[0].className = "sluicegate-answer";
-      box.children[1].className = "sluicegate-note";
+      for (const part of ["answer", "note", "setting"]) {
+        box.append(Object.assign(document.createElement("div"), { className: `sluicegate-${part}` }));
+      }
       box.children[1].setAttribute("role", "status");
       message.append(box);
     }
-    const { visible, state, mode, reason, notice } = this.said;
+    const { visible, state, mode, reason, notice, refused } = this.said;
     let shown = state === "blocked" ? `${visible}${visible && "\n\n"}${notice}` : visible;
     if (state === "open" && !this.port) shown = this.all;
     const words = `${WORDS[state]}${reason && state !== "done" && state !== "guarding" ? ` ${reason.message}` : ""}`;
-    const [text, note] = box.children;
+    const why = refused ? ` No rules run here (${refused.code}): ${refused.message}` : "";
+    const rules = `${SETTING[fail]}${why}`;
+    const [text, note, setting] = box.children;
     if (text.textContent !== shown) text.textContent = shown;
     if (note.textContent !== words) note.textContent = words;
     if (note.dataset.state !== state) note.dataset.state = state;
+    if (setting.textContent !== rules) setting.textContent = rules;
+    if (setting.dataset.fail !== fail) setting.dataset.fail = fail;
     if (box.dataset.mode !== mode) box.dataset.mode = mode;
   }
 }
@@ -109,17 +129,42 @@ function hide({ style }) {
   if (!hidden) style.setProperty("display", "none", "important");
 }
 
+/**
+ * The id of the answer that this text, new under its own id, belongs to: one whose message is gone. One that had ended
+ * only if its message went just now, for a new answer may say the same. Null: wait, it is being written anew.
+ */
+function earlier(text, isOver, here) {
+  for (const [id, known] of answers) {
+    if (here.has(id) || !known.all) continue;
+    if (known.ended ? isOver && text === known.all && before.has(id) : text.startsWith(known.all)) return id;
+    if (!known.ended && !isOver && known.all.startsWith(text)) return null;
+  }
+  return undefined;
+}
+
+let before = new Set(); // the ids that were there at the last look
+
 function look() {
-  for (const message of document.querySelectorAll(MESSAGE)) {
+  const messages = [...document.querySelectorAll(MESSAGE)].filter((message) => message.querySelector(TEXT));
+  const here = new Set(messages.map((message) => message.dataset.messageId));
+  for (const message of messages) {
     const text = message.querySelector(TEXT);
-    if (!text) continue;
     hide(text);
     const id = message.dataset.messageId;
-    if (!answers.has(id)) answers.set(id, new Guarded());
+    if (!answers.get(id)?.all) {
+      const known = earlier(text.textContent, ended(message), here);
+      if (known === null) continue;
+      if (known !== undefined) {
+        answers.get(id)?.drop();
+        answers.set(id, answers.get(known));
+        answers.delete(known);
+      } else if (!answers.has(id)) answers.set(id, new Guarded());
+    }
     const guarded = answers.get(id);
     guarded.take(text.textContent, ended(message));
     guarded.paint(message);
   }
+  before = here;
 }
 
 new MutationObserver(look).observe(document, {

@@ -16,17 +16,20 @@ chrome.runtime.onMessage.addListener(({ to, settings }, sender, answer) => {
 
 chrome.runtime.onConnect.addListener((port) => {
   if (port.name !== "answer") return;
-  const { fail } = gate;
+  const of = gate; // other settings may make another one meanwhile
+  const { fail } = of;
   let answer = null;
   let lost = null; // what the page wrote since it rewrote what had been checked: that fits no session any more
   const tell = () => {
     const { visible, state, mode, reason, notice } = answer;
-    port.postMessage({ visible, state, mode, reason, notice, ...(state !== "blocked" && lost) });
+    const refused = of.refused && { code: of.refused.code, message: of.refused.message };
+    port.postMessage({ visible, state, mode, reason, notice, refused, ...(state !== "blocked" && lost) });
   };
   port.onMessage.addListener(({ all, ended }) => {
     if (!answer) {
-      answer = gate.answer();
+      answer = of.answer();
       for (const event of ["paint", "state"]) answer.addEventListener(event, tell);
+      of.addEventListener("rules", tell);
       tell();
     }
     if (answer.state === "blocked") return; // and stays so, whatever the page writes now
@@ -37,5 +40,8 @@ chrome.runtime.onConnect.addListener((port) => {
       answer.finish();
     } else if (ended) answer.finish();
   });
-  port.onDisconnect.addListener(() => answer?.finish());
+  port.onDisconnect.addListener(() => {
+    of.removeEventListener("rules", tell); // nobody listens any more
+    answer?.finish();
+  });
 });

@@ -37,6 +37,8 @@ class Pages:
     answer: Callable[[Call], Reply | None] = lambda call: (404, {"error": {"code": "not_found", "message": "?"}}, {})
     calls: list[Call] = field(default_factory=list)
     """Calls of the API, in order."""
+    replies: list[tuple[Call, int]] = field(default_factory=list)
+    """Calls that were answered, each with its status, in order."""
     loaded: list[str] = field(default_factory=list)
     """Paths of the files that were asked for, in order."""
 
@@ -79,6 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.close()
             return
         status, said, headers = reply
+        self.pages.replies.append((call, status))
         data = b"" if status == 304 else json.dumps(said).encode()
         self._send(status, data, {"Content-Type": "application/json", **headers})
 

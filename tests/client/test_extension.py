@@ -17,6 +17,7 @@ from tests.client.pages import ROOT, Call, Pages, Reply
 from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
 from tests.e2e.conftest import QUIET, chromium
 from tests.e2e.server import Demo, demo, wait_for
+from tests.e2e.test_shadow_page import manage
 
 EXTENSION = ROOT / "examples" / "browser-extension"
 SECRET = "123-45-6789"
@@ -416,6 +417,110 @@ def test_several_answers_at_once_are_a_session_each(chat: Open, pages: Pages) ->
     assert not [text for text in seen(page) if "12" in text]
 
 
+REBUILDS = """async ([text, how]) => {
+  // One answer, whose message gets another id on its way, and once more when it has ended.
+  const id = (name) => `${how}: ${name}`;
+  const frame = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+  const main = document.querySelector("main");
+  const built = (messageId, text, state) => {
+    const article = document.createElement("article");
+    Object.assign(article.dataset, { author: "assistant", messageId, state });
+    article.append(Object.assign(document.createElement("div"), { className: "text", textContent: text }));
+    return article;
+  };
+  let article = main.appendChild(built(id("new"), "", "streaming"));
+  const write = (to) => (article.querySelector(".text").textContent = text.slice(0, to));
+  for (let at = 0; at <= 300; at += 30, await frame()) write(at);
+  if (how === "replaced") article.replaceWith((article = built(id("stored"), text.slice(0, 330), "streaming")));
+  if (how === "renamed") article.dataset.messageId = id("stored");
+  if (how === "there before it has text") {
+    const fresh = main.appendChild(built(id("stored"), "", "streaming"));
+    await frame();
+    article.remove();
+    article = fresh;
+  }
+  if (how === "gone for a while") {
+    article.remove();
+    await frame();
+    article = main.appendChild(built(id("stored"), text.slice(0, 300), "streaming"));
+  }
+  if (how === "written anew") {
+    article.replaceWith((article = built(id("stored"), "", "streaming")));
+    for (let at = 0; at < 300; at += 30, await frame()) write(at);
+  }
+  for (let at = 330; at <= 600; at += 30, await frame()) write(at);
+  article.dataset.state = "done";
+  await frame();
+  article.replaceWith(built(id("for good"), text, "done"));
+  await frame();
+}"""
+HOW = ["replaced", "renamed", "there before it has text", "gone for a while", "written anew"]
+
+
+@pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
+def test_message_that_gets_another_id_stays_one_session(chat: Open, pages: Pages, root: str) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root=root)
+    if root:
+        until_rules_run(page)
+    for how in HOW:
+        before = len(streams.sessions)
+        page.evaluate(REBUILDS, [TEXT, how])
+        note(page, "done")
+        assert shown(page) == CLEAN, how
+        sessions = list(streams.sessions.values())[before:]
+        assert ["".join(one.deltas) for one in sessions] == [TEXT], how
+        page.evaluate("() => document.querySelector('main').replaceChildren()")
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
+
+
+def test_answers_that_say_the_same_are_a_session_each(chat: Open, pages: Pages) -> None:
+    """The control: what is told apart by nothing but its id is not taken for one."""
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root="")
+    for n in range(2):
+        ask(page, "The same.", pieces=1, pause=0)
+        note(page, "done", n=n)
+    page.evaluate("() => document.querySelector('main').replaceChildren()")
+    page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+    ask(page, "The same.", pieces=1, pause=0)
+    note(page, "done")
+    assert [session.deltas for session in streams.sessions.values()] == [["The same."]] * 3
+
+
+def test_page_says_why_rules_were_refused_and_what_the_setting_is(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON), age_s=2 * 86_400)
+    pages.answer = streams.answer
+    page = chat(fail="open")
+    ask(page)
+    note(page, "done")
+    setting = page.locator(".sluicegate-setting")
+    expect(setting).to_have_text(
+        "If it cannot be checked, it is shown unguarded. No rules run here (expired): It has expired."
+    )
+    expect(setting).to_be_visible()
+    assert shown(page) == CLEAN
+
+
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [
+        ("closed", "If it cannot be checked, nothing more is shown."),
+        ("open", "If it cannot be checked, it is shown unguarded."),
+    ],
+)
+def test_page_says_the_setting_before_anything_fails(chat: Open, pages: Pages, fail: str, says: str) -> None:
+    pages.answer = Streams(policy(SSN, HERON)).answer
+    page = chat(fail=fail)
+    until_rules_run(page)
+    ask(page)
+    note(page, "done")
+    expect(page.locator(".sluicegate-setting")).to_have_text(says)
+
+
 def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
     """The demo's own policy, keys, bundle and streams, behind a relay that counts the calls and loses answers."""
     (tmp_path / "demo").mkdir()
@@ -456,7 +561,43 @@ def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
             assert {call.path for call in lost} >= {"/v1/stream/start", "/v1/stream/finish"}
         assert sessions(server) == before + 3
 
+        pages.answer = lambda call: forwarded(server, call)
+        rolled_back(page, pages, server, options | {"root": root, "policy": "rolled"})
 
+
+SEVEN = """
+from guardrails import services
+for n in range(1, 8):
+    rule = {"id": "word", "pattern": "heron", "placeholder": f"[{n}]"}
+    guardrail = {"name": "word", "kind": "regex", "client": True, "config": {"rules": [rule]}}
+    services.install(document={"policy": "rolled", "guardrails": [guardrail]})
+"""
+
+
+def rolled_back(page: Page, pages: Pages, server: Demo, options: dict[str, object]) -> None:
+    """Version 7 is rolled back to 6: the client that ran it follows with one refresh, and asks with its tag before and
+    after, in vain."""
+    manage(server, "shell", "-c", SEVEN)
+    page.goto(f"{pages.url}/blank")
+
+    def guarded(*, again: bool) -> tuple[object, ...]:
+        """The version that ran, by whose word, what it made of a heron; and how the calls for rules were answered."""
+        pages.calls.clear()
+        pages.replies.clear()
+        call = {"library": "/static/client/sluicegate.js", "options": options, "about": {}}
+        said = page.evaluate(DRIVER, {**call, "chunks": ["A her", "on."], "again": again})
+        asked = [(status, bool(call.headers.get("If-None-Match"))) for call, status in pages.replies
+                 if call.path.startswith("/v1/rules")]  # fmt: skip
+        return said["rules"]["version"], said["mode"], said["visible"], said["refused"], asked
+
+    assert guarded(again=False) == (7, "local", "A [7].", "", [(200, False)])
+    assert guarded(again=True) == (7, "local", "A [7].", "", [(304, True)])
+    manage(server, "rules", "rollback", "rolled", "6", "--note", "it hides too much")
+    assert guarded(again=True) == (6, "local", "A [6].", "", [(200, True)])
+    assert guarded(again=True) == (6, "local", "A [6].", "", [(304, True)])
+
+
+SENT_ON = ("Authorization", "Idempotency-Key", "If-None-Match")
 LOSES = ("/v1/stream/start", "/v1/stream/update", "/v1/stream/finish")
 
 
@@ -479,7 +620,7 @@ def root_of(key_set: str) -> str:
 
 
 def forwarded(server: Demo, call: Call) -> Reply | None:
-    headers = {name: value for name, value in call.headers.items() if name in ("Authorization", "Idempotency-Key")}
+    headers = {name: value for name, value in call.headers.items() if name in SENT_ON}
     data = json.dumps(call.body).encode() if call.method == "POST" else None
     request = urllib.request.Request(
         server.url + call.path, data, {**headers, "Content-Type": "application/json"}, method=call.method
@@ -488,4 +629,5 @@ def forwarded(server: Demo, call: Call) -> Reply | None:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.status, json.loads(response.read()), {"ETag": response.headers.get("ETag") or ""}
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), {}
+        said = error.read()  # nothing, where nothing has changed
+        return error.code, json.loads(said or "{}"), {"ETag": error.headers.get("ETag") or ""}
