@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,19 @@ ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 90.0
 OURS = ("SLUICEGATE_", "DATABASE_", "DEBUG", "ALLOWED_HOSTS", "OPENAI_", "ANTHROPIC_", "OLLAMA_")
 
+APP = "project.asgi:application"
 _PREPARE = """
-import json, sys
+import importlib, json, sys
 import django
 django.setup()
+importlib.import_module(sys.argv[2].partition(":")[0])
 from guardrails import services
 from guardrails.bootstrap import prepare_database
 from streaming.rollout import ensure_flag
 prepare_database()
 ensure_flag(everyone=True)
+for document in json.loads(sys.argv[3]):
+    services.install(document=document)
 made = [services.create_api_key(name=f"client {n}", scopes=["stream"])[1] for n in range(int(sys.argv[1]))]
 print(json.dumps(made))
 """
@@ -45,24 +49,40 @@ class Served:
 
 
 @contextmanager
-def served(data_dir: Path, upstream: socket.socket, *, clients: int, redis_url: str) -> Iterator[Served]:
-    """Prepare, start, wait until it answers, stop. ``upstream``: where an OpenAI-compatible endpoint listens."""
+def served(
+    data_dir: Path,
+    upstream: socket.socket,
+    *,
+    clients: int,
+    redis_url: str,
+    app: str = APP,
+    policies: Sequence[Mapping[str, object]] = (),
+) -> Iterator[Served]:
+    """Prepare, start, wait until it answers, stop. ``upstream``: where the endpoint of all adapters listens.
+
+    ``app``: the ASGI application. ``policies``: documents that are at work there beside the starters; their web hooks
+    may be on this machine.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    address = f"http://127.0.0.1:{upstream.getsockname()[1]}"
     env |= {
         "DJANGO_SETTINGS_MODULE": "project.settings",
         "SLUICEGATE_DATA_DIR": str(data_dir),
         "REDIS_URL": redis_url,
-        "OPENAI_BASE_URL": f"http://127.0.0.1:{upstream.getsockname()[1]}/v1",
+        "OPENAI_BASE_URL": f"{address}/v1",
+        "ANTHROPIC_BASE_URL": address,
+        "OLLAMA_HOST": address,
         "OPENAI_MODEL": "m-1",
+        "SLUICEGATE_HOOK_HOSTS": "127.0.0.1",
     }
     prepared = subprocess.run(
-        [sys.executable, "-c", _PREPARE, str(clients)],
+        [sys.executable, "-c", _PREPARE, str(clients), app, json.dumps(policies)],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=START_LIMIT_S, check=False,
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr
     port = _free_port()
     tether = Path(child.__file__).with_name("tether.py")
-    argv = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *services.web({}, port).argv]
+    argv = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *services.web({}, port).argv[:-1], app]
     said = data_dir / "server.log"
     with said.open("wb") as log:
         server = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

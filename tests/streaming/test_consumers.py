@@ -322,6 +322,35 @@ async def test_client_that_does_not_acknowledge_is_paused_while_the_answer_goes_
     assert client.text() == text
 
 
+async def test_client_that_does_not_acknowledge_slows_nobody_who_reads_beside_it(settings: object) -> None:
+    """The whole answer is given and read to its end while the slow reader stands still; then it gets all of it too."""
+    settings.SLUICEGATE_MAX_UNACKED_BYTES = 6_000  # type: ignore[attr-defined]
+    text = "word " * 4_000
+    async with connected() as slow, connected() as fast:
+        await slow.send(type="start", scenario="own_text", text=text)
+        started = await slow.receive()
+        await fast.send(type="resume", session_id=started["session_id"], last_seq=0)
+        await acknowledging(fast)
+        assert fast.text() == text
+        assert (await last_session()).answered_at is not None
+        got = 0
+        while not await slow.socket.receive_nothing(timeout=0.5):
+            got += len(json.dumps(await slow.receive()))
+        assert got < 20_000, "the slow reader must have paused"
+        await slow.send(type="ack", seq=slow.seen[-1]["seq"])
+        await acknowledging(slow)
+    assert slow.text() == text
+
+
+async def acknowledging(client: Client) -> None:
+    """Read to the end of the answer, and say so after each event."""
+    while True:
+        event = await client.receive()
+        await client.send(type="ack", seq=event["seq"])
+        if event["type"] == "state" and event["state"] != "ACTIVE":
+            return
+
+
 @database_sync_to_async
 def last_session_or_none() -> AuditSession | None:
     return AuditSession.objects.order_by("-started_at").first()
