@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -119,6 +120,12 @@ def left_in_the_store() -> list[str]:
         return [name.decode() for name in asked.scan_iter(count=1_000) if not name.startswith(b"sg:breaker:")]
 
 
+def called_off() -> list[asyncio.TimerHandle]:
+    """Alarms that will not ring and that the event loop still keeps, each with its context, until their time."""
+    loop = cast("asyncio.BaseEventLoop", asyncio.get_running_loop())
+    return [each for each in loop._scheduled if each.cancelled()]  # type: ignore[attr-defined]
+
+
 # -- what sessions do --------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +200,7 @@ async def lived(number: int, ended: int, chats: int) -> None:
         assert await swept(later) == 0
         await until("all keys expire", lambda: not left_in_the_store())
         await close_shared_log()
+    await until("the loop drops alarms that were called off", lambda: not called_off())
 
 
 def every_key_expires(within_s: int) -> None:
