@@ -12,9 +12,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
+from prometheus_client import Counter
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, OnError, Verdict
 from guardrails.kinds.base import CheckFailed, CheckRequest, NoVerdict, Services, Turn
@@ -37,6 +38,15 @@ from streaming.verdicts import book, computing
 logger = structlog.get_logger(__name__)
 Clock = Callable[[], float]
 
+FAILURES = Counter(
+    "sluicegate_guardrail_failures",
+    "Checks that this process made without getting a verdict, by why: error, timeout or circuit_open.",
+    ("guardrail", "result"),
+    registry=None,
+)
+"""Stands in the registry of ``streaming.metrics``, which needs this page."""
+CATEGORY_CHARS = 100
+"""What the column takes."""
 FAILURES_WITHIN_S = 30.0
 """Seconds within which failures of a guardrail add up to open its breaker."""
 
@@ -83,10 +93,11 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
                 await tried.enter()
             asking = True
             started = clock()  # what is measured is the guardrail, not the queue before it
-            verdict = await _verdict(guardrail, request)
+            verdict = _storable(await _verdict(guardrail, request))
         answered = True
     except breakers.CircuitOpen:
         verdict = Verdict(hit=False, error="not asked: the circuit is open after repeated failures")
+        FAILURES.labels(guardrail.name, "circuit_open").inc()
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, permanent=True, circuit_open=True)
     except asyncio.CancelledError:
         if tried is not None:
@@ -111,10 +122,18 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
             await tried.succeeded()
         else:
             await tried.given_up()  # it never came to asking, or what failed is ours
+    if verdict.error is not None:
+        FAILURES.labels(guardrail.name, "timeout" if timed_out else "error").inc()
     took_ms = (clock() - started) * 1000
     kept.measured(took_ms, clock)
     kept.remember(request, verdict, clock)
     return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared, permanent=permanent)
+
+
+def _storable(verdict: Verdict) -> Verdict:
+    """The verdict in words that any database takes: whoever judges may say what it likes."""
+    category = verdict.category[:CATEGORY_CHARS].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return verdict if category == verdict.category else replace(verdict, category=category)
 
 
 def _counts(error: Exception, permanent: bool) -> bool:

@@ -29,6 +29,7 @@ from streaming import breakers, registry
 from streaming.answer import Answer
 from streaming.at_work import guardrails_at_work
 from streaming.bookends import Result, Run, chosen
+from streaming.checks import FAILURES
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
@@ -39,6 +40,7 @@ logger = structlog.get_logger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
+REGISTRY.register(FAILURES)
 OTHER = "other"
 MAX_MODELS = 50
 """Models that get a label of their own, over all providers; the others are counted together."""

@@ -398,6 +398,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.GUARDRAIL_SLOW.labels("trial", "tone", "MONITOR").set(1)
     metrics.ROLLOUTS.labels("trial", "running").set(1)
     metrics.POLICY_UNHEALTHY.labels("trial").set(0)
+    metrics.FAILURES.labels("harm", "error")
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 
