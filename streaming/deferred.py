@@ -252,20 +252,27 @@ def record_result(
         worst = sessions.worst_would_have(findings)
         if session.would_have != "blocked" and worst:
             AuditSession.objects.filter(pk=session.pk).update(would_have=worst)
-        if judged is not None and judged.statuses:
-            _count(session, findings, judged.statuses)
+        _count(session, findings, judged.statuses if judged is not None else ())
         status = _panel_status(lease, checked.took_ms)
         completed = sessions.complete_if_done(lease.session_id)
     return Recorded(findings, status, completed, session.outcome)
 
 
 def _count(session: AuditSession, findings: Sequence[Finding], statuses: Sequence[GuardrailStatus]) -> None:
-    """Sentences count in the session's record as if they had been asked about while the answer was made."""
+    """Rows of findings count in the session's record, whoever made them.
+
+    Sentences do as if they had been asked about while the answer was made.
+    """
+    if not findings and not statuses:
+        return
     timing: dict[str, Any] = session.timing  # as a call has written it
-    checks = totals.add(timing.setdefault("guardrails", {}), findings=findings, statuses=statuses)
-    for name, more in (("checks", checks), ("audit_rows", len(findings))):
+    counted = {"audit_rows": len(findings)}
+    exposed = session.exposed
+    if statuses:
+        counted["checks"] = totals.add(timing.setdefault("guardrails", {}), findings=findings, statuses=statuses)
+        exposed += sum(finding.exposed for finding in findings)
+    for name, more in counted.items():
         timing[name] = timing.get(name, 0) + more
-    exposed = session.exposed + sum(finding.exposed for finding in findings)
     AuditSession.objects.filter(pk=session.pk).update(timing=timing, exposed=exposed)
 
 

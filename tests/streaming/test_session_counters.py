@@ -147,6 +147,19 @@ async def test_a_single_check_counts_alike() -> None:
     assert row.timing["audit_rows"] == rows
 
 
+async def test_a_finding_that_a_worker_makes_of_the_whole_text_is_a_row_like_others() -> None:
+    client = Client(await new_key(policy="demo"))
+    began = await client.start(delta=f"The number is {SSN}. First you mix the poison, then you wait.")
+    _, done = await client.finish(began["session_id"])
+    before = await stored(began["session_id"])
+    row = await judged(began["session_id"], doubled=True)
+    assert (done["state"], row.state) == ("MONITORING", "COMPLETE")
+    entries, findings = await AuditEntry.objects.acount(), await Finding.objects.filter(session=row).acount()
+    assert (before.timing["audit_rows"], row.timing["audit_rows"]) == (3 + 1, 3 + 2)
+    assert row.timing["audit_rows"] == 1 + entries + findings
+    assert row.exposed == before.exposed, "what a rule let through does not change by that"
+
+
 async def test_an_answer_of_ours_counts_alike() -> None:
     async with connected() as visitor:
         await visitor.send(type="start", provider="scripted", policy="counted", scenario="own_text", text=TEXT)
