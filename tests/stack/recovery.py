@@ -170,6 +170,8 @@ async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected
         ("deferred findings", len(deferred), int("poison" in want.text)),
         ("rows of the session", stored["sessions"], [["COMPLETE", len(want.text), CHUNKS]]),
         ("entries of its begin and end", stored["entries"], ["opened", "sealed"]),
+        ("findings that its seal commits to", stored["committed"], len(rows)),
+        ("audit rows that its row counts", stored["counted"], 1 + len(stored["entries"]) + len(rows)),
         ("calls that were answered", gate.calls, CHUNKS),
     ]
     return [f"{what}: {is_now!r}, not {should!r}" for what, is_now, should in shall_be if is_now != should]
@@ -200,16 +202,25 @@ class Seen:
 
 
 def record(servers: Stack, session_id: str) -> Json:
-    """What the database has of a session: its rows, its findings, and the kinds of its entries in the audit log."""
+    """What the database has of a session: its rows, its findings, and the kinds of its entries in the audit log.
+
+    ``committed``: so many different findings the log commits to. ``counted``: so many audit rows the session's own row
+    says that there are.
+    """
     pk = session_id if "DATABASE_URL" in servers.env else session_id.replace("-", "")
     sessions = servers.rows(f"SELECT state, chars_in, timing FROM streaming_auditsession WHERE id = '{pk}'")
     query = f"SELECT guardrail, rule, start, \"end\" FROM streaming_finding WHERE session_id = '{pk}'"
     names = ("guardrail", "rule", "start", "end")
-    entries = servers.rows(f"SELECT kind FROM streaming_auditentry WHERE session = '{session_id}' ORDER BY seq")
+    entries = servers.rows(f"SELECT kind, body FROM streaming_auditentry WHERE session = '{session_id}' ORDER BY seq")
+    committed: set[object] = set()
+    for kind, body in entries:
+        committed |= set(_read(body)["findings"]) if kind == "sealed" else set()  # type: ignore[call-overload]
     return {
         "sessions": [[state, chars, _read(timing)["chunks"]] for state, chars, timing in sessions],
         "findings": [dict(zip(names, row, strict=True)) for row in servers.rows(query)],
-        "entries": [str(kind) for (kind,) in entries],
+        "entries": [str(kind) for kind, _ in entries],
+        "committed": len(committed),
+        "counted": sum(int(str(_read(timing).get("audit_rows", 0))) for *_, timing in sessions),
     }
 
 

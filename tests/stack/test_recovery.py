@@ -12,7 +12,8 @@ import pytest
 
 from tests.stack.failing_network import ANSWERED, CALLS, EVENTS, failing_network, script
 from tests.stack.recovery import CHUNKS, KILLS, names, run
-from tests.stack.servers import Stack
+from tests.stack.recovery_chats import CALL_FAILURES, EVENT_FAILURES, run_chats
+from tests.stack.servers import Stack, until
 
 FAILURES = 1_000
 
@@ -38,8 +39,27 @@ async def survives(servers: Stack, failures: int) -> None:
     assert done.met.keys() == names(), "every way to fail was met"
     assert min(done.met.values()) > failures // 25
     assert (done.kills, done.cut >= done.kills) == (KILLS, True), "each kill cut off somebody"
+    every = servers.rows("SELECT session_id, n FROM streaming_finding")
+    assert len(every) == len(set(every)) > done.streams // 2, "in the table as a whole, too: none is there twice"
+    sealed = servers.rows("SELECT session FROM streaming_auditentry WHERE kind = 'sealed'")
+    assert len(sealed) == len(set(sealed))
     after = servers.rows("SELECT count(*) FROM streaming_auditsession WHERE origin = 'stream'")
     assert int(str(after[0][0])) - int(str(before[0][0])) == done.streams, "one session each, however often it started"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("servers", ["sqlite"], indirect=True)
+async def test_chats_are_read_to_their_end_through_the_same_network(servers: Stack) -> None:
+    """Their events are cut and fall silent again and again, their begins come twice, late or to nobody."""
+    done = await run_chats(servers)
+    assert done.wrong == []
+    assert done.resumed == done.streams
+    assert done.failures == done.streams * (CALL_FAILURES + EVENT_FAILURES)
+    assert min(done.met[what] for what in EVENTS) >= done.streams, "each reader met both"
+    open_ones = "SELECT count(*) FROM streaming_auditsession WHERE origin = 'chat' AND state <> 'COMPLETE'"
+    await asyncio.to_thread(until, "what nobody was told of is over", lambda: servers.rows(open_ones) == [(0,)])
+    every = servers.rows("SELECT session_id, n FROM streaming_finding")
+    assert len(every) == len(set(every))
 
 
 @pytest.mark.parametrize("servers", ["sqlite"], indirect=True)
