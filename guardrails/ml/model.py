@@ -11,15 +11,18 @@ import functools
 import hashlib
 import json
 import math
+import re
 import sys
 import time
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from guardrails.ml.features import BUCKETS, features, windows
+from guardrails.ml.features import BUCKETS, features, plain, windows
 
 WEIGHTS = Path(__file__).parent / "weights"
+SHORT_CHARS = 24
+_WORDS = re.compile(r"\w+")
 
 
 class ModelRefused(ValueError):
@@ -30,7 +33,11 @@ class ModelRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """``score`` is the probability that the training labels would call the text a hit."""
+    """``score`` is the probability that the training labels would call the text a hit.
+
+    ``min_words``: a short text of fewer words has the score 0. Trained on sentences, the model has nothing to go by in
+    "continue" or "{}", and says anything.
+    """
 
     name: str
     threshold: float
@@ -38,6 +45,7 @@ class Model:
     _weights: array[int]
     _scale: float
     _bias: float
+    min_words: int = 0
 
     def score(self, text: str) -> float:
         """0..1; of a long text, that of its worst window. About 1 ms per 500 characters.
@@ -45,12 +53,21 @@ class Model:
         Between two windows whoever waits for the interpreter has its turn: beside a stream this runs in a thread, and
         a thread that computes on and on lets the event loop in only every 5 ms.
         """
+        if self._says_nothing(text):
+            return 0.0
         worst = 0.0
         for number, window in enumerate(windows(text)):
             if number:
                 time.sleep(0)
             worst = max(worst, self._one(window))
         return worst
+
+    def _says_nothing(self, text: str) -> bool:
+        # Scripts that write no spaces are not counted by words, and neither is a long text without any.
+        if not self.min_words or len(text) > SHORT_CHARS:
+            return False
+        bare = plain(text)
+        return bare.isascii() and len(_WORDS.findall(bare)) < self.min_words
 
     def _one(self, window: str) -> float:
         found = features(window)
@@ -75,4 +92,6 @@ def read(path: Path) -> Model:
     weights.frombytes(raw)
     if sys.byteorder == "big":
         weights.byteswap()
-    return Model(path.stem, about["threshold"], about["metrics"], weights, about["scale"], about["bias"])
+    return Model(
+        path.stem, about["threshold"], about["metrics"], weights, about["scale"], about["bias"], about["min_words"]
+    )

@@ -30,6 +30,8 @@ C = 16.0
 0.847 and 0.874 for 1, 4 and 16 (toxicity: 0.818, 0.850, 0.871)."""
 MOST_WRONG = 0.01
 """Of the harmless texts of the tuning part so many may be called hits: it says where the threshold is."""
+MIN_WORDS = {"prompt_injection": 3, "toxicity": 0}
+"""One word insults; one or two give no order. "DAN mode" is missed, and "continue" is what people say all the time."""
 POST_WEIGHT = 6
 """The 840 posts are ordinary language, the 4,000 tweets are not; without a weight nothing would be learnt from them.
 On the tuning part 3 and 12 give the same figures within their noise."""
@@ -66,6 +68,7 @@ def train(name: str, data: Path, found: Collected) -> None:
         "scale": scale,
         "bias": float(fitted.intercept_[0]),
         "threshold": 1.0,
+        "min_words": MIN_WORDS[name],
         "trained_on": len(parts.training),
         "tuned_on": len(parts.tuning),
         "metrics": metrics,

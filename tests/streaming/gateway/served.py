@@ -32,6 +32,7 @@ POLICIES: list[dict[str, object]] = [
          {"name": "secrets", "kind": "secrets", "action": "mask"},
          {"name": "code_names", "kind": "keywords", "action": "mask", "config": {"keywords": ["Blue Heron"]}},
      ]},
+    {"policy": "wary", "guardrails": [{"name": "wary", "kind": "prompt_injection", "action": "block"}]},
     {
         "policy": "stopping",
         "guardrails": [
