@@ -39,13 +39,11 @@ from streaming.core.events import (
     Usage,
 )
 from streaming.core.gate import Gate, SentenceCheck
+from streaming.pace import Timeline
 from streaming.providers.base import ChatMessage, ToolCallMade
 
 HOLD_EVERY_MS = 50
 """A hold is told at most this often."""
-
-MAX_POINTS = 2_000
-"""Points of the timeline that are kept; beyond that neighbours are merged, so that a long answer stays small."""
 
 NOTHING = (0, "", "")
 
@@ -105,25 +103,6 @@ class Round:
     thinking: int = 0
     thought: list[str] = field(default_factory=list)
     signature: str = ""
-
-
-class Timeline:
-    """[ms, characters] points, merged pairwise when they become too many."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[int, int]] = []
-        self.count = 0
-
-    def add(self, ms: int, chars: int) -> None:
-        """``chars`` more characters at ``ms``; points of the same millisecond are one."""
-        self.count += 1
-        if self.points and self.points[-1][0] == ms:
-            self.points[-1] = (ms, self.points[-1][1] + chars)
-            return
-        self.points.append((ms, chars))
-        if len(self.points) > MAX_POINTS:
-            pairs = zip(self.points[::2], [*self.points[1::2], (0, 0)], strict=False)
-            self.points = [(first[0], first[1] + second[1]) for first, second in pairs]
 
 
 class Answer:

@@ -1,4 +1,4 @@
-"""What an answer's timeline comes to: how long its first token took, and how long text was held at most.
+"""An answer's timeline, and what it comes to: how long its first token took, and how long text was held at most.
 
 Exists so that many sessions can be counted without reading the timeline of each. Protects the rule that such a figure
 is a copy: it is made from ``timing``, which the audit record commits to, and from nothing else. Pure.
@@ -6,10 +6,34 @@ is a copy: it is made from ``timing``, which the audit record commits to, and fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Points = Sequence[tuple[int, int]]
+MAX_POINTS = 2_000
+"""Points of a timeline that are kept; beyond that neighbours are merged, so that a long answer stays small."""
+BY_CLIENT = "paced_by_client"
+"""Says in ``timing`` that the text came when its client sent it: such times are no figures of a provider or a gate."""
+
+
+class Timeline:
+    """[ms, characters] points, merged pairwise when they become too many. ``count``: how often something was added."""
+
+    def __init__(self, points: Iterable[tuple[int, int]] = (), most: int = MAX_POINTS) -> None:
+        self.points = list(points)
+        self.count = 0
+        self._most = most
+
+    def add(self, ms: int, chars: int) -> None:
+        """``chars`` more characters at ``ms``; points of the same millisecond are one."""
+        self.count += 1
+        if self.points and self.points[-1][0] == ms:
+            self.points[-1] = (ms, self.points[-1][1] + chars)
+            return
+        self.points.append((ms, chars))
+        if len(self.points) > self._most:
+            pairs = zip(self.points[::2], [*self.points[1::2], (0, 0)], strict=False)
+            self.points = [(first[0], first[1] + second[1]) for first, second in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +49,8 @@ class Pace:
     def of(cls, timing: Mapping[str, object]) -> Pace:
         """From the ``timing`` of a session."""
         arrivals, releases = points(timing.get("arrivals")), points(timing.get("releases"))
+        if timing.get(BY_CLIENT):
+            arrivals = releases = []
         return cls(
             first_token_ms=arrivals[0][0] if arrivals else None,
             hold_ms=longest_wait(arrivals, releases),

@@ -297,6 +297,11 @@ class Gates:
         chars_in, released = sum(c.chars_in for c in counters), sum(c.released for c in counters)
         return chars_in, released, chars_in - released, sum(c.exposed for c in counters)
 
+    def came_and_settled(self) -> tuple[int, int]:
+        """Characters of the first choice's text that have come, and those of them that are held no longer."""
+        settled = sum(channel.gate.settled for channel in self.answer)
+        return settled + sum(channel.gate.held for channel in self.answer), settled
+
 
 def outcome_of(findings: list[Finding], *, blocked: bool) -> Outcome:
     """How a request that came to its end is called."""

@@ -20,6 +20,7 @@ from streaming.core.events import GuardrailStatus
 from streaming.gateway.gates import Gates, outcome_of
 from streaming.gateway.prompt import Prompted
 from streaming.models import AuditSession, Message
+from streaming.pace import Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 
 ALIVE_EVERY_S = 2.0
@@ -41,6 +42,21 @@ class Record:
     upstream_ms: int = 0
     chunks: int = 0
     alive_at: float = field(default_factory=time.monotonic)
+    began_at: float = field(default_factory=time.monotonic)
+    arrivals: Timeline = field(default_factory=Timeline)
+    releases: Timeline = field(default_factory=Timeline)
+    came: int = 0
+    settled: int = 0
+
+    def moved(self, gates: Gates) -> None:
+        """Note what of the answer has come since, and what is held no longer: shown, or hidden for good."""
+        came, settled = gates.came_and_settled()
+        ms = round((time.monotonic() - self.began_at) * 1000)
+        if came > self.came:
+            self.arrivals.add(ms, came - self.came)
+        if settled > self.settled and gates.blocked is None:
+            self.releases.add(ms, settled - self.settled)
+        self.came, self.settled = came, max(settled, self.settled)
 
     async def alive(self, gates: Gates) -> None:
         """A sign of life, at most every ``ALIVE_EVERY_S``."""
@@ -59,6 +75,7 @@ class Record:
         findings = [*self.prompted.findings, *gates.findings, *self.late]
         numbered = tuple(_numbered(finding, n) for n, finding in enumerate(findings, start=1))
         blocked = self.prompted.blocked is not None or gates.blocked is not None
+        self.moved(gates)
         chars_in, released, withheld, exposed = gates.counts()
         guardrails: totals.AllTotals = {}
         checks = totals.add(guardrails, findings=numbered, statuses=[*self.prompted.statuses, *self.statuses])
@@ -72,6 +89,8 @@ class Record:
             "audit_rows": 3 + len(numbered),
             "prompt_chars": self.prompted.chars,
             "guardrails": {**guardrails},
+            "arrivals": self.arrivals.points,
+            "releases": self.releases.points,
         }
         if self.prompted.media:
             timing["unguarded"] = list(self.prompted.media)

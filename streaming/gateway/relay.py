@@ -211,9 +211,11 @@ class Relay:
             else:
                 break
             self._ask()
+            self._record.moved(self._gates)
             if self._streaming or self._gates.blocked is None:
                 await self._send(walker.drain())
         self._ask()
+        self._record.moved(self._gates)
         if self._streaming or self._gates.blocked is None:
             await self._send(walker.drain())
 

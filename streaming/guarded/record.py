@@ -14,10 +14,12 @@ import zlib
 from base64 import b85decode, b85encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import TypedDict
 
 from guardrails.findings import Action, Finding, FindingDict, Mode, Outcome
 from streaming.core.snapshot import GateState
+from streaming.pace import Points, Timeline
 from streaming.sealed import SealBroken, seal, unseal
 from streaming.totals import AllTotals
 
@@ -61,6 +63,8 @@ class Earlier(TypedDict):
     size: int
 
 
+POINTS = 100
+"""Of a stream's timeline, each way: it travels with every call."""
 KEPT_ANSWERS, KEPT_BYTES = 4, 65_536
 """So many answers, and so much of them, are kept for copies of calls that come late; the last one always."""
 
@@ -112,6 +116,27 @@ class Record:
     aside: list[str] = field(default_factory=list)
     """Those of them that are asked about sentences all the same, after the end (``streaming.aside``)."""
     shadow: ShadowState | None = None
+    arrivals: list[tuple[int, int]] = field(default_factory=list)
+    """[ms since the start, characters] of what came, and of what was held no longer: shown, or hidden for good."""
+    releases: list[tuple[int, int]] = field(default_factory=list)
+    settled: int = 0
+
+    def came(self, chars: int) -> None:
+        """So many characters have come now."""
+        self.arrivals = self._with(self.arrivals, chars)
+
+    def settle(self, settled: int) -> None:
+        """So many in all are held no longer."""
+        self.releases = self._with(self.releases, settled - self.settled)
+        self.settled = max(self.settled, settled)
+
+    def _with(self, points: Points, chars: int) -> list[tuple[int, int]]:
+        timeline = Timeline(points, POINTS)
+        if chars > 0:
+            since = datetime.now(UTC) - datetime.fromisoformat(self.started_at)
+            last = points[-1][0] if points else 0  # calls may be served by machines whose clocks differ
+            timeline.add(max(last, round(since.total_seconds() * 1000)), chars)
+        return timeline.points
 
     @property
     def expected_seq(self) -> int:
@@ -174,6 +199,8 @@ def unsealed(data: bytes, session_id: str) -> Record:
     except (SealBroken, ValueError, TypeError, KeyError, zlib.error) as error:
         raise RecordBroken("the stored state cannot be read") from error
     record.redactions = [(int(at), str(label)) for at, label in record.redactions]
+    record.arrivals = [(int(ms), int(chars)) for ms, chars in record.arrivals]
+    record.releases = [(int(ms), int(chars)) for ms, chars in record.releases]
     return record
 
 

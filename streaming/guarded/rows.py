@@ -21,6 +21,7 @@ from streaming import models, sessions
 from streaming.audit import services as audit
 from streaming.guarded.record import Record, finding_of
 from streaming.models import AuditSession, GuardedStream, Message
+from streaming.pace import BY_CLIENT
 from streaming.sessions import DeferredText, Ending, State, Visitor, finding_row
 from streaming.shadow.record import ShadowRecord
 
@@ -131,7 +132,7 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
         released=released,
         withheld=chars_in - released,
         exposed=exposed,
-        timing=summary(record),
+        timing={**summary(record), "arrivals": record.arrivals, "releases": record.releases, BY_CLIENT: True},
         last_seq=last_seq,
         streaming=True,
         shadow=shadow,

@@ -472,6 +472,7 @@ class Streams:
     ) -> CheckedText:
         if record.counts[0] + len(delta) > self._settings.max_own_text_chars:
             raise TooLong(f"The text has more than {self._settings.max_own_text_chars:,} characters.")
+        record.came(len(delta))
         effects = gate.feed(delta)
         if last:
             effects = [*effects, *gate.finish()]
@@ -488,6 +489,8 @@ class Streams:
         record.redactions += text.redactions
         counters = gate.counters
         record.counts = (counters.chars_in, counters.released, counters.withheld, counters.exposed)
+        if record.block is None and text.blocked is None:
+            record.settle(gate.settled)
         for finding in text.findings:
             record.findings.append(replace(finding, n=len(record.findings) + 1).as_dict())
         if (block := text.blocked) is not None:
