@@ -406,6 +406,19 @@ def test_another_folding_table_than_the_signed_one_is_refused(tab: Page, streams
     assert drive(tab)["refused"] == "folding"
 
 
+@pytest.mark.parametrize("pattern", ["THE number", "number is é?"], ids=["as it is", "not ASCII"])
+def test_rules_that_read_the_text_unfolded_are_believed_and_run(tab: Page, streams: Streams, pattern: str) -> None:
+    rule = {"id": "r", "pattern": pattern, "fold": False, "must_match": [pattern.replace("é?", "é")]}
+    plain = {"name": "plain", "kind": "regex", "client": True, "config": {"rules": [rule]}}
+    streams.policy = policy(SSN, plain)
+    streams.__post_init__()
+    said = drive(tab, chunks=["THE num", "ber is é, the number ", "is not."])
+    assert (said["refused"], said["mode"], said["state"]) == ("", "local", "done")
+    gone = "THE number" if pattern.isascii() else "number is é"
+    assert said["visible"].startswith("THE number is é,".replace(gone, "[REDACTED]"))
+    assert said["findings"][0]["by"] == "client"
+
+
 def test_rules_that_do_not_cover_the_policy_paint_nothing_by_themselves(tab: Page, pages: Pages) -> None:
     server = Streams(policy(SSN, {"kind": "keywords", "action": "redact", "keywords": ["thank"]}))
     pages.answer = server.answer
