@@ -121,6 +121,8 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
         released=released,
         withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
         exposed=exposed,
+        # Where nobody answered, it was the first one whose failure is told.
+        provider=chosen(run, answer).provider if answer.arrivals.count or not result.error_code else "",
         model=answer.model,
         timing={**_timing(answer).payload(), **_counts(answer)},
         last_seq=last_seq,

@@ -113,7 +113,10 @@ class DeferredText:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an answer ended. ``content`` is the visible text; counts are code points."""
+    """How an answer ended. ``content`` is the visible text; counts are code points.
+
+    ``provider``, ``model``: who answered; empty: who was asked, as far as is known.
+    """
 
     outcome: Outcome
     status: Message.Status
@@ -125,6 +128,7 @@ class Ending:
     released: int = 0
     withheld: int = 0
     exposed: int = 0
+    provider: str = ""
     model: str = ""
     timing: dict[str, object] = field(default_factory=dict)
     last_seq: int = 0
@@ -278,14 +282,13 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
             error=ending.error,
             streaming=ending.streaming,
             fallback=ending.fallback[:FALLBACK_CHARS],
-            **({"model": ending.model} if ending.model else {}),
+            **_who(ending),
             **_shadow_columns(ending.shadow),
         )
         if not moved:
             return None
-        changes: dict[str, object] = {"model": ending.model} if ending.model else {}
         answer = Message.objects.filter(sessions_answered__pk=session_id)
-        answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **changes)
+        answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **_who(ending))
         # Some may have been written through before: a finding is stored once, by its number.
         rows = [finding_row(session_id, hit) for hit in ending.findings]
         models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
@@ -293,6 +296,11 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         if target is State.COMPLETE:
             audit.sealed(session_id=session_id)
     return target
+
+
+def _who(ending: Ending) -> dict[str, str]:
+    """Who answered, where that may differ from who was asked."""
+    return {name: value for name in ("provider", "model") if (value := getattr(ending, name))}
 
 
 def _shadow_columns(record: ShadowRecord | None) -> dict[str, object]:

@@ -59,14 +59,17 @@ async def no_checks(_: str) -> None:
 
 
 async def chat(
-    provider: Provider,
+    provider: Provider | None,
     policy: Policy,
     *,
     frame: StartFrame | None = None,
     flagged: bool = False,
     settings: Conf = QUICK,
 ) -> Chatted:
-    """A session from its start frame to its end. ``flagged``: the rollout flag decides whether it streams."""
+    """A session from its start frame to its end. ``flagged``: the rollout flag decides whether it streams.
+
+    ``provider`` None: the one that the frame names, with whoever stands behind it.
+    """
     log = MemoryLog()
     own = Own(provider=provider, policy=policy, queue_checks=no_checks, flagged=flagged)
     frame = frame or StartFrame(type="start", prompt="hello")

@@ -12,6 +12,7 @@ import pytest
 
 from guardrails.policy import compile_policy
 from streaming import registry
+from streaming.frames import StartFrame
 from streaming.log_redis import close_shared_log
 from streaming.providers.base import TimeLimits
 from streaming.resilience import TRIES
@@ -137,6 +138,31 @@ async def test_it_works(fault: str) -> None:
         assert last is (again()[expected.code] if expected.code else True), adapter
         if limits := LIMITS.get(fault):
             assert float(str(said["ms"])) >= limits.token_s * 1000, "its own limit ended it, and nothing before that"
+
+
+class Settings:
+    SLUICEGATE_FALLBACKS: list[str]
+
+
+@pytest.mark.parametrize("use_streaming", [None, False], ids=["as_a_stream", "in_one_piece"])
+async def test_when_a_provider_is_down_the_next_one_answers_and_the_record_says_who_and_why(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, use_streaming: bool | None
+) -> None:
+    settings.SLUICEGATE_FALLBACKS = ["ollama"]
+    frame = StartFrame(type="start", prompt="hello", provider="openai", model="m-7", use_streaming=use_streaming)
+    works = "fine" if use_streaming is None else "only whole"
+    async with faulty("openai", "529") as down, faulty("ollama", works) as up, asyncio.timeout(WITHIN_S):
+        for name, value in (("OPENAI_BASE_URL", down.url), ("OLLAMA_HOST", up.url), ("OLLAMA_MODEL", "m-8")):
+            monkeypatch.setenv(name, value)
+        answered = await chat(None, GATED, frame=frame)
+        assert (down.served, up.served) == (TRIES, 1)
+    assert answered.codes == ["provider_unavailable", "provider_unavailable", "provider_fallback"]
+    said, row = answered.message.metadata, answered.row
+    assert (answered.done["outcome"], answered.done["final"]) == ("allowed", "whole answer")
+    why = "provider_unavailable" if use_streaming is None else "use_streaming_false, provider_unavailable"
+    assert (said["provider"], said["streaming"], said["fallback"]) == ("ollama", use_streaming is None, why)
+    assert (row.provider, row.streaming, row.fallback) == ("ollama", use_streaming is None, why)
+    assert said["notices"] == [["openai", "provider_unavailable", TRIES - 1], ["openai", "provider_fallback", 1]]
 
 
 @pytest.mark.parametrize("address", ["ftp://127.0.0.1:9/v1", "file:///etc/hostname", "127.0.0.1:9"])
