@@ -2,6 +2,7 @@
 
 Exists because settings read the environment once, when they are imported. Protects the rule that tests touch neither
 the data nor the stores nor the providers of whoever runs them. Each process of a parallel run imports this anew.
+``TESTS_DATABASE_URL`` names a server for a run on another database than a file; tests of the stack start one.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ atexit.register(shutil.rmtree, _made, ignore_errors=True)
 VALKEY, _url = embedded(_made, choose_port(_made), os.environ)
 os.environ |= {"SLUICEGATE_DATA_DIR": str(_made), "REDIS_URL": _url}
 
+if _server := os.environ.get("TESTS_DATABASE_URL"):
+    os.environ["DATABASE_URL"] = _server
+
 from project.settings import *  # noqa: E402, F403 - after the environment is in order
 from project.settings import DATABASES  # noqa: E402
 
 # A file, not memory: threads and asynchronous code then lock each other out as they do in real life.
-DATABASES["default"]["TEST"] = {"NAME": str(_made / "test.sqlite3")}
+if not _server:
+    DATABASES["default"]["TEST"] = {"NAME": str(_made / "test.sqlite3")}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # users of tests log in all the time
