@@ -63,14 +63,13 @@ def test_card_is_hidden_whatever_stands_beside_it(separator: str, around: str) -
 
 @pytest.mark.parametrize("separator", [" ", "-", ".", ""])
 @pytest.mark.parametrize(
-    "around", ["{}", "{} 12/27", "{} 123", "2 x {}", "2024-11-21 {}", "{}.", "{}, ok", "IBAN {}漢"]
-)
+    "around",
+    ["{}", "{} 12/27", "{} 123", "{} 9876", "2 x {}", "2024-11-21 {}", "2024-11-21 {} 9876", "{}.", "{}, ok",
+     "{}\U0001f642", "IBAN {}漢", "{}\n{}"],
+)  # fmt: skip
 def test_iban_is_hidden_whatever_stands_beside_it(separator: str, around: str) -> None:
     text = around.replace("{}", IBAN.replace(" ", separator))
-    shown = everywhere(PII, text).visible
-    assert "[IBAN]" in shown
-    assert "3704" not in shown
-    assert "0532" not in shown
+    assert everywhere(PII, text).visible == around.replace("{}", "[IBAN]")
 
 
 @pytest.mark.parametrize("behind", ["", ".", ", and", "!", "\U0001f642", "漢", ">", "\n"])
