@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench import first_token, guardrails, memory, readers, stamps
+from tests.bench import first_token, gateway, guardrails, memory, readers, stamps
 from tests.bench.registry import Row, benchmarks
 
 
@@ -70,3 +70,13 @@ def test_open_sessions_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows("memory")
     assert set(found) == {"memory_rest", "memory_sockets", "memory_sockets_idle", "memory_sockets_store"}
     assert found["memory_sockets_store"].measured > 0.1, "every answer has a log in the store"
+
+
+def test_the_gateway_is_compared_with_the_way_past_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STREAMS": 6, "LENGTH": 20, "FULL_LENGTH": 40, "FULL_ROUNDS": 1, "ANSWERS": 2}.items():
+        monkeypatch.setattr(gateway, name, value)
+    found = rows("gateway")
+    assert set(found) == {"gateway_throughput", "gateway_first", "gateway_first_p99", "gateway_saturated"}
+    assert found["gateway_throughput"].measured > 0
+    assert found["gateway_saturated"].measured > 0
+    assert found["gateway_first"].measured > 0, "the gateway looks at the prompt first"
