@@ -6,7 +6,7 @@ async ({ library, options, about, chunks, pauseMs, cumulative, finish = true, ag
   Object.assign(gate.options, later);
   if (again) await gate.refresh();
   const answer = gate.answer(about);
-  const log = { painted: [], states: [], retries: 0, taken: answer.taken };
+  const log = { painted: [], states: [], retries: 0, rewritten: 0, taken: answer.taken };
   answer.addEventListener("paint", ({ detail }) => log.painted.push([answer.visible, detail.at, detail.text]));
   answer.addEventListener("state", () => log.states.push(`${answer.state}/${answer.mode}`));
   answer.addEventListener("retry", () => log.retries++);
@@ -14,8 +14,8 @@ async ({ library, options, about, chunks, pauseMs, cumulative, finish = true, ag
   let all = "";
   for (const chunk of chunks) {
     all += chunk;
-    if (cumulative) answer.update(all);
-    else answer.feed(chunk);
+    if (!cumulative) answer.feed(chunk);
+    else if (!answer.update(all)) log.rewritten++;
     await new Promise((resolve) => setTimeout(resolve, pauseMs ?? 0));
   }
   if (finish) await answer.finish();

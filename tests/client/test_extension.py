@@ -224,6 +224,34 @@ def test_blocked_answer_says_so_and_its_message_is_not_checked(chat: Open, pages
     assert "heron" not in str(seen(page))
 
 
+FACES = f"x{'🙂' * 29}{SECRET}{'🙂' * 30}x"
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+@pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
+def test_characters_that_lie_on_a_border_of_pieces_rewrite_nothing(
+    chat: Open, pages: Pages, root: str, fail: str
+) -> None:
+    """Taken for a rewritten text, the rest would be shut out, or shown unguarded."""
+    units = FACES.encode("utf-16-le")
+    size = -(-len(units) // 2 // 20)
+    halves = [at for at in range(size, len(units) // 2, size) if 0xDC <= units[2 * at + 1] < 0xE0]
+    assert len(halves) > 5  # pieces that begin with the second half of a pair
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root=root, fail=fail)
+    if root:
+        until_rules_run(page)
+    before = len(streams.sessions)
+    ask(page, FACES)
+    note(page, "done")
+    assert shown(page) == FACES.replace(SECRET, "[SSN]")
+    (session,) = list(streams.sessions.values())[before:]
+    assert "".join(session.deltas) == FACES
+    assert SECRET not in str(seen(page))
+    assert "\ufffd" not in str(seen(page))
+
+
 @pytest.mark.parametrize("fail", ["closed", "open"])
 def test_server_down_what_the_setting_says_happens_visibly(chat: Open, pages: Pages, fail: str) -> None:
     pages.answer = lambda call: None

@@ -92,16 +92,44 @@ def test_nothing_is_painted_that_the_final_text_does_not_have(tab: Page, streams
     assert "".join(text for _, _, text in said["painted"]) == CLEAN
 
 
+@pytest.mark.parametrize("cumulative", [True, False], ids=["watched", "fed"])
 @pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
-def test_pairs_are_never_split_however_the_text_is_cut(tab: Page, streams: Streams, root: str) -> None:
+def test_pairs_are_never_split_however_the_text_is_cut(
+    tab: Page, streams: Streams, root: str, cumulative: bool
+) -> None:
     chunks = tab.evaluate("() => ['🙂', '🙂'].join('').split('')")  # lone surrogates do not survive the way here
     assert len(chunks) == 4
     tab.evaluate("() => { window.halves = '🙂 1🙂'.split(''); }")
     script = DRIVER.replace("for (const chunk of chunks)", "for (const chunk of window.halves)")
     options = {"root": root, "policy": "t", "rulesMs": 30_000, "limitMs": 20_000}
-    said = tab.evaluate(script, {"library": LIBRARY, "options": options, "about": {}, "chunks": []})
-    assert said["visible"] == "🙂 1🙂"
+    call = {"library": LIBRARY, "options": options, "about": {}, "chunks": [], "cumulative": cumulative}
+    said = tab.evaluate(script, call)
+    assert (said["visible"], said["state"], said["rewritten"]) == ("🙂 1🙂", "done", 0)
+    assert "".join(streams.sessions["session-1"].deltas) == "🙂 1🙂"
     assert all("\ufffd" not in painted for painted, _, _ in said["painted"])
+
+
+def test_text_that_was_taken_and_is_another_now_is_told(tab: Page, streams: Streams) -> None:
+    """Half a pair that became another character, and a text that is rewritten: neither goes on from what was taken."""
+    said = tab.evaluate(
+        """async ([library, options]) => {
+          const { Sluicegate } = await import(library);
+          const gate = new Sluicegate({ url: location.origin, key: "k", ...options });
+          const said = [];
+          for (const [one, two] of [
+            ["A\ud83d", "A!"], ["A\ud83d", "B\ud83d\ude42"], ["A\ud83d", "A"],
+            ["A\ud83d", "A\ud83d"], ["\0\ude42A\ud83d", "\0\ude42A\ud83d\ude42"],
+          ]) {
+            const answer = gate.answer();
+            said.push([answer.update(one), answer.update(two)]);
+            await answer.finish();
+          }
+          return said;
+        }""",
+        [LIBRARY, {"root": "", "policy": "t"}],
+    )
+    assert said == [[True, False], [True, False], [True, False], [True, True], [True, True]]
+    assert streams.sessions["session-5"].deltas[0] == "\ufffd\ufffdA🙂"
 
 
 def test_block_ends_the_painting_and_the_message_for_it_is_never_checked(

@@ -18,9 +18,10 @@ const FIRST_CHARS = 1000;
 const USUAL = { max_delta_chars: 1000, flush_ms: 1000 };
 const BY_RULES = { max_delta_chars: 4000, flush_ms: 5000 };
 
+export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const points = (text) => Array.from(text);
 /** What no server takes, NUL and surrogates that belong to no pair, as the replacement character. */
-const clean = (text) => text.replace(/[\0\ud800-\udfff]/gu, "\ufffd");
+const clean = (text) => text.toWellFormed().replaceAll("\0", "\ufffd");
 
 /**
  * Emits `paint` ({at, text}: what stands from UTF-16 offset `at` on, never half a pair), `state`, `finding`, `retry`.
@@ -99,7 +100,8 @@ export class Answer extends EventTarget {
 
   /** The whole text so far, for pages that are watched. False if it does not go on from what was taken before. */
   update(all) {
-    const goesOn = clean(all).startsWith(clean(this.taken));
+    // What is held is compared as it came: half a pair, cleaned, begins no text that has the other half.
+    const goesOn = clean(all).startsWith(this.#raw) && all.startsWith(this.#half, this.#raw.length);
     if (goesOn) this.feed(all.slice(this.taken.length));
     return goesOn;
   }
@@ -118,7 +120,7 @@ export class Answer extends EventTarget {
   }
 
   get #over() {
-    return ["done", "blocked", "closed"].includes(this.state);
+    return /done|blocked|closed/.test(this.state);
   }
 
   async #begin() {
@@ -131,7 +133,7 @@ export class Answer extends EventTarget {
       this.#repaint();
     }
     // Rules that are long in coming do not keep an answer waiting: the server guards it.
-    const rules = await Promise.race([this.#gate.fresh(), this.#woken(rulesMs, true)]);
+    const rules = await Promise.race([this.#gate.fresh(), sleep(rulesMs)]);
     if (rules?.covers[this.#about.kind]) {
       rules.runner.enter(this);
       this.#rules = rules;
@@ -358,11 +360,11 @@ export class Answer extends EventTarget {
     this.#sleepers.clear();
   }
 
-  /** Resolves at the next change, or after so many milliseconds; `deaf`: only then. */
-  #woken(ms, deaf) {
+  /** Resolves at the next change, or after so many milliseconds. */
+  #woken(ms) {
     return new Promise((resolve) => {
       if (ms !== undefined) setTimeout(resolve, ms);
-      if (!deaf) this.#sleepers.add(resolve);
+      this.#sleepers.add(resolve);
     });
   }
 

@@ -9,7 +9,7 @@
 // Nothing of a bundle is used before all of it was verified, its parity vectors included; and what is used is verified
 // again, with the keys as they are then, whenever the rules are asked for.
 
-import { Answer } from "./answer.js";
+import { Answer, sleep } from "./answer.js";
 import { Runner } from "./rules.js";
 import { Refused, digestOf, ensure, jsonOf, opened, trusted } from "./verify.js";
 
@@ -52,7 +52,7 @@ export class Sluicegate extends EventTarget {
       refreshMs: 300_000, store: globalThis.localStorage, session: globalThis.sessionStorage, ...options,
     };
     this.options.store ??= {};
-    ensure(["open", "closed"].includes(this.fail), "fail", "“fail” is open or closed.");
+    ensure(["open", "closed"].includes(this.fail), "fail", "It is open or closed.");
     this.ready = this.refresh();
   }
 
@@ -175,7 +175,7 @@ export class Sluicegate extends EventTarget {
       }
       if (Date.now() + pause > end) throw new Refused("unreachable", `The server cannot be asked: ${why.message}`);
       tell({ n: n + 1, ms: pause });
-      await new Promise((resolve) => setTimeout(resolve, pause));
+      await sleep(pause);
     }
   }
 }
