@@ -19,7 +19,7 @@ from streaming.timeline import TimelineView
 
 from .gateway.test_records import ask, closing, ended
 from .gateway.test_records import new_key as gateway_key
-from .test_stream_api import SSN, TEXT, Client, new_key
+from .test_stream_api import TEXT, Client, new_key
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 __all__ = ["closing"]
