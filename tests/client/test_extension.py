@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -208,6 +209,30 @@ def test_without_rules_the_server_guards_with_six_calls(chat: Open, pages: Pages
     note(page, "done")
     assert (shown(page), len(streams.sessions)) == (CLEAN, 1)
     assert len([call for call in pages.calls if call.path.startswith("/v1/stream/")]) <= 6
+    assert painted_wrongly(page) == []
+    assert not [text for text in seen(page) if "12" in text]
+
+
+@pytest.mark.parametrize(("root", "most", "flush_s"), [(ROOT_X, 3, 4.0), ("", 6, 0.8)], ids=["local", "server"])
+def test_calls_of_an_answer_that_comes_at_fifty_tokens_a_second(
+    chat: Open, pages: Pages, root: str, most: int, flush_s: float
+) -> None:
+    """600 characters in 20 pieces, 3 s in all; a page that is itself slower than that has a call more for each flush."""
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root=root)
+    if root:
+        until_rules_run(page)
+    pages.calls.clear()
+    began = time.monotonic()
+    ask(page, pause=150)
+    page.wait_for_selector("article[data-state=done]", state="attached")
+    took_s = time.monotonic() - began
+    note(page, "done")
+    calls = [call for call in pages.calls if call.path.startswith("/v1/stream/")]
+    assert took_s > 2.5
+    assert 2 <= len(calls) <= max(most, 2 + took_s // flush_s), [call.path for call in calls]
+    assert shown(page) == CLEAN
     assert painted_wrongly(page) == []
     assert not [text for text in seen(page) if "12" in text]
 
