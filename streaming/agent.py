@@ -26,6 +26,7 @@ from guardrails.policy import Policy
 from streaming.checks import CheckedText, Later, Look, check_text, looked_at
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
 from streaming.core.gate import Hold, gate_text
+from streaming.core.json_text import JsonChannel
 from streaming.tools.base import Context, Tool, ToolError
 
 logger = structlog.get_logger(__name__)
@@ -165,7 +166,8 @@ async def make_call(
     look: Look | None = None,
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
-    arguments, kind = _unescaped(call.arguments), AppliesTo.TOOL_ARGUMENTS
+    written, kind = JsonChannel(), AppliesTo.TOOL_ARGUMENTS
+    arguments = written.decode("{}" if _too_long(call.arguments) else call.arguments) + written.decode_rest()
     if call.wanted in offered:
         call.name = call.wanted
     elif call.wanted:  # only rules look at a name, so nobody is waited for
@@ -180,7 +182,7 @@ async def make_call(
             return
     checked = await check_text(
         policy, arguments, applies_to=kind, monitor=monitor, channel="tool_arguments", later=True,
-        held=lambda hold: tell(Said(call, held=("tool_arguments", hold))),
+        held=lambda hold: tell(Said(call, held=("tool_arguments", hold))), written=written,
     )  # fmt: skip
     if look is not None:
         look(looked_at(checked, arguments, kind, "tool_arguments"))
@@ -239,6 +241,8 @@ class _Running:
         if found is None:
             names = ", ".join(offered) or "none"
             raise ToolError(f"there is no tool named “{self._call.name}” here; offered: {names}")
+        if why := _too_long(self._call.arguments):  # nothing of them was looked at
+            raise ToolError(why)
         given = _parsed(self._call.run)
         try:
             # As JSON: strict there still takes 2 for a float and a date as text; strict for Python objects does not.
@@ -301,20 +305,17 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _unescaped(arguments: str) -> str:
-    """The arguments with plain characters: escaped digits would pass the guardrails and reach the tool."""
-    if "\\u" not in arguments or len(arguments) > MAX_ARGUMENT_CHARS:
-        return arguments
-    try:
-        return _storable(json.dumps(json.loads(arguments), ensure_ascii=False))
-    except (ValueError, RecursionError):
-        return arguments
+def _too_long(arguments: str) -> str:
+    """Why such arguments are neither looked at nor shown; empty: they are."""
+    if len(arguments) <= MAX_ARGUMENT_CHARS:
+        return ""
+    return f"the arguments have {len(arguments):,} characters; at most {MAX_ARGUMENT_CHARS:,} are taken"
 
 
 def _parsed(arguments: str) -> dict[str, object]:
     """The arguments as an object. Raises ``ToolError``."""
-    if len(arguments) > MAX_ARGUMENT_CHARS:
-        raise ToolError(f"the arguments have {len(arguments):,} characters; at most {MAX_ARGUMENT_CHARS:,} are taken")
+    if why := _too_long(arguments):
+        raise ToolError(why)
     try:
         found = json.loads(arguments, parse_constant=_no_constant)
     except RecursionError:

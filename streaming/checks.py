@@ -25,6 +25,7 @@ from streaming import breakers, outbound
 from streaming.core import gate as gates
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Counters, Gate, Hold, SentenceCheck, gate_text, strongest
+from streaming.core.json_text import JsonChannel
 from streaming.providers.base import (
     ChatMessage,
     ProviderAuthError,
@@ -268,17 +269,19 @@ async def check_text(
     clock: Clock = time.monotonic,
     held: Callable[[Hold], object] | None = None,
     later: bool = False,
+    written: JsonChannel | None = None,
 ) -> CheckedText:
     """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands.
 
     ``later``: guardrails that do not decide are not asked here; what they are to be asked is handed back. ``held`` is
-    told, before anybody is asked, when the text is kept back until guardrails that decide have answered.
+    told, before anybody is asked, when the text is kept back until guardrails that decide have answered. ``written``:
+    what the text was decoded by; what is visible of it is JSON again.
     """
     gate = Gate(policy, applies_to, channel, monitor=monitor)
     effects = [*gate.feed(text), *gate.finish()]
     if held is not None and gate.waiting and (hold := gate.hold) is not None:
         held(hold)
-    out = await settled(gate, effects, conversation=conversation, clock=clock, later=later)
+    out = await settled(gate, effects, conversation=conversation, clock=clock, later=later, written=written)
     out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out
@@ -291,6 +294,7 @@ async def settled(
     conversation: tuple[Turn, ...] = (),
     clock: Clock = time.monotonic,
     later: bool = False,
+    written: JsonChannel | None = None,
 ) -> CheckedText:
     """What these effects come to once every guardrail that the gate asks for has answered, all at the same time.
 
@@ -299,7 +303,7 @@ async def settled(
     """
     policy, out = gate.policy, CheckedText()
     parts: list[str] = []
-    waiting = _collect(effects, out, parts)
+    waiting = _collect(effects, out, parts, written)
     while waiting:
         jobs = [(check, policy.guardrail(name)) for check in waiting for name in check.guardrails]
         if later:
@@ -320,8 +324,10 @@ async def settled(
                 effects = gate.verdict(check.id, guardrail.name, checked.verdict)
             except KeyError:  # a block before this sentence has made the question moot
                 continue
-            waiting += _collect(effects, out, parts)
+            waiting += _collect(effects, out, parts, written)
     out.later = [question for question in out.later if gate.awaits(question.check.id)]
+    if written is not None and out.blocked is None:
+        parts.append(written.finish())
     out.visible = "".join(parts)
     out.counters = gate.counters
     out.action = strongest(out.findings)
@@ -335,13 +341,19 @@ def _request(
     return CheckRequest(check.text, applies_to, turns, guardrail.time_limit_s)
 
 
-def _collect(effects: list[gates.Effect], out: CheckedText, parts: list[str]) -> list[SentenceCheck]:
+def _collect(
+    effects: list[gates.Effect], out: CheckedText, parts: list[str], written: JsonChannel | None
+) -> list[SentenceCheck]:
     checks: list[SentenceCheck] = []
+    if written is not None:
+        parts.append(written.encode(effects))
     for effect in effects:
         if effect[0] == gates.RELEASE:
-            parts.append(effect[1])
+            if written is None:
+                parts.append(effect[1])
         elif effect[0] == gates.REDACTED:
-            parts.append(effect[1])
+            if written is None:
+                parts.append(effect[1])
             out.redactions.append((effect[2], effect[1]))
         elif effect[0] == gates.FOUND:
             out.findings.append(effect[1])

@@ -17,6 +17,7 @@ from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 from streaming.checks import CheckedText, Looked, check_text, immediate_statuses, looked_at
 from streaming.core.gate import strongest
+from streaming.core.json_text import JsonChannel
 from streaming.messages import BadMessages, MessageIn, is_json_object, prompt_at
 from streaming.providers.base import ChatMessage, ToolCallMade
 
@@ -56,7 +57,7 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
     jobs: list[tuple[int, str, Coroutine[None, None, CheckedText]]] = []
     texts: list[tuple[str, AppliesTo, str, tuple[Turn, ...]]] = []
 
-    def check(number: int, name: str, text: str, applies_to: AppliesTo) -> None:
+    def check(number: int, name: str, text: str, applies_to: AppliesTo, written: JsonChannel | None = None) -> None:
         channel = "prompt" if number == asked else f"messages[{number}]"
         job = check_text(
             policy,
@@ -66,6 +67,7 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
             channel=channel,
             conversation=turns[:number],
             later=True,
+            written=written,
         )
         jobs.append((number, name, job))
         texts.append((text, applies_to, channel, turns[:number]))
@@ -75,7 +77,9 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
             applies_to = AppliesTo.TOOL_RESULT if message.role == "tool" else AppliesTo.PROMPT
             check(number, "content", message.content, applies_to)
         for call in message.tool_calls:
-            check(number, call.id, call.arguments, AppliesTo.TOOL_ARGUMENTS)
+            written = JsonChannel()  # looked at as it reads: a value that is spelled in escapes is the same value
+            read = written.decode(call.arguments) + written.decode_rest()
+            check(number, call.id, read, AppliesTo.TOOL_ARGUMENTS, written)
     # Verdicts about texts that were judged before are remembered, so a long conversation is not judged anew each time.
     done = await asyncio.gather(*(job for _, _, job in jobs))
     parts = {(number, name): checked for (number, name, _), checked in zip(jobs, done, strict=True)}

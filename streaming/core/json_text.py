@@ -36,6 +36,7 @@ QUOTE, INSIDE, FRAME, BARE = "q", "i", "f", "b"
 
 _FRAME = frozenset("{}[],: \t\n\r")
 _SHORT = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_PLAIN = re.compile(r'[^"\\\x00\ud800-\udfff]+')
 _HEX = re.compile(r"[0-9a-fA-F]{0,4}")
 
 
@@ -82,10 +83,17 @@ class JsonChannel:
         """More of the arguments as the model writes them. Returns what the gate is to read."""
         text: list[str] = []
         sorts: list[str] = []
-        for char in delta:
-            for decoded, sort in self._read(char):
+        at = 0
+        while at < len(delta):
+            if self._inside and not (self._escape or self._half) and (run := _PLAIN.match(delta, at)) is not None:
+                text.append(run[0])
+                sorts.append(INSIDE * len(run[0]))
+                at = run.end()
+                continue
+            for decoded, sort in self._read(delta[at]):
                 text.append(decoded)
                 sorts.append(sort)
+            at += 1
         return self._noted(text, sorts)
 
     def decode_rest(self) -> str:

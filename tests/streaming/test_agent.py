@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardrails.policy import Policy
 from streaming import agent
-from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD
+from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD, Call, Said
 from streaming.callbacks import StreamCallbacks, _read, start_stream
 from streaming.core.events import (
     ProviderEvent,
@@ -23,6 +23,7 @@ from streaming.core.events import (
     ProviderToolResult,
     Stopped,
     ThinkingDelta,
+    ToolCall,
     ToolCallDelta,
 )
 from streaming.log import MemoryLog, SessionLog
@@ -444,10 +445,100 @@ async def test_a_value_written_in_escapes_does_not_reach_the_tool(tools: Tools) 
     assert SSN not in str(await case.of("tool_result"))
 
 
+SPELLED = policy_of(
+    {"name": "in", "kind": "pii", "action": "redact", "applies_to": ["tool_arguments"],
+     "config": {"entities": {"ssn": True, "email": True, "credit_card": True}}},
+    {"name": "no", "kind": "regex", "action": "block", "applies_to": ["tool_arguments"],
+     "config": {"rules": [{"id": "n", "pattern": "blue\\s+heron"}, {"id": "u", "pattern": "https://bad\\.example"},
+                          {"id": "q", "pattern": "say \"heron\""}]}},
+    without="harm",
+)  # fmt: skip
+
+
+async def in_pieces(tools: Tools, *pieces: str) -> tuple[Call, list[Said]]:
+    """One call whose arguments come in these pieces, made."""
+    calls, said = agent.ToolCalls(), list[Said]()
+    calls.take(ToolCallDelta(0, "id0", "echo"))
+    for piece in pieces:
+        calls.take(ToolCallDelta(0, arguments=piece))
+    (call,) = calls.round()
+    await agent.make_call(call, tools.made, SPELLED, said.append, monitor=False)
+    return call, said
+
+
+async def at_every_cut(tools: Tools, written: str) -> tuple[Call, list[Said]]:
+    call, said = await in_pieces(tools, *written)
+    for at in range(len(written)):
+        cut, told = await in_pieces(tools, written[:at], written[at:])
+        assert (cut.run, cut.result, told) == (call.run, call.result, [replace(each, call=cut) for each in said])
+    return call, said
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [r"https:\/\/bad.example", r"\u0068ttps:\/\/bad\u002eexample", r"blue\nheron", r"blue\theron", r"blue\r\n heron",
+     r"blue\u0020heron", r"say \"heron\"", r"say \u0022heron\""],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "place", ['{"text": "%s"}', '{"text": "x", "more": [{"deep": ["%s"]}]}', '{"text": "x", "%s": 1}']
+)
+async def test_a_block_is_met_however_a_value_is_spelled_and_cut(tools: Tools, spelled: str, place: str) -> None:
+    call, said = await at_every_cut(tools, place % spelled)
+    assert tools.saw == []
+    assert [each.blocked is not None for each in said] == [True]
+    assert said[0].events == ()
+    assert not any(word in call.run for word in ("heron", "bad", "example"))
+
+
+@pytest.mark.parametrize("place", ["text", "nested", "key"])
+@pytest.mark.parametrize("spelled", [r"joe\u0040example.com", r"joe@example\u002ecom", "joe@example.com"])
+async def test_a_value_is_redacted_inside_its_string_and_the_arguments_stay_json(
+    tools: Tools, spelled: str, place: str
+) -> None:
+    around = f'to\\n\\"{spelled}\\" \\/ \\t now'
+    left = 'to\n"[EMAIL]" / \t now'
+    written, expected = {
+        "text": ('{"text": "%s"}', {"text": left}),
+        "nested": ('{"text": "x", "more": [{"deep": ["%s"]}, 7]}', {"text": "x", "more": [{"deep": [left]}, 7]}),
+        "key": ('{"text": "x", "%s": true}', {"text": "x", left: True}),
+    }[place]
+    call, said = await at_every_cut(tools, written % around)
+    assert json.loads(call.run) == expected
+    assert [event.arguments for each in said for event in each.events if isinstance(event, ToolCall)] == [call.run]
+    assert set(tools.saw) == {left if place == "text" else "x"}
+    assert "joe" not in f"{call.record()} {call.sendable} {said}".replace(repr(call.pieces), "")
+
+
+async def test_a_number_of_which_anything_is_hidden_is_a_string(tools: Tools) -> None:
+    call, _ = await at_every_cut(tools, '{"text": "x", "card": 4111111111111111, "n": 4}')
+    assert json.loads(call.run) == {"text": "x", "card": "[CREDIT_CARD]", "n": 4}
+
+
+async def test_page_and_storage_and_model_see_what_the_tool_gets(tools: Tools) -> None:
+    given = r'{"text": "a\/b\njoe\u0040example.com"}'
+    case = await answer([asks(("echo", given)), ["end"]], tools, SPELLED)
+    await case.pump.run()
+    assert tools.saw == ["a/b\n[EMAIL]"]
+    (told,) = await case.of("tool_call")
+    (stored,) = (await Message.objects.aget(pk=case.answer_id)).metadata["tools"]
+    (made,) = case.provider.asked[1].messages[-2].tool_calls
+    for shown in (told["arguments"], stored["arguments"], made.arguments):
+        assert json.loads(str(shown)) == {"text": "a/b\n[EMAIL]"}
+
+
+async def test_arguments_that_are_too_large_are_shown_to_nobody(tools: Tools) -> None:
+    given = json.dumps({"text": "zebra " * 50_000})
+    case = await answer([asks(("echo", given)), ["on"]], tools)
+    await case.pump.run()
+    assert [e["arguments"] for e in await case.of("tool_call")] == ["{}"]
+    assert "zebra" not in await everything(case)
+    assert tools.saw == []
+
+
 async def test_half_a_surrogate_and_nul_do_not_end_the_answer(tools: Tools) -> None:
     case = await answer([asks(("echo", '{"text": "a\\ud800b\\u0000c"}')), ["end"]], tools)
     await case.pump.run()
-    assert [e["result"] for e in await case.of("tool_result")] == ["echo of a?b\ufffdc"]
+    assert [e["result"] for e in await case.of("tool_result")] == ["echo of a\ufffdb\ufffdc"]
     assert (await case.of("done"))[0]["outcome"] == "allowed"
 
 
