@@ -90,7 +90,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PolicyBound:
-    """How much text a policy can hold. ``characters`` covers the pattern rules; ``rule`` is the one that sets it."""
+    """How much text a policy can hold. ``characters`` covers the pattern rules; ``rule`` is the one that sets it.
+
+    ``characters`` are folded ones; of the original text's, ``with_ignorables`` is the bound, and is said with it.
+    """
 
     characters: int
     with_ignorables: int
@@ -100,7 +103,8 @@ class PolicyBound:
     whole_answer: bool
 
     def __str__(self) -> str:
-        words = [f"at most {self.characters:,} characters"]
+        more = f", {self.with_ignorables:,} with ignorable ones between them"
+        words = [f"at most {self.characters:,} characters{more if self.with_ignorables > self.characters else ''}"]
         if self.sentence is not None:
             words.append(f"up to a sentence of {self.sentence} characters and its time limit")
         if self.whole_answer:

@@ -7,11 +7,14 @@ import re
 import pytest
 
 from guardrails.document import PolicyError
+from guardrails.findings import AppliesTo
 from guardrails.lint import examine, lint_document, spans_in
 from guardrails.patterns.compiler import compile_rule
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.rule import Rule
 from guardrails.patterns.show import readable
+from guardrails.policy import compile_policy
+from streaming.core.gate import Gate
 
 
 def document(**rule: object) -> dict[str, object]:
@@ -24,12 +27,36 @@ def test_it_works() -> None:
     assert (guardrail.name, guardrail.performance_class, guardrail.checkpoint) == ("g", "INSTANT", "IMMEDIATE")
     assert guardrail.rules[0].holds == 6
     assert report.failures == ()
-    assert report.bounds["response"] == "at most 6 characters"
+    assert report.bounds["response"] == "at most 6 characters, 102 with ignorable ones between them"
+
+
+def test_the_bound_in_words_is_one_that_a_session_keeps() -> None:
+    """Ignorable characters are held with what they stand between: only the second number is true of raw text."""
+    policy = compile_policy(document(pattern="[0-9]{3}-[0-9]{2}"))
+    gate = Gate(policy)
+    held = []
+    for char in ("\u200b" * 16).join("123-45") + "\u200b" * 16:
+        gate.feed(char)
+        held.append(gate.held)
+    bound = policy.bound(AppliesTo.RESPONSE)
+    assert 6 < max(held) <= bound.with_ignorables == 102
+    assert "102 with ignorable ones" in str(bound)
+    unfolded = compile_policy(document(pattern="[0-9]{3}-[0-9]{2}", fold=False))
+    assert str(unfolded.bound(AppliesTo.RESPONSE)) == "at most 6 characters"
+    mixed = {"policy": "p", "guardrails": [
+        {"name": "raw", "kind": "regex", "config": {"rules": [{"id": "r", "pattern": "a[0-9]{29}", "fold": False}]}},
+        {"name": "folded", "kind": "regex", "config": {"rules": [{"id": "r", "pattern": "b[0-9]{9}"}]}}]}  # fmt: skip
+    assert str(compile_policy(mixed).bound(AppliesTo.RESPONSE)) == (
+        "at most 30 characters, 170 with ignorable ones between them"
+    )
 
 
 def test_an_example_that_comes_out_wrong_is_named() -> None:
-    report = lint_document(document(pattern="a", must_match=["b", "a"], must_not_match=["a", "b"]))
-    assert report.failures == ("g/r: must match, but does not: 'b'", "g/r: must pass, but does not: 'a'")
+    report = lint_document(document(pattern="a", must_match=["a", "b"], must_not_match=["a", "b"]))
+    assert report.failures == (
+        "guardrails[0].config.rules[0].must_match[1]: g/r must match, but does not: 'b'",
+        "guardrails[0].config.rules[0].must_not_match[0]: g/r must pass, but does not: 'a'",
+    )
 
 
 def test_what_was_trimmed_is_shown() -> None:

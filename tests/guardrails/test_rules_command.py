@@ -28,8 +28,8 @@ def run(*args: object) -> str:
 def test_it_works(tmp_path: Path) -> None:
     said = run("lint", policy_file(tmp_path))
     assert "g (regex): INSTANT, IMMEDIATE, BLOCK block, 1 rule" in said
-    assert "r: holds at most 6 characters, examples 2 of 2 right" in said
-    assert "a session holds, response: at most 6 characters" in said
+    assert "r: holds at most 6 characters (102 with ignorable ones between them), examples 2 of 2 right" in said
+    assert "a session holds, response: at most 6 characters, 102 with ignorable ones between them" in said
 
 
 def test_an_example_that_comes_out_wrong_fails(tmp_path: Path) -> None:

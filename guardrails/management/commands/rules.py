@@ -407,7 +407,10 @@ class Command(BaseCommand):
         examples = ""
         if rule.examples:
             examples = f", examples {len(rule.examples) - len(rule.failures)} of {len(rule.examples)} right"
-        self.stdout.write(f"    {rule.id}: holds at most {rule.holds:,} characters{examples}")
+        more = ""
+        if rule.holds_with_ignorables > rule.holds:
+            more = f" ({rule.holds_with_ignorables:,} with ignorable ones between them)"
+        self.stdout.write(f"    {rule.id}: holds at most {rule.holds:,} characters{more}{examples}")
         if rule.trimmed:
             self.stdout.write(
                 f"      runs as {rule.trimmed} (cut from its left: up to {rule.trimmed_width} characters)"
