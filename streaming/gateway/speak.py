@@ -25,6 +25,7 @@ from streaming.core.events import (
 from streaming.gateway.prompt import BadRequest
 from streaming.gateway.walker import Json
 from streaming.providers.base import Provider, ProviderRequest
+from streaming.providers.sampling import WORDS, Sampling, beyond
 from streaming.written_calls import without_markup
 
 
@@ -151,3 +152,47 @@ def text_alone(content: object, where: str, provider: Provider) -> str:
             parts.append(text)
         return "\n\n".join(parts)
     raise BadRequest(f"“{where}” is neither text nor a list of parts.", where)
+
+
+def sampling_of(fields: Json, provider: Provider, dialect: str, within: str = "") -> Sampling:
+    """What a client of ``dialect`` wishes of how words are picked, for the provider behind.
+
+    ``within``: the field that ``fields`` is the value of. Raises ``BadRequest`` for what cannot be told, or is none.
+    """
+    words = WORDS[dialect]
+    found: dict[str, object] = {}
+    for name, word in words.items():
+        if (value := fields.get(word)) is None:
+            continue
+        if not _is_wish(name, value):
+            raise BadRequest(f"“{within}{word}” is not what this dialect has there.", f"{within}{word}")
+        found[name] = _texts_of(value) if name == "stop" else value
+    sampling = Sampling(**found)  # type: ignore[arg-type]  # each was looked at
+    if not provider.scripted and (missing := beyond(sampling, provider.name)):
+        where = f"{within}{words[missing]}"
+        raise BadRequest(
+            f"“{where}” cannot be passed on: the dialect of the upstream “{provider.name}” has no such value.",
+            where, "unsupported",
+        )  # fmt: skip
+    return sampling
+
+
+def _texts_of(value: object) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
+
+
+def _is_wish(name: str, value: object) -> bool:
+    if name == "stop":
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and name not in ("seed", "top_k"))
+
+
+def most_tokens(value: object, where: str) -> int | None:
+    """A limit of tokens, None where none is named. Raises ``BadRequest`` for what is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadRequest(f"“{where}” is a whole number of at least 1.", where)
+    return value

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, refuse_unknown, text_alone
+from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
 from streaming.gateway.speak_openai import dumped
 from streaming.gateway.walker import Json, objects
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
+from streaming.providers.sampling import WORDS
 
-KNOWN = frozenset({"model", "messages", "stream", "system", "tools", "tool_choice", "max_tokens", "thinking"})
+KNOWN = frozenset({"model", "messages", "stream", "system", "tools", "tool_choice", "max_tokens", "thinking",
+                   *WORDS["anthropic"].values()})  # fmt: skip
 IGNORED = frozenset({"metadata", "service_tier"})
 _REASONS = {
     "stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal", "": "end_turn",
@@ -140,12 +142,12 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
         messages.append(ChatMessage("system", system))
     for number, message in enumerate(objects(body.get("messages"))):
         messages += _message(message, f"messages[{number}]", provider)
-    most = body.get("max_tokens")
     return ProviderRequest(
         messages=tuple(messages),
         model=model,
         tools=tuple(_tools(body, provider)),
-        max_tokens=most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None,
+        max_tokens=most_tokens(body.get("max_tokens"), "max_tokens"),
+        sampling=sampling_of(body, provider, "anthropic"),
     )
 
 

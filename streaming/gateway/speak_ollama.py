@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, refuse_unknown, text_alone
+from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
 from streaming.gateway.speak_anthropic import as_object
 from streaming.gateway.speak_openai import dumped
 from streaming.gateway.walk_ollama import stamp
 from streaming.gateway.walker import Json, objects
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
+from streaming.providers.sampling import WORDS
 
 KNOWN = frozenset({"model", "messages", "stream", "tools", "options"})
 IGNORED = frozenset({"keep_alive"})
@@ -79,15 +80,17 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     options = body.get("options")
     options = options if isinstance(options, dict) else {}
     for name, value in options.items():
-        if name not in ("num_predict", "num_ctx", "seed") and value is not None:
+        if name not in ("num_predict", "num_ctx", *WORDS["ollama"].values()) and value is not None:
             where = f"options.{name}"
             raise BadRequest(f"“{where}” cannot be passed on to “{provider.name}”.", where, "unsupported")
     most = options.get("num_predict")
+    unlimited = most in (-1, -2)  # until the model ends, or its window is full
     return ProviderRequest(
         messages=tuple(_messages(body, provider)),
         model=model,
         tools=tuple(_tools(body)),
-        max_tokens=most if isinstance(most, int) and most > 0 else None,
+        max_tokens=None if unlimited else most_tokens(most, "options.num_predict"),
+        sampling=sampling_of(options, provider, "ollama", "options."),
     )
 
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, refuse_unknown, text_alone
+from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
 from streaming.gateway.walker import Json, objects
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
+from streaming.providers.sampling import WORDS
 
 KNOWN = frozenset(
     {"model", "messages", "stream", "stream_options", "tools", "tool_choice", "n", "max_tokens",
-     "max_completion_tokens"}
+     "max_completion_tokens", *WORDS["openai"].values()}
 )  # fmt: skip
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "seed"})
+IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 """Nothing in the answer depends on them, or nothing that a client could rely on."""
 _REASONS = {
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
@@ -121,7 +122,7 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     refuse_unknown(body, KNOWN, IGNORED, provider)
     if body.get("tool_choice") not in (None, "auto"):
         raise BadRequest(f"“tool_choice” cannot be passed on to “{provider.name}”.", "tool_choice", "unsupported")
-    most = body.get("max_completion_tokens") or body.get("max_tokens")
+    named = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     choices = body.get("n")
     if isinstance(choices, int) and choices > 1 and provider.name != "openai":
         raise BadRequest(f"“n” cannot be passed on: “{provider.name}” gives one answer at a time.", "n", "unsupported")
@@ -129,7 +130,8 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
         messages=tuple(_messages(body, provider)),
         model=model,
         tools=tuple(_tools(body)),
-        max_tokens=most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None,
+        max_tokens=most_tokens(body.get(named), named),
+        sampling=sampling_of(body, provider, "openai"),
     )
 
 

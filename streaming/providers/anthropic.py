@@ -18,6 +18,7 @@ from streaming.core.events import ProviderEvent
 from streaming.providers import base
 from streaming.providers.anthropic_events import MessageReader, whole
 from streaming.providers.http import Call, HttpProvider
+from streaming.providers.sampling import written
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 DEFAULT_MODEL = "claude-sonnet-4-5"
@@ -64,7 +65,10 @@ class AnthropicProvider(HttpProvider):
     def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:
         if request.choices != 1:
             raise base.ProviderRefused("this provider gives one answer at a time; ask with one choice")
-        thinking = self._thinking_tokens if _may_think(request.messages) else 0
+        sampling = written(request.sampling, self.name)
+        # The vendor refuses thinking together with wishes for how words are picked; it is the client who made those.
+        thinking = 0 if sampling.keys() - {"stop_sequences"} else self._thinking_tokens
+        thinking = thinking if _may_think(request.messages) else 0
         body: dict[str, object] = {
             "model": request.model or self._model,
             # What is thought counts as output here; what was asked for is the length of the answer.
@@ -81,7 +85,7 @@ class AnthropicProvider(HttpProvider):
                 {"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)}
                 for tool in request.tools
             ]
-        return Call(self.answers_at, self.headers(streaming=streaming), body)
+        return Call(self.answers_at, self.headers(streaming=streaming), body | sampling)
 
     def headers(self, *, streaming: bool) -> dict[str, str]:
         """What goes with every request."""

@@ -15,6 +15,7 @@ from streaming.core.events import ProviderEvent
 from streaming.providers import base
 from streaming.providers.http import Call, HttpProvider
 from streaming.providers.ollama_lines import LineReader, whole
+from streaming.providers.sampling import written
 
 DEFAULT_MODEL = "llama3.2"
 DEFAULT_PORTS = {"": 11434, "http": 80, "https": 443}
@@ -57,8 +58,11 @@ class OllamaProvider(HttpProvider):
         if request.choices != 1:
             raise base.ProviderRefused("this provider gives one answer at a time; ask with one choice")
         body: dict[str, object] = {"model": request.model or self._model, "stream": streaming}
+        options = written(request.sampling, self.name)
         if request.max_tokens is not None:
-            body["options"] = {"num_predict": request.max_tokens}
+            options["num_predict"] = request.max_tokens
+        if options:
+            body["options"] = options
         headers = self.headers(streaming=streaming)
         if self._generate:
             if request.tools or any(m.role == "tool" or m.tool_calls for m in request.messages):

@@ -13,6 +13,7 @@ from streaming.core.events import ProviderEvent
 from streaming.providers import base
 from streaming.providers.http import Call, HttpProvider
 from streaming.providers.openai_chunks import ChunkReader, whole
+from streaming.providers.sampling import written
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -61,6 +62,7 @@ class OpenAIProvider(HttpProvider):
         if request.max_tokens is not None:
             # The vendor's own newer models refuse the old name, and most compatible servers know no other.
             body["max_completion_tokens" if self._base_url == DEFAULT_BASE_URL else "max_tokens"] = request.max_tokens
+        body |= written(request.sampling, self.name)
         return Call(self.answers_at, self.headers(streaming=streaming), body)
 
     def headers(self, *, streaming: bool) -> dict[str, str]:
