@@ -8,7 +8,7 @@ every rule's own examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from guardrails.findings import Action, AppliesTo
@@ -25,11 +25,12 @@ _SENT_UPSTREAM = frozenset({AppliesTo.PROMPT, AppliesTo.TOOL_RESULT, AppliesTo.D
 
 @dataclass(frozen=True, slots=True)
 class ExampleResult:
-    """One of a rule's own texts. ``ok`` says whether it came out as its author wrote."""
+    """One of a rule's own texts. ``ok`` says whether it came out as its author wrote; ``key`` names it in its rule."""
 
     text: str
     must: Literal["match", "pass"]
     ok: bool
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class RuleReport:
     """One rule: what it holds at most (folded characters), what was cut off, and how its examples fared.
 
     ``trimmed`` is the rule as it runs if a leading piece was cut off, else empty; ``trimmed_width`` the characters
-    that piece could have taken.
+    that piece could have taken. ``path`` is its place in its guardrail; a kind's own rules have only ``config``.
     """
 
     id: str
@@ -47,6 +48,7 @@ class RuleReport:
     trimmed: str
     trimmed_width: int
     examples: tuple[ExampleResult, ...]
+    path: str = "config"
 
     @property
     def failures(self) -> tuple[ExampleResult, ...]:
@@ -79,10 +81,11 @@ class LintReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every example that came out wrong, with its place."""
+        """Every example that came out wrong, with the path of its key."""
         return tuple(
-            f"{guardrail.name}/{rule.id}: must {example.must}, but does not: {example.text!r}"
-            for guardrail in self.guardrails
+            f"guardrails[{i}].{rule.path}.{example.key}: "
+            f"{guardrail.name}/{rule.id} must {example.must}, but does not: {example.text!r}"
+            for i, guardrail in enumerate(self.guardrails)
             for rule in guardrail.rules
             for example in rule.failures
         )
@@ -107,8 +110,14 @@ def examine(rule: Rule | CompiledRule) -> RuleReport:
     """Compile a rule (if need be) and run its examples. Raises ``PatternError`` if it is refused."""
     compiled = compile_rule(rule) if isinstance(rule, Rule) else rule
     written = compiled.rule
-    examples = [ExampleResult(text, "match", bool(spans_in(compiled, text))) for text in written.must_match]
-    examples += [ExampleResult(text, "pass", not spans_in(compiled, text)) for text in written.must_not_match]
+    examples = [
+        ExampleResult(text, "match", bool(spans_in(compiled, text)), f"must_match[{n}]")
+        for n, text in enumerate(written.must_match)
+    ]
+    examples += [
+        ExampleResult(text, "pass", not spans_in(compiled, text), f"must_not_match[{n}]")
+        for n, text in enumerate(written.must_not_match)
+    ]
     return RuleReport(
         id=written.id,
         holds=compiled.bound.characters,
@@ -136,7 +145,9 @@ def lint_document(document: Mapping[str, object]) -> LintReport:
 
 
 def _guardrail(guardrail: Guardrail) -> GuardrailReport:
-    rules = tuple(map(examine, guardrail.rules))
+    listed = [written.id for written in getattr(guardrail.impl.config, "rules", ())]
+    paths = {rule_id: f"config.rules[{n}]" for n, rule_id in enumerate(listed)}
+    rules = tuple(replace(report, path=paths.get(report.id, report.path)) for report in map(examine, guardrail.rules))
     row = guardrail.impl.decision()
     remarks: list[str] = []
     if guardrail.mode is not row.mode and row.override_warning:

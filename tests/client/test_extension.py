@@ -217,7 +217,7 @@ def test_without_rules_the_server_guards_with_six_calls(chat: Open, pages: Pages
 def test_calls_of_an_answer_that_comes_at_fifty_tokens_a_second(
     chat: Open, pages: Pages, root: str, most: int, flush_s: float
 ) -> None:
-    """600 characters in 20 pieces, 3 s in all; a page that is itself slower than that has a call more for each flush."""
+    """600 characters in 20 pieces, 3 s in all; a page that is slower by itself has a call more for each flush."""
     streams = Streams(policy(SSN, HERON))
     pages.answer = streams.answer
     page = chat(root=root)

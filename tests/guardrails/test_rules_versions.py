@@ -71,7 +71,7 @@ def test_examples_that_come_out_wrong_are_not_published(tmp_path: Path) -> None:
     rule = {"id": "r", "pattern": "a", "must_match": ["b"]}
     path = write(tmp_path, guardrails=[{"kind": "regex", "config": {"rules": [rule]}}])
     status, said = fails("import", path, "--publish")
-    assert (status, "must match" in said) == (1, True)
+    assert (status, "guardrails[0].config.rules[0].must_match[0]: regex/r must match" in said) == (1, True)
     assert Policy.objects.get().versions.count() == 0
 
 
@@ -145,7 +145,8 @@ def test_an_unknown_version_is_said(tmp_path: Path) -> None:
         ({"guardrails": [{"kind": "ai_judge", "rubric": "r", "client": True}]},
          "guardrails[0].client: kind 'ai_judge' cannot be sent to clients"),
         ({"guardrails": [{"kind": "regex", "config": {"rules": [
-            {"id": "a", "pattern": "b", "must_match": ["c"]}]}}]}, "must match, but does not: 'c'"),
+            {"id": "a", "pattern": "b", "must_match": ["c"]}]}}]},
+         "guardrails[0].config.rules[0].must_match[0]: regex/a must match, but does not: 'c'"),
     ],
     ids=range(6),
 )  # fmt: skip

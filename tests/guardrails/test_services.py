@@ -87,12 +87,19 @@ def test_published_without_a_draft_is_refused() -> None:
 
 
 def test_rule_whose_own_example_comes_out_wrong_is_not_published() -> None:
-    rule = {"id": "a", "pattern": "abc", "must_match": ["xyz"]}
+    right = {"id": "r", "pattern": "abc", "must_match": ["abc"]}
+    rules = [right, {"id": "a", "pattern": "abc", "must_match": ["abc", "xyz"], "must_not_match": ["abc"]}]
+    plain = {"name": "f", "kind": "regex", "config": {"patterns": ["abc"]}}
     draft = services.save_draft(
-        document={"policy": "p", "guardrails": [{"name": "g", "kind": "regex", "config": {"rules": [rule]}}]}
+        document={"policy": "p", "guardrails": [plain, {"name": "g", "kind": "regex", "config": {"rules": rules}}]}
     )
-    with pytest.raises(Refused, match="must match"):
+    with pytest.raises(Refused) as refused:
         services.publish(policy=draft)
+    assert str(refused.value) == (
+        "p comes out wrong: "
+        "guardrails[1].config.rules[1].must_match[1]: g/a must match, but does not: 'xyz'; "
+        "guardrails[1].config.rules[1].must_not_match[0]: g/a must pass, but does not: 'abc'"
+    )
     assert not PolicyVersion.objects.exists()
 
 

@@ -57,10 +57,10 @@ class Facts:
 
     @property
     def failures(self) -> list[str]:
-        """Examples that come out wrong, by rule."""
+        """Examples that come out wrong, each with the path of its key."""
         return [
-            f"{facts.report.id}: must {example.must}, but does not: {example.text!r}"
-            for facts in self.rules.values()
+            f"{path}.{example.key}: {facts.report.id} must {example.must}, but does not: {example.text!r}"
+            for path, facts in self.rules.items()
             if facts.report
             for example in facts.report.failures
         ]
