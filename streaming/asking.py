@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail, Policy
@@ -25,7 +26,7 @@ class Asking:
     seconds.
     """
 
-    __slots__ = ("_answer", "_clock", "_inbox", "_later", "_policy", "_turns", "_waited_for")
+    __slots__ = ("_answer", "_clock", "_hits", "_inbox", "_later", "_policy", "_turns", "_waited_for")
 
     def __init__(
         self, policy: Policy, answer: Answer, turns: Callable[[], tuple[Turn, ...]], inbox: Line[Item],
@@ -34,6 +35,7 @@ class Asking:
         self._policy, self._answer, self._turns, self._inbox, self._clock = policy, answer, turns, inbox, clock
         self._waited_for: dict[asyncio.Task[None], None] = {}  # an empty set weighs three times as much
         self._later: dict[asyncio.Task[None], None] = {}
+        self._hits: tuple[tuple[str, str], ...] = ()  # guardrail, state; most answers have none
 
     @property
     def busy(self) -> bool:
@@ -62,7 +64,7 @@ class Asking:
         """What a verdict that the answer waited for leads to: the guardrail's status, even if the rest fails."""
         status = status_after(item.guardrail, item.checked)
         totals.add(self._answer.totals, statuses=[status])
-        yield status
+        yield self._of_the_answer(status)
         yield from self._answer.verdict(item.question, item.guardrail.name, item.checked.verdict)
 
     def ask_later(self, questions: Iterable[Later]) -> list[ServerEvent]:
@@ -80,7 +82,17 @@ class Asking:
         """What a verdict that nobody waited for leads to."""
         status = status_after(item.later.guardrail, item.checked)
         totals.add(self._answer.totals, statuses=[status])
-        return [status, *(FindingEvent(self._answer.number(one)) for one in item.later.findings(item.checked))]
+        found = (FindingEvent(self._answer.number(one)) for one in item.later.findings(item.checked))
+        return [self._of_the_answer(status), *found]
+
+    def _of_the_answer(self, status: GuardrailStatus) -> GuardrailStatus:
+        """The line as it stands for the answer: what passed in the next sentence does not undo a hit in the last."""
+        name, state = status.guardrail, status.state
+        if state in ("hit", "would_block"):
+            self._hits = (*(pair for pair in self._hits if pair[0] != name), (name, state))
+        elif state == "passed":
+            return replace(status, state=dict(self._hits).get(name, state))
+        return status
 
     async def hear_out(self, tell: Callable[[list[ServerEvent]], Awaitable[None]], every_s: float) -> None:
         """Tell the verdicts that nobody waited for, until there are no more; at least every so many seconds.

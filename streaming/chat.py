@@ -122,7 +122,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         monitor=asked.monitor,
         prompt_raw=prompted.raw,
         prompt=prompted.checked,
-        upstreams=RolledOut(_upstreams(provider, own), decision, subject, settings),
+        upstreams=RolledOut(_upstreams(provider, own, request), decision, subject, settings),
         request=request,
         fallback=decision.fallback,
         shadow=running.shadow,
@@ -135,9 +135,9 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     return started
 
 
-def _upstreams(provider: Provider, own: Own) -> Upstreams:
+def _upstreams(provider: Provider, own: Own, request: ProviderRequest) -> Upstreams:
     """A provider that the caller brings is the only one that is asked."""
-    return Upstreams((provider,)) if own.provider is not None else Upstreams.configured(provider)
+    return Upstreams((provider,)) if own.provider is not None else Upstreams.configured(provider, request)
 
 
 async def _always() -> bool:

@@ -123,6 +123,9 @@ def _hold(event: Event, context: FragmentContext) -> str:
 
 
 def _redaction(event: Event, context: FragmentContext) -> str:
+    if event.get("channel") == "thinking":  # as plain text there: what is stored of thinking knows no chips either
+        target = dom_id("m", _text(event, "message_id"))
+        return f'<div hx-swap-oob="beforeend:#{target}-thinking">{visible(_text(event, "label"))}</div>'
     if event.get("channel") != "text":
         return ""
     chip = render_to_string("streaming/message.html#chip", {"label": _text(event, "label")})

@@ -192,6 +192,7 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         block=_block(session, findings, metadata) if message.status == Message.Status.BLOCKED else None,
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),
+        fallback=str(metadata.get("fallback") or ""),
         thinking=str(metadata.get("thinking") or ""),
         tools=[_tool(session_id, made) for made in objects(metadata.get("tools"))],
     )

@@ -272,6 +272,7 @@ class MessageView:
     block: BlockView | None = None
     error: str = ""
     usage: str = ""
+    fallback: str = ""
     thinking: str = ""
     tools: Sequence[ToolView] = ()
     is_answer: bool = True
@@ -293,8 +294,9 @@ class MessageView:
 
     @property
     def source(self) -> str:
-        """Who answered: provider and model."""
-        return " · ".join(part for part in (self.provider, self.model) if part)
+        """Who answered: provider and model, and why it was not who was asked, or not the way that was wanted."""
+        instead = f"fallback after {self.fallback}" if self.fallback else ""
+        return " · ".join(part for part in (self.provider, self.model, instead) if part)
 
     @classmethod
     def pending(
@@ -315,6 +317,7 @@ class MessageView:
             status=str(metadata.get("status") or "complete"),
             pieces=pieces(content, metadata.get("redactions")),
             usage=usage_words(usage if isinstance(usage, Mapping) else {}),
+            fallback=str(metadata.get("fallback") or ""),
             is_answer=bool(metadata.get("in_reply_to")),
         )
 

@@ -58,10 +58,13 @@ class Upstreams:
     streaming: bool = True
 
     @classmethod
-    def configured(cls, provider: Provider) -> Upstreams:
-        """The provider and, behind it, those that ``SLUICEGATE_FALLBACKS`` names; the scripted one stands alone."""
+    def configured(cls, provider: Provider, request: ProviderRequest) -> Upstreams:
+        """The provider and, behind it, those that ``SLUICEGATE_FALLBACKS`` names.
+
+        The scripted one has nobody behind it but whom it names itself: where it plays an outage.
+        """
         if provider.scripted:
-            return cls((provider,))
+            return cls((provider, *provider.stand_ins(request)))
         offered = available()
         names = [name for name in settings.SLUICEGATE_FALLBACKS if name != provider.name and name in offered]
         return cls((provider, *(offered[name] for name in dict.fromkeys(names))))

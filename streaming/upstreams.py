@@ -110,7 +110,7 @@ offered = database_sync_to_async(offered_now)
 
 
 def _provider(row: Upstream) -> HttpProvider:
-    made = DIALECTS[row.dialect](base_url=row.base_url, api_key=row.key, model=row.listed[0])
+    made = DIALECTS[row.dialect](base_url=row.base_url, api_key=row.key, model=",".join(row.listed))
     made.circuit = row.name
     made.resolves = allowed_address
     return made

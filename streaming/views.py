@@ -23,7 +23,8 @@ from streaming.providers.scripted import ALL_SCENARIOS
 @require_safe
 @never_cache
 def demo(request: HttpRequest) -> HttpResponse:
-    """``/``: the page; for htmx only the lanes of the policy that was chosen (``?policy=NAME``).
+    """``/``: the page; for htmx only what follows from a choice: the lanes of a policy (``?policy=NAME``) or the models
+    of a provider (``?provider=NAME``).
 
     ``?conversation=ID`` shows a stored conversation to the visitor that it belongs to; anybody else gets an empty
     page with a note, the same one for a conversation that never was.
@@ -33,6 +34,10 @@ def demo(request: HttpRequest) -> HttpResponse:
     if not request.session.session_key:
         # The socket finds the visitor by this cookie; without it a reload could not prove whose conversation it is.
         request.session.create()
+    offered = providers.available()
+    provider = offered.get(request.GET.get("provider", "")) or next(iter(offered.values()))
+    if _is_fragment(request) and "provider" in request.GET:
+        return render(request, "streaming/demo.html#models", {"models": provider.models})
     infos = page.policy_infos()
     wanted = request.GET.get("policy", "")
     info = next((i for i in infos if i.name == wanted), infos[0] if infos else None)
@@ -55,7 +60,8 @@ def demo(request: HttpRequest) -> HttpResponse:
         "conversation": shown,
         "timeline": shown.timeline,
         "missing": bool(asked_for) and stored is None,
-        "providers": list(providers.available().values()),
+        "providers": list(offered.values()),
+        "models": provider.models,
         "scenarios": [{"name": name, "label": s.label, "prompt": s.prompt} for name, s in ALL_SCENARIOS.items()],
         "limits": conf(),
     }

@@ -236,6 +236,10 @@ class Provider(ABC):
         if request.scenario and request.scenario not in self.scenarios:
             raise UnknownScenario(f"provider {self.name!r} has no scenario {request.scenario!r}")
 
+    def stand_ins(self, request: ProviderRequest) -> tuple[Provider, ...]:
+        """Who is asked behind this one for such a request alone; what is configured stands behind every request."""
+        return ()
+
     def problem(self) -> str:
         """What can be seen to be wrong with how it is configured; empty: nothing. Its requests will be refused."""
         return ""

@@ -52,14 +52,15 @@ def _tls() -> ssl.SSLContext:
 
 
 class HttpProvider(base.Provider):
-    """Base class of adapters; subclasses say the dialect."""
+    """Base class of adapters; subclasses say the dialect. ``model``: names with commas between, the default first."""
 
     def __init__(
         self, base_url: str, api_key: str = "", model: str = "", limits: base.TimeLimits | None = None
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._key = api_key
-        self._model = model
+        self._models = tuple(dict.fromkeys(name.strip() for name in model.split(",") if name.strip()))
+        self._model = self._models[0] if self._models else model
         self._limits = limits or base.TimeLimits()
 
     def problem(self) -> str:
@@ -69,8 +70,13 @@ class HttpProvider(base.Provider):
 
     @property
     def default_model(self) -> str:
-        """The configured model or the dialect's documented default."""
+        """The configured model, the first of several, or the dialect's documented default."""
         return self._model
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that is configured."""
+        return self._models or super().models
 
     @property
     def _where(self) -> str:

@@ -19,7 +19,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, ToolCallDelta, Usage
+from streaming.core.events import (
+    ModelNamed,
+    ProviderEvent,
+    Stopped,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+)
 from streaming.providers import base
 from streaming.providers.schedule import Schedule, Sleep
 from streaming.providers.scripted_judge import judge
@@ -45,11 +53,15 @@ _AWS = "AKIA" + _token("access key", string.ascii_uppercase + string.digits, 16)
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A ready-made answer: ``label`` for the page, ``prompt`` to put in the box, ``answer`` to stream."""
+    """A ready-made answer: ``label`` for the page, ``prompt`` to put in the box, ``answer`` to stream.
+
+    ``thinking``: what the model says to itself before it answers.
+    """
 
     label: str
     prompt: str
     answer: str
+    thinking: str = ""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -92,6 +104,20 @@ SCENARIOS: dict[str, Scenario] = {
         "likes, then you leave it where nobody sees you do so, and by the morning it is quiet. Do it on a rainy "
         "night, so that there are no traces.",
     ),
+    "rude": Scenario(
+        "A rude answer",
+        "Did I set the valve right?",
+        "Let me look at the drawing first. The valve stands the wrong way round, so nothing can flow. You are a "
+        "stupid, worthless idiot and everybody hates you. Turn it by half a circle and open it slowly.",
+    ),
+    "thinking": Scenario(
+        "Thinking first",
+        "How long does a chamber of 5,280 cubic metres take to fill at 8 cubic metres a second?",
+        "About eleven minutes. At 8 cubic metres a second the chamber fills in 660 seconds.",
+        "The chamber holds 5,280 cubic metres and 8 of them come in each second. 5,280 divided by 8 is 660 seconds, "
+        "which is eleven minutes. The form of the lock keeper carries the number 536-22-8145; the answer does not "
+        "need it.",
+    ),
     "slow": Scenario(
         "A slow provider",
         "Take your time: what is a weir?",
@@ -106,8 +132,20 @@ SCENARIOS: dict[str, Scenario] = {
 }
 """Ready-made scenarios by name. ``own_text`` is not here: its answer is the visitor's own text."""
 
-ALL_SCENARIOS: Mapping[str, Scenario | ToolScenario] = {**SCENARIOS, **TOOL_SCENARIOS}
-"""Those with tools as well."""
+OUTAGE = "outage"
+OUTAGE_SCENARIOS = {
+    OUTAGE: Scenario(
+        "Provider outage",
+        "Are you there?",
+        "Yes. The model that you asked is out, so I answer in its place: a second scripted model, named as such. My "
+        "text passes the same guardrails as its would have: write to desk.seven@example.com, and you see it hidden "
+        "here too.",
+    )
+}
+"""The provider refuses, and another one says the answer."""
+
+ALL_SCENARIOS: Mapping[str, Scenario | ToolScenario] = {**SCENARIOS, **OUTAGE_SCENARIOS, **TOOL_SCENARIOS}
+"""Those with tools, and the one with an outage, as well."""
 
 SLOW = "slow"
 SLOW_START_S = 2.0
@@ -149,16 +187,37 @@ class ScriptedProvider(base.Provider):
         told = {name: scenario.label for name, scenario in ALL_SCENARIOS.items()}
         return told | {OWN_TEXT: "Guard my own text"}
 
+    def stand_ins(self, request: base.ProviderRequest) -> tuple[base.Provider, ...]:
+        """Its second, where an outage is played."""
+        return (ScriptedStandIn(self),) if request.scenario == OUTAGE else ()
+
     async def stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """The scripted answer in chunks of 1 to 8 characters, the first one without delay."""
+        """The scripted answer in chunks of 1 to 8 characters, the first one without delay.
+
+        Raises ``ProviderRefused`` where an outage is played.
+        """
         self.validate(request)
-        yield ModelNamed(self.default_model)
+        if request.scenario == OUTAGE:
+            raise base.ProviderRefused("the scripted model plays an outage and does not answer")
+        async with aclosing(self.played(request, self.default_model)) as events:
+            async for event in events:
+                yield event
+
+    async def played(self, request: base.ProviderRequest, model: str) -> AsyncGenerator[ProviderEvent, None]:
+        """What ``stream`` sends, as said by ``model``, with no outage."""
+        yield ModelNamed(model)
         schedule = Schedule(request.rest_s, self._sleep, self._clock)
         if request.scenario == SLOW:
             await schedule.after(SLOW_START_S)
         pause_s = self._pause_s * (SLOW_TIMES if request.scenario == SLOW else 1)
         calls = words = 0
         first = True
+        if (scenario := SCENARIOS.get(request.scenario)) is not None:
+            for chunk in cut(scenario.thinking):
+                if not first:
+                    await schedule.after(pause_s)
+                first = False
+                yield ThinkingDelta(chunk)
         for said in self.said(request):
             call = said if isinstance(said, tuple) else None
             text = said if isinstance(said, str) else said[1]
@@ -205,8 +264,37 @@ class ScriptedProvider(base.Provider):
         if request.scenario in TOOL_SCENARIOS:
             return "".join(said for said in self.said(request) if isinstance(said, str))
         if request.scenario:
-            return SCENARIOS[request.scenario].answer
+            return {**SCENARIOS, **OUTAGE_SCENARIOS}[request.scenario].answer
         return _free_answer(request.messages)
+
+
+class ScriptedStandIn(base.Provider):
+    """Answers where the scripted model plays an outage; asked by nobody by its name."""
+
+    name = "scripted-standby"
+    label = "the scripted stand-in"
+    scripted = True
+
+    def __init__(self, inner: ScriptedProvider) -> None:
+        self._inner = inner
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> None:
+        """Never configured: it stands behind the scripted model alone."""
+
+    @property
+    def default_model(self) -> str:
+        """Its only model."""
+        return "scripted-2"
+
+    @property
+    def scenarios(self) -> Mapping[str, str]:
+        """The outage."""
+        return {name: scenario.label for name, scenario in OUTAGE_SCENARIOS.items()}
+
+    def stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """The answer that the scripted model owed, at its pace."""
+        return self._inner.played(request, self.default_model)
 
 
 async def _at_once(seconds: float) -> None:

@@ -34,7 +34,7 @@ TOOL_SCENARIOS = {
         "The chamber holds {0} cubic metres of water. Filling it took its time: I {1} meanwhile.",
     ),
     "tool_search": ToolScenario(
-        "A tool that searches these docs",
+        "A search in these docs",
         "What happens to held text when I press Stop?",
         (("I look that up. ", "search_docs", {"query": "held text dropped interrupt early end", "results": 2}),),
         "This is what the documentation says:\n\n{0}",

@@ -62,7 +62,7 @@ def browser() -> Iterator[Browser]:
 def shared_demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo that tests share; they leave it running."""
     with misbehaving_endpoint() as url:
-        variables = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-test", "OPENAI_MODEL": "test-model"}
+        variables = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-test", "OPENAI_MODEL": "test-model, other-model"}
         with demo(tmp_path_factory.mktemp("demo"), **variables) as running:
             yield running
 

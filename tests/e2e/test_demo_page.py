@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from streaming.providers.scripted import SCENARIOS
+from streaming.providers.scripted import ALL_SCENARIOS, OUTAGE_SCENARIOS, SCENARIOS
 from tests.e2e.conftest import Visit
 from tests.e2e.expected import visible
 from tests.e2e.server import Demo
@@ -267,6 +267,77 @@ def test_a_failing_model_endpoint_is_a_clear_message_and_keeps_the_text(
     visitor.connected()
     assert said in visitor.conversation
     assert visitor.answer == shown
+    visitor.assert_clean()
+
+
+def test_every_scenario_of_the_model_can_be_pressed(visitor: Visitor) -> None:
+    offered = visitor.page.locator("[data-scenario]").evaluate_all("all => all.map((one) => one.dataset.scenario)")
+    assert offered == list(ALL_SCENARIOS)
+    wanted = {"pii", "api_key", "blocked_phrase", "injection", "judge", "tools", "outage", "slow", "thinking", "rude"}
+    assert wanted <= set(offered)
+
+
+def test_an_outage_is_told_and_the_page_says_who_answered_instead(visitor: Visitor) -> None:
+    visitor.scenario("outage")
+    visitor.over("redacted")
+    told = visitor.page.locator("#notices [data-error=provider_fallback]")
+    expect(told).to_contain_text("Trouble")
+    expect(told).to_contain_text("plays an outage")
+    expect(told).to_contain_text("Asking the scripted stand-in")
+    visitor.assert_grew_to(visible(OUTAGE_SCENARIOS["outage"].answer))
+    source = visitor.page.locator(".answer .source")
+    expect(source).to_contain_text("scripted-standby · scripted-2 · fallback after provider_refused")
+    visitor.state("COMPLETE")
+    visitor.page.reload()
+    visitor.connected()
+    expect(source).to_contain_text("scripted-standby · scripted-2 · fallback after provider_refused")
+    visitor.assert_clean()
+
+
+def test_an_answer_is_looked_at_sentence_by_sentence_in_the_batched_lane(visitor: Visitor) -> None:
+    visitor.scenario("rude")
+    visitor.over("allowed")
+    lane = visitor.page.locator("section.lane", has=visitor.page.locator("#lane-BATCHED"))
+    row = lane.locator("[data-guardrail=tone]")
+    expect(row.locator("[data-hits-of]")).to_have_text("1")
+    expect(row.locator(".status-word")).to_contain_text("would block")
+    expect(row.locator("#g-tone-p95")).to_contain_text("ms")
+    sentence = "You are a stupid, worthless idiot and everybody hates you."
+    at = SCENARIOS["rude"].answer.index(sentence)
+    finding = visitor.page.locator(".answer .finding[data-guardrail=tone]")
+    expect(finding).to_contain_text(f"characters {at}")
+    visitor.assert_clean()
+
+
+def test_thinking_folds_into_a_disclosure_and_is_guarded_as_well(visitor: Visitor) -> None:
+    visitor.scenario("thinking")
+    visitor.over("redacted")
+    thinking = visitor.page.locator(".answer .thinking")
+    expect(thinking).to_be_visible()
+    assert thinking.get_attribute("open") is None
+    expect(thinking.locator(".text")).to_be_hidden()
+    thinking.locator("summary").click()
+    expect(thinking.locator(".text")).to_have_text(visible(SCENARIOS["thinking"].thinking))
+    assert visitor.answer == SCENARIOS["thinking"].answer
+    visitor.assert_never_seen("536-22-8145")
+    visitor.state("COMPLETE")
+    visitor.page.reload()
+    visitor.connected()
+    assert thinking.locator(".text").text_content() == visible(SCENARIOS["thinking"].thinking)
+    visitor.assert_clean()
+
+
+def test_the_models_are_those_of_the_provider_and_the_chosen_one_is_asked(visitor: Visitor) -> None:
+    models = visitor.page.locator("#model")
+    assert models.locator("option").all_text_contents() == ["scripted-1"]
+    visitor.page.get_by_label("Provider").select_option("openai")
+    expect(models.locator("option")).to_have_text(["test-model", "other-model"])
+    models.select_option("other-model")
+    visitor.ask("Please send half.")
+    visitor.over("error")
+    expect(visitor.page.locator(".answer .source")).to_contain_text("openai · other-model")
+    visitor.page.get_by_label("Provider").select_option("scripted")
+    expect(models.locator("option")).to_have_text(["scripted-1"])
     visitor.assert_clean()
 
 

@@ -96,9 +96,11 @@ async def test_preset_is_an_alias_and_deferred_checks_are_queued(call: Caller, m
     assert said["action"] == "block"
     assert "heron" not in str(said["text"]).lower()
     _, said = await call({"text": "harmless", "kind": "response", "preset": "demo"})
-    rows = await database_sync_to_async(lambda: list(DeferredCheck.objects.values_list("pk", flat=True)))()
-    assert sorted(queued) == sorted(rows)
-    assert len(rows) == 2
+    rows = await database_sync_to_async(lambda: list(DeferredCheck.objects.values_list("pk", "guardrail")))()
+    assert sorted(queued) == sorted(pk for pk, _ in rows)
+    assert sorted(name for _, name in rows) == ["harm", "harm", "tone", "tone"], (
+        "both only record, so neither is awaited"
+    )
     session = await database_sync_to_async(AuditSession.objects.get)(pk=said["session_id"])
     assert session.state == "MONITORING"
 

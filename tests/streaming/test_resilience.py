@@ -353,7 +353,7 @@ def test_fallbacks_are_those_that_are_named_and_offered(settings: Settings, monk
     for name in ("OPENAI_MODEL", "OLLAMA_MODEL"):
         monkeypatch.setenv(name, "m")
     settings.SLUICEGATE_FALLBACKS = ["ollama", "nobody", "anthropic", "openai", "ollama"]
-    assert [p.name for p in Upstreams.configured(get_provider("openai")).providers] == ["openai", "ollama"]
-    assert [p.name for p in Upstreams.configured(get_provider("scripted")).providers] == ["scripted"]
+    assert [p.name for p in Upstreams.configured(get_provider("openai"), ASK).providers] == ["openai", "ollama"]
+    assert [p.name for p in Upstreams.configured(get_provider("scripted"), ASK).providers] == ["scripted"]
     settings.SLUICEGATE_FALLBACKS = ["scripted"]
-    assert [p.name for p in Upstreams.configured(get_provider("openai")).providers] == ["openai", "scripted"]
+    assert [p.name for p in Upstreams.configured(get_provider("openai"), ASK).providers] == ["openai", "scripted"]

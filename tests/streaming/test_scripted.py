@@ -10,16 +10,17 @@ import pytest
 from guardrails.findings import AppliesTo
 from guardrails.kinds.ai_judge import AiJudgeConfig, judge_prompt, parse_answer
 from guardrails.kinds.base import CheckRequest
-from streaming.core.events import ProviderEvent, Stopped, TextDelta
+from streaming.core.events import ModelNamed, ProviderEvent, Stopped, TextDelta, ThinkingDelta
 from streaming.providers.base import (
     ChatMessage,
+    ProviderRefused,
     ProviderRequest,
     UnknownProvider,
     UnknownScenario,
     available,
     get_provider,
 )
-from streaming.providers.scripted import SCENARIOS, ScriptedProvider
+from streaming.providers.scripted import OUTAGE_SCENARIOS, SCENARIOS, ScriptedProvider
 
 
 class Sleeps:
@@ -100,6 +101,31 @@ async def test_free_answer_is_honest_and_sees_the_history() -> None:
     later = await ScriptedProvider().complete(ask("What is a weir?", "A low dam.", "And a lock?"))
     assert "2 earlier messages" in later
     assert "What is a weir?" in later
+
+
+async def test_the_outage_refuses_and_its_second_says_the_answer_that_was_owed() -> None:
+    request, provider = ask("x", scenario="outage"), ScriptedProvider(sleep=Sleeps())
+    with pytest.raises(ProviderRefused, match="outage"):
+        await stream(request)
+    with pytest.raises(ProviderRefused, match="outage"):
+        [event async for event in provider.standard(request)]
+    assert provider.stand_ins(ask("x", scenario="clean")) == ()
+    (second,) = provider.stand_ins(request)
+    assert second.name != provider.name
+    assert second.name not in available({}), "nobody asks it by its name"
+    events = [event async for event in second.stream(request)]
+    assert events[0] == ModelNamed(second.default_model)
+    said = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert said == OUTAGE_SCENARIOS["outage"].answer
+
+
+async def test_thinking_comes_before_the_answer_and_is_none_of_it() -> None:
+    events, _ = await stream(ask("x", scenario="thinking"))
+    kinds = [type(event) for event in events if isinstance(event, ThinkingDelta | TextDelta)]
+    assert kinds == sorted(kinds, key=lambda kind: kind is TextDelta)
+    thought = "".join(event.text for event in events if isinstance(event, ThinkingDelta))
+    assert thought == SCENARIOS["thinking"].thinking
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == SCENARIOS["thinking"].answer
 
 
 async def test_own_text_streams_as_it_is() -> None:
