@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from guardrails.findings import AppliesTo, Finding
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from streaming.checks import CheckedText, Later, Look, check_text, looked_at
+from streaming.checks import CheckedText, Later, Look, check_text, looked_at, settled
+from streaming.core.effects import Effect
 from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
-from streaming.core.gate import Hold, gate_text
+from streaming.core.gate import Gate, Hold, gate_text
 from streaming.core.json_text import JsonChannel
 from streaming.tools.base import Context, Tool, ToolError
 
@@ -34,7 +35,7 @@ logger = structlog.get_logger(__name__)
 MAX_CALLS = 64
 """More calls than this in one answer are a runaway model; the rest is dropped, and told."""
 MAX_ROUNDS = 10
-"""Times that results go back to the model within one answer."""
+"""Times that tools run and their results go back to the model within one answer; what it asks for then is not run."""
 MAX_NAME_CHARS = 200
 """A call's id is cut there. A name that is longer is nobody's, and not shown: a cut could hide what a value is."""
 NAME_WITHHELD = "name_withheld"
@@ -43,6 +44,7 @@ MAX_ARGUMENT_CHARS = 256_000
 MAX_DEPTH = 32
 MAX_RESULT_CHARS = 100_000
 NOT_RUN = "The call was not made: the answer ended before its arguments had passed the guardrails."
+TOO_LATE = f"The call was not made: the model had asked for tools {MAX_ROUNDS} times before in this answer."
 NOT_OVER = "There is no result: the answer ended before the tool did."
 WITHHELD = "The result was withheld: the answer ended before it had passed the guardrails."
 PROGRESS_EVERY_S = 0.05
@@ -82,6 +84,10 @@ class Call:
         except ToolError:
             return "{}"
         return self.run
+
+    def refuse(self, why: str) -> None:
+        """It is not made."""
+        self.result, self.failed, self.over = why, True, True
 
     def record(self) -> dict[str, object]:
         """The call as it is stored beside the message: what a reader was shown of it."""
@@ -191,7 +197,7 @@ async def make_call(
     tell(_said(call, checked, shown, over=checked.blocked is not None or call.ran_by_provider))
     if checked.blocked is not None or call.ran_by_provider:
         return
-    ran = _Running(call, policy, tell, monitor=monitor, clock=clock)
+    ran = _Running(call, policy, tell, monitor=monitor, clock=clock, look=look)
     try:
         result, failed = await ran.result(offered), False
     except ToolError as error:
@@ -227,13 +233,26 @@ def _said(call: Call, checked: CheckedText, events: tuple[ServerEvent, ...], *, 
 class _Running:
     """One run of a tool."""
 
-    def __init__(self, call: Call, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        policy: Policy,
+        tell: Tell,
+        *,
+        monitor: bool,
+        clock: Callable[[], float],
+        look: Look | None = None,
+    ) -> None:
         self._call = call
         self._policy = policy
         self._tell = tell
         self._monitor = monitor
         self._clock = clock
+        self._look = look
         self._told_at = -PROGRESS_EVERY_S
+        self._asking: asyncio.Task[None] | None = None  # guardrails, about a message of progress
+        self._newest: tuple[float, str] | None = None  # what came meanwhile; older ones are out of date
+        self._over = False
 
     async def result(self, offered: Mapping[str, Tool]) -> str:
         """The result as text. Raises ``ToolError`` for everything that goes wrong."""
@@ -253,10 +272,17 @@ class _Running:
             raise ToolError(f"{where}: {wrong['msg']}") from None
         task = asyncio.ensure_future(found.run(parameters, Context(self._progress)))
         try:
-            done, _ = await asyncio.wait({task}, timeout=found.time_limit_s)
+            try:
+                done, _ = await asyncio.wait({task}, timeout=found.time_limit_s)
+            finally:
+                if not task.done():
+                    await _stop(task, found.name)
+                self._over = True
+            if self._asking is not None:  # what was said on the way comes before the result
+                await self._asking
         finally:
-            if not task.done():
-                await _stop(task, found.name)
+            if self._asking is not None:
+                self._asking.cancel()
         if not done:
             raise ToolError(f"no result within {found.time_limit_s:g} s")
         return _as_text(task, found.name)
@@ -265,10 +291,35 @@ class _Running:
         now = self._clock()
         if progress < 1 and now - self._told_at < PROGRESS_EVERY_S:
             return
+        if self._over:  # a tool that was left to itself
+            return
         self._told_at = now
-        checked = gate_text(self._policy, message, applies_to=AppliesTo.TOOL_RESULT, monitor=self._monitor)
-        words = "" if checked.action == "block" else checked.visible
-        self._tell(Said(self._call, (ToolProgress(self._call.id, words, progress),)))
+        self._newest = progress, _storable(message) if len(message) <= MAX_RESULT_CHARS else ""
+        if self._asking is None or self._asking.done():
+            self._asking = None
+            await self._say_newest()
+
+    async def _say_newest(self) -> None:
+        """Say how far the tool is. The tool waits for no guardrail; its words do, the newest of them."""
+        while self._newest is not None:
+            (progress, words), self._newest = self._newest, None
+            gate = Gate(self._policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=self._monitor)
+            effects = [*gate.feed(words), *gate.finish()]
+            if self._asking is None and gate.waiting:
+                self._asking = asyncio.create_task(self._say_all(progress, words, gate, effects))
+                return
+            await self._say(progress, words, gate, effects)
+
+    async def _say_all(self, progress: float, words: str, gate: Gate, effects: list[Effect]) -> None:
+        await self._say(progress, words, gate, effects)
+        await self._say_newest()
+
+    async def _say(self, progress: float, words: str, gate: Gate, effects: list[Effect]) -> None:
+        checked = await settled(gate, effects, clock=self._clock, later=True)
+        if self._look is not None:
+            self._look(looked_at(checked, words, AppliesTo.TOOL_RESULT, "tool_result"))
+        told = (ToolProgress(self._call.id, checked.visible, progress),) if checked.blocked is None else ()
+        self._tell(_said(self._call, checked, told, over=False))
 
 
 async def _stop(task: asyncio.Future[object], name: str) -> None:

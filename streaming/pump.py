@@ -23,7 +23,7 @@ from channels.db import database_sync_to_async
 from guardrails.findings import AppliesTo, Outcome
 from guardrails.kinds.base import Turn
 from streaming import metrics, sessions, trials
-from streaming.agent import MAX_ROUNDS, Agent, Call, Said
+from streaming.agent import MAX_ROUNDS, TOO_LATE, Agent, Call, Said
 from streaming.answer import Answer
 from streaming.asking import Asking
 from streaming.bookends import Result, Run, closing, ending, opening
@@ -264,6 +264,8 @@ class Pump:
     def _round_ended(self) -> None:
         """Run what the model asked for; without calls the answer is over."""
         self._calls = self._answer.tools.round()
+        if self._agent.rounds >= MAX_ROUNDS and self._request.tools:
+            self._refuse()
         if not self._calls:
             self._next.put_nowait(None)
             return
@@ -271,14 +273,20 @@ class Pump:
         tools = {name: tool for name, tool in all_tools().items() if name in offered}
         self._agent.start(self._calls, tools, lambda: self._inbox.put_nowait(CallsEnded()))
 
+    def _refuse(self) -> None:
+        """Nobody would hear what came of these calls: none is run. What the provider ran itself is shown."""
+        refused = [call for call in self._calls if not call.ran_by_provider]
+        self._calls = [call for call in self._calls if call.ran_by_provider]
+        for call in refused:
+            call.refuse(TOO_LATE)
+        if refused:
+            words = f"The model asked for tools more than {MAX_ROUNDS} times in a row; the answer ends here."
+            self._inbox.put_nowait(Arrived(ProviderNotice("too_many_rounds", words)))
+
     def _calls_ended(self) -> None:
         """Hand the results back, if anybody waits for them."""
         mine = [call for call in self._calls if not call.ran_by_provider]
         if not mine or not self._request.tools:
-            self._next.put_nowait(None)
-        elif self._agent.rounds >= MAX_ROUNDS:
-            words = f"The model asked for tools {MAX_ROUNDS} times in a row; the answer ends here."
-            self._inbox.put_nowait(Arrived(ProviderNotice("too_many_rounds", words)))
             self._next.put_nowait(None)
         else:
             messages = (*self._request.messages, *self._answer.next_messages(mine))

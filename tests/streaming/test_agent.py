@@ -359,12 +359,35 @@ async def test_progress_is_told_and_not_too_often(tools: Tools) -> None:
 
 
 async def test_ten_rounds_are_enough(tools: Tools) -> None:
+    """The results of each go back; what the model asks for after them is not run, because nobody would hear of it."""
     case = await answer([asks(("echo", {"text": f"{n}"})) for n in range(50)], tools)
     await case.pump.run()
-    assert len(tools.saw) == MAX_ROUNDS
-    assert len(case.provider.asked) == MAX_ROUNDS
-    assert [e["code"] for e in await case.of("error")] == ["too_many_rounds"]
+    assert tools.saw == [f"{n}" for n in range(MAX_ROUNDS)]
+    assert len(await case.of("tool_call")) == len(await case.of("tool_result")) == MAX_ROUNDS
+    sent_back = [m.text for m in case.provider.asked[-1].messages if m.role == "tool"]
+    assert sent_back == [f"echo of {n}" for n in range(MAX_ROUNDS)]
+    assert len(case.provider.asked) == MAX_ROUNDS + 1
+    assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("too_many_rounds", True)]
     assert (await case.of("done"))[0]["outcome"] == "allowed"
+    stored = (await Message.objects.aget(pk=case.answer_id)).metadata["tools"]
+    assert [call.get("error") for call in stored] == [*[None] * MAX_ROUNDS, agent.TOO_LATE]
+
+
+async def test_after_ten_rounds_the_model_may_say_what_it_has_found(tools: Tools) -> None:
+    case = await answer([*(asks(("echo", {"text": f"{n}"})) for n in range(MAX_ROUNDS)), ["The end."]], tools)
+    await case.pump.run()
+    assert len(tools.saw) == MAX_ROUNDS
+    assert (await case.shown(), await case.of("error")) == ("The end.", [])
+
+
+async def test_what_the_provider_ran_after_ten_rounds_is_shown(tools: Tools) -> None:
+    theirs = ToolCallDelta(7, "srv", "echo", '{"text": "x"}', ran_by_provider=True)
+    rounds: list[list[Step]] = [asks(("echo", {"text": f"{n}"})) for n in range(MAX_ROUNDS)]
+    case = await answer([*rounds, [theirs, *asks(("echo", {"text": "late"}))]], tools)
+    await case.pump.run()
+    assert len(tools.saw) == MAX_ROUNDS
+    assert (await case.of("tool_call"))[-1]["id"] == "srv"
+    assert [e["code"] for e in await case.of("error")] == ["too_many_rounds"]
 
 
 @pytest.mark.parametrize("rounds", [1, 5], ids=["in_one_round", "in_five"])

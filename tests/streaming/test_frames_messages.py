@@ -181,12 +181,29 @@ async def test_a_number_in_the_arguments_of_a_call_is_redacted_and_they_stay_jso
     assert prompted.messages[2].tool_calls[0].arguments == '{"ssn": "[SSN]"}'
 
 
-async def test_arguments_that_a_redaction_breaks_are_refused() -> None:
+@pytest.mark.parametrize("spelled", ["536\\u002d22\\u002D8145", "536-22-8145"])
+async def test_however_a_number_is_spelled_in_arguments_it_is_redacted(spelled: str) -> None:
+    call = {**CALL, "arguments": f'{{"ssn": "{spelled}", "{spelled}": 1}}'}
+    prompted = await checked([*ROUND[:2], {"role": "assistant", "tool_calls": [call]}, ROUND[3]], everywhere())
+    assert json.loads(prompted.messages[2].tool_calls[0].arguments) == {"ssn": "[SSN]", "[SSN]": 1}
+
+
+async def test_a_number_of_which_digits_are_redacted_is_a_string() -> None:
     digits = {"name": "digits", "kind": "regex", "action": "redact", "applies_to": ["tool_arguments"],
               "config": {"rules": [{"id": "d", "pattern": "[0-9]{9}"}]}}  # fmt: skip
     call = {**CALL, "arguments": '{"n": 123456789}'}
+    prompted = await checked([*ROUND[:2], {"role": "assistant", "tool_calls": [call]}, ROUND[3]], policy_of(digits))
+    (value,) = json.loads(prompted.messages[2].tool_calls[0].arguments).values()
+    assert isinstance(value, str)
+    assert "123456789" not in value
+
+
+async def test_arguments_that_a_redaction_breaks_are_refused() -> None:
+    short = {"name": "short", "kind": "length", "action": "redact", "applies_to": ["tool_arguments"],
+             "config": {"max_chars": 10}}  # fmt: skip
+    call = {**CALL, "arguments": '{"n": 123456789}'}
     with pytest.raises(BadMessages) as caught:
-        await checked([*ROUND[:2], {"role": "assistant", "tool_calls": [call]}, ROUND[3]], policy_of(digits))
+        await checked([*ROUND[:2], {"role": "assistant", "tool_calls": [call]}, ROUND[3]], policy_of(short))
     assert caught.value.field == "messages[2].tool_calls[0].arguments"
     assert "123456789" not in str(caught.value)
 

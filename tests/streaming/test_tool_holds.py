@@ -12,7 +12,7 @@ from guardrails.kinds import base
 from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Policy, compile_policy
-from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD
+from streaming.agent import NOT_OVER, NOT_RUN, PROGRESS_EVERY_S, WITHHELD
 from streaming.core.events import ProviderToolResult, ToolCallDelta
 from streaming.models import Message
 from streaming.tools.base import Context
@@ -193,3 +193,94 @@ async def test_in_monitor_nothing_is_said_to_be_held(tools: Tools) -> None:
     assert await case.of("hold") == []
     assert [e["result"] for e in await case.of("tool_result")] == ["echo of bad"]
     assert [e["would_have"] for e in await case.of("finding")] == ["blocked"]
+
+
+# -- progress -------------------------------------------------------------------------------------------------------
+
+
+async def reports(tools: Tools, of: Policy, *messages: str, until: asyncio.Event | None = None) -> Trial:
+    """A tool that says these words on its way, each half a step further."""
+
+    async def count(text: str, context: Context) -> object:
+        for number, message in enumerate(messages, 1):
+            await context.progress(number / len(messages), message)
+            await asyncio.sleep(PROGRESS_EVERY_S * 1.5)
+        if until is not None:
+            until.set()
+        return "counted"
+
+    tools.add("count", count)
+    return await answer([["Let me see. ", *asks(("count", {}))], ["Done."]], tools, policy=of)
+
+
+def by_rule(action: str) -> Policy:
+    entry = {"name": "h", "kind": "regex", "action": action, "applies_to": ["tool_result"],
+             "config": {"rules": [{"id": "h", "pattern": "blue heron", "placeholder": "[BIRD]"}]}}  # fmt: skip
+    return compile_policy({"policy": "t", "guardrails": [entry]}, version=1, digest="sha256:t")
+
+
+async def test_a_rule_that_blocks_words_of_progress_stops_the_answer(tools: Tools) -> None:
+    case = await reports(tools, by_rule("block"), "first", "a blue heron", "last")
+    await asyncio.wait_for(case.pump.run(), 30)
+    assert [e["message"] for e in await case.of("tool_progress")] == ["first"]
+    ((found,),) = (await case.of("finding"),)
+    assert (found["guardrail"], found["channel"], found["action"]) == ("h", "tool_result", "block")
+    (done,) = await case.of("done")
+    assert (done["outcome"], len(case.provider.asked)) == ("blocked", 1)
+    assert "blue heron" not in str([e for e in await case.events() if e["type"] != "finding"])
+    assert await case.of("tool_result") == []
+
+
+async def test_what_is_redacted_in_words_of_progress_is_on_record(tools: Tools) -> None:
+    case = await reports(tools, by_rule("redact"), "a blue heron flew")
+    await asyncio.wait_for(case.pump.run(), 30)
+    assert [e["message"] for e in await case.of("tool_progress")] == ["a [BIRD] flew"]
+    assert [e["guardrail"] for e in await case.of("finding")] == ["h"]
+    assert (await case.of("done"))[-1]["outcome"] == "redacted"
+    assert [e["result"] for e in await case.of("tool_result")] == ["counted"]
+
+
+async def test_a_verdict_about_words_of_progress_stops_the_answer(tools: Tools) -> None:
+    case = await reports(tools, policy(), "something bad")
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(Waits.asked.wait(), 30)
+    assert await case.of("tool_progress") == []
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert (await case.of("done"))[-1]["outcome"] == "blocked"
+    assert [e["guardrail"] for e in await case.of("finding")] == ["g"]
+    assert (await case.of("tool_progress"), await case.of("tool_result")) == ([], [])
+    assert "something" not in str([e for e in await case.events() if e["type"] != "finding"])
+
+
+async def test_a_tool_waits_for_no_verdict_about_its_progress_and_the_newest_words_are_told(tools: Tools) -> None:
+    over = asyncio.Event()
+    case = await reports(tools, policy(), "one", "two", "three", until=over)
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(over.wait(), 30)  # nobody has answered yet
+    assert await case.of("tool_progress") == []
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert [(e["message"], e["progress"]) for e in await case.of("tool_progress")] == [("one", 1 / 3), ("three", 1.0)]
+    types = [e["type"] for e in await case.events() if str(e["type"]).startswith("tool_")]
+    assert types == ["tool_call", "tool_progress", "tool_progress", "tool_result"]
+
+
+async def test_a_guardrail_that_does_not_decide_holds_no_words_of_progress_and_is_asked(tools: Tools) -> None:
+    case = await reports(tools, policy(mode="MONITOR"), "something bad")
+    task = await running(case, until="tool_result")
+    assert [e["message"] for e in await case.of("tool_progress")] == ["something bad"]
+    Waits.go.set()
+    await asyncio.wait_for(task, 30)
+    assert [(e["guardrail"], e["would_have"]) for e in await case.of("finding")] == [("g", "blocked")]
+
+
+async def test_an_interrupt_while_words_of_progress_are_held_shows_none_of_them(tools: Tools) -> None:
+    case = await reports(tools, policy(), "something else")
+    task = asyncio.create_task(case.pump.run())
+    await asyncio.wait_for(Waits.asked.wait(), 30)
+    await case.log.interrupt(case.session_id)
+    await asyncio.wait_for(task, 30)
+    assert (await case.of("done"))[-1]["outcome"] == "interrupted"
+    assert "something" not in str(await case.events())
+    assert [e["error"] for e in await case.of("tool_result")] == [NOT_OVER]
