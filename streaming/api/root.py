@@ -14,7 +14,7 @@ from ninja.openapi.schema import OpenAPISchema
 
 from streaming.api import chat, check, rules, stream
 from streaming.api.errors import error_response, install
-from streaming.api.gateway import anthropic, openai
+from streaming.api.gateway import anthropic, ollama, openai
 
 _HEADERS: dict[str, tuple[str, str]] = {
     "401": ("WWW-Authenticate", "What to show: a key, as `Bearer`."),
@@ -30,13 +30,15 @@ def _headers_of(status: int | str, *, required: bool) -> dict[str, object]:
 
 
 class Api(NinjaAPI):
-    """The document also says which headers tell a client what to do about a refusal."""
+    """The document also says which headers a refusal has, and what the gateway's third front answers."""
 
     def get_openapi_schema(
         self, *, path_prefix: str | None = None, path_params: dict[str, object] | None = None
     ) -> OpenAPISchema:
         """The OpenAPI document."""
         schema = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
+        # Ollama's clients are given a host, not a path: its calls stand beside ``/v1/`` and belong to this API.
+        schema["paths"] |= ollama.api.get_openapi_schema()["paths"]
         for operations in schema["paths"].values():
             for operation in operations.values():
                 ours = "gateway" not in operation.get("tags", ())

@@ -51,14 +51,14 @@ FRONT = Front(
 
 @api.post(
     "/chat", auth=Key("gateway", Spends.START), summary="Chat, guarded (Ollama's dialect)",
-    openapi_extra=MESSAGES | responses("application/x-ndjson"),
+    openapi_extra=MESSAGES | responses("application/x-ndjson"), tags=["gateway"],
 )  # fmt: skip
 async def chat(request: HttpRequest) -> HttpResponseBase:
     """The request goes to the upstream when its prompt has passed; what comes back passes the gate."""
     return await answer(request, FRONT)
 
 
-@api.get("/tags", auth=Key("gateway"), summary="Models (Ollama's dialect)", openapi_extra=LISTING)
+@api.get("/tags", auth=Key("gateway"), summary="Models (Ollama's dialect)", openapi_extra=LISTING, tags=["gateway"])
 async def tags(request: HttpRequest) -> HttpResponseBase:
     """Every model that is offered here: what upstreams of the dialect list, and what is configured of the others."""
     known, theirs = await listed(request, FRONT, "models")
