@@ -99,12 +99,13 @@ async def guarded(policy: Policy, body: Json, *, media_allowed: bool, mask: Mask
             "media_refused",
         )
     turns = _turns(body)
-    await _check(policy, walk.places, turns, out, mask)
+    earlier = _visible(policy, turns)
+    await _check(policy, walk.places, earlier, out, mask)
     second: list[_Place] = []
     for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
         text = place.text if value == before else json.dumps(value, ensure_ascii=False)
         second.append(_Place(place.holder, place.key, text, place.applies_to, place.turn))
-    await _check(policy, second, turns, out, mask, again=True)
+    await _check(policy, second, earlier, out, mask, again=True)
     out.findings += walk.findings
     out.blocked = out.blocked or walk.blocked
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
@@ -271,6 +272,22 @@ def _json_in(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict | list) and found else None
+
+
+def _visible(policy: Policy, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The messages as guardrails that want the conversation are told it: without what the rules hide."""
+    if not any(g.impl.wants_conversation for kind in AppliesTo for g in policy.running(kind)):
+        return ()
+    rules = policy.only(Checkpoint.IMMEDIATE)
+    return tuple(
+        Turn(turn.role, gate_text(rules, turn.text, applies_to=AppliesTo.PROMPT, channel="prompt").visible)
+        for turn in turns
+    )
+
+
+def conversation(prompted: Prompted) -> tuple[Turn, ...]:
+    """What guardrails of the answer are told was said before: the messages as they went upstream."""
+    return _turns(prompted.body)
 
 
 def first_asked(body: Json) -> str:

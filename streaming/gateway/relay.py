@@ -21,6 +21,7 @@ from guardrails.policy import Guardrail
 from streaming.answer import block_reason
 from streaming.checks import Later, run_check, status_after
 from streaming.gateway.gates import Gates, Question
+from streaming.gateway.prompt import conversation
 from streaming.gateway.record import Record
 from streaming.gateway.upstream import DONE
 from streaming.gateway.walker import Json, Walker, WrongDialect
@@ -260,7 +261,8 @@ class Relay:
 
     async def _judge(self, question: Question, guardrail: Guardrail) -> None:
         channel = question.channel
-        request = CheckRequest(question.check.text, channel.gate.applies_to, (), guardrail.time_limit_s)
+        turns = conversation(self._record.prompted) if guardrail.impl.wants_conversation else ()
+        request = CheckRequest(question.check.text, channel.gate.applies_to, turns, guardrail.time_limit_s)
         checked = await run_check(guardrail, request)
         self._record.statuses.append(status_after(guardrail, checked))
         self._gates.verdict(question, guardrail.name, checked.verdict)

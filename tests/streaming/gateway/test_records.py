@@ -10,8 +10,10 @@ import pytest
 from channels.db import database_sync_to_async
 from django.test import AsyncClient
 
+from guardrails.kinds import base
 from guardrails.models import Scope
 from guardrails.policy import compile_policy
+from guardrails.selectors import Running
 from guardrails.services import create_api_key, install
 from streaming import registry, tasks
 from streaming.api.gateway import front
@@ -21,6 +23,8 @@ from streaming.gateway.relay import Over, Told
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditEntry, AuditSession
 from streaming.providers.scripted import SCENARIOS
+from tests.streaming.test_conversation_context import Remembers
+from tests.streaming.test_conversation_context import policy as listening
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 
@@ -151,3 +155,35 @@ async def test_a_client_hears_something_while_text_is_held(monkeypatch: pytest.M
     async for more in frames:
         assert json.loads(more)["message"]["content"] == ""
     await task
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_who_judges_an_answer_is_told_the_conversation_as_it_went_upstream(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    base.all_kinds()
+    monkeypatch.setattr(Remembers, "name", "trial_remembers", raising=False)
+    monkeypatch.setitem(base._REGISTRY, "trial_remembers", Remembers)  # type: ignore[arg-type]
+    monkeypatch.setattr(Remembers, "heard", [], raising=False)
+
+    async def load(name: str, whose: object) -> Running:
+        return Running(listening())
+
+    monkeypatch.setattr(front, "load_running", load)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "My number is 536-22-8145."},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": [{"type": "text", "text": "How does a lock work?"}]},
+    ]
+    key = await new_key()
+    status, _, headers = await ask(key, "scripted/clean", messages=messages, stream=stream)
+    assert status == 200
+    await ended(headers["X-Sluicegate-Session"])
+    before = [("system", "Be brief."), ("user", "My number is [SSN]."), ("assistant", "Noted.")]
+    asked = {text: turns for text, turns in Remembers.heard}
+    assert asked["How does a lock work?"] == before, "the last message is told what came before it"
+    of_the_answer = [turns for text, turns in Remembers.heard if text.strip() and text in SCENARIOS["clean"].answer]
+    assert of_the_answer
+    assert all(turns == [*before, ("user", "How does a lock work?")] for turns in of_the_answer)
+    assert not any("536-22" in text for _, turns in Remembers.heard for _, text in turns), "what is hidden stays so"
