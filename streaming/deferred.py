@@ -7,6 +7,7 @@ a worker that was taken for dead and comes back late changes nothing. The raw te
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,9 @@ logger = structlog.get_logger(__name__)
 
 SEQ_RESERVE = 1_000
 """The stored seq lags behind the log; after a lost log, counting goes on this much above it."""
+
+FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 1.0, 10.0, 1.0
+"""Seconds from a failed attempt to the next one: twice as many each time, with a random part so that they spread."""
 
 CheckState = DeferredCheck.State
 Again = Callable[[int, float], object]
@@ -78,7 +82,8 @@ async def run_deferred(
     """Make one check and tell the readers. False when there was nothing to do (done, or leased by another worker).
 
     ``again`` queues the check once more after some seconds: when its guardrail has all the checks under way that it
-    may have, and when one that goes over the network failed in a way that may pass.
+    may have, when one that goes over the network failed in a way that may pass, and while its breaker is open, which
+    costs no attempt. Where nothing can be queued an open breaker is a failure like any other.
     """
     lease = await database_sync_to_async(take_lease)(check_id=check_id)
     if isinstance(lease, Busy):
@@ -111,11 +116,12 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
         turns = await database_sync_to_async(_conversation)(lease) if guardrail.impl.wants_conversation else ()
         judged = await _judged(policy, guardrail, text, lease, turns, clock)
         if again is not None and _may_pass(guardrail, judged.checked, lease):
-            if await database_sync_to_async(give_back)(lease=lease):
-                words = f"{judged.checked.verdict.error}; trying again"
+            words = f"{judged.checked.verdict.error}; trying again"
+            spent = not judged.checked.circuit_open
+            if await database_sync_to_async(give_back)(lease=lease, words=words, spent=spent):
                 status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "waiting", error=words)
                 await _tell(log, lease, [status])
-                again(lease.check_id, conf().check_again_s * 2 ** (lease.attempt - 1))
+                again(lease.check_id, wait_s(lease.attempt) if spent else LONGEST_WAIT_S)
             return False
     recorded = await database_sync_to_async(record_result)(
         lease=lease, guardrail=guardrail, checked=judged.checked, judged_chars=len(text), judged=judged
@@ -163,15 +169,29 @@ class Busy:
 
 
 def _may_pass(guardrail: Guardrail, checked: Checked, lease: Lease) -> bool:
-    """Did it fail on the way to somebody else, and are there attempts left?"""
+    """Did it fail on the way to somebody else, and are there attempts left? Where nobody was asked there always are.
+
+    That ends as well: a session waits for its checks for so long, and then the sweep lets them expire.
+    """
+    if checked.circuit_open:
+        return True
     failed = checked.verdict.error is not None and not checked.permanent
     return failed and guardrail.impl.performance.network and lease.attempt < conf().check_attempts
 
 
-def give_back(*, lease: Lease) -> bool:
-    """Let the check wait again; its attempts stay counted. False when the lease is not held any more."""
+def wait_s(attempt: int, chance: Callable[[], float] = random.random) -> float:
+    """Seconds from the failure of the ``attempt``-th attempt (from 1) to the next one; ``chance`` gives 0..1."""
+    return min(FIRST_WAIT_S * 2.0 ** (attempt - 1) + JITTER_S * chance(), LONGEST_WAIT_S)
+
+
+def give_back(*, lease: Lease, words: str, spent: bool = True) -> bool:
+    """Let the check wait again, with why. False when the lease is not held any more.
+
+    Its attempts stay counted, but for one that was not ``spent`` because nobody was asked.
+    """
     rows = DeferredCheck.objects.filter(pk=lease.check_id, state=CheckState.CHECKING, attempts=lease.attempt)
-    return bool(rows.update(state=CheckState.WAITING, queued_at=timezone.now()))
+    attempts = lease.attempt if spent else lease.attempt - 1
+    return bool(rows.update(state=CheckState.WAITING, queued_at=timezone.now(), attempts=attempts, error=words))
 
 
 def take_lease(*, check_id: int) -> Lease | Busy | None:

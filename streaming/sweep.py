@@ -33,6 +33,7 @@ from streaming.salvage import salvage
 logger = structlog.get_logger(__name__)
 
 LOST = "The process that streamed this answer is gone; what had been shown is kept."
+IN_TIME = "No worker made this check in time."
 AT_ONCE = 500
 """Silent streams that one round ends at most."""
 _State = AuditSession.State
@@ -69,7 +70,10 @@ async def sweep(now: datetime, log: SessionLog, queue: Callable[[int], object]) 
             names = await database_sync_to_async(expire)(session_id=one.session_id, now=now)
             if names is not None:
                 done.expired.append(one.session_id)
-                statuses = [GuardrailStatus(name, Checkpoint.DEFERRED.value, "expired") for name in names]
+                statuses = [
+                    GuardrailStatus(name, Checkpoint.DEFERRED.value, "expired", error=why)
+                    for name, why in names.items()
+                ]
                 await _announce(log, one.session_id, list[ServerEvent](statuses), answer=False)
     for one in await database_sync_to_async(_done_but_open)():
         with one.logged():
@@ -142,13 +146,19 @@ def _sessions_of(check_ids: Sequence[int]) -> list[tuple[int, _Found]]:
     return [(check_id, found[check_id]) for check_id in check_ids if check_id in found]
 
 
-def expire(*, session_id: str, now: datetime) -> list[str] | None:
-    """End a session's open checks as expired and complete it; their guardrails, or None if another process did."""
+def expire(*, session_id: str, now: datetime) -> dict[str, str] | None:
+    """End a session's open checks as expired and complete it; None if another process did.
+
+    Their guardrails, each with why: what the last attempt failed of, if there was one, stays on record.
+    """
     with transaction.atomic():
         AuditSession.objects.select_for_update().filter(pk=session_id).first()
         rows = DeferredCheck.objects.filter(session__pk=session_id, state__in=DeferredCheck.OPEN)
-        names = sorted(set(rows.values_list("guardrail", flat=True)))
-        rows.update(state=_Check.EXPIRED, finished_at=now, sealed_text=None, error="No worker made this check in time.")
+        names: dict[str, str] = {}
+        for row in rows.order_by("guardrail", "id"):
+            error = IN_TIME + (f" The last attempt: {row.error}" if row.error else "")
+            rows.filter(pk=row.pk).update(state=_Check.EXPIRED, finished_at=now, sealed_text=None, error=error)
+            names.setdefault(row.guardrail, error)
         return names if sessions.complete_if_done(session_id) else None
 
 

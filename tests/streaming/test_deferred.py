@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -10,9 +11,9 @@ from django.utils import timezone
 
 from guardrails.findings import Outcome, Verdict
 from guardrails.policy import Policy
-from streaming import deferred, sessions, sweep
+from streaming import breakers, deferred, sessions, sweep
 from streaming.audit.verify import log_faults, stored_entries
-from streaming.checks import Checked
+from streaming.checks import FAILURES_WITHIN_S, Checked
 from streaming.conf import conf
 from streaming.log import LogUnavailable, MemoryLog
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
@@ -287,7 +288,9 @@ async def test_a_network_failure_is_tried_again_and_each_attempt_waits_longer(
     log, (started, (pk,)) = MemoryLog(), await monitoring()
     for _ in range(2):
         assert not await deferred.run_deferred(pk, log, again=failing.again)
-    assert failing.queued == [(pk, 2.0), (pk, 4.0)]
+    (first, first_s), (second, second_s) = failing.queued
+    assert (first, second) == (pk, pk)
+    assert 1.0 <= first_s <= 2.0 <= second_s <= 3.0
     waiting = await check(pk)
     assert (waiting.state, waiting.attempts) == ("waiting", 2)
     assert waiting.sealed_text, "the text is needed for the next attempt"
@@ -295,6 +298,89 @@ async def test_a_network_failure_is_tried_again_and_each_attempt_waits_longer(
     failing.error = None
     assert await deferred.run_deferred(pk, log, again=failing.again)
     assert (await check(pk)).state == "passed"
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+@pytest.mark.parametrize(("attempt", "least"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 10.0), (50, 10.0)])
+def test_attempts_wait_twice_as_long_each_time_ten_seconds_at_most_and_not_all_alike(
+    attempt: int, least: float
+) -> None:
+    assert deferred.wait_s(attempt, lambda: 0.0) == least
+    assert deferred.wait_s(attempt, lambda: 1.0) == min(least + 1.0, 10.0)
+    assert least <= deferred.wait_s(attempt) <= min(least + 1.0, 10.0)
+    assert least == 10.0 or len({deferred.wait_s(attempt) for _ in range(20)}) > 1
+
+
+@pytest.fixture
+def now(settings: object) -> Iterator[list[float]]:
+    """The clock of the breakers, which stand in memory here."""
+    settings.REDIS_URL = ""  # type: ignore[attr-defined]
+    now = [1_000.0]
+    breakers.forget(lambda: now[0])
+    yield now
+    breakers.forget()
+
+
+async def open_circuit(policy: Policy) -> None:
+    for _ in range(breakers.THRESHOLD):
+        tried = await breakers.breaker(
+            breakers.GUARDRAIL + policy.guardrail("harm").circuit, within_s=FAILURES_WITHIN_S
+        )
+        await tried.enter()
+        await tried.failed(ProviderUnavailable("away"))
+
+
+async def test_while_the_breaker_is_open_a_check_waits_and_spends_no_attempt(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    failing = Failing(policy, monkeypatch, None)
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    await open_circuit(policy)
+    for _ in range(conf().check_attempts + 2):
+        assert not await deferred.run_deferred(pk, log, again=failing.again)
+        waiting = await check(pk)
+        assert (waiting.state, waiting.attempts) == ("waiting", 0)
+        assert "circuit is open" in waiting.error
+        assert waiting.sealed_text, "the text is needed when the breaker lets it through"
+    assert failing.queued == [(pk, 10.0)] * 5
+    last = (await log.read(started.session_id, 0))[-1]
+    assert (last["type"], last["state"]) == ("guardrail_status", "waiting")
+    assert "circuit is open" in str(last["error"]), "the page says so"
+    now[0] += breakers.OPEN_S
+    assert await deferred.run_deferred(pk, log, again=failing.again)
+    done = await check(pk)
+    assert (done.state, done.attempts, done.error) == ("passed", 1, "")
+    assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_a_breaker_that_stays_open_lets_the_check_expire_and_says_why(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    failing = Failing(policy, monkeypatch, None)
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    await open_circuit(policy)
+    assert not await deferred.run_deferred(pk, log, again=failing.again)
+    later = timezone.now() + timedelta(seconds=conf().monitoring_limit_s + 1)
+    assert (await sweep.sweep(later, log, lambda _: None)).expired == [started.session_id]
+    ended = await check(pk)
+    assert (ended.state, ended.sealed_text) == ("expired", None)
+    assert "circuit is open" in ended.error
+    (told,) = [e for e in await log.read(started.session_id, 0) if e.get("state") == "expired"]
+    assert told["error"] == ended.error
+    now[0] += breakers.OPEN_S
+    assert not await deferred.run_deferred(pk, log, again=failing.again), "what has ended stays as it is"
+
+
+async def test_where_nothing_can_be_queued_an_open_breaker_ends_the_check(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    """The command that chats in a terminal makes its checks itself; nobody would come back to one."""
+    Failing(policy, monkeypatch, None)
+    log, (started, (pk,)) = MemoryLog(), await monitoring()
+    await open_circuit(policy)
+    assert await deferred.run_deferred(pk, log)
+    ended = await check(pk)
+    assert (ended.state, ended.sealed_text) == ("error", None)
     assert (await row(started.session_id)).state == "COMPLETE"
 
 
