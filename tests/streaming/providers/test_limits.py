@@ -15,8 +15,10 @@ import pytest
 from django.core.checks import run_checks
 
 from streaming.core.events import TextDelta
+from streaming.providers.anthropic import AnthropicProvider
 from streaming.providers.base import (
     ChatMessage,
+    Provider,
     ProviderError,
     ProviderRateLimited,
     ProviderRefused,
@@ -29,13 +31,20 @@ from streaming.providers.base import (
     get_provider,
 )
 from streaming.providers.failures import refusal, url_problem
+from streaming.providers.ollama import OllamaProvider
 from streaming.providers.openai import OpenAIProvider
 from streaming.providers.waits import Waits
 from streaming.system_checks import check_fallbacks, check_providers
+from tests.streaming.faults.server import SAYS
 from tests.streaming.local_server import HEAD, serve
 
 ASK = ProviderRequest((ChatMessage("user", "hello"),))
 A = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+MAKE: dict[str, Callable[[str], Provider]] = {
+    "anthropic": AnthropicProvider,
+    "openai": OpenAIProvider,
+    "ollama": OllamaProvider,
+}
 END = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
 
@@ -60,7 +69,7 @@ def run(test: Callable[[Loop], Awaitable[None]]) -> None:
         runner.run(main())
 
 
-async def text_and_error(provider: OpenAIProvider, *, streaming: bool = True) -> tuple[str, ProviderError | None]:
+async def text_and_error(provider: Provider, *, streaming: bool = True) -> tuple[str, ProviderError | None]:
     text = ""
     try:
         async with aclosing(provider.stream(ASK) if streaming else provider.standard(ASK)) as events:
@@ -91,6 +100,64 @@ def test_silence_before_the_first_token_ends_although_not_a_byte_comes(pieces: l
             assert isinstance(error, ProviderTimeout)
             assert (text, str(error)) == ("", "the provider sent no token for 180 s")
             await endpoint.client_gone.wait()
+
+    run(test)
+
+
+@pytest.mark.parametrize("adapter", MAKE)
+def test_a_stall_after_a_token_ends_when_the_limit_for_silence_has_passed_and_the_text_stands(adapter: str) -> None:
+    async def test(loop: Loop) -> None:
+        async with serve([SAYS[adapter]("part")], hang=True) as endpoint:
+            text, said = "", asyncio.Event()
+
+            async def listen() -> None:
+                nonlocal text
+                async with aclosing(MAKE[adapter](endpoint.base_url).stream(ASK)) as events:
+                    async for event in events:
+                        text += event.text if isinstance(event, TextDelta) else ""
+                        said.set()
+
+            loop.ahead += 100  # what passed before does not count
+            listening = asyncio.create_task(listen())
+            await said.wait()
+            loop.ahead += 179
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not listening.done()
+            loop.ahead += 2
+            with pytest.raises(ProviderTimeout, match="the provider sent no token for 180 s"):
+                await listening
+            assert text == "part"
+            await endpoint.client_gone.wait()
+
+    run(test)
+
+
+@pytest.mark.parametrize("adapter", MAKE)
+def test_a_connection_that_does_not_come_about_is_given_up_after_thirty_seconds(adapter: str) -> None:
+    """The other side accepts and then says nothing, so that the handshake never ends."""
+
+    async def test(loop: Loop) -> None:
+        met = asyncio.Event()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)  # the client has begun its handshake
+            met.set()
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            answer = asyncio.create_task(text_and_error(MAKE[adapter](f"https://127.0.0.1:{port}")))
+            await met.wait()
+            loop.ahead += 28
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not answer.done()
+            loop.ahead += 3
+            text, error = await answer
+        assert isinstance(error, ProviderTimeout)
+        assert (text, str(error)) == ("", f"no connection to the provider at 127.0.0.1:{port} within 30 s")
 
     run(test)
 
