@@ -137,6 +137,23 @@ async def test_the_waits_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatc
     assert all(told_s <= slept_s <= told_s + 1.0 for told_s, slept_s in zip(told, slept, strict=True))
 
 
+async def test_no_wait_is_longer_than_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamina.set_testing(False)
+    slept: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr("streaming.resilience.TRIES", 7)
+    events, error = await heard(Named(scripts=[*([[DOWN]] * 6), ["fine"]]))
+    assert (error, events[-1]) == (None, TextDelta("fine"))
+    told = [event.delay_s for event in events if isinstance(event, ProviderNotice)]
+    assert told == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert all(told_s <= slept_s <= min(told_s + 1.0, 10.0) for told_s, slept_s in zip(told, slept, strict=True))
+
+
 async def test_the_wait_is_the_one_that_the_provider_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     stamina.set_testing(False)
     slept: list[float] = []
