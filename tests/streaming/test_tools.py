@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from pydantic import BaseModel
 
+import streaming.tools
 from streaming.tools import base
 from streaming.tools.base import Context, ToolError, all_tools, specs, tool
 
@@ -70,6 +76,35 @@ def test_every_tool_is_told_as_a_schema_of_type_object() -> None:
         assert spec.parameters["type"] == "object"
         assert isinstance(spec.parameters["properties"], dict)
         assert spec.description.endswith(".")
+
+
+DOCUMENTED = re.search(
+    r"## Adding one.*?```python\n(.*?)```", (Path(base.__file__).parents[2] / "docs/tools.md").read_text(), re.DOTALL
+)
+
+
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example of the documentation as a file beside the tools that come with it, and nobody has looked yet."""
+    assert DOCUMENTED is not None
+    (tmp_path / "order_state_example.py").write_text(DOCUMENTED[1])
+    monkeypatch.setattr(base, "_tools", dict(base._tools))
+    monkeypatch.setattr(streaming.tools, "__path__", [*streaming.tools.__path__, str(tmp_path)])
+    base._load.cache_clear()
+    yield
+    sys.modules.pop("streaming.tools.order_state_example", None)
+    base._load.cache_clear()
+
+
+@pytest.mark.usefixtures("documented")
+async def test_the_example_of_the_documentation_is_one_file_and_no_list_is_edited() -> None:
+    assert list(all_tools()) == ["calculator", "current_time", "order_state", "search_docs", "slow_count"]
+    assert await call("order_state", number=7) == ("on its way", [(0.5, "asking the warehouse")])
+    with pytest.raises(ToolError, match="there is no order 100000"):
+        await call("order_state", number=100_000)
+    (spec,) = (spec for spec in specs() if spec.name == "order_state")
+    assert spec.parameters["required"] == ["number"]
+    assert all_tools()["order_state"].time_limit_s == 5
 
 
 def test_registering_a_tool_is_one_decorated_function(monkeypatch: pytest.MonkeyPatch) -> None:
