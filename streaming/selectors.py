@@ -18,7 +18,7 @@ from guardrails.policy import Policy
 from streaming.core.events import Done, MessageUpdate, ServerEvent, StateChange
 from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.providers.base import ChatMessage
-from streaming.sessions import Visitor, conversation_of, session_of
+from streaming.sessions import Visitor, conversation_of, meant, session_of
 
 
 def conversation_messages(conversation_id: str) -> QuerySet[Message]:
@@ -44,22 +44,21 @@ def history(visitor: Visitor, conversation_id: str, limit: int) -> tuple[ChatMes
 async def named_turns(
     visitor: Visitor, key: str, limit: int, applies_to: AppliesTo, *policies: Policy
 ) -> tuple[Turn, ...]:
-    """The last ``limit`` messages of the client's conversation of that name, visible text only, oldest first.
+    """The last ``limit`` messages of the client's conversation of that name or id, visible text only, oldest first.
 
     Empty without a name, and where no guardrail of these policies wants to know them.
     """
     if not key or not any(g.impl.wants_conversation for policy in policies for g in policy.running(applies_to)):
         return ()
-    found: tuple[Turn, ...] = await database_sync_to_async(_named_turns)(visitor.client, key, limit)
+    found: tuple[Turn, ...] = await database_sync_to_async(_named_turns)(visitor, key, limit)
     return found
 
 
-def _named_turns(client: str, key: str, limit: int) -> tuple[Turn, ...]:
-    rows = (
-        Message.objects.filter(conversation__client=client, conversation__external_id=key)
-        .exclude(content="")
-        .order_by("-created")[:limit]
-    )
+def _named_turns(visitor: Visitor, key: str, limit: int) -> tuple[Turn, ...]:
+    conversation = meant(visitor, key)
+    if conversation is None:
+        return ()
+    rows = Message.objects.filter(conversation=conversation).exclude(content="").order_by("-created")[:limit]
     return tuple(Turn(row.role, row.content) for row in reversed(rows))
 
 

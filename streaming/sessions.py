@@ -200,14 +200,30 @@ def start_session(new: NewSession) -> Started:
 
 
 def conversation_of(visitor: Visitor, conversation_id: str) -> Conversation:
-    """The visitor's conversation. Raises ``Conversation.DoesNotExist``, also when it is somebody else's."""
-    try:
-        found = Conversation.objects.get(pk=UUID(conversation_id))
-    except ValueError:
-        raise Conversation.DoesNotExist from None
-    if not _owns(visitor, found):
+    """The visitor's conversation, by its id or, for an API client, by the name that it gave it.
+
+    Raises ``Conversation.DoesNotExist``, also when it is somebody else's.
+    """
+    found = meant(visitor, conversation_id)
+    if found is None:
         raise Conversation.DoesNotExist
     return found
+
+
+def meant(visitor: Visitor, said: str) -> Conversation | None:
+    """The conversation that the visitor means; None when none of theirs has this name or id.
+
+    A name goes before an id: clients may take ids of their own for names.
+    """
+    if visitor.client and said:
+        named = Conversation.objects.filter(client=visitor.client, external_id=said).first()
+        if named is not None:
+            return named
+    try:
+        found = Conversation.objects.filter(pk=UUID(said)).first()
+    except ValueError:
+        return None
+    return found if found is not None and _owns(visitor, found) else None
 
 
 def is_session_id(said: str) -> bool:
@@ -427,7 +443,7 @@ def _move(session_id: str, source: State, target: State, **changes: object) -> b
 
 
 def named_conversation(*, visitor: Visitor, key: str, policy: str, now: datetime) -> Conversation:
-    """The client's conversation of that name, begun if there is none; without a name, a new one.
+    """The client's conversation of that name or id, begun if there is none; without a name, a new one.
 
     Of two first calls that come at once both get the same one: the name is unique in the database, and whoever comes
     second waits for the first one's transaction.
@@ -435,6 +451,8 @@ def named_conversation(*, visitor: Visitor, key: str, policy: str, now: datetime
     new = {"user_id": visitor.user_id, "session_key": visitor.session_key, "policy": policy, "created": now}
     if not key:
         return Conversation.objects.create(client=visitor.client, **new)
+    if (known := meant(visitor, key)) is not None:
+        return known
     found, _ = Conversation.objects.get_or_create(client=visitor.client, external_id=key, defaults=new)
     return found
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import pytest
+from channels.db import database_sync_to_async
 
 from guardrails.findings import Verdict
 from guardrails.kinds import base
@@ -18,9 +19,10 @@ from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import Policy, compile_policy
 from guardrails.selectors import Running
-from streaming import deferred, tasks
+from streaming import deferred, registry, selectors, tasks
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import DeferredCheck
+from streaming.models import Conversation, DeferredCheck
+from streaming.sessions import Visitor
 
 from .test_stream_api import Client, Json, new_key
 
@@ -73,6 +75,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Policy]
     monkeypatch.setattr("streaming.deferred.policy_by_digest", lambda digest: given[-1])
     monkeypatch.setattr(tasks, "queue_session", queue)
     yield given
+    await registry.shutdown()
     await close_shared_log()
 
 
@@ -146,3 +149,55 @@ async def test_a_worker_hears_what_was_there_when_the_call_began(
     Remembers.heard.clear()
     assert await deferred.run_deferred(row.pk, shared_log())
     assert Remembers.heard == [("A lock keeper.", [("user", "Who are you?")])]
+
+
+async def chatted(client: Client, **body: object) -> tuple[int, Json]:
+    """A chat that has come to its end; its status and answer."""
+    text = json.dumps({"provider": "scripted", "policy": "basic", **body})
+    answer = await client.http.post("/v1/chat", text, content_type="application/json", headers=client.headers)
+    began: Json = json.loads(answer.content)
+    if answer.status_code == 201:
+        events = await client.http.get(began["events_url"], headers=client.headers)
+        async for _ in events:
+            """To the end of its events."""
+    return answer.status_code, began
+
+
+async def test_a_chat_a_check_and_a_stream_share_what_was_said_by_the_id_that_the_chat_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20000")
+    _, began = await chatted(client, prompt="Who are you?", scenario="own_text", text="A lock keeper.")
+    key = str(began["conversation_id"])
+    turns = [("user", "Who are you?"), ("assistant", "A lock keeper.")]
+    Remembers.heard.clear()
+    await checked(client, "One.", {"conversation_id": key})
+    await said(client, "Two.", "response", key)
+    assert Remembers.heard[0] == ("One.", turns)
+    assert Remembers.heard[1][0] == "Two."
+    assert Remembers.heard[1][1][:2] == turns
+    assert await Conversation.objects.acount() == 1
+    other = Client(await new_key("two"))
+    Remembers.heard.clear()
+    await checked(other, "Three.", {"conversation_id": key})
+    await said(other, "Four.", "response", key)
+    assert [text for _, heard in Remembers.heard for _, text in heard if text not in ("Three.", "Four.")] == []
+    assert (await chatted(other, prompt="Go on", conversation_id="nothing of mine"))[0] == 422
+    assert await Conversation.objects.filter(client=other.headers["Authorization"][7:18]).acount() == 1, "its own"
+
+
+async def test_a_chat_goes_on_with_the_conversation_that_a_stream_has_named(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20000")
+    await said(client, "Who are you?")
+    status, began = await chatted(client, prompt="And now?", conversation_id="c-1")
+    assert status == 201
+    row = await Conversation.objects.aget()
+    assert (row.external_id, str(row.pk)) == ("c-1", began["conversation_id"])
+    history = await database_sync_to_async(selectors.history)(Visitor(client=row.client), "c-1", 2)
+    assert [turn.role for turn in history] == ["user", "assistant"]
+    assert history[0].text == "And now?"
+    other = Client(await new_key("two"))
+    for key in ("c-1", str(row.pk)):
+        assert (await chatted(other, prompt="And now?", conversation_id=key))[0] == 422, "another key's"
