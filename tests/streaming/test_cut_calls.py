@@ -381,8 +381,10 @@ async def test_a_reader_who_comes_between_the_end_and_the_telling_is_not_sent_aw
 async def test_a_reader_learns_of_an_end_that_was_stored_and_never_told(moments: Moments) -> None:
     """Who ended the answer died before telling; deferred checks go on, and nobody sends the finish again."""
     sent = await cut_behind_the_database(moments, "demo", VISITOR)
-    check = await DeferredCheck.objects.aget(session=sent.session_id)
-    assert await run_deferred(check.pk, shared_log())
+    checks = [check.pk async for check in DeferredCheck.objects.filter(session=sent.session_id)]
+    assert checks
+    for check in checks:
+        assert await run_deferred(check, shared_log())
     batches = [batch async for batch in follow(shared_log(), sent.session_id, 0, conf(), correlation_id="")]
     told = [event for batch in batches for event in batch]
     assert [event["final"] for event in told if event["type"] == "done"] == [

@@ -303,12 +303,11 @@ async def test_deferred_checks_follow_the_end(client: Client) -> None:
     began = await demo.start(delta="First you mix the poison, then you wait.")
     _, done = await demo.finish(began["session_id"])
     assert done["state"] == "MONITORING"
-    check = await DeferredCheck.objects.aget()
-    assert (check.guardrail, check.state) == ("harm", "waiting")
+    checks = [(check.guardrail, check.state) async for check in DeferredCheck.objects.order_by("guardrail")]
+    assert checks == [("harm", "waiting"), ("tone", "waiting")]
     _, status = await demo.status(began["session_id"])
-    assert (status["state"], status["deferred"]) == (
-        "MONITORING", [{"guardrail": "harm", "applies_to": "response", "state": "waiting"}]
-    )  # fmt: skip
+    waiting = [{"guardrail": name, "applies_to": "response", "state": "waiting"} for name in ("harm", "tone")]
+    assert (status["state"], sorted(status["deferred"], key=str)) == ("MONITORING", waiting)
 
 
 async def test_a_silent_stream_expires_and_its_held_text_is_never_released(client: Client) -> None:
