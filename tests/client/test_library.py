@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
+from guardrails import keyring
+from guardrails.signing import Purpose, SigningKey, Type, sign
 from project.client_library import CLIENT, PARTS, TABLE, built
 from tests.client.pages import Call, Pages, Reply
 from tests.client.streams import HERON, ROOT_X, SSN, Streams, policy
 from tests.e2e.server import wait_for
-from tests.guardrails.test_bundle import ACTIVATION
+from tests.guardrails.test_bundle import ACTIVATION, ACTIVATION_PEM, Case, forged, key, with_mac
 
 DRIVER = Path(__file__).with_name("driver.js").read_text("utf-8")
 LIBRARY = "/static/client/sluicegate.js"
@@ -402,6 +405,51 @@ def test_page_without_a_store_refuses_what_it_has_seen_replayed(tab: Page, strea
     streams.serial = 8
     said = drive(tab, again=True)
     assert (said["rules"], said["refused"]) == ({"version": 7, "serial": 9}, "replayed")
+
+
+def tampered(bundle: str) -> str:
+    header, payload, signature = bundle.split(".")
+    at = len(payload) // 2
+    return f"{header}.{payload[:at]}{'A' if payload[at] != 'A' else 'B'}{payload[at + 1 :]}.{signature}"
+
+
+def signed_by(other: SigningKey, bundle: str) -> str:
+    return sign(base64.urlsafe_b64decode(bundle.split(".")[1] + "=="), other, Type.BUNDLE)
+
+
+NEW = key(Purpose.ACTIVATION)
+SERVED: dict[str, tuple[Callable[[str], str], str, str]] = {
+    "tampered": (tampered, "signature", "The signature does not fit."),
+    "another key": (lambda bundle: signed_by(NEW, bundle), "unknown_key", "Its key is not trusted."),
+    "unvouched": (lambda bundle: signed_by(NEW, bundle), "unvouched_key", "Its key is not vouched for."),
+    "none": (lambda bundle: forged(bundle, ACTIVATION_PEM, alg="none"), "algorithm", "Its algorithm is not Ed25519."),
+    "mac": (lambda bundle: with_mac(bundle, ACTIVATION.public.x), "algorithm", "Its algorithm is not Ed25519."),
+    "jku": (lambda bundle: forged(bundle, ACTIVATION_PEM, jku="/keys"), "header", "Its header holds more."),
+}
+
+
+@pytest.mark.parametrize("how", SERVED)
+def test_served_bundle_that_is_not_believed_is_not_run_and_the_reason_said(
+    tab: Page, streams: Streams, pages: Pages, how: str
+) -> None:
+    change, reason, words = SERVED[how]
+    listed = (keyring.entry(NEW.public),) if how == "unvouched" else ()
+
+    def fails(call: Call) -> Reply | bool | None:
+        if call.path.startswith("/v1/rules"):
+            return 200, {"bundle": change(streams.bundle())}, {"ETag": '"1"'}
+        if call.path == "/.well-known/jwks.json":
+            return 200, Case().keys(*listed), {}
+        return False
+
+    streams.fails = fails
+    said = drive(tab)
+    assert (said["rules"], said["refused"], said["mode"], said["state"]) == (None, reason, "server", "done")
+    assert tab.evaluate("() => gate.refused.message") == words
+    assert (said["visible"], [one["by"] for one in said["findings"]]) == (CLEAN, ["server"])
+    assert tab.workers == []
+    asked = {call.path.partition("?")[0] for call in pages.calls if not call.path.startswith("/v1/stream/")}
+    assert asked == {"/v1/rules", "/.well-known/jwks.json"}  # and nothing that a header points to
 
 
 def test_rules_that_find_other_spans_here_than_signed_are_not_run(tab: Page, streams: Streams) -> None:

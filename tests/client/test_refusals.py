@@ -19,11 +19,13 @@ from tests.guardrails.test_bundle import (
     ACTIVATION_PEM,
     NOW,
     ROOT,
+    ROOT_PEM,
     STRANGER,
     Case,
     forged,
     key,
     said_of_keys,
+    with_mac,
 )
 
 OPENED = """async ([bundles, against]) => {
@@ -181,26 +183,68 @@ def test_key_of_one_purpose_is_not_believed_for_another(tab: Page) -> None:
     assert code(tab, forged(Case().bundle(), ACTIVATION_PEM, **kid)) == "unknown_key"
 
 
+HEADERS: list[tuple[dict[str, object], str]] = [
+    ({"alg": "none"}, "algorithm"),
+    ({"alg": "HS256"}, "algorithm"),
+    ({"alg": "EdDSA"}, "algorithm"),
+    ({"alg": "ES256"}, "algorithm"),
+    ({"jku": "https://example.org/keys"}, "header"),
+    ({"jwk": ROOT.public.as_jwk()}, "header"),
+    ({"x5u": "https://example.org/x"}, "header"),
+    ({"crit": ["exp"], "exp": 1}, "header"),
+    ({"typ": Type.BUNDLE.value + "x"}, "type"),
+    ({"typ": "JWT"}, "type"),
+]
+
+
 @pytest.mark.parametrize(
-    ("header", "reason"),
-    [
-        ({"alg": "none"}, "algorithm"),
-        ({"alg": "HS256"}, "algorithm"),
-        ({"alg": "EdDSA"}, "algorithm"),
-        ({"alg": "ES256"}, "algorithm"),
-        ({"jku": "https://example.org/keys"}, "header"),
-        ({"jwk": ROOT.public.as_jwk()}, "header"),
-        ({"x5u": "https://example.org/x"}, "header"),
-        ({"crit": ["exp"], "exp": 1}, "header"),
-        ({"typ": Purpose.ACTIVATION.value}, "type"),
-        ({"typ": "JWT"}, "type"),
-    ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else value,
+    ("header", "reason"), [*HEADERS, ({"typ": Purpose.ACTIVATION.value}, "type")], ids=range(len(HEADERS) + 1)
 )
 def test_header_of_an_attackers_choice_is_refused_though_the_signature_fits(
     tab: Page, header: dict[str, object], reason: str
 ) -> None:
     assert code(tab, forged(Case().bundle(), ACTIVATION_PEM, **header)) == reason
+
+
+def in_place_of(part: str, change: Callable[[str, bytes], str]) -> tuple[str, object]:
+    """A bundle and its keys in which one inner JWS is another: ``change`` is given it and its signer's private key."""
+    new = key(Purpose.ACTIVATION)
+    statement, rules = Case().statement(), sign(Case().rules(), ROOT, Type.CLIENT_RULES)
+    said, voucher = said_of_keys(1), keyring.entry(new.public, ROOT)
+    if part == "statement":
+        statement = change(statement, ACTIVATION_PEM)
+    if part == "rules":
+        rules = change(rules, ROOT_PEM)
+    if part == "key set":
+        said = change(said, ROOT_PEM)
+    if part == "voucher":
+        given = change(str(voucher.sluicegate_signature), ROOT_PEM)
+        voucher = voucher.model_copy(update={"sluicegate_signature": given})
+    keys: dict[str, object] = {**Case().keys(voucher), "sluicegate_statement": said}
+    bundle = make_bundle(activation=statement, client_rules=rules, key=new if part == "voucher" else ACTIVATION)
+    return bundle, keys
+
+
+PARTS = ["statement", "rules", "key set", "voucher"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_inner_parts_of_an_attackers_header_are_refused_though_their_signatures_fit(tab: Page, part: str) -> None:
+    """Whoever wrote it has the key that signs it: nothing but the form of the header is wrong."""
+    bundle, keys = in_place_of(part, forged)
+    assert read(tab, bundle, jwks=keys) == [["", "7"]]  # the control: the forger can sign
+    for header, reason in HEADERS:
+        bundle, keys = in_place_of(part, lambda compact, pem, header=header: forged(compact, pem, **header))
+        assert code(tab, bundle, jwks=keys) == ("unvouched_key" if part == "voucher" else reason), header
+
+
+@pytest.mark.parametrize("part", [*PARTS, "bundle"])
+def test_public_key_used_as_a_shared_secret_is_refused(tab: Page, part: str) -> None:
+    publics = {ROOT_PEM: ROOT.public.x, ACTIVATION_PEM: ACTIVATION.public.x}
+    bundle, keys = in_place_of(part, lambda compact, pem: with_mac(compact, publics[pem]))
+    if part == "bundle":
+        bundle = with_mac(bundle, ACTIVATION.public.x)
+    assert code(tab, bundle, jwks=keys) == ("unvouched_key" if part == "voucher" else "algorithm")
 
 
 @pytest.mark.parametrize(
