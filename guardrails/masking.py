@@ -149,7 +149,7 @@ class Masker:
     Raises ``ValueError`` without a key of at least 16 bytes.
     """
 
-    __slots__ = ("_key", "_made", "_values", "tag")
+    __slots__ = ("_key", "_made", "_values", "put_back", "tag")
 
     def __init__(self, keys: Sequence[bytes], *, caller: str, conversation: str) -> None:
         if not keys or len(keys[0]) < 16:
@@ -158,6 +158,8 @@ class Masker:
         self.tag = _letters(self._number(b"tag"), 5)
         self._values: dict[str, str] = {}  # placeholder -> value, and back
         self._made: dict[str, str] = {}
+        self.put_back = 0
+        """How often a value was put back; whoever does it counts here."""
 
     def __len__(self) -> int:
         """How many values have a placeholder by now."""

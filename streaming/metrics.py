@@ -107,6 +107,34 @@ SHADOWS = Counter(
     ("policy", "comparison"),
     registry=REGISTRY,
 )
+GATEWAY_REQUESTS = Counter(
+    "sluicegate_gateway_requests",
+    "Requests to the gateway, by the HTTP status that the client got; upstream “none”: nobody was asked.",
+    ("dialect", "upstream", "status"),
+    registry=REGISTRY,
+)
+GATEWAY_FALLBACKS = Counter(
+    "sluicegate_gateway_fallbacks",
+    "Times that the gateway asked another upstream because the first one had failed, by the first one's code.",
+    ("dialect", "upstream", "reason"),
+    registry=REGISTRY,
+)
+GATEWAY_MASKED = Counter(
+    "sluicegate_gateway_masked_values",
+    "Different values of a request that went upstream as placeholders.",
+    ("dialect",),
+    registry=REGISTRY,
+)
+GATEWAY_RESTORED = Counter(
+    "sluicegate_gateway_restored_values", "Times that a value was put back into an answer.", ("dialect",),
+    registry=REGISTRY,
+)  # fmt: skip
+GATEWAY_HEARTBEATS = Counter(
+    "sluicegate_gateway_heartbeats",
+    "Signs of life that clients got while their text was held, or did not come.",
+    ("dialect",),
+    registry=REGISTRY,
+)
 FIRST_TOKEN = Histogram(
     "sluicegate_time_to_first_token_seconds",
     "From the answer's start to the provider's first text or reasoning.",
@@ -189,6 +217,7 @@ ProcessCollector(registry=REGISTRY)
 _model = Bounded(MAX_MODELS)
 _code = Bounded(MAX_CODES)
 _reason = Bounded(MAX_CODES)
+_upstream = Bounded(MAX_CODES)
 
 
 async def provider_breakers() -> dict[str, str]:
@@ -346,6 +375,16 @@ def _answered(
     COMPLETION.labels(*how).observe(took_ms / 1000)
     _observe(GAP.labels(*how), [after - before for before, after in pairwise(arrivals)])
     _observe(FEED.labels(*how), [ms / 1000 for ms in feeds_ms])
+
+
+def asked_of_gateway(dialect: str, upstream: str, status: int) -> None:
+    """A request has been answered, or its answer begins. ``upstream`` empty: nobody was asked."""
+    GATEWAY_REQUESTS.labels(dialect, _upstream(upstream) if upstream else "none", str(status)).inc()
+
+
+def fell_back(dialect: str, upstream: str, reason: str) -> None:
+    """The gateway asks ``upstream``, because the first one failed with the code ``reason``."""
+    GATEWAY_FALLBACKS.labels(dialect, _upstream(upstream), _reason(reason)).inc()
 
 
 def shadowed(policy: str, record: ShadowRecord | None) -> None:

@@ -130,6 +130,7 @@ class Restorer:
                     break
                 if not begins and self._place.running_text:
                     self._place.read_value(value)
+                    self._masker.put_back += 1
                     written = value
                 else:
                     self._place.read(written)

@@ -41,6 +41,16 @@ class Masks:
         return self._masker.mask(text, checked.findings, checked.redactions, masking=self._masking, again=again)
 
     @property
+    def masked(self) -> int:
+        """How many different values have a placeholder."""
+        return len(self._masker)
+
+    @property
+    def put_back(self) -> int:
+        """How often one of them has come back in the answer."""
+        return self._masker.put_back
+
+    @property
     def restoring(self) -> Restoring:
         """How values come back, once every text of the request has been masked."""
         return self._restorer if len(self._masker) else nothing_masked

@@ -399,6 +399,10 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.ROLLOUTS.labels("trial", "running").set(1)
     metrics.POLICY_UNHEALTHY.labels("trial").set(0)
     metrics.FAILURES.labels("harm", "error")
+    metrics.asked_of_gateway("openai", "", 400)
+    metrics.fell_back("openai", "ollama", "provider_timeout")
+    for counter in (metrics.GATEWAY_MASKED, metrics.GATEWAY_RESTORED, metrics.GATEWAY_HEARTBEATS):
+        counter.labels("openai")
     found = {metric.name: (metric.type, labels_of(metric)) for metric in REGISTRY.collect()}
     assert documented == found
 

@@ -22,7 +22,7 @@ from guardrails.cohorts import Subject
 from guardrails.findings import AppliesTo
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from streaming import registry
+from streaming import metrics, registry
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.errors import ApiError
@@ -101,6 +101,17 @@ def body_of(request: HttpRequest) -> Json:
 
 async def answer(request: HttpRequest, front: Front) -> HttpResponseBase:
     """The answer to one request. Raises ``ApiError``."""
+    try:
+        response, upstream = await _answer(request, front)
+    except ApiError as error:
+        metrics.asked_of_gateway(front.dialect, "", error.status)
+        raise
+    metrics.asked_of_gateway(front.dialect, upstream, response.status_code)
+    return response
+
+
+async def _answer(request: HttpRequest, front: Front) -> tuple[HttpResponseBase, str]:
+    """The answer, and the name of the upstream that was asked for it. Raises ``ApiError``."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     body = body_of(request)
     place = await places.take(access.visitor.client, conf().gateway_at_once)
@@ -111,7 +122,7 @@ async def answer(request: HttpRequest, front: Front) -> HttpResponseBase:
     try:
         asked = _Asked(request, front, access, body, place)
         response, handed_on = await asked.answer()
-        return response
+        return response, asked.upstream
     except BadRequest as error:
         raise ApiError(400, str(error), code=error.code, field=error.field) from None
     except NoUpstream as error:
@@ -149,6 +160,12 @@ class _Asked:
         self._streaming = front.streams if said is None else bool(said)
         self._sent: dict[str, str] = {}
         self._offered = Offered({}, {}, ())
+        self._record: Record | None = None
+
+    @property
+    def upstream(self) -> str:
+        """Who was asked; empty: nobody."""
+        return "" if self._record is None else self._record.provider
 
     async def answer(self) -> tuple[HttpResponseBase, bool]:
         """The response, and whether the place is given back when its stream ends."""
@@ -175,8 +192,11 @@ class _Asked:
         )
         if prompted.blocked is not None:
             return await self._refused(record, gates, walker), False
-        relay = Relay(_answered(plans, record), walker, gates, record, streaming=self._streaming)
-        task = registry.spawn(record.started.session_id, self._run(relay))
+        self._record = record
+        metrics.GATEWAY_MASKED.labels(self._front.dialect).inc(masks.masked)
+        source = _answered(plans, record, self._front.dialect)
+        relay = Relay(source, walker, gates, record, streaming=self._streaming)
+        task = registry.spawn(record.started.session_id, self._run(relay, masks))
         reader = _Reader(relay, task, self._front, gates)
         try:
             first = await reader.first(may_wait_on=self._streaming)
@@ -195,10 +215,11 @@ class _Asked:
             response = JsonResponse(first if isinstance(first, dict) else {})
         return self._named(response, record, gates), True
 
-    async def _run(self, relay: Relay) -> None:
+    async def _run(self, relay: Relay, masks: Masks) -> None:
         try:
             await relay.run()
         finally:
+            metrics.GATEWAY_RESTORED.labels(self._front.dialect).inc(masks.put_back)
             await self._place.give_back()
 
     def _plans(self, routed: Route, prompted: Prompted) -> list[Plan]:
@@ -296,7 +317,7 @@ class Plan:
     ask: Callable[[], AsyncGenerator[Json, None]]
 
 
-async def _answered(plans: list[Plan], record: Record) -> AsyncGenerator[Json, None]:
+async def _answered(plans: list[Plan], record: Record, dialect: Dialect) -> AsyncGenerator[Json, None]:
     """The answer of the first upstream that gives one. Raises the first one's ``ProviderError``."""
     first: ProviderError | None = None
     for plan in plans:
@@ -307,6 +328,7 @@ async def _answered(plans: list[Plan], record: Record) -> AsyncGenerator[Json, N
                 plan.provider.called,
                 plan.provider.default_model,
             )
+            metrics.fell_back(dialect, record.provider, record.fallback)
         try:
             async with guarded_by_breaker(plan.provider), aclosing(plan.ask()) as found:
                 async for chunk in found:
@@ -348,7 +370,7 @@ class _Reader:
         queue, front = self._relay.told, self._front
         try:
             while told is None:
-                yield front.heartbeat
+                yield self._heartbeat()
                 told = await self.first(may_wait_on=True)
             while True:
                 if isinstance(told, Over):
@@ -374,9 +396,13 @@ class _Reader:
                                 told = await queue.get()
                             break
                         except TimeoutError:
-                            yield front.heartbeat
+                            yield self._heartbeat()
         finally:
             await self.close()
+
+    def _heartbeat(self) -> bytes:
+        metrics.GATEWAY_HEARTBEATS.labels(self._front.dialect).inc()
+        return self._front.heartbeat
 
     async def close(self) -> None:
         """Nobody reads any more."""
