@@ -283,6 +283,7 @@ def test_server_down_what_the_setting_says_happens_visibly(chat: Open, pages: Pa
     page = chat(fail=fail)
     ask(page, pause=10)
     note(page, fail)
+    expect(page.locator(".sluicegate-note")).to_be_visible()
     if fail == "closed":
         assert shown(page) == ""
         assert "123" not in str(seen(page))
@@ -320,6 +321,7 @@ def goes_on(page: Page, fail: str, text: str, why: str) -> None:
     """What the setting says, visibly, of a text that nobody can check any more."""
     note(page, fail)
     expect(page.locator(".sluicegate-note")).to_contain_text(why)
+    expect(page.locator(".sluicegate-note")).to_be_visible()
     page.evaluate(WRITES, [text, "done"])
     if fail == "open":
         expect(page.locator(".sluicegate-answer")).to_contain_text("Unchecked.", timeout=LOAD_MS)
@@ -330,6 +332,7 @@ def goes_on(page: Page, fail: str, text: str, why: str) -> None:
         assert "Unchecked" not in str(seen(page))
         assert SECRET not in str(seen(page))
         expect(page.locator(".sluicegate-note")).to_contain_text("cannot be checked")
+    expect(page.locator(".sluicegate-note")).to_be_visible()
     expect(page.locator(".text")).to_be_hidden()
 
 
