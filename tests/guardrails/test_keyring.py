@@ -5,17 +5,23 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
+from django.db.models import Model
+from django.test import Client
+from django.urls import reverse
+from django.utils.html import escape
 
 from guardrails import bundle, checks, keys, selectors, services, stating
 from guardrails.loading import PolicyUnavailable, wall_clock
-from guardrails.models import Activation, PolicyVersion
+from guardrails.models import Activation, CommandStep, Policy, PolicyVersion
 from guardrails.signing import KeyRefused, Purpose, SigningKey, new_key_pem
-from tests.conftest import forget_policies
+from tests.conftest import PASSWORD, Cast, forget_policies
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forgetful")]
 
@@ -172,6 +178,56 @@ def test_roll_back_to_a_version_of_a_revoked_key_is_refused_with_when_and_why(sh
     assert refused.value.reason == "untrusted"
     assert Activation.objects.count() == 2
     assert selectors.active_policy("support").version == 2
+
+
+def roll_back_by_command(cast: Cast, version: PolicyVersion, *words: str) -> str:
+    with pytest.raises(CommandError) as failed:
+        call_command("rules", "rollback", "support", *words, "--by", cast.operator.get_username(), stdout=io.StringIO())
+    assert failed.value.returncode == 1
+    return str(failed.value)
+
+
+def roll_back_by_action(cast: Cast, version: PolicyVersion) -> str:
+    client = Client()
+    assert client.login(username=cast.operator.get_username(), password=PASSWORD)
+    asked = {"action": "activate", "_selected_action": [str(version.pk)]}
+    response = client.post(reverse("admin:guardrails_policyversion_changelist"), asked, follow=True)
+    (message,) = response.context["messages"]
+    assert (message.level_tag, escape(str(message)) in response.content.decode()) == ("error", True)
+    return str(message)
+
+
+WAYS: dict[str, Callable[[Cast, PolicyVersion], str]] = {
+    "command": roll_back_by_command,
+    "command that names it": lambda cast, version: roll_back_by_command(cast, version, str(version.number)),
+    "admin": roll_back_by_action,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_roll_back_to_a_revoked_keys_version_is_refused_in_words_and_changes_nothing(
+    shop: Shop, cast: Cast, way: str
+) -> None:
+    root = shop.folder / "version.pem"
+    run("vouch", shop.new("second"), "--purpose", "version", "--by", root)
+    shop.use(Purpose.VERSION, shop.folder / "second.pem")
+    first = install("acme")
+    shop.use(Purpose.VERSION, root)
+    install("acme", "other")
+    run("revoke", shop.kid("second", Purpose.VERSION), "--by", root, "--reason", "lost laptop")
+
+    def stored() -> list[object]:
+        models: tuple[type[Model], ...] = (Policy, PolicyVersion, Activation, CommandStep, LogEntry)
+        return [list(model._default_manager.order_by("pk").values()) for model in models]
+
+    before = stored()
+    said = WAYS[way](cast, first)
+    assert "support v1 is not trusted: it is signed by a key that was revoked: " in said
+    assert "lost laptop" in said
+    assert shop.kid("second", Purpose.VERSION) in said
+    assert stored() == before
+    assert selectors.active_policy("support").version == 2
+    assert verified(keys.root().x).statement.serial == 2
 
 
 def test_revocation_reaches_a_process_that_had_believed_the_key(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
