@@ -466,17 +466,24 @@ def record_check(
     conversation_key: str,
     correlation_id: str,
     session_id: str = "",
+    role: Message.Role = Message.Role.ASSISTANT,
 ) -> str:
     """Store a one-shot check as a session of its own, with its findings and outbox rows; returns the session's id.
 
-    Calls that name the same ``conversation_key`` are one conversation of that client.
+    Calls that name the same ``conversation_key`` are one conversation of that client: the visible text is kept there as
+    a message for those that come later. Without a name nobody could ask for it, and no text is kept.
     """
     now = timezone.now()
     with transaction.atomic():
+        conversation = named_conversation(visitor=visitor, key=conversation_key, policy=policy["name"], now=now)
+        message = None
+        if conversation_key:
+            message = Message.objects.create(conversation=conversation, role=role, created=now)
         session = AuditSession.objects.create(
             pk=UUID(session_id) if session_id else uuid4(),
             origin=AuditSession.Origin.CHECK,
-            conversation=named_conversation(visitor=visitor, key=conversation_key, policy=policy["name"], now=now),
+            conversation=conversation,
+            answer=message,
             monitor=monitor,
             policy_name=policy["name"],
             policy_version=policy["version"],

@@ -1,9 +1,10 @@
 """``POST /v1/check``: one text, one verdict, one audit record.
 
 Exists for clients that have a finished text; plugins of earlier systems speak this form. Protects the rule that the
-one-shot check is the very gate that streams pass, and that it leaves the same records: a session, its findings, and
-outbox rows for guardrails that answer later. What a guardrail in MONITOR finds at sentence ends is one of those: there
-is one answer, and it does not wait for what does not decide.
+one-shot check is the very gate that streams pass, and that it leaves the same records: a session, its findings, outbox
+rows for guardrails that answer later, and in a conversation that it names what may be shown of the text. What a
+guardrail in MONITOR finds at sentence ends is one of those outbox rows: there is one answer, and it does not wait for
+what does not decide.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         ending=replace(_ending(result, deferred), shadow=beside),
         monitor=monitor,
         conversation_key=named,
+        role=Message.Role.USER if applies_to is AppliesTo.PROMPT else Message.Role.ASSISTANT,
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
     )
     await together(record)
@@ -281,9 +283,12 @@ def _ending(result: CheckedText, deferred: list[DeferredText]) -> Ending:
     guardrails: totals.AllTotals = {}
     checks = totals.add(guardrails, findings=result.findings, statuses=result.statuses)
     counted = {"calls": 1, "chunks": 1, "checks": checks, "naive_calls": 1, "audit_rows": 3 + len(result.findings)}
+    status = Message.Status.BLOCKED if outcome is Outcome.BLOCKED else Message.Status.COMPLETE
     return Ending(
         outcome=outcome,
-        status=Message.Status.COMPLETE,
+        status=status,
+        content=result.visible,
+        metadata={"status": status.value, "redactions": [list(pair) for pair in result.redactions]},
         findings=result.findings,
         deferred=deferred,
         chars_in=counters.chars_in,

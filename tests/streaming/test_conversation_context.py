@@ -1,17 +1,18 @@
 """Calls that name one conversation: a guardrail that wants to know what was said before is told, and told no more.
 
-What it is told is visible text of the same key's conversation. A check leaves no text behind, so it hears and is not
-heard.
+What it is told is visible text of the same key's conversation. A check that names none leaves no text behind.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import ClassVar
 
 import pytest
 from channels.db import database_sync_to_async
+from django.utils import timezone
 
 from guardrails.findings import Verdict
 from guardrails.kinds import base
@@ -20,8 +21,10 @@ from guardrails.performance import Checkpoint, Family, PerformanceCharacteristic
 from guardrails.policy import Policy, compile_policy
 from guardrails.selectors import Running
 from streaming import deferred, registry, selectors, tasks
+from streaming.audit import retention
+from streaming.audit.verify import log_faults
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import Conversation, DeferredCheck
+from streaming.models import AuditSession, Conversation, DeferredCheck, Message
 from streaming.sessions import Visitor
 
 from .test_stream_api import Client, Json, new_key
@@ -86,10 +89,16 @@ async def said(client: Client, text: str, kind: str = "prompt", key: str = "c-1"
     assert status == 200
 
 
-async def checked(client: Client, text: str, context: Json) -> None:
-    body = json.dumps({"text": text, "kind": "response", "context": context})
+async def checked(client: Client, text: str, context: Json, kind: str = "response") -> None:
+    body = json.dumps({"text": text, "kind": kind, "context": context})
     answer = await client.http.post("/v1/check", body, content_type="application/json", headers=client.headers)
     assert answer.status_code == 200, answer.content
+
+
+@database_sync_to_async
+def faults() -> list[object]:
+    """What ``manage.py audit verify`` would point at."""
+    return list(log_faults())
 
 
 @pytest.fixture
@@ -119,8 +128,45 @@ async def test_a_check_hears_the_streams_of_its_conversation(client: Client) -> 
     Remembers.heard.clear()
     for context in ({"conversation_id": "c-1"}, {"sessionId": "c-1"}, {"sessionId": "c-2"}, {}):
         await checked(client, "A lock keeper.", dict(context))
-    turns = [("user", "Who are you?")]
-    assert Remembers.heard == [("A lock keeper.", heard) for heard in (turns, turns, [], [])]
+    once, twice = [("user", "Who are you?")], [("user", "Who are you?"), ("assistant", "A lock keeper.")]
+    assert Remembers.heard == [("A lock keeper.", heard) for heard in (once, twice, [], [])]
+
+
+async def test_a_check_of_the_answer_hears_the_check_of_its_prompt(client: Client) -> None:
+    """The usual way of a plugin: what was checked before is told as it may be shown."""
+    await checked(client, f"My number is {SSN}.", {"conversation_id": "c-1"}, "prompt")
+    await checked(client, "I have noted it.", {"conversation_id": "c-1"})
+    await said(client, "Have you?")
+    turns = [("user", "My number is [SSN]."), ("assistant", "I have noted it.")]
+    assert [heard for _, heard in Remembers.heard] == [[], turns[:1], turns]
+
+
+async def test_a_check_without_a_conversation_keeps_no_text(client: Client) -> None:
+    await checked(client, "Who are you?", {}, "prompt")
+    await checked(client, "A lock keeper.", {"userId": "u-1"})
+    assert not await Message.objects.aexists()
+
+
+async def test_what_a_check_has_kept_is_sealed_and_goes_when_its_time_is_over(client: Client) -> None:
+    await checked(client, f"My number is {SSN}.", {"conversation_id": "c-1"}, "prompt")
+    session = await AuditSession.objects.select_related("answer").aget()
+    assert session.answer is not None
+    assert session.answer.content == "My number is [SSN]."
+    assert await faults() == []
+    kept = {name: getattr(session.answer, name) for name in ("content", "role", "status")}
+    for name, altered in (("content", "My number is 5."), ("role", "assistant"), ("status", "blocked")):
+        await Message.objects.aupdate(**{name: altered})
+        assert await faults() != [], f"an altered {name} is pointed at"
+        await Message.objects.aupdate(**{name: kept[name]})
+    later = timezone.now() + timedelta(days=2)
+    ids = await database_sync_to_async(retention.due)(later, {"*": 1})
+    assert ids == [str(session.pk)]
+    assert await database_sync_to_async(retention.purge)(ids) == 1
+    assert [message.content async for message in Message.objects.all()] == [""]
+    assert await faults() == []
+    Remembers.heard.clear()
+    await checked(client, "I have noted it.", {"conversation_id": "c-1"})
+    assert Remembers.heard == [("I have noted it.", [])], "what is gone is not told"
 
 
 async def test_another_key_with_the_same_id_hears_nothing(client: Client) -> None:
@@ -173,9 +219,7 @@ async def test_a_chat_a_check_and_a_stream_share_what_was_said_by_the_id_that_th
     Remembers.heard.clear()
     await checked(client, "One.", {"conversation_id": key})
     await said(client, "Two.", "response", key)
-    assert Remembers.heard[0] == ("One.", turns)
-    assert Remembers.heard[1][0] == "Two."
-    assert Remembers.heard[1][1][:2] == turns
+    assert Remembers.heard == [("One.", turns), ("Two.", [*turns, ("assistant", "One.")])]
     assert await Conversation.objects.acount() == 1
     other = Client(await new_key("two"))
     Remembers.heard.clear()

@@ -22,7 +22,7 @@ from streaming.chat import Asked, Own, start_chat
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.frames import StartFrame
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import AuditSession, DeferredCheck, Finding, Review
+from streaming.models import AuditSession, DeferredCheck, Finding, Message, Review
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.sessions import Visitor
 
@@ -164,9 +164,11 @@ async def test_streams_checks_and_the_gateway_leave_nothing_in_clear_either(monk
     await nothing_is_found()
     status, _ = await client.finish(began["session_id"])
     assert status == 200
-    body = json.dumps({"text": f"{PROMPT} {SAID}", "kind": "prompt"})
-    answer = await client.http.post("/v1/check", body, content_type="application/json", headers=client.headers)
-    assert answer.status_code == 200
+    for context in ({}, {"conversation_id": "c-1"}):  # the latter keeps what may be shown, for those that come later
+        body = json.dumps({"text": f"{PROMPT} {SAID}", "kind": "prompt", "context": context})
+        answer = await client.http.post("/v1/check", body, content_type="application/json", headers=client.headers)
+        assert answer.status_code == 200
+    assert PROMPT in (await Message.objects.aget(role="user")).content
     status, _, headers = await ask(await gateway_key("demo"), "scripted/clean", f"{PROMPT} {SAID}", stream=True)
     assert status == 200
     await ended(headers["X-Sluicegate-Session"])
