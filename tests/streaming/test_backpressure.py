@@ -12,14 +12,14 @@ import pytest
 from guardrails.findings import Verdict
 from guardrails.kinds.base import CheckRequest, Services
 from guardrails.policy import Policy
-from streaming.core.events import ProviderEvent, TextDelta
+from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.log import MemoryLog, Payload
 from streaming.models import AuditSession
 from streaming.providers.base import Provider, ProviderRequest, StreamCutOff
 from streaming.providers.openai import OpenAIProvider
 from streaming.pump import MAX_UNANSWERED, READ_AHEAD
 from streaming.resilience import Upstreams
-from streaming.unread import MAX_UNREAD
+from streaming.unread import MAX_UNREAD, Unread, size
 from tests.streaming.pumping import Controlled, Trial, policy_of, trial
 from tests.streaming.test_pump import Sentences, batched
 
@@ -161,6 +161,37 @@ async def test_a_megabyte_that_the_log_has_not_taken_stops_the_provider() -> Non
         await asyncio.wait_for(task, WAIT_S)
     assert provider.given == 40
     assert await case.shown() == "words, " * (size // 7) * 40
+
+
+@pytest.mark.parametrize(("said", "weighs"), [("好", 3), ("é", 2), ("😀", 4), ("a", 1), ("\ud83d", 3)])
+def test_a_megabyte_is_a_megabyte_in_every_script(said: str, weighs: int) -> None:
+    assert size(TextDelta(said * 7)) == size(ThinkingDelta(said * 7)) == 7 * weighs
+    assert size(ToolCallDelta(0, arguments=said * 7)) == size(ProviderToolResult("", said * 3, said * 4)) == 7 * weighs
+    unread, piece = Unread(), TextDelta(said * 10_000)
+    needed = -(-MAX_UNREAD // (10_000 * weighs))
+    for _ in range(needed - 1):
+        unread.count(piece)
+    assert not unread.full
+    unread.count(piece)
+    assert unread.full
+    unread.taken([piece] * needed)
+    assert not unread.full
+
+
+async def test_a_megabyte_of_chinese_stops_the_provider_as_soon_as_one_of_english() -> None:
+    log, words = Stuck(), "你好，" * 10_000
+    size_b = len(words.encode())
+    provider = Fast([words] * 40)
+    case = await of(provider, log=log)
+    task = asyncio.create_task(case.pump.run())
+    try:
+        await asyncio.wait_for(log.asked.wait(), WAIT_S)
+        await standstill(lambda: provider.given)
+        assert provider.given * size_b <= MAX_UNREAD + 2 * size_b
+    finally:
+        log.go.set()
+        await asyncio.wait_for(task, WAIT_S)
+    assert await case.shown() == words * 40
 
 
 async def test_then_the_providers_socket_waits() -> None:
