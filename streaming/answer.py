@@ -40,7 +40,7 @@ from streaming.core.events import (
 )
 from streaming.core.gate import Gate, SentenceCheck
 from streaming.pace import Timeline
-from streaming.providers.base import ChatMessage, ToolCallMade
+from streaming.providers.base import ChatMessage, ProviderTimeout, ToolCallMade
 
 HOLD_EVERY_MS = 50
 """A hold is told at most this often."""
@@ -139,6 +139,7 @@ class Answer:
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
         self.notices: Counter[tuple[str, str]] = Counter()  # by provider and code
+        self.timed_out: Counter[str] = Counter()  # by provider: its last try was over time, and another was asked
         self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
         self._raw: list[str] = []
@@ -170,6 +171,8 @@ class Answer:
             case Usage():
                 self.usage |= event.as_dict()
             case ProviderChosen():
+                if self.chosen is not None and ProviderTimeout.code in event.fallback.split(", "):
+                    self.timed_out[self.chosen.provider] += 1
                 self.chosen = event
             case ModelNamed(model):
                 self.model = model

@@ -90,12 +90,15 @@ ERRORS = Counter(
     "sluicegate_errors", "Answers that ended in an error, by its code.", (*_WHO, "code"), registry=REGISTRY
 )
 TIMEOUTS = Counter(
-    "sluicegate_timeouts", "Answers that ended because a provider's time limit passed.", _WHO, registry=REGISTRY
+    "sluicegate_timeouts",
+    "Times that a provider's time limit passed: tries before another one or a fallback, and ends of answers.",
+    _WHO,
+    registry=REGISTRY,
 )
 NOTICES = Counter(
     "sluicegate_provider_notices",
     "What went wrong with a provider while the answer went on (retries, malformed lines), by code.",
-    ("provider", "code"),
+    (*_WHO, "code"),
     registry=REGISTRY,
 )
 TOOLS = Counter(
@@ -365,7 +368,13 @@ def _answered(
     if result.error_code == ProviderTimeout.code:
         TIMEOUTS.labels(*who).inc()
     for (provider, code), times in answer.notices.items():
-        NOTICES.labels(provider or by.provider, _code(code)).inc(times)
+        met = who if provider in ("", by.provider) else (provider, _model_asked(run, provider))
+        NOTICES.labels(*met, _code(code)).inc(times)
+        if code == ProviderTimeout.code:
+            TIMEOUTS.labels(*met).inc(times)
+    for provider, times in answer.timed_out.items():
+        met = who if provider == by.provider else (provider, _model_asked(run, provider))
+        TIMEOUTS.labels(*met).inc(times)
     for said, number in (("ok", answer.tools_ok), ("error", answer.tools_failed)):
         if number:
             TOOLS.labels(*who, said).inc(number)
@@ -410,5 +419,13 @@ def _model_of(run: Run, answer: Answer) -> str:
     use up all labels with names that it makes up."""
     if answer.model:
         return _model(answer.model)
-    asked = run.request.model or run.provider.default_model
-    return _model(asked) if asked in run.provider.models else OTHER
+    return _model_asked(run, run.provider.name)
+
+
+def _model_asked(run: Run, name: str) -> str:
+    """The model that a provider was asked for; behind the first one it is the provider's own choice."""
+    for provider in run.upstreams.providers:
+        if provider.name == name:
+            asked = (run.request.model if provider is run.provider else "") or provider.default_model
+            return _model(asked) if asked in provider.models else OTHER
+    return OTHER

@@ -106,6 +106,49 @@ async def test_a_retry_counts_for_the_provider_that_failed_not_for_the_one_that_
     assert grown.of("sluicegate_answers_total", provider="second") == 1
 
 
+async def test_errors_time_outs_notices_and_tools_are_told_by_provider_and_model() -> None:
+    grown = Growth.since_now()
+    who = {"provider": "alpha", "model": "m-7"}
+    tools = (ProviderToolResult("a", "4"), ProviderToolResult("b", error="no"))
+    notice = ProviderNotice("malformed_line", "skipped")
+    await run(ProviderChosen("alpha", True), ModelNamed("m-7"), *tools, notice, "hello", ProviderTimeout("late"))
+    for name, labels in (
+        ("errors", {"code": "provider_timeout"}),
+        ("timeouts", {}),
+        ("provider_notices", {"code": "malformed_line"}),
+        ("tool_calls", {"result": "ok"}),
+        ("tool_calls", {"result": "error"}),
+        ("answers", {"outcome": "error"}),
+    ):
+        assert grown.of(f"sluicegate_{name}_total", **who, **labels) == 1, name
+        assert grown.of(f"sluicegate_{name}_total", **labels) == 1, name
+
+
+async def test_time_outs_before_another_try_and_before_a_fallback_count_for_the_provider_that_was_late() -> None:
+    """Two tries that were followed by another, the last one by a fallback: three, although the answer is well."""
+    grown = Growth.since_now()
+    late = ProviderNotice("provider_timeout", "trying again", 1, 1.0)
+    there = ProviderChosen("second", True, "request_type, provider_timeout")
+    first = ProviderChosen("controlled", True, "request_type")
+    session = await trial(
+        [first, late, late, ProviderNotice("provider_fallback", "on"), there, ModelNamed("m-2"), "hi"]
+    )
+    session.provider.name = "controlled"  # type: ignore[misc]
+    await session.pump.run()
+    assert grown.of("sluicegate_timeouts_total", provider="controlled", model="controlled-1") == 3
+    assert grown.of("sluicegate_timeouts_total") == 3
+    assert grown.of("sluicegate_errors_total") == 0
+    assert grown.of("sluicegate_answers_total", provider="second", model="m-2", outcome="allowed") == 1
+    labels = {"provider": "controlled", "model": "controlled-1", "code": "provider_timeout"}
+    assert grown.of("sluicegate_provider_notices_total", **labels) == 2
+
+
+async def test_another_failure_before_a_fallback_is_no_time_out() -> None:
+    grown = Growth.since_now()
+    await run(ProviderChosen("first", True), ProviderChosen("second", True, "provider_unavailable"), "hi")
+    assert grown.of("sluicegate_timeouts_total") == 0
+
+
 async def test_tools_that_work_and_tools_that_fail_are_told_apart() -> None:
     grown = Growth.since_now()
     results = (ProviderToolResult("a", "4"), ProviderToolResult("b", "5"), ProviderToolResult("c", error="no"))
