@@ -4,11 +4,15 @@ judge that wants the whole conversation is shown it, by a worker, as it was when
 
 from __future__ import annotations
 
+import json
+from typing import Literal
+
 import pytest
 from channels.db import database_sync_to_async
 
+from guardrails.document import PolicyError
 from guardrails.findings import AppliesTo
-from guardrails.kinds.ai_judge import AiJudgeConfig, AiJudgeKind
+from guardrails.kinds.ai_judge import EARLIER_BYTES, AiJudgeConfig, AiJudgeKind
 from guardrails.kinds.base import CheckRequest, Services, Turn, all_kinds
 from guardrails.policy import Policy, compile_policy
 from streaming import deferred, sessions
@@ -86,10 +90,12 @@ def turn(number: int, conversation_id: str) -> tuple[str, str, int]:
 
 
 @pytest.mark.parametrize(
-    ("turns", "earlier"), [(0, 0), (1, 1), (3, 3), (50, 5)], ids=["none", "one", "some", "the whole conversation"]
+    ("turns", "earlier"),
+    [(0, 0), (1, 1), (3, 3), (1_000, 5), ("all", 5)],
+    ids=["none", "one", "some", "more than there are", "the whole conversation"],
 )
 async def test_the_judge_is_shown_as_much_of_the_conversation_as_it_asks_for(
-    turns: int, earlier: int, monkeypatch: pytest.MonkeyPatch
+    turns: int | str, earlier: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {"rubric": "harm", "conversation_turns": turns}
     policy = compile_policy({"policy": "t", "guardrails": [{"name": "judge", "kind": "ai_judge", "config": config}]})
@@ -115,16 +121,51 @@ async def test_the_judge_is_shown_as_much_of_the_conversation_as_it_asks_for(
     assert ("<<<EARLIER" in prompt) is bool(earlier)
 
 
-async def test_fifty_turns_are_the_most_that_a_judge_is_shown() -> None:
+async def shown_to_the_judge(conversation: tuple[Turn, ...], turns: int | Literal["all"]) -> tuple[list[Turn], str]:
+    """The earlier turns in the judge's prompt, and its instructions."""
     heard: list[Turn] = []
 
     async def keep(provider: str, asked: list[Turn], time_limit_s: float) -> str:
         heard.extend(asked)
         raise TimeoutError
 
-    judge = AiJudgeKind(AiJudgeConfig(rubric="r", conversation_turns=50))
-    long = tuple(Turn("user", f"turn {number}") for number in range(60))
+    judge = AiJudgeKind(AiJudgeConfig(rubric="r", conversation_turns=turns))
     with pytest.raises(TimeoutError):
-        await judge.check(CheckRequest("t", AppliesTo.RESPONSE, long), Services(complete=keep))
-    shown = heard[-1].text
-    assert [number for number in range(60) if f'"turn {number}"' in shown] == list(range(10, 60))
+        await judge.check(CheckRequest("t", AppliesTo.RESPONSE, conversation), Services(complete=keep))
+    system, user = heard
+    told = json.loads(user.text.split("\n")[2])
+    return [Turn(one["role"], one["text"]) for one in told], system.text
+
+
+async def test_a_judge_that_asks_for_all_is_shown_every_turn_of_a_long_conversation() -> None:
+    long = tuple(Turn("user" if number % 2 else "assistant", f"turn {number}") for number in range(2_000))
+    shown, told = await shown_to_the_judge(long, "all")
+    assert shown == list(long)
+    assert "left out" not in told
+    assert (await shown_to_the_judge(long, 60))[0] == list(long[-60:])
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "漢", "\U0001f600"])
+async def test_of_more_than_fits_the_newest_is_shown_and_the_judge_is_told(letter: str) -> None:
+    size = len(letter.encode())
+    whole = EARLIER_BYTES // 4 // size * size  # four of them fit, but for a remainder
+    long = tuple(Turn("user", f"{number}" + letter * (whole // size - 1)) for number in range(6))
+    shown, told = await shown_to_the_judge(long, "all")
+    assert sum(len(turn.text.encode()) for turn in shown) in range(EARLIER_BYTES - 4, EARLIER_BYTES + 1)
+    assert shown[-4:] == list(long[-4:])
+    assert all(cut.text and long[1].text.endswith(cut.text) for cut in shown[:-4])
+    assert "left out" in told
+
+
+async def test_one_message_that_fits_nowhere_is_shown_by_its_end() -> None:
+    shown, told = await shown_to_the_judge((Turn("user", "first"), Turn("user", "x" * EARLIER_BYTES + "END")), 2)
+    assert shown == [Turn("user", "x" * (EARLIER_BYTES - 3) + "END")]
+    assert "left out" in told
+
+
+@pytest.mark.parametrize("turns", [-1, 1_001, "some", "", True, 1.5, None])
+def test_a_number_of_turns_that_is_none_is_refused_by_name(turns: object) -> None:
+    config = {"rubric": "r", "conversation_turns": turns}
+    with pytest.raises(PolicyError) as refused:
+        compile_policy({"policy": "t", "guardrails": [{"kind": "ai_judge", "config": config}]})
+    assert refused.value.path == "guardrails[0].config.conversation_turns"
