@@ -424,7 +424,7 @@ def _model_of(run: Run, answer: Answer) -> str:
 
 def _model_asked(run: Run, name: str) -> str:
     """The model that a provider was asked for; behind the first one it is the provider's own choice."""
-    for provider in run.upstreams.providers:
+    for provider in (run.provider, *run.upstreams.providers):
         if provider.name == name:
             asked = (run.request.model if provider is run.provider else "") or provider.default_model
             return _model(asked) if asked in provider.models else OTHER

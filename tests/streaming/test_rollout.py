@@ -292,6 +292,32 @@ async def test_the_callers_no_is_recorded_as_such() -> None:
     assert (answered.row.streaming, answered.row.fallback) == (False, "use_streaming_false")
 
 
+async def test_a_session_streams_for_the_users_and_the_groups_of_the_flag_and_for_nobody_else() -> None:
+    """The whole way, from a start to the record; and who leaves the group no longer streams."""
+
+    def people() -> tuple[User, User, User, Group]:
+        RolloutFlag.objects.all().delete()
+        made, group = flag(), Group.objects.create(name="early")
+        chosen, member, other = (User.objects.create_user(name) for name in ("chosen", "member", "other"))
+        member.groups.add(group)
+        made.users.add(chosen)
+        made.groups.add(group)
+        return chosen, member, other, group
+
+    chosen, member, other, group = await database_sync_to_async(people)()
+
+    async def paths(user: User | None) -> tuple[list[str], bool, str]:
+        visitor = Visitor(session_key="s") if user is None else Visitor(user_id=user.pk)
+        answered = await ask(visitor=visitor)
+        assert answered.message.content == "The number is [SSN]."
+        return answered.paths, answered.row.streaming, answered.row.fallback
+
+    streamed, whole = (["stream"], True, ""), (["standard"], False, "not_in_rollout")
+    assert [await paths(user) for user in (chosen, member, other, None)] == [streamed, streamed, whole, whole]
+    await database_sync_to_async(member.groups.remove)(group)
+    assert [await paths(user) for user in (chosen, member)] == [streamed, whole]
+
+
 async def test_the_first_and_the_later_requests_of_a_conversation_are_decided_alike() -> None:
     await set_flag(percent=50)
     visitor = Visitor(session_key="s")
