@@ -577,6 +577,59 @@ def test_page_says_the_setting_before_anything_fails(chat: Open, pages: Pages, f
     expect(page.locator(".sluicegate-setting")).to_have_text(says)
 
 
+SETTINGS = {"url": "", "key": "k 2", "root": ROOT_X, "policy": "shop", "issuer": "us", "fail": "open"}
+
+
+def shown_settings(page: Page) -> dict[str, str]:
+    """What the settings page shows when it has read what is kept."""
+    page.reload()
+    page.wait_for_function("async () => (await chrome.storage.local.get()).key === document.forms[0].key.value")
+    said: dict[str, str] = page.evaluate("() => Object.fromEntries(new FormData(document.forms[0]))")
+    return said
+
+
+def test_settings_opened_again_show_what_was_saved(chat: Open, pages: Pages, extended: BrowserContext) -> None:
+    wanted = {**SETTINGS, "url": pages.url}
+    chat(**wanted)
+    options = settings_page(extended)
+    assert options is not None
+    assert shown_settings(options) == wanted
+    again = extended.new_page()
+    again.goto(options.url)
+    assert shown_settings(again) == wanted
+    again.fill("[name=policy]", "")
+    again.check("[name=fail][value=closed]")
+    again.click("button")
+    expect(again.locator("output")).to_have_text("Saved.")
+    assert shown_settings(options) == {**wanted, "policy": "", "fail": "closed"}
+
+
+def test_settings_for_a_server_that_may_not_be_asked_are_not_saved(
+    chat: Open, pages: Pages, extended: BrowserContext
+) -> None:
+    wanted = {**SETTINGS, "url": pages.url}
+    page = chat(**wanted)
+    options = settings_page(extended)
+    assert options is not None
+    # Nobody is there to answer Chromium's question; this is what the page hears when it is answered with no.
+    options.evaluate("""() => {
+      window.asked = [];
+      chrome.permissions.request = async (what) => !window.asked.push(what);
+    }""")
+    options.fill("[name=url]", "https://sluicegate.example/guard")
+    options.fill("[name=key]", "another")
+    options.click("button")
+    expect(options.locator("output")).to_have_text("Not saved: the extension may not ask this server.")
+    expect(options.locator("output")).to_be_visible()
+    assert options.evaluate("() => window.asked") == [{"origins": ["https://sluicegate.example/*"]}]
+    assert shown_settings(options) == wanted
+    pages.answer = Streams(policy(SSN, HERON)).answer  # and what was saved before goes on
+    ask(page)
+    note(page, "done")
+    assert shown(page) == CLEAN
+    assert {call.headers["Authorization"] for call in pages.calls} == {"Bearer k 2"}
+
+
 def test_with_a_real_server(chat: Open, pages: Pages, tmp_path: Path) -> None:
     """The demo's own policy, keys, bundle and streams, behind a relay that counts the calls and loses answers."""
     (tmp_path / "demo").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import replace
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from py_mini_racer import MiniRacer
 
 from guardrails import keys, loading, publication, selectors, services
-from guardrails.client import engine, v8
+from guardrails.client import engine, parity, subset, v8
 from guardrails.client.subset import Subset, client_subset
 from guardrails.loading import PolicyUnavailable
 from guardrails.models import ImmutableRecord, PolicyVersion, Publication
 from guardrails.models import Policy as PolicyRow
 from guardrails.patterns import deadline
-from guardrails.patterns.rule import Candidate
+from guardrails.patterns.compiler import compile_rule
+from guardrails.patterns.rule import Candidate, Rule
 from guardrails.patterns.validators import ip_address
 from guardrails.policy import Policy, PolicyError
 from guardrails.services import Refused
@@ -296,3 +299,25 @@ def test_version_from_before_there_were_client_rules_is_activated_without() -> N
     forget_policies()
     assert loading.verified_statement(row).client_digest == ""
     assert selectors.active_policy("support").version == 1
+
+
+def test_pattern_in_which_re2_differs_is_refused_by_publish_with_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RE2 itself runs, on a pattern that asks for a digit more: as if it read the one that is signed differently."""
+    rule = {"id": "code", "pattern": "re2-code-[0-9]{4}", "must_match": ["my re2-code-1234"]}
+    draft = {"policy": "p", "guardrails": [{"name": "codes", "kind": "regex", "client": True,
+                                            "config": {"rules": [rule]}}]}  # fmt: skip
+    other = compile_rule(Rule("code", "re2-code-[0-9]{5}"))
+    monkeypatch.setattr(subset, "finder_in_re2", lambda compiled: parity.finder_in_re2(other))
+    policy = services.save_draft(document=draft)
+    with pytest.raises(Refused) as refused:
+        services.publish(policy=policy)
+    assert str(refused.value).startswith("p comes out wrong: codes/code: RE2 finds [] and not [(")
+    assert "RE2 finds [] and not [(3, 16)] in 'my re2-code-1234'" in str(refused.value)
+    with pytest.raises(CommandError) as failed:
+        call_command("rules", "publish", "p", stdout=io.StringIO())
+    assert (failed.value.returncode, str(failed.value)) == (1, str(refused.value))
+    assert not PolicyVersion.objects.exists()
+    monkeypatch.undo()
+    subset._client_rule.cache_clear()  # what that RE2 said of the rule is not asked again
+    report = services.publish(policy=policy).publication.report
+    assert (report["client"]["rules"], report["client"]["engines"]) == (1, ["Python", "RE2", "JavaScript"])
