@@ -169,6 +169,17 @@ async def test_the_wait_is_the_one_that_the_provider_asks_for(monkeypatch: pytes
     assert slept == [7.0], "neither less nor a jitter on top"
 
 
+async def test_who_asks_for_more_than_ten_seconds_is_asked_again_only_when_all_have_failed() -> None:
+    long = ProviderRateLimited("busy", 10.5)
+    provider, other = Named(scripts=[[long]], whole=(long,)), Named(name="second", scripts=[["other"]])
+    events, error = await heard(provider, other)
+    assert (error, provider.calls, events[-1]) == (None, ["stream"], TextDelta("other"))
+    provider = Named(scripts=[[long]], whole=(long,))
+    events, error = await heard(provider)
+    assert (error, provider.calls) == (long, ["stream", "standard"])
+    assert [event.delay_s for event in events if isinstance(event, ProviderNotice)] == [0.0], "a fallback, no retry"
+
+
 @pytest.mark.parametrize("first", [TextDelta("a"), ThinkingDelta("a"), ToolCallDelta(0, "c", "f")])
 async def test_nothing_is_tried_again_after_the_first_token(first: ProviderEvent) -> None:
     provider, other = Named(scripts=[[first, DOWN]]), Named(name="second", scripts=[["other"]])
