@@ -48,7 +48,6 @@ def sign_in(visitor: Visitor, running: Demo, path: str = "/audit/") -> Page:
     page.locator("input[name=password]").fill(running.info["admin_password"])
     page.keyboard.press("Enter")
     expect(page.locator("main.audit[data-keys=on]")).to_be_visible()
-    visitor.console.clear()  # of the login page, which is the admin's
     return page
 
 
