@@ -27,6 +27,9 @@ const SETTING = {
   open: "If it cannot be checked, it is shown unguarded.",
 };
 
+// Rules are asked for before there is an answer, which does not wait long for them. What fails here, fails again there.
+chrome.runtime.sendMessage({ to: "background" }).catch(() => {});
+
 const answers = new Map(); // message id -> what we know of it
 let fail = "closed"; // the setting, as we heard it last
 

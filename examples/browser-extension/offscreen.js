@@ -9,7 +9,7 @@ chrome.runtime.onMessage.addListener(({ to, settings }, sender, answer) => {
   if (to !== "offscreen" || sender.tab) return; // settings come from background.js, never out of a page's process
   if (JSON.stringify(settings) !== written) {
     written = JSON.stringify(settings);
-    gate = new Sluicegate({ ...settings, rulesMs: 4_000, patienceMs: 8_000 });
+    gate = new Sluicegate({ ...settings, patienceMs: 8_000 });
   }
   answer(true);
 });

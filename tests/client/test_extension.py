@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -235,6 +236,27 @@ def test_calls_of_an_answer_that_comes_at_fifty_tokens_a_second(
     assert shown(page) == CLEAN
     assert painted_wrongly(page) == []
     assert not [text for text in seen(page) if "12" in text]
+
+
+def test_rules_that_load_slowly_keep_no_answer_waiting(chat: Open, pages: Pages) -> None:
+    streams = Streams(policy(SSN, HERON))
+    there = threading.Event()
+
+    def answer(call: Call) -> Reply | None:
+        if call.path.startswith("/v1/rules"):
+            assert there.wait(120)
+        return streams.answer(call)
+
+    pages.answer = answer
+    page = chat()
+    wait_for("rules are asked for before there is an answer", lambda: bool(pages.asked("/v1/rules")))
+    ask(page)
+    note(page, "done")
+    assert page.locator(".sluicegate").get_attribute("data-mode") == "server"
+    assert (shown(page), painted_wrongly(page), there.is_set()) == (CLEAN, [], False)
+    there.set()
+    page.evaluate("() => document.querySelector('main').replaceChildren()")
+    until_rules_run(page)
 
 
 def test_blocked_answer_says_so_and_its_message_is_not_checked(chat: Open, pages: Pages) -> None:
@@ -551,6 +573,7 @@ def test_page_says_why_rules_were_refused_and_what_the_setting_is(chat: Open, pa
     streams = Streams(policy(SSN, HERON), age_s=2 * 86_400)
     pages.answer = streams.answer
     page = chat(fail="open")
+    wait_for("the rules were given", lambda: [call.path for call, _ in pages.replies if "/v1/rules" in call.path] != [])
     ask(page)
     note(page, "done")
     setting = page.locator(".sluicegate-setting")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,66 @@ def test_six_hundred_characters_take_three_calls_with_rules_and_six_without(
     said = drive(tab, options={"root": ""}, pauseMs=60)
     assert (said["visible"], said["mode"]) == (CLEAN, "server")
     assert said["calls"] == len(streamed(pages)) <= 6
+
+
+BEGINS = """async ([library, options]) => {
+  const { Sluicegate } = await import(library);
+  window.gate = new Sluicegate({ url: location.origin, key: "k", ...options });
+  window.answer = gate.answer();
+}"""
+
+
+@pytest.fixture
+def slow(streams: Streams, pages: Pages) -> Iterator[threading.Event]:
+    """Whoever asks for rules waits until this is set."""
+    there = threading.Event()
+
+    def answer(call: Call) -> Reply | None:
+        if call.path.startswith("/v1/rules"):
+            assert there.wait(120)
+        return streams.answer(call)
+
+    pages.answer = answer
+    yield there
+    there.set()
+
+
+def test_text_waits_two_tenths_of_a_second_for_rules_that_load_slowly(
+    tab: Page, streams: Streams, pages: Pages, slow: threading.Event
+) -> None:
+    tab.clock.install()
+    tab.clock.pause_at(datetime.now(UTC) + timedelta(seconds=30))
+    tab.evaluate(BEGINS, [LIBRARY, {"root": ROOT_X, "policy": "t"}])
+    tab.clock.run_for(5_000)  # the time before there is text does not count
+    tab.evaluate("(text) => answer.feed(text)", TEXT)
+    tab.clock.run_for(190)
+    assert (streamed(pages), tab.evaluate("() => answer.visible")) == ([], "")
+    tab.clock.run_for(20)
+    tab.wait_for_function("() => answer.visible", polling=50)
+    assert [(call.path, call.body["delta"]) for call in streamed(pages)] == [("/v1/stream/start", TEXT)]
+    assert not slow.is_set()
+    tab.clock.resume()
+    said = tab.evaluate("async () => { await answer.finish(); return [answer.visible, answer.state, answer.mode]; }")
+    assert said == [CLEAN, "done", "server"]
+    slow.set()
+    tab.evaluate("() => gate.ready")
+    assert (drive(tab)["mode"], len(streams.sessions)) == ("local", 2)  # by the next answer they are there
+
+
+def test_answer_that_begins_while_rules_load_runs_them_when_they_come_before_its_text(
+    tab: Page, streams: Streams, slow: threading.Event
+) -> None:
+    tab.clock.install()
+    tab.clock.pause_at(datetime.now(UTC) + timedelta(seconds=30))
+    tab.evaluate(BEGINS, [LIBRARY, {"root": ROOT_X, "policy": "t"}])
+    tab.clock.run_for(5_000)
+    slow.set()
+    tab.evaluate("() => gate.ready")
+    tab.clock.resume()
+    said = tab.evaluate(
+        "async (text) => { answer.feed(text); await answer.finish(); return [answer.visible, answer.mode]; }", TEXT
+    )
+    assert said == [CLEAN, "local"]
 
 
 @pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])

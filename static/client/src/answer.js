@@ -132,8 +132,8 @@ export class Answer extends EventTarget {
       this.#told = this.#raw.length;
       this.#repaint();
     }
-    // Rules that are long in coming do not keep an answer waiting: the server guards it.
-    const rules = await Promise.race([this.#gate.fresh(), sleep(rulesMs)]);
+    // Rules that are long in coming do not keep a text waiting: the server guards it.
+    const rules = await Promise.race([this.#gate.fresh(), this.#begun().then(() => sleep(rulesMs))]);
     if (rules?.covers[this.#about.kind]) {
       rules.runner.enter(this);
       this.#rules = rules;
@@ -193,8 +193,13 @@ export class Answer extends EventTarget {
     }
   }
 
-  async #start() {
+  /** There is text, or there will be none. */
+  async #begun() {
     while (!this.#raw && !this.#ended && !this.#over) await this.#woken();
+  }
+
+  async #start() {
+    await this.#begun();
     if (!this.#raw) return;
     const { policy } = this.#gate.options;
     const { kind, conversation } = this.#about;

@@ -39,7 +39,7 @@ export class Sluicegate extends EventTarget {
    * @param {"closed"|"open"} [options.fail] what happens when nobody can say what may be painted
    * @param {number} [options.patienceMs] for one call with all its tries
    * @param {number} [options.limitMs] for the local rules and one piece of text
-   * @param {number} [options.rulesMs] an answer waits so long for rules; then the server guards it
+   * @param {number} [options.rulesMs] text waits so long for rules; then the server guards its answer
    * @param {number} [options.refreshMs] age at which the rules are asked for again
    * @param {Storage|object} [options.store] keeps, each as a property, the highest serials that were seen and our own
    *   messages in place of blocked answers
@@ -48,7 +48,7 @@ export class Sluicegate extends EventTarget {
   constructor(options) {
     super();
     this.options = {
-      root: "", policy: "", issuer: "sluicegate", fail: "closed", patienceMs: 10_000, limitMs: 1_000, rulesMs: 2_000,
+      root: "", policy: "", issuer: "sluicegate", fail: "closed", patienceMs: 10_000, limitMs: 1_000, rulesMs: 200,
       refreshMs: 300_000, store: globalThis.localStorage, session: globalThis.sessionStorage, ...options,
     };
     this.options.store ??= {};

@@ -24,7 +24,7 @@ export const jsonOf = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 
 function decode(text) {
   const plain = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
-  const again = btoa(plain).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  const again = btoa(plain).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   ensure(again === text, "malformed", "It is not base64url.");
   return Uint8Array.from(plain, (char) => char.charCodeAt(0));
 }
