@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from guardrails.findings import HIDING, Action
 from guardrails.patterns.charset import SENTINEL
 from guardrails.patterns.compiler import CompiledRule
-from guardrails.patterns.emit import Dialect
+from guardrails.patterns.emit import Dialect, emit
 from guardrails.patterns.folding import MAX_RUN, table
 from guardrails.patterns.rule import Candidate
+from guardrails.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
 from guardrails.policy import Policy
 
 
@@ -37,53 +38,138 @@ def fold(text: str, folds: bool) -> tuple[str, list[int]]:
     return "".join(out), where
 
 
+NEVER = Chars(())
+
+
+def below_cap(node: Node) -> Node:
+    """The matches that stay below every cap."""
+    match node:
+        case Repeat(body, low, high, greedy, swallow) if swallow:
+            assert high is not None
+            return Repeat(body, low, high - 1, greedy) if low < high else NEVER
+        case Seq(items):
+            return Seq((*items[:-1], below_cap(items[-1]))) if items else node
+        case Alt(branches):
+            return Alt(tuple(map(below_cap, branches)))
+        case Group(number, body):
+            return Group(number, below_cap(body))
+        case _:
+            return node
+
+
+def at_cap(node: Node) -> Node:
+    """The matches that reach a cap, with what is swallowed behind it; only what ends a rule swallows."""
+    match node:
+        case Repeat(body, _, high, greedy, swallow) if swallow:
+            return Repeat(body, high, high, greedy, swallow=True)  # written {high,}
+        case Seq(items) if items:
+            return Seq((*items[:-1], at_cap(items[-1])))
+        case Alt(branches):
+            return Alt(tuple(map(at_cap, branches)))
+        case Group(number, body):
+            return Group(number, at_cap(body))
+        case _:
+            return NEVER
+
+
+def swallows(node: Node) -> bool:
+    match node:
+        case Repeat(_, _, _, _, swallow):
+            return swallow
+        case Seq(items):
+            return bool(items) and swallows(items[-1])
+        case Alt(branches):
+            return any(map(swallows, branches))
+        case Group(_, body):
+            return swallows(body)
+        case _:
+            return False
+
+
+class Exact:
+    """A tree as a pattern of ``re`` that is asked for one exact end."""
+
+    def __init__(self, compiled: CompiledRule, tree: Node) -> None:
+        source = compiled.source
+        self.emitted = emit(tree, Dialect.PYTHON, not_after=source.not_after, not_before=source.not_before)
+        self.inside = re.compile(f"(?:{self.emitted.pattern})(?=[\\s\\S]\\Z)", re.ASCII)
+        self.at_end = re.compile(f"(?:{self.emitted.pattern})\\Z", re.ASCII)
+
+    def match(self, text: str, start: int, end: int) -> re.Match[str] | None:
+        if end == len(text):
+            return self.at_end.match(text, start)
+        return self.inside.match(text[: end + 1], start)
+
+    def ends(self, text: str, start: int) -> list[int]:
+        return [end for end in range(len(text), start, -1) if self.match(text, start, end)]
+
+
 class Finder:
-    """All matches of one rule in a text, by trying every (start, end)."""
+    """All matches of one rule in a text, by trying every (start, end).
+
+    A match that reaches a cap is a match, and judged where the first way to match reaches it; what continues it is
+    swallowed unjudged. Matches that end behind all that goes first, the others come after it.
+    """
 
     def __init__(self, compiled: CompiledRule) -> None:
         self.compiled = compiled
-        emitted = compiled.emit(Dialect.PYTHON)
-        self.inside = re.compile(f"(?:{emitted.pattern})(?=[\\s\\S]\\Z)", re.ASCII)
-        self.at_end = re.compile(f"(?:{emitted.pattern})\\Z", re.ASCII)
+        self.whole = Exact(compiled, compiled.tree)
+        self.below = self.capped = self.whole
+        self.swallows = swallows(compiled.tree)
+        if self.swallows:
+            self.below, self.capped = Exact(compiled, below_cap(compiled.tree)), Exact(compiled, at_cap(compiled.tree))
         group = compiled.rule.secret_group
         if group == -1:
-            self.groups = [n for numbers in emitted.groups.values() for n in numbers]
+            self.groups = [n for numbers in self.whole.emitted.groups.values() for n in numbers]
         else:
-            self.groups = emitted.groups.get(group or 0, [])
+            self.groups = self.whole.emitted.groups.get(group or 0, [])
 
-    def candidate(self, text: str, start: int, end: int) -> re.Match[str] | None:
-        if end == len(text):
-            return self.at_end.match(text, start)
-        found = self.inside.match(text[: end + 1], start)
-        return found
+    def judged(self, text: str, start: int, end: int) -> tuple[int, int] | None:
+        """The span of the candidate, or None if the rule's checks refuse it."""
+        found = self.whole.match(text, start, end)
+        assert found is not None
+        first, last = start, end
+        for group in self.groups:
+            if found.end(group) > found.start(group) >= 0:
+                first, last = found.span(group)
+                break
+        validator = self.compiled.rule.validator
+        left = max(0, start - self.compiled.trimmed_width)
+        if validator is not None and not validator(Candidate(text[first:last], text[start:end], text[left:end])):
+            return None
+        return first, last
+
+    def matched(self, text: str, start: int) -> tuple[int, int, int] | None:
+        """Span and end of the match that begins at ``start``."""
+        if not self.swallows or not (self.groups or self.compiled.rule.validator):  # the longest, wherever the cap is
+            for end in range(len(text), start, -1):
+                if self.whole.match(text, start, end) and (span := self.judged(text, start, end)):
+                    return *span, end
+            return None
+        capped = self.capped.ends(text, start)
+        cap, run = (capped[-1], capped[0]) if capped else (0, 0)
+        below = self.below.ends(text, start)
+        for end in [*(e for e in below if e > run), *([cap] if cap else []), *(e for e in below if e <= run)]:
+            span = self.judged(text, start, end)
+            if span is not None:
+                first, last = span
+                return (first, run if last == cap else last, run) if end == cap else (first, last, end)
+        return None
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Spans in code points of the original text."""
         folded, where = fold(text, self.compiled.folds)
-        width = self.compiled.trimmed_width
         out: list[tuple[int, int]] = []
         start = 0
         while start < len(folded):
-            for end in range(len(folded), start, -1):
-                found = self.candidate(folded, start, end)
-                if found is None:
-                    continue
-                first, last = start, end
-                for group in self.groups:
-                    if found.end(group) > found.start(group) >= 0:
-                        first, last = found.span(group)
-                        break
-                validator = self.compiled.rule.validator
-                if validator is not None and not validator(
-                    Candidate(folded[first:last], folded[start:end], folded[max(0, start - width) : end])
-                ):
-                    continue
-                out.append((where[first], where[last - 1] + 1))
-                resume = where[end - 1] + 1
-                while start < len(folded) and where[start] < resume:
-                    start += 1
-                break
-            else:
+            found = self.matched(folded, start)
+            if found is None:
+                start += 1
+                continue
+            first, last, end = found
+            out.append((where[first], where[last - 1] + 1))
+            resume = where[end - 1] + 1
+            while start < len(folded) and where[start] < resume:
                 start += 1
         return out
 

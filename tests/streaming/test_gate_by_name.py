@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from guardrails.policy import Policy, compile_policy
-from streaming.core.gate import REDACTED, RELEASE, Gate, gate_text
+from streaming.core.gate import REDACTED, RELEASE, Gate, Hold, gate_text
 from tests.streaming.drive import Driven, drive, random_cut, regex_policy
 from tests.streaming.oracle import expected
 
@@ -85,6 +85,38 @@ def test_text_that_is_already_redacted_stays_as_it_is() -> None:
     assert everywhere(everything, text).visible == text
 
 
+SECRETS = compile_policy({"policy": "s", "guardrails": [{"name": "secrets", "kind": "secrets"}]})
+PLACEHOLDERS = sorted({rule.rule.placeholder for guardrail in SECRETS.guardrails for rule in guardrail.rules})
+
+
+@pytest.mark.parametrize("around", ["{}", "key={}", "api_key = '{}'", 'password: "{}"', "token {}{}", "a {}, b {}."])
+def test_every_placeholder_of_secrets_stays_as_it_is(around: str) -> None:
+    assert PLACEHOLDERS == ["[API_KEY]", "[PRIVATE_KEY]", "[SECRET]", "[TOKEN]"]
+    for placeholder in PLACEHOLDERS:
+        text = around.replace("{}", placeholder)
+        got = everywhere(SECRETS, text)
+        assert (got.visible, got.findings) == (text, []), text
+
+
+# -- what is held, and why ---------------------------------------------------------------------------------------
+
+
+def test_a_hold_names_length_guardrail_and_rule() -> None:
+    policy = compile_policy(
+        {"policy": "p", "guardrails": [{"name": "pii", "kind": "pii"},
+            {"name": "words", "kind": "regex", "action": "block",
+             "config": {"rules": [{"id": "stop", "pattern": "number is over"}]}}]}
+    )  # fmt: skip
+    gate = Gate(policy)
+    assert gate.hold is None
+    gate.feed("My number ")
+    assert gate.hold == Hold(7, "words", "stop")
+    gate.feed("is 219-09-99")
+    assert gate.hold == Hold(9, "pii", "ssn")
+    gate.feed("99, ")
+    assert gate.hold is None
+
+
 # -- text that must flow -----------------------------------------------------------------------------------------
 
 
@@ -114,6 +146,38 @@ def test_rules_that_are_never_idle_together_do_not_stop_the_text() -> None:
         gate.feed(char)
         held.append(gate.held)
     assert max(held) <= 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize(("head", "last"), [("", "a"), ("y", "a"), ("x", "b")])
+def test_rules_that_are_never_idle_together_hide_what_they_match_in_the_end(count: int, head: str, last: str) -> None:
+    policy = regex_policy(("redact", [("a", "xy0"), ("b", "yx0")]))
+    turns = ("xy" if last == "a" else "yx") * count
+    assert everywhere(policy, head + turns + "0").visible == head + turns[:-2] + f"[{last}]"
+    assert everywhere(policy, head + turns + "1").visible == head + turns + "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("x alpha 12 stop 34 omega y", "x [gap]"),
+        ("x alpha 12 stop 34 end", "x alpha 12 "),
+        (f"x alpha {'b' * 30} stop {'c' * 190} omega", f"x alpha {'b' * 30} "),
+        ("x alpha stopomega", "x [gap]"),
+        ("x stop alpha 12 omega", "x "),
+    ],
+)
+def test_a_block_inside_a_gap_waits_for_what_began_before_it(text: str, visible: str) -> None:
+    policy = regex_policy(("redact", [("gap", "alpha.{0,200}omega")]), ("block", [("b", "stop")]))
+    assert expected(policy, text).visible == visible
+    got = everywhere(policy, text)
+    assert (got.visible, got.blocked) == (visible, True)
+
+
+def test_a_block_over_a_gap_shows_nothing_of_what_was_redacted_in_it() -> None:
+    policy = regex_policy(("block", [("gap", "alpha.{0,200}omega")]), ("redact", [("r", "12")]))
+    assert everywhere(policy, "x alpha 12 omega").visible == "x "
+    assert everywhere(policy, "x alpha 12 and no more").visible == "x alpha [r] and no more"
 
 
 def test_gap_rules_hold_only_behind_their_first_word() -> None:
@@ -264,6 +328,24 @@ def test_a_match_beyond_the_cap_is_swallowed_to_its_end() -> None:
     got = everywhere_long(policy, text)
     assert got.visible == "key [key] end"
     assert (4, len(text) - 4, "g0", "key", "redact", 0) in got.findings
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "visible"),
+    [
+        ({"pattern": r"x(\w{1,5})1{2,}", "cap": 5, "secret_group": 1}, "xa111111 .", "x[REDACTED]111 ."),
+        ({"pattern": r"x(\w{1,5})1{2,}", "cap": 5, "secret_group": 1}, "xa11111 .", "x[REDACTED]11 ."),
+        ({"pattern": r"x([a1]{2,})", "cap": 5, "secret_group": 1}, "xa1111111 .", "x[REDACTED] ."),
+        ({"pattern": "[ab]{2,}", "cap": 4, "entropy": 0.5}, "aaaaabbb .", "aa[REDACTED] ."),
+        ({"pattern": "[ab]{2,}", "cap": 9, "entropy": 0.5}, "aaaaabbb .", "[REDACTED] ."),
+    ],
+)
+def test_a_match_that_reaches_its_cap_is_judged_there(rule: dict[str, object], text: str, visible: str) -> None:
+    """What is swallowed may have no end, so neither a group nor a check can wait for it."""
+    guardrail = {"name": "g", "kind": "regex", "action": "redact", "config": {"rules": [{"id": "r", **rule}]}}
+    policy = compile_policy({"policy": "t", "guardrails": [guardrail]})
+    assert expected(policy, text).visible == visible
+    assert everywhere(policy, text).visible == visible
 
 
 @pytest.mark.parametrize(
