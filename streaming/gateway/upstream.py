@@ -22,11 +22,11 @@ from importlib.util import find_spec
 from typing import Literal
 from weakref import WeakKeyDictionary
 
-import httpcore
 import httpx
 
 from streaming import breakers, registry
 from streaming.core.sse import SseParser, SseTooLarge
+from streaming.gateway.http2 import TellingPool
 from streaming.gateway.walker import Json, objects
 from streaming.providers import base
 from streaming.providers.failures import cut_off, refusal, url_problem
@@ -84,7 +84,7 @@ class _Transport(httpx.AsyncHTTPTransport):
 
     def __init__(self, resolves: Resolves | None) -> None:
         # Not the constructor of the class above: all that it makes is another pool, and a TLS context for it.
-        self._pool = httpcore.AsyncConnectionPool(
+        self._pool = TellingPool(
             ssl_context=_tls(),
             max_connections=CONNECTIONS,
             max_keepalive_connections=KEPT_ALIVE,
