@@ -22,8 +22,10 @@ test: $(DEV) ## all tests that belong to every change (browser tests need Chromi
 	$(PY) -m pytest -n 2 --dist loadfile -rs -m "not long"
 
 test-long: $(DEV) ## what takes many minutes: more examples, longer streams, more kills
-	$(PY) -m pytest -m long --timeout 7200
-	GATE_EXAMPLES=100000 $(PY) -m pytest -n 2 --timeout 14400 tests/streaming/test_gate_properties.py
+	@failed=0; \
+	$(PY) -m pytest -m long --timeout 7200 || failed=1; \
+	GATE_EXAMPLES=100000 $(PY) -m pytest -n 2 --timeout 14400 tests/streaming/test_gate_properties.py || failed=1; \
+	exit $$failed
 
 lint: $(DEV) typecheck ## style, types, import directions, templates, migrations, system checks
 	$(PY) -m ruff check .

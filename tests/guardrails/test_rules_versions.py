@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from django.core.management import CommandError, call_command
 from guardrails import selectors
 from guardrails.models import Policy, PolicyVersion
 from guardrails.policy import normalise
+from streaming.core.gate import gate_text
 
 pytestmark = pytest.mark.django_db
 
@@ -43,6 +45,63 @@ def test_it_works(tmp_path: Path) -> None:
     assert "version 1 is active (serial 1)" in said
     policy = selectors.active_policy("desk")
     assert (policy.version, [guardrail.kind for guardrail in policy.guardrails]) == (1, ["keywords"])
+
+
+TOML = """
+policy = "desk"
+description = "one"
+
+[[guardrails]]
+name = "words"
+kind = "keywords"
+action = "redact"
+[guardrails.config]
+keywords = ["acme", "z\u00fcrich"]
+
+[[guardrails]]
+name = "keys"
+kind = "regex"
+action = "block"
+[guardrails.config]
+[[guardrails.config.rules]]
+id = "key"
+pattern = '''\\bkey-([0-9]{4})\\b'''
+secret_group = 1
+must_match = ["key-1234"]
+"""
+
+
+def test_a_policy_in_toml_is_imported_published_and_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "desk.toml"
+    path.write_text(TOML, "utf-8")
+    said = run("import", path, "--publish", "--sign", "--activate")
+    assert "desk: draft with 2 guardrails" in said
+    assert "version 1 is active" in said
+    policy = selectors.active_policy("desk")
+    assert gate_text(policy, "In Zürich, key-1234.").action == "block"
+    assert gate_text(policy, "In Zürich, key-12345.").action == "redact"
+
+
+def test_a_policy_means_the_same_in_toml_and_in_json(tmp_path: Path) -> None:
+    drafts = []
+    for suffix, text in ((".toml", TOML), (".json", json.dumps(tomllib.loads(TOML)))):
+        path = (tmp_path / "desk").with_suffix(suffix)
+        path.write_text(text, "utf-8")
+        run("import", path)
+        drafts.append(Policy.objects.get(name="desk").draft)
+    assert drafts[0] == drafts[1]
+    assert normalise(tomllib.loads(TOML)) == normalise(drafts[0])
+
+
+def test_a_mistake_in_toml_is_refused_with_its_place_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "desk.toml"
+    path.write_text(TOML.replace("secret_group = 1", "secret_group = = 1"), "utf-8")
+    code, said = fails("import", path)
+    assert "line" in said
+    path.write_text(TOML.replace("secret_group = 1", "secret_groups = 1"), "utf-8")
+    assert (code, fails("import", path)[0]) == (1, 1)
+    assert "guardrails[1].config.rules[0]" in fails("import", path)[1]
+    assert not Policy.objects.exists()
 
 
 def test_without_flags_only_the_draft_is_stored(tmp_path: Path) -> None:
