@@ -3,8 +3,8 @@
 // The page's own text stays where it is, hidden by content.css from before the first paint, and by a style of its own,
 // which no style sheet of the page can undo. Beside it stands an element of ours. An answer is known by the id of its
 // message, never by its node: frameworks replace nodes as they please, and however often they do, an answer has one
-// session. Pages that give a message another id when it is stored are known as well: an id that is new, with the text of
-// one that is gone, is that answer. A look at the page changes nothing where nothing is new, so that our own changes,
+// session. Pages that give a message another id when it is stored are known as well: an id that is new, with all the text
+// of one that is gone, is that answer. A look at the page changes nothing where nothing is new, so that our own changes,
 // which the observer sees as well, lead to nothing.
 //
 // To use it on another page, change the three selectors below and in content.css, and `matches` in manifest.json.
@@ -12,6 +12,8 @@
 const MESSAGE = '[data-author="assistant"][data-message-id]';
 const TEXT = ":scope > .text";
 const ended = (message) => message.dataset.state === "done";
+
+const GONE_MS = 2_000; // so long may a message be gone and come back under another id
 
 const WORDS = {
   waiting: "Checking …",
@@ -41,6 +43,7 @@ class Guarded {
   told = null;
   port = null;
   dropped = false;
+  gone = 0; // since when its message is not there, ms since 1970
 
   constructor() {
     this.begin();
@@ -133,16 +136,18 @@ function hide({ style }) {
 }
 
 /**
- * The id of the answer that this text, new under its own id, belongs to: one whose message is gone. One that had ended
- * only if its message went just now, for a new answer may say the same. Null: wait, it is being written anew.
+ * The id of the answer that goes on with this text, the first that is seen under an id: one whose message is gone, and
+ * which the text has all of. One that had ended only if it is the same text and its message went just now, for a new
+ * answer may say the same. One that had not ended only soon after: a page that builds a message anew does so at once and
+ * with all that was there, while an answer that was stopped is not taken up by one that comes later, nor one that is
+ * generated anew by what begins like it.
  */
 function earlier(text, isOver, here) {
   for (const [id, known] of answers) {
-    if (here.has(id) || !known.all) continue;
-    if (known.ended ? isOver && text === known.all && before.has(id) : text.startsWith(known.all)) return id;
-    if (!known.ended && !isOver && known.all.startsWith(text)) return null;
+    if (here.has(id) || !known.all || !text.startsWith(known.all)) continue;
+    const soon = !known.gone || Date.now() - known.gone < GONE_MS;
+    if (known.ended ? isOver && text === known.all && before.has(id) : soon) return id;
   }
-  return undefined;
 }
 
 let before = new Set(); // the ids that were there at the last look
@@ -156,8 +161,7 @@ function look() {
     const id = message.dataset.messageId;
     if (!answers.get(id)?.all) {
       const known = earlier(text.textContent, ended(message), here);
-      if (known === null) continue;
-      if (known !== undefined) {
+      if (known) {
         answers.get(id)?.drop();
         answers.set(id, answers.get(known));
         answers.delete(known);
@@ -167,6 +171,7 @@ function look() {
     guarded.take(text.textContent, ended(message));
     guarded.paint(message);
   }
+  for (const [id, known] of answers) known.gone = here.has(id) ? 0 : known.gone || Date.now();
   before = here;
 }
 

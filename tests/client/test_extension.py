@@ -459,9 +459,8 @@ def test_rules_of_the_issuer_that_is_named_are_run_and_no_others(
     assert page.locator(".sluicegate").get_attribute("data-mode") == mode
 
 
-def test_what_runs_in_the_page_reads_no_key_and_changes_no_setting(chat: Open, pages: Pages) -> None:
-    pages.answer = lambda call: None
-    page = chat()
+def in_our_world(page: Page) -> Callable[[str], str]:
+    """Runs scripts where the content script runs."""
     worlds: list[dict[str, Any]] = []
     session = page.context.new_cdp_session(page)
     session.on("Runtime.executionContextCreated", lambda said: worlds.append(said["context"]))
@@ -472,6 +471,13 @@ def test_what_runs_in_the_page_reads_no_key_and_changes_no_setting(chat: Open, p
         asked = {"expression": script, "contextId": ours, "awaitPromise": True, "returnByValue": True}
         return str(session.send("Runtime.evaluate", asked)["result"].get("value"))
 
+    return run
+
+
+def test_what_runs_in_the_page_reads_no_key_and_changes_no_setting(chat: Open, pages: Pages) -> None:
+    pages.answer = lambda call: None
+    page = chat()
+    run = in_our_world(page)
     read = run("chrome.storage.local.get('key').then((kept) => `read ${kept.key}`, (error) => `${error}`)")
     assert "not allowed" in read
     ask(page, "First.", pieces=1, pause=0)
@@ -522,17 +528,13 @@ REBUILDS = """async ([text, how]) => {
     await frame();
     article = main.appendChild(built(id("stored"), text.slice(0, 300), "streaming"));
   }
-  if (how === "written anew") {
-    article.replaceWith((article = built(id("stored"), "", "streaming")));
-    for (let at = 0; at < 300; at += 30, await frame()) write(at);
-  }
   for (let at = 330; at <= 600; at += 30, await frame()) write(at);
   article.dataset.state = "done";
   await frame();
   article.replaceWith(built(id("for good"), text, "done"));
   await frame();
 }"""
-HOW = ["replaced", "renamed", "there before it has text", "gone for a while", "written anew"]
+HOW = ["replaced", "renamed", "there before it has text", "gone for a while"]
 
 
 @pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
@@ -542,6 +544,7 @@ def test_message_that_gets_another_id_stays_one_session(chat: Open, pages: Pages
     page = chat(root=root)
     if root:
         until_rules_run(page)
+    in_our_world(page)(STANDS)  # a slow machine is no page that is slow to build a message anew
     for how in HOW:
         before = len(streams.sessions)
         page.evaluate(REBUILDS, [TEXT, how])
@@ -552,6 +555,68 @@ def test_message_that_gets_another_id_stays_one_session(chat: Open, pages: Pages
         page.evaluate("() => document.querySelector('main').replaceChildren()")
     assert painted_wrongly(page) == []
     assert not [text for text in seen(page) if "12" in text]
+
+
+STOPS = """async ([text, messageId, from, to, state]) => {
+  // An answer takes the place of the one before, which the page has taken away without an end, and is written on.
+  const frame = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+  const article = document.createElement("article");
+  Object.assign(article.dataset, { author: "assistant", messageId, state: "streaming" });
+  article.append(Object.assign(document.createElement("div"), { className: "text" }));
+  document.querySelector("main").replaceChildren(article);
+  for (let at = from; at <= to; at += 30, await frame()) article.querySelector(".text").textContent = text.slice(0, at);
+  article.dataset.state = state;
+  await frame();
+}"""
+
+
+@pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
+def test_answer_that_is_generated_anew_is_a_session_of_its_own_though_it_begins_the_same(
+    chat: Open, pages: Pages, root: str
+) -> None:
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root=root)
+    if root:
+        until_rules_run(page)
+    before = len(streams.sessions)
+    other = TEXT[:300] + "Something else. "
+    page.evaluate(STOPS, [TEXT, "first", 0, 300, "streaming"])
+    wait_for("the first is told", lambda: page.evaluate("1") and len(streams.sessions) == before + 1)
+    for n, (messageId, text) in enumerate({"second": TEXT, "third": other}.items(), 2):
+        page.evaluate(STOPS, [text, messageId, 0, 630, "done"])
+        note(page, "done")
+        assert shown(page) == text.replace(SECRET, "[SSN]")
+        assert len(streams.sessions) == before + n
+    first, second, third = list(streams.sessions.values())[before:]
+    assert ["".join(one.deltas) for one in (second, third)] == [TEXT, other]
+    assert TEXT[:300].startswith("".join(first.deltas))
+    assert SECRET not in str(seen(page))
+
+
+STANDS = "globalThis.at = Date.now(); Date.now = () => at;"
+"""Time stands still, or goes on as the test says."""
+
+
+def test_answer_that_was_stopped_is_not_taken_up_by_one_that_comes_later(chat: Open, pages: Pages) -> None:
+    """Also one whose first words are all that the other had: it comes when nobody builds a message anew any more."""
+    streams = Streams(policy(SSN, HERON))
+    pages.answer = streams.answer
+    page = chat(root="")
+    run = in_our_world(page)
+    for n, (ms, sessions) in enumerate({1_000: 1, 10_000: 3}.items()):
+        run(STANDS)
+        page.evaluate(STOPS, [TEXT, f"{n}: stopped", 0, 90, "streaming"])
+        note(page, "guarding")
+        page.evaluate("() => document.querySelector('main').replaceChildren()")
+        page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+        run(f"at += {ms}")
+        page.evaluate(STOPS, [TEXT, f"{n}: later", 120, 630, "done"])
+        note(page, "done")
+        assert shown(page) == CLEAN
+        assert len(streams.sessions) == sessions
+        assert "".join(list(streams.sessions.values())[-1].deltas) == TEXT
+    assert SECRET not in str(seen(page))
 
 
 def test_answers_that_say_the_same_are_a_session_each(chat: Open, pages: Pages) -> None:
