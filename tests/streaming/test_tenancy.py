@@ -5,10 +5,11 @@ The routes come from the URL configuration, the API and the socket routing, not 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -23,9 +24,16 @@ from guardrails.services import create_api_key, revoke_api_key
 from project.asgi import application
 from streaming import registry, stream_tokens, tasks
 from streaming.api.auth import Key
-from streaming.log_redis import close_shared_log
+from streaming.chat import Asked, Own, start_chat
+from streaming.conf import conf
+from streaming.core.events import ProviderEvent, TextDelta
+from streaming.frames import StartFrame
+from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditSession, Conversation, GuardedStream
+from streaming.providers.base import Provider, ProviderRequest
+from streaming.reader import follow
 from streaming.routing import websocket_urlpatterns
+from streaming.sessions import Visitor
 from tests.conftest import Cast
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -323,6 +331,49 @@ async def test_the_stream_socket_is_as_strict_as_the_calls() -> None:
     await thief.send_to('{"type": "start", "prompt": "Hello"}')
     assert json.loads(await thief.receive_from(timeout=10))["code"] == "forbidden"
     await thief.disconnect()
+
+
+class Waits(Provider):
+    """Says one sentence and then another, when it is let."""
+
+    label = "Waits"
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> None:
+        """Never offered."""
+
+    @property
+    def default_model(self) -> str:
+        return "waits-1"
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        yield TextDelta("One. ")
+        await self.go_on.wait()
+        yield TextDelta("Two.")
+
+
+async def test_a_stolen_token_stops_no_other_answer_while_it_runs() -> None:
+    """Neither one of the same key nor one of another: it is told that there is none, and the answer goes on."""
+    keys = [await new_key("owner"), await new_key("other")]
+    _, token = await begin(keys[0])
+    made = await socket(f"?token={token}")
+    for key in keys:
+        slow = Waits()
+        asked = Asked(Visitor(client=key[:11]), "basic", own=Own(slow, flagged=False))
+        started = await start_chat(StartFrame(type="start", prompt="Hello"), asked, shared_log())
+        await made.send_to(json.dumps({"type": "interrupt", "session_id": started.session_id}))
+        said = json.loads(await made.receive_from(timeout=60))
+        assert (said["type"], said["code"]) == ("error", "unknown_session")
+        assert started.session_id in registry.running()
+        slow.go_on.set()
+        batches = follow(shared_log(), started.session_id, 0, conf(), correlation_id="")
+        (done,) = [event async for batch in batches for event in batch if event["type"] == "done"]
+        assert (done["outcome"], done["final"]) == ("allowed", "One. Two.")
+    await made.disconnect()
+    await registry.shutdown()
 
 
 @pytest.mark.parametrize("by", ["key", "token"])
