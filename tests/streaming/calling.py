@@ -64,6 +64,10 @@ class Caller:
         found: dict[str, object] = response.json()
         return found
 
+    def forget_connections(self) -> None:
+        """The next call connects to the store anew."""
+        self._runner.run(close_shared_log())
+
     async def close(self) -> None:
         await self._http.aclose()
         await registry.shutdown()

@@ -7,12 +7,17 @@ without the scope and over the limit is asked for by name.
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
+import redis
 import requests
 import schemathesis
+from django.conf import settings as django_settings
+from django.test import override_settings
 from django.urls import get_resolver
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
@@ -31,8 +36,9 @@ from guardrails.services import create_api_key
 from streaming import tasks
 from streaming.api.auth import Key
 from streaming.api.root import api
+from streaming.models import GuardedStream
 from tests.streaming.calling import BASE, Caller, calling
-from tests.streaming.test_tenancy import http_routes
+from tests.streaming.test_tenancy import KEYED, http_routes
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 CHECKS = [
@@ -149,6 +155,7 @@ OPERATIONS = {operation.label: operation for operation in (found.ok() for found 
 CALLABLE = {name: [one for one in callbacks if isinstance(one, Key)] for name, callbacks in http_routes(get_resolver())}
 LIMITED = [name for name in OPERATIONS if any(key.spends for key in CALLABLE[name])]
 STRICT = [check for check in CHECKS if check is not negative_data_rejection]  # that one asks how the call was made up
+ANSWERED = [check for check in STRICT if check is not schemathesis.checks.not_a_server_error]
 MANY_CALLS = 100
 
 
@@ -165,6 +172,7 @@ def answered(caller: Caller, name: str, key: str) -> httpx.Response:
 
 def test_every_call_that_wants_a_key_is_in_the_document() -> None:
     assert set(OPERATIONS) == {name for name, keys in CALLABLE.items() if keys}
+    assert set(OPERATIONS) == set(KEYED), "and has its row in the table of who may call what"
     gateway = {name for name, one in OPERATIONS.items() if "gateway" in one.definition.raw["tags"]}
     assert {"POST /v1/chat/completions", "POST /v1/messages", "POST /api/chat", "GET /api/tags"} <= gateway
 
@@ -192,6 +200,47 @@ def test_a_call_too_many_is_answered_as_documented(caller: Caller, name: str) ->
     answer = next(said for _ in range(MANY_CALLS) if (said := answered(caller, name, slow)).status_code == 429)
     assert int(answer.headers["Retry-After"]) >= 1
     assert (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) == ("1", "0")
+
+
+STREAM_CALLS: dict[str, dict[str, object]] = {
+    "POST /v1/stream/update": {"seq": 2, "delta": "more"},
+    "POST /v1/stream/finish": {},
+    "GET /v1/stream/status": {},
+}
+
+
+def kept_to(caller: Caller, name: str, session_id: object, status: int) -> None:
+    """This call of a stream is answered with this status, as the document says it is."""
+    operation, body = OPERATIONS[name], {**STREAM_CALLS[name], "session_id": session_id}
+    url, headers = BASE + operation.path, {"Content-Type": "application/json"}
+    if operation.method == "get":
+        answer = caller.send("GET", f"{url}?session_id={session_id}")
+    else:
+        answer = caller.send("POST", url, content=json.dumps(body).encode(), headers=headers)
+    assert answer.status_code == status, answer.text
+    assert str(status) in {str(one) for one in operation.definition.raw["responses"]}
+    operation.Case().validate_response(Response.from_httpx(answer, verify=False), checks=ANSWERED)
+
+
+@pytest.mark.parametrize("name", STREAM_CALLS)
+def test_a_state_that_is_lost_is_answered_as_documented(caller: Caller, name: str) -> None:
+    session_id = caller.post("/v1/stream/start", {"delta": "Hello"})["session_id"]
+    with redis.Redis.from_url(django_settings.REDIS_URL) as store:
+        store.flushall()
+    GuardedStream.objects.update(sealed_state=None)
+    kept_to(caller, name, session_id, 410)
+
+
+@pytest.mark.parametrize("name", STREAM_CALLS)
+def test_a_store_that_is_away_is_answered_as_documented(caller: Caller, name: str) -> None:
+    session_id = caller.post("/v1/stream/start", {"delta": "Hello"})["session_id"]
+    caller.forget_connections()
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        away = f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
+    with override_settings(REDIS_URL=away):
+        kept_to(caller, name, session_id, 503)
+        caller.forget_connections()
+    assert caller.post("/v1/stream/finish", {"session_id": session_id})["action"] == "allow", "nothing has changed"
 
 
 def test_whatever_may_be_refused_by_a_limit_says_so() -> None:
