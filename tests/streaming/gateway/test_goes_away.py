@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from streaming.gateway.record import Record
 from streaming.gateway.relay import Failed, Over, Relay
 from streaming.gateway.walker import Json
 from streaming.providers.base import ProviderError, ProviderTimeout, StreamCutOff
-from tests.streaming.gateway.fake import NDJSON, Answer
+from tests.streaming.gateway.fake import JSON, NDJSON, Answer
 from tests.streaming.gateway.served import Gateway
 from tests.streaming.gateway.test_anthropic_sdk import message, text
 from tests.streaming.gateway.test_ollama_sdk import LAST, line
@@ -27,6 +28,7 @@ from tests.streaming.gateway.test_openai_sdk import chunk, sse
 from tests.streaming.gateway.test_walkers import SHAPES
 from tests.streaming.gateway.walked import BLOCKING, REDACTING, WALKERS
 
+TEXT = "pay with 4111111111111111 or 5555 5555"
 TRIES = 7
 WITHIN_S = 0.1
 ANSWERS = {
@@ -36,18 +38,23 @@ ANSWERS = {
 }  # fmt: skip
 
 
-def seconds_until_let_go(served: Gateway, url: str, path: str, key: str) -> float:
-    """Ask, read the first words, hang up: when did the upstream see its connection closed after that?"""
+def seconds_until_let_go(served: Gateway, url: str, path: str, key: str, *, streaming: bool) -> float:
+    """Ask, read the first words, hang up: when did the upstream see its connection closed after that?
+
+    Of an answer that is not streamed there are no words; the upstream has begun to write it then.
+    """
     served.fake.gone.clear()
+    served.fake.writing.clear()
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps(
-        {"model": "slow", "stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+        {"model": "slow", "stream": streaming, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     )
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer {key}"
     with socket.create_connection((host, int(port)), timeout=60) as wire:
         wire.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         said = b""
-        while b"Good" not in said:
+        assert served.fake.writing.wait(60)
+        while streaming and b"Good" not in said:
             more = wire.recv(4_096)
             assert more, said
             said += more
@@ -56,15 +63,18 @@ def seconds_until_let_go(served: Gateway, url: str, path: str, key: str) -> floa
     return served.fake.gone_at - left
 
 
+@pytest.mark.parametrize("streaming", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("dialect", ANSWERS)
-def test_it_works(served: Gateway, dialect: str) -> None:
+def test_it_works(served: Gateway, dialect: str, *, streaming: bool) -> None:
     """Within 100 ms of what hanging up on the upstream itself takes; the best of several tries counts."""
     path, pieces, content_type = ANSWERS[dialect]
+    if not streaming:
+        pieces, content_type = [b"{", b"}"], JSON
     served.fake.answers["slow"] = Answer(pieces, content_type, gate=threading.Event())
     ours, direct = [], []
     for _ in range(TRIES):
-        direct.append(seconds_until_let_go(served, served.fake.url, path, "any"))
-        ours.append(seconds_until_let_go(served, served.url, path, served.keys["open"]))
+        direct.append(seconds_until_let_go(served, served.fake.url, path, "any", streaming=streaming))
+        ours.append(seconds_until_let_go(served, served.url, path, served.keys["open"], streaming=streaming))
         if min(ours) - min(direct) < WITHIN_S:
             return
     raise AssertionError(f"through the gateway {ours}, directly {direct}")
@@ -83,6 +93,9 @@ class Stand:
         self.late: list[object] = []
         self.outcomes: list[object] = []
 
+    def moved(self, gates: Gates) -> None:
+        """Nobody draws it here."""
+
     async def alive(self, gates: Gates) -> None:
         if self.chunks == self._last:
             self.taken.set()
@@ -99,24 +112,30 @@ ENDS: dict[str, ProviderError | None] = {
 TEXTS = [shape for shape in SHAPES if "text" in shape or "thinking" in shape or shape.endswith("knows")]
 
 
-async def told(shape: str, policy: Policy, chunks: list[Json], end: ProviderError | None) -> tuple[list[object], Stand]:
+async def told(
+    shape: str, policy: Policy, chunks: list[Json], end: ProviderError | None, *, streaming: bool = True
+) -> tuple[list[object], Stand]:
     """All that a client could read. Without an error at the end the client goes when nothing more comes."""
-    record = Stand(len(chunks))
+    record, asked = Stand(len(chunks)), asyncio.Event()
 
     async def source() -> AsyncGenerator[Json, None]:
         for one in chunks:
             yield json.loads(json.dumps(one))
+        asked.set()
         if end is not None:
             raise end
         await asyncio.Event().wait()
 
     gates = Gates(policy)
     walker = WALKERS[shape.split()[0]](gates)
-    relay = Relay(source(), walker, gates, cast("Record", record), streaming=True)
+    relay = Relay(source(), walker, gates, cast("Record", record), streaming=streaming)
     task = asyncio.create_task(relay.run())
     if end is None:
         async with asyncio.timeout(60):
-            await record.taken.wait()
+            if chunks:
+                await record.taken.wait()
+            else:
+                await asked.wait()
         relay.abandon()
         task.cancel()
     async with asyncio.timeout(60):
@@ -145,7 +164,7 @@ async def test_held_text_is_not_sent_when_an_answer_breaks_off(shape: str, end: 
 @pytest.mark.parametrize("shape", TEXTS)
 async def test_held_text_is_not_sent_after_a_block(shape: str) -> None:
     """Behind the block nothing of what was held in any channel comes out, and the answer is over."""
-    _, whole = SHAPES[shape](0, "pay with 4111111111111111 or 5555 5555")
+    _, whole = SHAPES[shape](0, TEXT)
     found, record = await told(shape, BLOCKING, whole, StreamCutOff("unused"))
     said = json.dumps([one for one in found if isinstance(one, dict)])
     assert isinstance(found[-1], Over)
@@ -153,3 +172,28 @@ async def test_held_text_is_not_sent_after_a_block(shape: str) -> None:
     assert "111" not in said
     assert "555" not in said
     assert record.outcomes == [None]
+
+
+WHOLE: dict[str, Json] = {
+    "openai": {"choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}]},
+    "anthropic": {"type": "message", "content": [{"type": "text", "text": TEXT}], "stop_reason": "end_turn"},
+    "ollama": {"message": {"role": "assistant", "content": TEXT}, "done": True, "done_reason": "stop"},
+}
+
+
+@pytest.mark.parametrize("dialect", WHOLE)
+async def test_of_an_answer_in_one_piece_a_block_leaves_nothing_that_was_held(dialect: str) -> None:
+    found, record = await told(f"{dialect} whole", BLOCKING, [WHOLE[dialect]], StreamCutOff("unused"), streaming=False)
+    said = json.dumps([one for one in found if isinstance(one, dict)])
+    assert isinstance(found[-1], Over)
+    assert "pay with" in said
+    assert not re.search("411|111|555", said)
+    assert record.outcomes == [None]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("dialect", WHOLE)
+async def test_of_an_answer_in_one_piece_that_breaks_off_nothing_is_sent(dialect: str, end: str) -> None:
+    found, record = await told(f"{dialect} whole", REDACTING, [], ENDS[end], streaming=False)
+    assert [one for one in found if isinstance(one, dict)] == []
+    assert len(record.outcomes) == 1
