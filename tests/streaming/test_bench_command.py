@@ -12,7 +12,7 @@ import pytest
 from django.core.management import CommandError, ManagementUtility, call_command
 
 from streaming.providers.base import available
-from tests.bench import anchors, gate_hold, gate_speed, gate_worst, registry
+from tests.bench import anchors, classifiers, gate_hold, gate_speed, gate_worst, registry
 from tests.bench.clock import feed_all, peak_growth
 from tests.bench.registry import SkipBench, at_least, at_most, bench, context
 from tests.bench.rules import TWELVE, many, policy_of
@@ -121,12 +121,13 @@ def test_every_benchmark_runs_and_no_two_rows_share_a_name(
     monkeypatch.setattr(gate_speed, "SIZE", 4000)
     monkeypatch.setattr(gate_worst, "SIZE", 1000)
     monkeypatch.setattr(gate_hold, "SIZE", 2000)
+    monkeypatch.setattr(classifiers, "CALLS", 2)
     # what the test run itself has piled up need not be searched at each of some hundred collections
     gc.freeze()
     request.addfinalizer(gc.unfreeze)
     known = registry.benchmarks()
     rows = []
-    for name in ("gate_cpu", "rules_growth", "rule_pack", "length_growth", "adversarial", "hold"):
+    for name in ("gate_cpu", "rules_growth", "rule_pack", "length_growth", "adversarial", "hold", "classifiers"):
         try:
             mine = list(known[name]())
         except SkipBench:  # no rule pack beside this checkout

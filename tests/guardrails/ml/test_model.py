@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import json
@@ -93,6 +94,62 @@ def test_weights_that_are_not_those_described_are_refused(tmp_path: Path) -> Non
     (tmp_path / "toxicity.i16").write_bytes(raw)
     with pytest.raises(ModelRefused):
         read(tmp_path / "toxicity.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_five_megabytes_at_most_and_plain_arrays(name: str) -> None:
+    files = sorted(WEIGHTS.glob(f"{name}.*"))
+    assert [file.suffix for file in files] == [".i16", ".json"]
+    assert sum(file.stat().st_size for file in files) <= 5_000_000
+    raw = files[0].read_bytes()
+    assert len(raw) == 2 * BUCKETS, "two bytes a weight and nothing else"
+    assert isinstance(json.loads(files[1].read_text("utf-8")), dict)
+
+
+def test_nothing_else_lies_beside_the_weights() -> None:
+    assert sorted(file.name for file in WEIGHTS.iterdir()) == sorted(
+        f"{name}{suffix}" for name in NAMES for suffix in (".i16", ".json")
+    )
+
+
+PLAIN = {
+    "__future__", "array", "collections", "dataclasses", "functools", "hashlib", "html", "json", "math", "pathlib",
+    "re", "sys", "time", "typing", "unicodedata", "zlib",
+    "pydantic", "guardrails",
+}  # fmt: skip
+"""What a classifier may need at work: nothing that reads objects from bytes, and nothing that speaks to anybody."""
+
+
+def imported(source: str) -> set[str]:
+    """Names of the packages that a module imports, wherever in it; and what it asks for by a string."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "guardrails").partition(".")[0] if not node.level else "guardrails")
+        elif isinstance(node, ast.Name) and node.id in ("__import__", "eval", "exec", "importlib"):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("module", ["ml/features", "ml/model", "kinds/prompt_injection", "kinds/toxicity"])
+def test_a_classifier_imports_neither_pickles_nor_sockets(module: str) -> None:
+    found = imported((ROOT / "guardrails" / f"{module}.py").read_text("utf-8"))
+    assert found - PLAIN == set()
+    assert imported("import pickle\nfrom socket import socket\n__import__('x')") - PLAIN == {
+        "pickle", "socket", "__import__"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_classifier_at_work_opens_no_socket_and_unpickles_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it is local")
+
+    for place in ("socket.socket", "socket.create_connection", "pickle.load", "pickle.loads"):
+        monkeypatch.setattr(place, refused)
+    assert 0 <= read(WEIGHTS / f"{name}.json").score(ATTACK) <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
