@@ -3,7 +3,8 @@
 Ids are stable: sluicegate.E001 demo secret in production, E002 DEBUG in production, E003 demo mode in production,
 E004 generated signing keys in production, E005 no database or broker named in production, E006 a signing key cannot be
 used, E007 one key for two purposes, E008 no key for stored texts in production, E009 such a key is
-none, E010 the keyring cannot be used, E011 a key that signs is not believed, W001 no broker.
+none, E010 the keyring cannot be used, E011 a key that signs is not believed, W001 no broker, W002 no file for the
+audit log's heads in production.
 """
 
 from __future__ import annotations
@@ -140,6 +141,20 @@ def _is_fernet_key(key: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@register
+def check_audit_heads(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """Only a head kept elsewhere shows that whoever owns the database has written a whole new history."""
+    if settings.SLUICEGATE_AUDIT_HEADS_FILE or not settings.SLUICEGATE_PRODUCTION:
+        return []
+    return [
+        Warning(
+            "Production keeps no heads of the audit log outside of the database.",
+            hint="Set SLUICEGATE_AUDIT_HEADS_FILE to a file on a volume that only takes additions (docs/audit.md).",
+            id="sluicegate.W002",
+        )
+    ]
 
 
 @register

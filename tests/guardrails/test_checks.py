@@ -22,6 +22,7 @@ def production(settings: Settings, tmp_path: Path) -> Settings:
     settings.SLUICEGATE_PRODUCTION = True
     settings.SLUICEGATE_SECRET_KEY_GENERATED = False
     settings.SLUICEGATE_DEMO = settings.DEBUG = False
+    settings.SLUICEGATE_AUDIT_HEADS_FILE = str(tmp_path / "heads")
     settings.SLUICEGATE_TEXT_KEYS = [Fernet.generate_key().decode()]
     settings.DATABASE_URL = "postgres://gate@127.0.0.1/gate"
     settings.REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -85,6 +86,16 @@ def test_message_about_a_bad_key_shows_nothing_of_the_file(production: Settings,
 def test_without_a_broker_there_is_a_warning_only(settings: Settings) -> None:
     settings.REDIS_URL = ""
     assert ids() == ["sluicegate.W001"]
+
+
+def test_production_without_a_file_for_the_heads_is_warned_and_runs(production: Settings) -> None:
+    production.SLUICEGATE_AUDIT_HEADS_FILE = ""
+    (message,) = (m for m in run_checks() if (m.id or "").startswith("sluicegate."))
+    assert (message.id, message.is_serious()) == ("sluicegate.W002", False)
+    assert message.hint
+    call_command("check", fail_level="ERROR")
+    production.SLUICEGATE_PRODUCTION = False
+    assert ids() == []
 
 
 def test_generated_key_is_private_and_made_once(settings: Settings, tmp_path: Path) -> None:

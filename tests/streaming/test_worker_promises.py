@@ -84,6 +84,9 @@ def test_repairs_run_by_themselves_and_often_enough() -> None:
     schedule = app.conf.beat_schedule
     assert schedule["sweep"]["task"] == "streaming.tasks.sweep"
     assert 0 < schedule["sweep"]["schedule"] <= conf().stale_s / 2
+    for name in ("purge", "keep_audit_head"):
+        assert schedule[name]["task"] == f"streaming.tasks.{name}"
+        assert 0 < schedule[name]["schedule"] <= 3_600, "the pages about the audit log say: every hour"
     assert {entry["task"] for entry in schedule.values()} <= set(app.tasks), "each of them is a task that there is"
 
 
