@@ -43,7 +43,7 @@ def guard(shared_demo: Demo, visit: Visit, times: int = 1) -> None:
 
 def sign_in(visitor: Visitor, running: Demo, path: str = "/audit/") -> Page:
     page = visitor.page
-    page.goto(running.url + path)
+    page.goto(visitor.base + path)
     page.locator("input[name=username]").fill(running.info["admin_user"])
     page.locator("input[name=password]").fill(running.info["admin_password"])
     page.keyboard.press("Enter")
