@@ -29,6 +29,8 @@ CALLS: dict[str, str] = {
     "bad gateway": "the server acts, something before it answers 502 with a page of its own",
 }
 """How a call fails."""
+HAS = "X-Has"
+"""A header in which a test's client says the seq of the last event that it has, beside what it asks for with it."""
 EVENTS: dict[str, str] = {
     "events cut": "the connection is reset in the middle of the events",
     "events silent": "nothing comes any more, and the connection stays",
@@ -40,6 +42,8 @@ PAGES = {
     "busy": b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 13\r\n\r\n<h1>Busy</h1>",
     "bad gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 12\r\n\r\n<h1>Bad</h1>",
 }
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""What an answer in chunks ends with, if it comes to its end."""
 LATER = 2
 """A copy that is out of order comes behind so many calls of the same client, at most."""
 
@@ -66,16 +70,19 @@ class Line:
     events_within: int = 600
     """A failure of the events comes after so many bytes at most."""
     held: list[tuple[int, bytes]] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class FailingNetwork:
-    """``met``: failures so far, by name. ``cut``: connections that ended because the server's end of them did."""
+    """``met``: failures so far, by name. ``cut``: connections to the server that ended before its answer did: it was
+    killed. ``ended``: streams of events that the server ended itself."""
 
     server: tuple[str, int]
     url: str = ""
     met: Counter[str] = field(default_factory=Counter)
     cut: int = 0
+    ended: int = 0
     _over: bool = False
     _awaited: list[tuple[int, asyncio.Event]] = field(default_factory=list)
     _lines: dict[str, Line] = field(default_factory=dict)
@@ -96,6 +103,10 @@ class FailingNetwork:
     def spared(self, name: str) -> bool:
         """Whether a failure of this client's events is still to come: its reader went, or had all, before that."""
         return bool(self._lines[name].events)
+
+    def asked(self, name: str) -> list[tuple[str, str]]:
+        """Of each time that this client asked for events: its ``Last-Event-ID``, and what it says that it has."""
+        return list(self._lines[name].asked)
 
     async def reached(self, failures: int) -> bool:
         """Wait until so many have been met; False when they never will be, because nobody calls any more."""
@@ -180,6 +191,7 @@ class FailingNetwork:
         self, line: Line, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         left = line.draw.randint(1, line.events_within) if line.events else None
+        line.asked.append((_header(request, "Last-Event-ID"), _header(request, HAS)))
         line.events_within = 60  # whoever comes again has read some; the last event is longer than this
         async with self._server() as (answers, asks):
             asks.write(request)
@@ -207,16 +219,23 @@ class FailingNetwork:
         if not head.done():
             head.cancel()
             return False
-        writer.write(head.result())
+        try:
+            first, tail = head.result(), b""
+        except (OSError, asyncio.IncompleteReadError):
+            self.cut += 1
+            return False
+        writer.write(first)
         while left is None or left > 0:
             coming = asyncio.ensure_future(answers.read(left or 65_536))
             await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 coming.cancel()
                 return False
-            if not (data := coming.result()):
-                self.cut += left is not None
+            if coming.exception() is not None or not (data := coming.result()):
+                whole = b"chunked" not in first.lower() or tail == LAST_CHUNK
+                self.ended, self.cut = self.ended + whole, self.cut + (not whole)
                 return False
+            tail = (tail + data)[-len(LAST_CHUNK) :]
             left = None if left is None else left - len(data)
             writer.write(data)
             await writer.drain()
@@ -268,6 +287,13 @@ def _readdressed(head: bytes) -> tuple[str, bytes, int]:
             kept.append(line)
     asked = [b" ".join((method, b"/" + rest, version)), *kept, b"Connection: close"]
     return name.decode(), b"\r\n".join(asked) + b"\r\n\r\n", length
+
+
+def _header(request: bytes, name: str) -> str:
+    """One header of a request; empty when it has none of this name."""
+    head, _, _ = request.partition(b"\r\n\r\n")
+    found = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return next((value.strip().decode() for key, _, value in found if key.decode().lower() == name.lower()), "")
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ import httpx
 
 from examples.python import sluicegate_client as sg
 from tests.stack.clients import Client, Json
-from tests.stack.failing_network import CALLS, EVENTS, FailingNetwork, failing_network, script
+from tests.stack.failing_network import CALLS, EVENTS, HAS, FailingNetwork, failing_network, script
 from tests.stack.servers import Stack
 from tests.stack.test_two_processes import TEXT
 
@@ -32,27 +32,32 @@ TIMEOUT_S = 3.0
 WORDS = ("The plan", "is ready", "and", "nobody", "has to wait", "for it", "until", "the evening", "comes", "again")
 PLANTED = ("536-22-8145", "4111 1111 1111 1111", "desk@example.com", "219-09-9999", "anna.b@example.org")
 TEXTS = 8
+EVENTS_PATH = "/v1/stream/events"
 Place = tuple[object, object, object, object]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What one check of the whole text says of it."""
+    """What one check of the whole text says of it, and ``figures``: what a stream that nothing disturbs leaves."""
 
     text: str
     visible: str
     places: list[Place]
+    figures: Json
 
 
 @dataclass
 class Recovered:
-    """``wrong``: what is not as it would be without failures, by stream. ``cut``: connections that kills ended."""
+    """``wrong``: what is not as it would be without failures, by stream. ``cut``: connections that kills ended.
+    ``again``: so often events were asked for behind those that had come.
+    """
 
     streams: int
     met: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
     kills: int = 0
     cut: int = 0
+    again: int = 0
     wrong: list[str] = field(default_factory=list)
     tries: int = 0
     calls: int = 0
@@ -77,13 +82,26 @@ def texts() -> list[str]:
 
 
 def expected(servers: Stack) -> list[Expected]:
-    """By one check of each text."""
+    """By one check and one stream of each text."""
     client = Client(servers.url, servers.keys["owner"])
     found = []
     for text in texts():
         said = client.post("/v1/check", {"text": text, "kind": "response", "accepts": ["redact"]})
-        found.append(Expected(text, str(said["text"]), _places(said["findings"])))
+        found.append(Expected(text, str(said["text"]), _places(said["findings"]), undisturbed(servers, client, text)))
     return found
+
+
+def undisturbed(servers: Stack, client: Client, text: str) -> Json:
+    """The figures of a stream of as many calls, straight to the server."""
+    size = -(-len(text) // CHUNKS)
+    first, *middle, last = (text[at : at + size] for at in range(0, len(text), size))
+    session_id = client.post("/v1/stream/start", {"delta": first})["session_id"]
+    for seq, delta in enumerate(middle, start=2):
+        client.post("/v1/stream/update", {"session_id": session_id, "seq": seq, "delta": delta})
+    client.post("/v1/stream/finish", {"session_id": session_id, "seq": CHUNKS, "delta": last})
+    assert any(event.get("state") == "COMPLETE" for event in client.events(f"{EVENTS_PATH}?session_id={session_id}"))
+    figures: Json = record(servers, str(session_id))["figures"]  # type: ignore[assignment]
+    return figures
 
 
 def _places(findings: Any) -> list[Place]:
@@ -139,7 +157,11 @@ async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected
     cuts = [0, *sorted(draw.sample(range(1, len(want.text)), CHUNKS - 1)), len(want.text)]
     first, *middle, last = (want.text[a:b] for a, b in pairwise(cuts))
     seen, read = Seen(), Seen()
-    async with httpx.AsyncClient(trust_env=False) as http:
+
+    async def says(request: httpx.Request) -> None:
+        request.headers[HAS] = read.has
+
+    async with httpx.AsyncClient(trust_env=False, event_hooks={"request": [says]}) as http:
         gate = sg.Sluicegate(url, servers.keys["owner"], http, timeout_s=TIMEOUT_S, silence_s=TIMEOUT_S)
         owned = gate.stream()
         seen.take(await owned.start(first))
@@ -173,8 +195,20 @@ async def stream(servers: Stack, network: FailingNetwork, n: int, want: Expected
         ("findings that its seal commits to", stored["committed"], len(rows)),
         ("audit rows that its row counts", stored["counted"], 1 + len(stored["entries"]) + len(rows)),
         ("calls that were answered", gate.calls, CHUNKS),
+        ("figures of the session", stored["figures"], want.figures),
+        *asked_again(network, str(n), done),
     ]
     return [f"{what}: {is_now!r}, not {should!r}" for what, is_now, should in shall_be if is_now != should]
+
+
+def asked_again(network: FailingNetwork, name: str, done: Recovered) -> list[tuple[str, object, object]]:
+    """Whoever asks for events again names the last one that it has."""
+    asked = network.asked(name)
+    done.again += sum(last != "" for last, _ in asked)
+    return [
+        ("Last-Event-ID", [last for last, _ in asked], [has for _, has in asked]),
+        ("asked for its events again", len(asked) > 1, True),
+    ]
 
 
 @dataclass
@@ -183,6 +217,8 @@ class Seen:
 
     text: str = ""
     findings: list[Json] = field(default_factory=list)
+    has: str = ""
+    """Seq of the last event."""
 
     def take(self, events: list[Any]) -> None:
         """Apply what a call led to."""
@@ -195,6 +231,7 @@ class Seen:
     async def read(self, gate: Any, session_id: str) -> None:
         """Read the session's events to their end."""
         async for event in gate.events(session_id):
+            self.has = str(event["seq"])
             if event["type"] == "finding":
                 self.findings.append(event)
             elif event["type"] == "done":
@@ -205,10 +242,12 @@ def record(servers: Stack, session_id: str) -> Json:
     """What the database has of a session: its rows, its findings, and the kinds of its entries in the audit log.
 
     ``committed``: so many different findings the log commits to. ``counted``: so many audit rows the session's own row
-    says that there are.
+    says that there are. ``figures``: what its row says of characters, calls and each guardrail, but for times.
     """
     pk = session_id if "DATABASE_URL" in servers.env else session_id.replace("-", "")
-    sessions = servers.rows(f"SELECT state, chars_in, timing FROM streaming_auditsession WHERE id = '{pk}'")
+    columns = "state, chars_in, timing, released, withheld, exposed"
+    rows = servers.rows(f"SELECT {columns} FROM streaming_auditsession WHERE id = '{pk}'")
+    sessions = [row[:3] for row in rows]
     query = f"SELECT guardrail, rule, start, \"end\" FROM streaming_finding WHERE session_id = '{pk}'"
     names = ("guardrail", "rule", "start", "end")
     entries = servers.rows(f"SELECT kind, body FROM streaming_auditentry WHERE session = '{session_id}' ORDER BY seq")
@@ -216,12 +255,20 @@ def record(servers: Stack, session_id: str) -> Json:
     for kind, body in entries:
         committed |= set(_read(body)["findings"]) if kind == "sealed" else set()  # type: ignore[call-overload]
     return {
+        "figures": [_figures(_read(timing), *characters) for _, _, timing, *characters in rows],
         "sessions": [[state, chars, _read(timing)["chunks"]] for state, chars, timing in sessions],
         "findings": [dict(zip(names, row, strict=True)) for row in servers.rows(query)],
         "entries": [str(kind) for kind, _ in entries],
         "committed": len(committed),
         "counted": sum(int(str(_read(timing).get("audit_rows", 0))) for *_, timing in sessions),
     }
+
+
+def _figures(told: dict[str, object], released: object, withheld: object, exposed: object) -> Json:
+    guardrails: Any = told.get("guardrails", {})
+    counted = {name: {key: one[key] for key in ("checks", "hits", "errors")} for name, one in guardrails.items()}
+    characters = {"released": released, "withheld": withheld, "exposed": exposed}
+    return {**characters, "calls": told.get("calls"), "checks": told.get("checks"), "guardrails": counted}
 
 
 def _read(timing: object) -> dict[str, object]:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from tests.stack.failing_network import ANSWERED, CALLS, EVENTS, failing_network, script
-from tests.stack.recovery import CHUNKS, KILLS, names, run
+from tests.stack.recovery import CHUNKS, KILLS, TEXTS, names, run
 from tests.stack.recovery_chats import CALL_FAILURES, EVENT_FAILURES, run_chats
 from tests.stack.servers import Stack, until
 
@@ -39,12 +39,14 @@ async def survives(servers: Stack, failures: int) -> None:
     assert done.met.keys() == names(), "every way to fail was met"
     assert min(done.met.values()) > failures // 25
     assert (done.kills, done.cut >= done.kills) == (KILLS, True), "each kill cut off somebody"
+    assert done.again > done.streams // 2, "events were asked for behind the last one that had come"
     every = servers.rows("SELECT session_id, n FROM streaming_finding")
     assert len(every) == len(set(every)) > done.streams // 2, "in the table as a whole, too: none is there twice"
     sealed = servers.rows("SELECT session FROM streaming_auditentry WHERE kind = 'sealed'")
     assert len(sealed) == len(set(sealed))
     after = servers.rows("SELECT count(*) FROM streaming_auditsession WHERE origin = 'stream'")
-    assert int(str(after[0][0])) - int(str(before[0][0])) == done.streams, "one session each, however often it started"
+    begun = int(str(after[0][0])) - int(str(before[0][0])) - TEXTS  # so many were not disturbed
+    assert begun == done.streams, "one session each, however often it started"
 
 
 @pytest.mark.timeout(600)
@@ -56,6 +58,7 @@ async def test_chats_are_read_to_their_end_through_the_same_network(servers: Sta
     assert done.resumed == done.streams
     assert done.failures == done.streams * (CALL_FAILURES + EVENT_FAILURES)
     assert min(done.met[what] for what in EVENTS) >= done.streams, "each reader met both"
+    assert done.again >= done.streams
     open_ones = "SELECT count(*) FROM streaming_auditsession WHERE origin = 'chat' AND state <> 'COMPLETE'"
     await asyncio.to_thread(until, "what nobody was told of is over", lambda: servers.rows(open_ones) == [(0,)])
     every = servers.rows("SELECT session_id, n FROM streaming_finding")
@@ -113,3 +116,30 @@ async def test_a_failure_of_the_events_is_owed_until_it_is_met(what: str) -> Non
         for _, writer in readers:
             writer.close()
         assert network.met == {what: 1}, "by one of them, once"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = CHUNKED + b"3\r\nabc\r\n0\r\n\r\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("answer", "ended", "cut"),
+    [(WHOLE, 1, 0), (WHOLE[:-5], 0, 1), (CHUNKED, 0, 1), (b"HTTP/1.1 200", 0, 1), (b"", 0, 1)],
+    ids=["whole", "no last chunk", "no chunk", "half a head", "nothing"],
+)
+async def test_a_stream_that_ends_by_itself_is_not_taken_for_a_kill(answer: bytes, ended: int, cut: int) -> None:
+    async def events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(events, "127.0.0.1", 0)
+    async with server, failing_network("127.0.0.1", server.sockets[0].getsockname()[1]) as network:
+        network.line("one", Random(1), [], [])
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(network.url.rpartition(":")[2]))
+        writer.write(ASKS)
+        assert await reader.read() == (answer if b"\r\n\r\n" in answer else b"")
+        writer.close()
+    assert (network.ended, network.cut) == (ended, cut)
