@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,15 @@ from hypothesis import strategies as st
 from guardrails.findings import Action, Finding, Mode
 from streaming.core import events
 from streaming.core.buffer import MAX_CHUNK, coalesce, coalesce_stamped
-from streaming.core.events import FindingEvent, GuardrailStatus, MessageStream, Redaction, StateChange, stamp
+from streaming.core.events import (
+    FindingEvent,
+    GuardrailStatus,
+    MessageStream,
+    Redaction,
+    ServerEvent,
+    StateChange,
+    stamp,
+)
 from streaming.core.sse import SseEvent, SseParser, SseTooLarge
 from streaming.core.text import Mender, unusable
 from streaming.core.wire import from_json, to_json, to_sse
@@ -130,3 +140,13 @@ def test_mended_text_is_usable_and_the_same_for_every_cut(text: str, size: int) 
     cut = mend([text[at : at + size] for at in range(0, len(text), size)])
     assert unusable(cut) is None
     assert cut == mend(list(text))
+
+
+def test_the_event_guide_names_the_very_types_that_there_are() -> None:
+    """In backticks, where it tells the order of an answer's events; a name that no event has is wrong there."""
+    guide = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    order = guide.partition("## An answer, in order")[2].partition("\n## ")[0]
+    types = {kind.type for kind in ServerEvent.__subclasses__()}
+    named = set(re.findall(r"`([a-z_]+)`", order))
+    fields_of_metadata = {"provider", "model", "usage", "in_reply_to", "status", "redactions", "streaming", "fallback"}
+    assert named - fields_of_metadata - {"is_final"} == types

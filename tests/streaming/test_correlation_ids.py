@@ -154,6 +154,25 @@ async def test_callbacks_are_told_the_id_that_the_row_and_their_log_lines_have()
     assert "correlation_id" not in structlog.contextvars.get_contextvars()
 
 
+@pytest.mark.parametrize("given", [ID, ""])
+async def test_refused_calls_are_answered_with_an_id_too(given: str) -> None:
+    key = await new_key("narrow", calls_per_minute=1)
+    headers = {"Authorization": f"Bearer {key}", **({"X-Correlation-ID": given} if given else {})}
+    seen = []
+    for path, body, status in (
+        ("/v1/nothing", {}, 404),
+        ("/v1/stream/update", {"session_id": "00000000-0000-4000-8000-000000000000", "seq": 2, "delta": "x"}, 404),
+        ("/v1/check", {"text": "x" * 1_100_000, "kind": "prompt"}, 413),
+        ("/v1/check", {"text": "x", "kind": "prompt"}, 200),
+        ("/v1/check", {"text": "x", "kind": "prompt"}, 429),
+    ):
+        answer = await AsyncClient().post(path, json.dumps(body), content_type="application/json", headers=headers)
+        assert answer.status_code == status, answer.content
+        seen.append(answer.headers["X-Correlation-ID"])
+    assert all(seen)
+    assert set(seen) == {given} if given else len(set(seen)) == len(seen)
+
+
 def test_the_terminal_gives_each_answer_an_id_and_says_it() -> None:
     out = io.StringIO()
     with redirect_stdout(out):
