@@ -143,6 +143,16 @@ def test_a_deleted_entry_is_pointed_at(log: list[str]) -> None:
     assert codes() == [(4, "gap")]
 
 
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_the_first_entries_deleted_are_pointed_at(log: list[str], gone: int) -> None:
+    alter("DELETE FROM streaming_auditentry WHERE seq <= %s", gone)
+    assert (gone + 1, "gap") in codes()
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command("audit", "verify", "--json", stdout=out)
+    assert json.loads(out.getvalue().splitlines()[0])["seq"] == gone + 1
+
+
 @pytest.mark.usefixtures("unlocked")
 def test_reordered_entries_are_pointed_at(log: list[str]) -> None:
     for old, new in ((3, 99), (5, 3), (99, 5)):

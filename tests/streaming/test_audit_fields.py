@@ -74,7 +74,7 @@ def recorded(*, late: bool) -> str:
     assert isinstance(lease, deferred.Lease)
     if late:
         later = timezone.now() + timedelta(seconds=conf().monitoring_limit_s + 1)
-        assert sweep.expire(session_id=started.session_id, now=later) == ["harm"]
+        assert list(sweep.expire(session_id=started.session_id, now=later) or ()) == ["harm"]
     checked = Checked(Verdict(True, score=0.25, category="violence", reason="it says so"), 1.0)
     result = deferred.record_result(
         lease=lease, guardrail=policy_of().guardrail("harm"), checked=checked, judged_chars=10

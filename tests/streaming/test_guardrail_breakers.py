@@ -29,10 +29,12 @@ class Away(Kind[Config]):
     fails: ClassVar[bool]
     asked: ClassVar[int]
     together: ClassVar[asyncio.Barrier]
+    entered: ClassVar[asyncio.Event]
 
     async def check(self, request: CheckRequest, services: Services) -> Verdict:
         type(self).asked += 1
         if "wait" in request.text:
+            type(self).entered.set()
             await type(self).together.wait()
         if type(self).fails:
             raise CheckFailed("gone")
@@ -46,7 +48,7 @@ def now(monkeypatch: pytest.MonkeyPatch, settings: object) -> list[float]:
     monkeypatch.setattr(Away, "name", "trial_away", raising=False)
     monkeypatch.setitem(base._REGISTRY, "trial_away", Away)  # type: ignore[arg-type]
     settings.REDIS_URL = ""  # type: ignore[attr-defined]
-    Away.fails, Away.asked, Away.together = True, 0, asyncio.Barrier(3)
+    Away.fails, Away.asked, Away.together, Away.entered = True, 0, asyncio.Barrier(3), asyncio.Event()
     now = [1_000.0]
     breakers.forget(lambda: now[0])
     return now
@@ -83,6 +85,22 @@ async def test_it_works(now: list[float]) -> None:
     now[0] += OPEN_S
     Away.fails = False
     assert (await run_check(tried, asked())).verdict.error is None
+    assert await state(tried) == "closed"
+
+
+async def test_while_one_tries_the_breaker_is_half_open_and_nobody_else_is_asked(now: list[float]) -> None:
+    tried = policy().guardrail("g")
+    await trip(tried)
+    assert await state(tried) == "open"
+    now[0] += OPEN_S
+    Away.fails, Away.together = False, asyncio.Barrier(2)
+    probe = asyncio.create_task(run_check(tried, asked("wait")))
+    await asyncio.wait_for(Away.entered.wait(), 60)
+    assert await state(tried) == "half_open"
+    assert (await run_check(tried, asked())).circuit_open
+    assert Away.asked == THRESHOLD + 1
+    await Away.together.wait()
+    assert (await probe).verdict.error is None
     assert await state(tried) == "closed"
 
 

@@ -206,7 +206,7 @@ def test_a_worker_and_a_sweep_that_end_a_session_at_once_end_it_once() -> None:
         session_id, leases = two_checks()
         end = partial(sweep.expire, session_id=session_id, now=timezone.now())
         done, swept = at_once([record(leases[0], hit=False), end])
-        assert isinstance(swept, list), "the sweep had the last check to end"
+        assert isinstance(swept, dict), "the sweep had the last check to end"
         assert done is None or (isinstance(done, deferred.Recorded) and not done.completed)
         states = set(DeferredCheck.objects.filter(session_id=session_id).values_list("state", flat=True))
         assert "expired" in states
