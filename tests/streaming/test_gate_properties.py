@@ -24,16 +24,35 @@ PART = 1000
 seeds = pytest.mark.parametrize("seeds", [Seeds(first, PART) for first in range(0, EXAMPLES, PART)], ids=str)
 
 
-def random_policy(chance: random.Random, actions: tuple[str, ...] = ("redact", "redact", "block", "warn")) -> Policy:
-    """Up to four random rules with mixed actions, caps, folding and context; rules that are refused are left out."""
+ACTIONS = ("redact", "redact", "mask", "block", "warn")
+CHECKS: tuple[dict[str, object], ...] = (
+    {}, {}, {}, {},
+    {"entropy": 0.9},
+    {"keywords": ["A1", "b"]},
+    {"validator": "luhn"},
+    {"allow": [{"stopwords": ["ab"]}]},
+    {"allow": [{"regexes": ["^a|b$"], "target": "match"}]},
+    {"allow": [{"regexes": ["1"], "stopwords": ["a"], "require_all": True}]},
+)  # fmt: skip
+
+
+def random_policy(chance: random.Random, actions: tuple[str, ...] = ACTIONS) -> Policy:
+    """Up to four random rules with mixed actions, caps, folding, edges, secret groups and checks; rules that are
+    refused are left out.
+    """
     guardrails = []
     for i in range(chance.randint(1, 4)):
-        rule = {
+        pattern, group = random_pattern(chance)
+        rule: dict[str, object] = {
             "id": f"r{i}",
-            "pattern": generate.pattern(chance),
+            "pattern": pattern,
+            "secret_group": group,
             "placeholder": f"[{i}]",
             "cap": chance.choice([3, 5, 512]),
             "fold": chance.random() < 0.7,
+            "not_after": chance.choice(["", "", "", "a", "0-9"]),
+            "not_before": chance.choice(["", "", "", "b", r"\w"]),
+            **chance.choice(CHECKS),
         }
         guardrail = {
             "name": f"g{i}", "kind": "regex", "action": chance.choice(actions), "config": {"rules": [rule]},
@@ -44,6 +63,18 @@ def random_policy(chance: random.Random, actions: tuple[str, ...] = ("redact", "
             continue
         guardrails.append(guardrail)
     return compile_policy({"policy": "t", "guardrails": guardrails})
+
+
+def random_pattern(chance: random.Random) -> tuple[str, int | None]:
+    """A pattern and the group that carries its secret: none, one in its middle, or the first that holds something."""
+    pattern = generate.pattern(chance)
+    pick = chance.random()
+    if pick < 0.7:
+        return pattern, chance.choice((None, None, 0))
+    before, behind = generate.pattern(chance, 1), generate.pattern(chance, 1)
+    if pick < 0.9:
+        return f"{before}({pattern}){behind}", 1
+    return f"{before}(?:({pattern})|({generate.pattern(chance, 2)})){behind}", -1
 
 
 def sample(seed: int) -> tuple[Policy, str, random.Random]:
@@ -124,6 +155,24 @@ def never_holds_more_than_the_stated_bound(seed: int) -> None:
     assert max(got.held, default=0) <= bound.with_ignorables
 
 
+def a_hold_says_how_much_and_names_a_rule_that_decides(seed: int) -> None:
+    """Before and after a restart. Which of two rules is named may differ then: ages are rounded, a replay is exact."""
+    policy, text, chance = sample(seed)
+    rules = {(g.name, compiled.rule.id) for g in policy.guardrails if g.decides for compiled in g.rules}
+    gate = Gate(policy)
+    for chunk in random_cut(text, chance.getrandbits(32), 5):
+        gate.feed(chunk)
+        held = gate.held
+        for same in (gate, Gate.restore(policy, gate.state())):
+            hold = same.hold
+            assert same.held == held
+            assert (hold is None) is (held == 0)
+            if hold is not None:
+                assert hold.chars == held
+                assert (hold.guardrail, hold.rule) in rules
+            gate = same
+
+
 def holds_only_what_a_live_thread_may_have_started(seed: int) -> None:
     """Promise 4, exactly: brute force over every start says which characters may still become a violation.
 
@@ -152,6 +201,11 @@ def test_never_holds_more_than_the_stated_bound(seeds: Seeds) -> None:
 
 
 @seeds
+def test_a_hold_says_how_much_and_names_a_rule_that_decides(seeds: Seeds) -> None:
+    seeds.each(a_hold_says_how_much_and_names_a_rule_that_decides)
+
+
+@seeds
 def test_holds_only_what_a_live_thread_may_have_started(seeds: Seeds) -> None:
     seeds.each(holds_only_what_a_live_thread_may_have_started)
 
@@ -166,8 +220,8 @@ def test_long_repeats_hold_hardly_more_than_is_needed() -> None:
             over += held > least
             steps += 1
     assert steps > EXAMPLES / 2
-    assert over <= steps / 500
-    assert excess <= held_in_all / 200
+    assert over <= steps / 200
+    assert excess <= held_in_all / 300
 
 
 def has_long_repeats(policy: Policy) -> bool:
