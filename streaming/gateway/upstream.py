@@ -29,8 +29,9 @@ from streaming.core.sse import SseParser, SseTooLarge
 from streaming.gateway.http2 import TellingPool
 from streaming.gateway.walker import Json, objects
 from streaming.providers import base
-from streaming.providers.failures import cut_off, refusal, url_problem
-from streaming.providers.http import MAX_ERROR_BYTES, MAX_WHOLE_BYTES, HttpProvider
+from streaming.providers.bodies import beginning, pieces, whole
+from streaming.providers.failures import refusal, url_problem
+from streaming.providers.http import HttpProvider
 from streaming.providers.paced import CheckedBackend, Resolves
 from streaming.providers.waits import Waits
 from streaming.upstreams import Offered
@@ -237,24 +238,14 @@ async def _response(
 
 async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError:
     """What a status other than 200 means; a request that the upstream does not take is told in its own words."""
-    raw = bytearray()
-    async with aclosing(_bytes(response)) as body:
-        while len(raw) < MAX_ERROR_BYTES:
-            try:
-                async with waits.waiting():
-                    data = await anext(body, None)
-            except base.StreamCutOff:
-                break
-            if data is None:
-                break
-            raw += data
+    raw = await beginning(response, waits)
     status = response.status_code
-    error = refusal(status, response.headers, bytes(raw))
+    error = refusal(status, response.headers, raw)
     # What is said of the key that we hold is not the client's business, and a redirect leads where we do not go.
     if status in (401, 403) or status < 400:
         return error
     try:
-        document = json.loads(bytes(raw))
+        document = json.loads(raw)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "error" not in document or status >= 500:
@@ -265,17 +256,7 @@ async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError
 
 
 async def _document(response: httpx.Response, waits: Waits) -> Json:
-    raw = bytearray()
-    async with aclosing(_bytes(response)) as body:
-        while True:
-            async with waits.waiting():
-                data = await anext(body, None)
-            if data is None:
-                break
-            raw += data
-            if len(raw) > MAX_WHOLE_BYTES:
-                raise base.ProviderProtocolError(f"the answer is larger than {MAX_WHOLE_BYTES:,} bytes")
-    found = _object(bytes(raw))
+    found = _object(await whole(response, waits))
     if found is None:
         raise base.ProviderProtocolError("the endpoint's answer is not a JSON object")
     return found
@@ -284,7 +265,7 @@ async def _document(response: httpx.Response, waits: Waits) -> Json:
 async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
     """The objects in an event stream. ``{"done": "[DONE]"}`` stands for the terminator of those that have one."""
     parser = SseParser()
-    async with aclosing(_bytes(response)) as body:
+    async with aclosing(pieces(response)) as body:
         while True:
             async with waits.waiting():
                 data = await anext(body, None)
@@ -313,7 +294,7 @@ DONE: Json = {"done": "[DONE]"}
 
 async def _lines(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
     buffer = bytearray()
-    async with aclosing(_bytes(response)) as body:
+    async with aclosing(pieces(response)) as body:
         while True:
             async with waits.waiting():
                 data = await anext(body, None)
@@ -340,13 +321,3 @@ def _object(raw: bytes) -> Json | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    try:
-        async for data in response.aiter_bytes():
-            yield data
-    except httpx.TransportError as error:
-        if (meant := cut_off(error)) is None:
-            raise
-        raise meant from None

@@ -23,17 +23,14 @@ import httpx
 
 from streaming.core.events import ProviderEvent, ProviderToolResult, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.providers import base
-from streaming.providers.failures import Failures, cut_off, refusal, url_problem
+from streaming.providers.bodies import beginning, pieces, whole
+from streaming.providers.failures import Failures, refusal, url_problem
 from streaming.providers.paced import PacedTransport, Resolves
 from streaming.providers.reading import Reader
 from streaming.providers.waits import Waits
 
 TOKENS = (TextDelta, ThinkingDelta, ToolCallDelta, ProviderToolResult, Stopped)
 """What ends a silence."""
-
-MAX_ERROR_BYTES = 65_536
-MAX_WHOLE_BYTES = 16 * 1024 * 1024
-"""An answer that is not streamed and larger than this is not an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ class HttpProvider(base.Provider):
         broke: base.ProviderUnavailable | None = None
         async with (
             self._response(self._call(request, streaming=True), waits) as response,
-            aclosing(_bytes(response)) as body,
+            aclosing(pieces(response)) as body,
         ):
             while not reader.done:
                 try:
@@ -177,19 +174,9 @@ class HttpProvider(base.Provider):
             raise broke from None
 
     async def _ask_whole(self, request: base.ProviderRequest) -> Iterable[ProviderEvent]:
-        waits, raw = Waits(self._limits, self._where, whole=True), bytearray()
-        async with (
-            self._response(self._call(request, streaming=False), waits) as response,
-            aclosing(_bytes(response)) as body,
-        ):
-            while True:
-                async with waits.waiting():
-                    data = await anext(body, None)
-                if data is None:
-                    break
-                raw += data
-                if len(raw) > MAX_WHOLE_BYTES:
-                    raise base.ProviderProtocolError(f"the answer is larger than {MAX_WHOLE_BYTES:,} bytes")
+        waits = Waits(self._limits, self._where, whole=True)
+        async with self._response(self._call(request, streaming=False), waits) as response:
+            raw = await whole(response, waits)
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError):
@@ -224,7 +211,7 @@ class HttpProvider(base.Provider):
                 raise
             try:
                 if response.status_code != 200:
-                    raise refusal(response.status_code, response.headers, await _start(response, waits))
+                    raise refusal(response.status_code, response.headers, await beginning(response, waits))
                 yield response
             finally:
                 await response.aclose()
@@ -249,30 +236,3 @@ class _Opening:
         """Close what was opened: httpcore loses sight of a socket whose TLS handshake is cancelled."""
         if self._stream is not None:
             await self._stream.aclose()
-
-
-async def _start(response: httpx.Response, waits: Waits) -> bytes:
-    """The first ``MAX_ERROR_BYTES`` or so of a body; less when it breaks off."""
-    raw = b""
-    async with aclosing(_bytes(response)) as body:
-        while len(raw) < MAX_ERROR_BYTES:
-            try:
-                async with waits.waiting():
-                    data = await anext(body, None)
-            except base.StreamCutOff:
-                break
-            if data is None:
-                break
-            raw += data
-    return raw
-
-
-async def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The body as it comes; a generator, so that it can be closed. Raises ``StreamCutOff``."""
-    try:
-        async for data in response.aiter_bytes():
-            yield data
-    except httpx.TransportError as error:
-        if (meant := cut_off(error)) is None:
-            raise
-        raise meant from None

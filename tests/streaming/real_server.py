@@ -48,6 +48,11 @@ class Served:
     said: Path
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what configures a server of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+
+
 @contextmanager
 def served(
     data_dir: Path,
@@ -63,7 +68,7 @@ def served(
     ``app``: the ASGI application. ``policies``: documents that are at work there beside the starters; their web hooks
     may be on this machine.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    env = clean_environment()
     address = f"http://127.0.0.1:{upstream.getsockname()[1]}"
     env |= {
         "DJANGO_SETTINGS_MODULE": "project.settings",
@@ -80,15 +85,22 @@ def served(
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=START_LIMIT_S, check=False,
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr
+    with running(data_dir, env, app) as (port, said):
+        yield Served(f"ws://127.0.0.1:{port}/ws/stream/", tuple(json.loads(prepared.stdout)), said)
+
+
+@contextmanager
+def running(data_dir: Path, env: Mapping[str, str], app: str = APP) -> Iterator[tuple[int, Path]]:
+    """Start a web server, wait until it answers, stop it: its port and its log."""
     port = _free_port()
     tether = Path(child.__file__).with_name("tether.py")
     argv = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *services.web({}, port).argv[:-1], app]
     said = data_dir / "server.log"
     with said.open("wb") as log:
-        server = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        server = subprocess.Popen(argv, cwd=ROOT, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         _until_up(port, server, said)
-        yield Served(f"ws://127.0.0.1:{port}/ws/stream/", tuple(json.loads(prepared.stdout)), said)
+        yield port, said
     finally:
         server.terminate()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from project.demo import child, services
 from tests.streaming.gateway.fake import Fake, upstream
-from tests.streaming.real_server import OURS, ROOT, START_LIMIT_S, _free_port, _until_up
+from tests.streaming.real_server import ROOT, clean_environment, running
 
 PREPARE_LIMIT_S = 280.0
 
@@ -77,7 +75,7 @@ class Gateway:
 def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
     """Prepare, start, wait until it answers, stop."""
     with upstream() as fake:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        env = clean_environment()
         env |= {
             "DJANGO_SETTINGS_MODULE": "project.settings",
             "SLUICEGATE_DATA_DIR": str(data_dir),
@@ -96,19 +94,5 @@ def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=PREPARE_LIMIT_S, check=False,
         )  # fmt: skip
         assert prepared.returncode == 0, prepared.stderr
-        port = _free_port()
-        tether = Path(child.__file__).with_name("tether.py")
-        argv = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *services.web({}, port).argv]
-        said = data_dir / "server.log"
-        with said.open("wb") as log:
-            server = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            _until_up(port, server, said)
+        with running(data_dir, env) as (port, _):
             yield Gateway(f"http://127.0.0.1:{port}", json.loads(prepared.stdout.splitlines()[-1]), fake)
-        finally:
-            server.terminate()
-            try:
-                server.wait(START_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
