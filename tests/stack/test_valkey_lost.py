@@ -253,6 +253,39 @@ def test_a_reader_of_an_open_stream_sees_no_difference(servers: Stack, client: C
     assert {event["n"]: event["rule"] for event in found} == sending.rules
 
 
+def test_an_answer_that_the_server_streams_ends_with_what_was_shown(
+    servers: Stack, client: Client, valkey: Valkey
+) -> None:
+    """Its events are gone with the store: the row says how it ended, and keeps what readers had."""
+    endless = {"prompt": "Go on.", "scenario": "own_text", "text": "My number is 536-22-8145. " + "word " * 10_000}
+    whole = "My number is [SSN]. " + "word " * 10_000
+    began, seen = client.post("/v1/chat", {**endless, "policy": "basic"}), Shown()
+    with contextlib.suppress(httpx.HTTPError):
+        for event in client.events(str(began["events_url"])):
+            seen.take(event)
+            if "[SSN]. word" in seen.text:
+                break
+    assert not seen.of("done")
+    valkey.kill()
+    valkey.start()
+    ready(servers, 200)
+    until("the row ends", lambda: record(servers, began["session_id"])[0] == "COMPLETE")
+    state, outcome, code, sealed = record(servers, began["session_id"])
+    assert (state, outcome, sealed) == ("COMPLETE", "error", 1)
+    assert code in ("log_unavailable", "events_lost", "pump_lost")
+    after = Shown()
+    for event in client.events(str(began["events_url"])):
+        after.take(event)
+    (done,) = after.of("done")
+    final = str(done["final"])
+    assert done["outcome"] == "error"
+    assert whole.startswith(final)
+    assert final.startswith(seen.text), "all that was shown"
+    assert 0 < len(final) < len(whole), "it was cut off in the middle"
+    verified = servers.manage("audit", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
 def test_state_that_no_store_has_is_lost_on_record(servers: Stack, client: Client, valkey: Valkey) -> None:
     """The database has lost it too: 410, once and for all, and what had been shown is kept."""
     sending, other = Sending(client), Sending(client)
