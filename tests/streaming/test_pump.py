@@ -512,6 +512,57 @@ async def test_thinking_choices_and_tools_each_pass_a_gate_of_their_own() -> Non
     assert (await session_row(case)).answer.content == "one "
 
 
+async def of_choice(case: Trial, choice: int) -> list[str]:
+    """The chunks of one choice."""
+    stream = await case.of("message_stream")
+    return [str(e["chunk"]) for e in stream if (e["channel"], e["choice"]) == ("text", choice) and e["chunk"]]
+
+
+async def test_a_value_that_comes_in_pieces_in_choice_1_of_2_is_hidden_there_alone() -> None:
+    """The pieces of the two choices take turns: each has a gate, and neither completes the other's match."""
+    script: list[TextDelta | Stopped] = []
+    for piece, other in (("My number ", "It is "), ("is 536-", "536-"), ("22-8", "22-"), ("145, ok", "none, ok")):
+        script += [TextDelta(other, 0), TextDelta(piece, 1)]
+    case = await trial(script, policy=policy_of(without="harm"))
+    await case.pump.run()
+    assert "".join(await of_choice(case, 1)) == "My number is , ok"
+    assert [(e["at"], e["label"]) for e in await case.of("redaction")] == [(len("My number is "), "[SSN]")]
+    assert "".join(await of_choice(case, 0)) == "It is 536-22-none, ok"
+    assert SSN not in str(await case.events())
+    row = await session_row(case)
+    assert (row.outcome, row.answer.content) == ("redacted", "It is 536-22-none, ok")
+    found = await database_sync_to_async(lambda: list(Finding.objects.values_list("channel", "rule")))()
+    assert found == [("text", "ssn")]
+
+
+async def test_a_block_in_choice_1_ends_every_channel_with_what_it_held() -> None:
+    """One policy over all channels: nothing that another one still held, or is sent later, is shown."""
+    never = asyncio.Event()
+    script = [
+        ThinkingDelta("thought 536-22-"),
+        TextDelta("zero 536-22-", 0),
+        TextDelta("one blue he", 1),
+        ToolCallDelta(0, "c1", "lookup", '{"q": "536-22-'),
+        TextDelta("ron", 1),
+        TextDelta("8145 later", 0),
+        never,
+        TextDelta("never", 0),
+    ]
+    everywhere = {"name": "all", "kind": "pii", "applies_to": ["thinking", "tool_arguments"]}
+    case = await trial(script, policy=policy_of(everywhere, without="harm"))
+    await asyncio.wait_for(case.pump.run(), 20)
+    assert case.provider.closed
+    stream = await case.of("message_stream")
+    assert "".join(str(e["chunk"]) for e in stream if e["channel"] == "thinking") == "thought "
+    assert "".join(await of_choice(case, 1)) == "one "
+    assert "".join(await of_choice(case, 0)) == "zero "
+    assert await case.of("tool_call") == []
+    assert [event for event in await case.events() if "536-22" in str(event)] == []
+    assert len(await case.of("blocked")) == 1
+    row = await session_row(case)
+    assert (row.outcome, row.answer.status, row.answer.content) == ("blocked", "blocked", "zero ")
+
+
 class Sentences(Kind[Config]):
     """A check at sentence ends under the test's control (no name: it registers nowhere)."""
 
