@@ -3,18 +3,25 @@
 Fills the tables with statements of the database's own, five findings a session, so that what is rare is also old: the
 list is walked from its newest row, and what it is asked for stands at the other end. Then asks as a reviewer would,
 several times each. Gives of every answer the milliseconds by the clock, those that this process and the database's took
-of a processor (on a busy machine the clock counts what others do), and the number of queries.
+of a processor (on a busy machine the clock counts what others do), and the number of queries. At last the
+whole list is exported as a file, and what this process's memory grew by meanwhile is given.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import django
+from django.http import StreamingHttpResponse
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
 
 TIMES = 11
 ASKED = {
@@ -83,6 +90,29 @@ def processor_ms(backend: int) -> float:
     return time.process_time() * 1000 + ticks * 1000 / os.sysconf("SC_CLK_TCK")
 
 
+def resident_bytes() -> int:
+    """What of this process's memory is in the machine's."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def exported(reader: User) -> dict[str, int]:
+    """The whole list as a file, read piece by piece: lines, bytes, and what memory grew by after the first pieces."""
+    from django.test import AsyncClient
+
+    client = AsyncClient()
+    await client.aforce_login(reader)
+    response = await client.get("/audit/export.jsonl")
+    assert isinstance(response, StreamingHttpResponse), response.status_code
+    lines = size = pieces = before = most = 0
+    async for piece in aiter(response):
+        pieces += 1
+        lines, size = lines + piece.count(b"\n"), size + len(piece)
+        most = max(most, resident_bytes())
+        if pieces == 5:
+            before = most
+    return {"lines": lines, "bytes": size, "pieces": pieces, "grew": most - before}
+
+
 def main(number: int) -> object:
     """Fill, ask, measure."""
     from django.contrib.auth.models import Group, User
@@ -136,7 +166,16 @@ def main(number: int) -> object:
         }
         check = ChainCheck.objects.get()
         faults = {"number": check.fault_count, "codes": sorted({str(fault["code"]) for fault in check.faults})}
-    return {"also": also, "faults": faults, "findings": 5 * number, "sessions": number, "answers": answers}
+    with override_settings(ALLOWED_HOSTS=["testserver"]):
+        file = asyncio.run(exported(reader))
+    return {
+        "file": file,
+        "also": also,
+        "faults": faults,
+        "findings": 5 * number,
+        "sessions": number,
+        "answers": answers,
+    }
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from tests.stack.runs import installed
 from tests.stack.servers import ROOT
 
 LIMIT_MS = 200.0
+MOST_MEMORY = 48_000_000
+"""Bytes that an export of any length may add: a page of rows, the piece made of it, and what Python keeps for reuse."""
 
 
 class Answer(TypedDict):
@@ -31,6 +33,11 @@ def asked(folder: Path, sessions: int) -> dict[str, Answer]:
     said = json.loads(done.stdout.splitlines()[-1])
     assert list(said["also"].values()) == [200, 200, 200, 200, 302, 409, 200, 302], said["also"]
     assert said["faults"] == {"number": sessions + sessions // 10, "codes": ["session_added"]}, "no entry tells of them"
+    file = said["file"]
+    sys.stdout.write(f"export: {file}\n")
+    assert file["lines"] == sessions
+    assert file["pieces"] >= sessions / 200, "it is sent page by page"
+    assert file["grew"] < MOST_MEMORY
     answers: dict[str, Answer] = said["answers"]
     for name, answer in answers.items():
         best, middle = answer["ms"][0], answer["ms"][len(answer["ms"]) // 2]
