@@ -87,18 +87,20 @@ def expected(servers: Stack) -> list[Expected]:
     found = []
     for text in texts():
         said = client.post("/v1/check", {"text": text, "kind": "response", "accepts": ["redact"]})
-        found.append(Expected(text, str(said["text"]), _places(said["findings"]), undisturbed(servers, client, text)))
+        found.append(
+            Expected(text, str(said["text"]), _places(said["findings"]), undisturbed(servers, client, text, CHUNKS))
+        )
     return found
 
 
-def undisturbed(servers: Stack, client: Client, text: str) -> Json:
-    """The figures of a stream of as many calls, straight to the server."""
-    size = -(-len(text) // CHUNKS)
+def undisturbed(servers: Stack, client: Client, text: str, calls: int) -> Json:
+    """The figures of a stream of so many calls, straight to the server."""
+    size = -(-len(text) // calls)
     first, *middle, last = (text[at : at + size] for at in range(0, len(text), size))
     session_id = client.post("/v1/stream/start", {"delta": first})["session_id"]
     for seq, delta in enumerate(middle, start=2):
         client.post("/v1/stream/update", {"session_id": session_id, "seq": seq, "delta": delta})
-    client.post("/v1/stream/finish", {"session_id": session_id, "seq": CHUNKS, "delta": last})
+    client.post("/v1/stream/finish", {"session_id": session_id, "seq": calls, "delta": last})
     assert any(event.get("state") == "COMPLETE" for event in client.events(f"{EVENTS_PATH}?session_id={session_id}"))
     figures: Json = record(servers, str(session_id))["figures"]  # type: ignore[assignment]
     return figures

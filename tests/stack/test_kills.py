@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.stack.clients import Client, Json, Shown
+from tests.stack.recovery import record, undisturbed
 from tests.stack.servers import Stack, Web, until
 from tests.stack.test_two_processes import GUARDED, TEXT, found_in_database
 
@@ -138,6 +139,9 @@ def survive(servers: Stack, client: Client, moments: tuple[Moment, ...]) -> None
     rows = found_in_database(servers, session_id)
     assert [str(rule) for name, rule, *_ in rows if name != "harm"] == [rule for _, rule in findings]
     assert [row[0] for row in rows].count("harm") == 1, "the deferred check was made, once"
+    stored, calm = record(servers, str(session_id)), undisturbed(servers, client, TEXT, len(bodies))
+    assert stored["sessions"] == [["COMPLETE", len(TEXT), len(bodies)]]
+    assert stored["figures"] == calm, "characters, calls and what each guardrail did"
     sealed = f"SELECT count(*) FROM streaming_auditentry WHERE session = '{session_id}' AND kind = 'sealed'"
     assert servers.rows(sealed) == [(1,)]
     status = client.get(f"/v1/stream/status?session_id={session_id}")
