@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ RIGHT: dict[str, dict[str, object]] = {
     "/v1/stream/update": {"session_id": ID, "seq": 1, "delta": "Hello"},
     "/v1/stream/finish": {"session_id": ID, "seq": 1, "delta": "Hello"},
 }
+LIVE = ["/v1/stream/update", "/v1/stream/finish"]
 BIG = 10**400
 ODD_VALUES = [
     None, True, False, 0, -1, 1.5, 1e308, BIG, -BIG, 2**63, float("nan"), float("inf"), "", "\0", "\ud800",
@@ -56,9 +58,9 @@ def nested(depth: int, kind: str) -> bytes:
 
 
 @st.composite
-def nearly_right(draw: st.DrawFn, path: str) -> bytes:
+def nearly_right(draw: st.DrawFn, right: dict[str, object]) -> bytes:
     """A right body with one to three fields made odd, left out or added."""
-    body = dict(RIGHT[path])
+    body = dict(right)
     for _ in range(draw(st.integers(1, 3))):
         name = draw(
             st.sampled_from([*body, "policy", "preset", "mode", "kind", "messages", "context", "client", "more"])
@@ -71,9 +73,9 @@ def nearly_right(draw: st.DrawFn, path: str) -> bytes:
 
 
 @st.composite
-def broken(draw: st.DrawFn, path: str) -> bytes:
+def broken(draw: st.DrawFn, right: dict[str, object]) -> bytes:
     """Bytes that were JSON once, or never."""
-    whole = json.dumps(RIGHT[path]).encode()
+    whole = json.dumps(right).encode()
     match draw(st.sampled_from(["cut", "flip", "noise", "deep", "inside", "number", "twice", "charset", "bare"])):
         case "cut":
             return whole[: draw(st.integers(0, len(whole) - 1))]
@@ -86,7 +88,7 @@ def broken(draw: st.DrawFn, path: str) -> bytes:
             return nested(draw(st.sampled_from([50, 990, 5_000, 100_000])), draw(st.sampled_from(KINDS)))
         case "inside":
             deep = nested(draw(st.sampled_from([50, 200, 900, 5_000])), draw(st.sampled_from(["list", "object"])))
-            name = draw(st.sampled_from([*RIGHT[path], "context", "client", "more"]))
+            name = draw(st.sampled_from([*right, "context", "client", "more"]))
             return whole[:-1] + b', "' + name.encode() + b'": ' + deep + b"}"
         case "number":
             digits = draw(st.sampled_from(NUMBERS))
@@ -94,7 +96,7 @@ def broken(draw: st.DrawFn, path: str) -> bytes:
         case "twice":
             return whole + whole
         case "charset":
-            return json.dumps(RIGHT[path]).encode(draw(st.sampled_from(CHARSETS)))
+            return json.dumps(right).encode(draw(st.sampled_from(CHARSETS)))
     return draw(st.sampled_from(BARE))
 
 
@@ -142,6 +144,11 @@ def caller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
 
 def try_one(caller: Caller, path: str, body: bytes, encoding: str, kind: str, method: str = "POST") -> int:
     """Send it; the answer keeps the rules of every answer. Returns its status."""
+    return answer_to(caller, path, body, encoding, kind, method).status_code
+
+
+def answer_to(caller: Caller, path: str, body: bytes, encoding: str, kind: str, method: str = "POST") -> httpx.Response:
+    """Send it; the answer keeps the rules of every answer."""
     before = AuditSession.objects.count()
     headers = {"Content-Type": kind.encode("latin-1"), "Content-Encoding": encoding.encode("latin-1")}
     response = caller.send(method, path, content=body, headers=headers)  # type: ignore[arg-type]
@@ -157,7 +164,7 @@ def try_one(caller: Caller, path: str, body: bytes, encoding: str, kind: str, me
         assert error["code"]
         assert error["message"]
         assert AuditSession.objects.count() == before, "a refused call changes nothing"
-    return response.status_code
+    return response
 
 
 def fuzz(examples: int) -> Any:
@@ -173,7 +180,7 @@ def fuzz(examples: int) -> Any:
 
 
 def send_drawn(caller: Caller, path: str, data: st.DataObject) -> None:
-    body = data.draw(st.one_of(nearly_right(path), broken(path)), label="body")
+    body = data.draw(st.one_of(nearly_right(RIGHT[path]), broken(RIGHT[path])), label="body")
     sent, encoding = data.draw(packed(body), label="sent")
     kind = data.draw(st.sampled_from([TYPES[0]] * 6 + TYPES[1:]), label="content type")
     try_one(caller, path, sent, encoding, kind)
@@ -203,6 +210,45 @@ def test_a_traceback_in_the_log_would_be_seen(caller: Caller, monkeypatch: pytes
 @fuzz(150)
 def test_whatever_is_sent_is_answered_in_the_one_shape(caller: Caller, path: str, data: st.DataObject) -> None:
     send_drawn(caller, path, data)
+
+
+def of_a_live_stream(caller: Caller, path: str, data: st.DataObject) -> None:
+    """Whatever comes in between, what is released in the end is what was taken, and nothing else of it."""
+    began = caller.post("/v1/stream/start", {"delta": "Hello "})
+    session_id, sent, shown, seq = str(began["session_id"]), "Hello ", str(began["released"]), 1
+    for _ in range(data.draw(st.integers(1, 3), label="bodies")):
+        right: dict[str, object] = {"session_id": ID, "seq": seq + 1, "delta": f"and {seq} more, "}
+        body = data.draw(st.one_of(nearly_right(right), broken(right)), label="body")
+        # After the draw, which may not depend on it: it is another one each time.
+        body = body.replace(ID.encode(), session_id.encode())
+        answer = answer_to(caller, path, body, "", "application/json")
+        if answer.status_code != 200:
+            continue
+        said = answer.json()
+        shown += said["released"]
+        sent += json.loads(body).get("delta") or ""
+        if path.endswith("finish"):
+            break
+        seq = said["seq"]
+    else:
+        shown += str(caller.post("/v1/stream/finish", {"session_id": session_id})["released"])
+    whole = caller.post("/v1/check", {"text": sent, "kind": "response", "accepts": ["redact"]})
+    assert shown == whole["text"]
+
+
+@pytest.mark.parametrize("path", LIVE)
+@fuzz(30)
+def test_what_is_sent_to_a_live_stream_leaves_it_as_it_was_or_is_taken_whole(
+    caller: Caller, path: str, data: st.DataObject
+) -> None:
+    of_a_live_stream(caller, path, data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", LIVE)
+@fuzz(1_000)
+def test_many_more_to_live_streams(caller: Caller, path: str, data: st.DataObject) -> None:
+    of_a_live_stream(caller, path, data)
 
 
 @pytest.mark.long
