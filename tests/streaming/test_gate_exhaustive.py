@@ -59,6 +59,14 @@ def test_pairs_in_every_short_text_and_every_cut(spans) -> None:
             check(policy, text, spans, every_cut(text))
 
 
+def test_triples_in_every_text_of_up_to_three_and_every_cut(spans) -> None:
+    """To length 6 it is the long test below."""
+    for seed, triple in enumerate(itertools.combinations(RULES, 3)):
+        policy = policy_of(triple, seed)
+        for text in texts(3):
+            check(policy, text, spans, every_cut(text))
+
+
 def test_triples_in_longer_texts(spans) -> None:
     chance = random.Random(7)
     longer = [text for text in texts(6) if len(text) > 4]
