@@ -8,6 +8,7 @@ appends N K N entries of the audit log, K in a transaction; gives the millisecon
 crowd N K   N sessions from first to last row by K visitors at a time in this process; gives the seconds
 commits N K one number counted up to N by K, each step its own transaction: what the database and its disk take for that
 purge       the texts of every third session are removed
+leases N K  N rounds in which K threads take a check of one guardrail at the same moment; how many got one, each round
 """
 
 from __future__ import annotations
@@ -196,9 +197,20 @@ def purge() -> object:
     return purge_all(map(str, ids))
 
 
+def leases(rounds: int, threads: int) -> object:
+    """A new guardrail in every round."""
+    from streaming.deferred import Lease
+    from tests.streaming.test_checks_at_once import taken_at_once, waiting
+
+    return [
+        sum(isinstance(one, Lease) for one in taken_at_once([waiting(f"harm {number}") for _ in range(threads)]))
+        for number in range(rounds)
+    ]
+
+
 WORK: dict[str, Callable[..., object]] = {
     "prepare": prepare, "fill": fill, "result": result, "sessions": write_sessions, "appends": appends,
-    "commits": commits, "crowd": crowd, "purge": purge,
+    "commits": commits, "crowd": crowd, "purge": purge, "leases": leases,
 }  # fmt: skip
 
 if __name__ == "__main__":
