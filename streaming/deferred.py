@@ -385,7 +385,8 @@ def _panel_status(lease: Lease, took_ms: float) -> GuardrailStatus:
 def _conversation(lease: Lease) -> tuple[Turn, ...]:
     """Earlier messages, and for an answer its prompt; visible text only.
 
-    A check has no message of its own, and a stream one alone: what is earlier is what was there when it began.
+    A check has a message only in a conversation that it names, and a stream one alone: what is earlier is what was
+    there when it began.
     """
     session = AuditSession.objects.select_related("prompt", "answer").get(pk=lease.session_id)
     until = session.prompt if lease.applies_to == AppliesTo.PROMPT.value else session.answer
