@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from streaming.core.events import ProviderEvent, TextDelta
-from streaming.providers.sampling import Sampling
+from streaming.providers.sampling import NO_WISHES, Sampling
 
 
 class ProviderError(Exception):
@@ -152,7 +152,7 @@ class ProviderRequest:
     tools: tuple[ToolSpec, ...] = ()
     choices: int = 1
     max_tokens: int | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = NO_WISHES
     rest_s: Callable[[], float] = field(default=never_rest, compare=False, repr=False)
 
 

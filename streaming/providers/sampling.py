@@ -3,7 +3,7 @@
 Exists because the dialects name and bound the same wishes differently. Protects the rule that a wish is either told to
 the provider or refused: an answer that ignores it is an answer to another question. Pure.
 
-    Sampling     the wishes, in words of our own
+    Sampling     the wishes, in words of our own; NO_WISHES: none
     WORDS        what each dialect calls them
 """
 
@@ -30,6 +30,8 @@ class Sampling:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value not in (None, ())}
 
+
+NO_WISHES = Sampling()
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "openai": {
