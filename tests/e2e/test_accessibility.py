@@ -1,8 +1,9 @@
-"""The pages under axe-core, light and dark, and with what they show while they work: no serious or critical issue.
+"""The pages under axe-core, light and dark, wide and narrow, and with what they show while they work: no serious or
+critical issue.
 
 Those are ``/``, ``/compare/``, ``/welcome/``; of ``/audit/`` the list, a session hidden and revealed, the review queue,
 precision and the chain; of the admin the login, the front page, a policy's form and a version's page. The admin's other
-lists and forms are not looked at here.
+lists and forms are those of ``test_admin_pages``. Narrow and light is for the long run: colours do not follow widths.
 
 axe is put into the page by the browser's own debugging channel, so the page's policy stays as strict as it is. Nothing
 is excepted, the markup of the admin's theme included.
@@ -20,9 +21,15 @@ from playwright.sync_api import Page, expect
 from tests.e2e.conftest import Visit
 from tests.e2e.server import Demo
 from tests.e2e.test_audit_pages import guard, sign_in
-from tests.e2e.visitor import until
+from tests.e2e.visitor import Visitor, until
 
-SCHEMES = ("light", "dark")
+LOOKS = [
+    pytest.param((1280, "light"), id="wide and light"),
+    pytest.param((1280, "dark"), id="wide and dark"),
+    pytest.param((390, "dark"), id="narrow and dark"),
+    pytest.param((390, "light"), id="narrow and light", marks=pytest.mark.long),
+]
+Look = tuple[int, str]
 TAKES_MS = 60_000
 
 RUN_AXE = """async () => {
@@ -63,9 +70,15 @@ def settled(page: Page) -> Page:
     return page
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_it_works(shared_demo: Demo, visit: Visit, scheme: str) -> None:
-    visitor = visit(shared_demo.url, color_scheme=scheme).open()
+def seen_as(look: Look, visit: Visit, running: Demo) -> Visitor:
+    """Somebody with a screen of this width who likes these colours."""
+    width, scheme = look
+    return visit(running.url, viewport={"width": width, "height": 900}, color_scheme=scheme)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_it_works(shared_demo: Demo, visit: Visit, look: Look) -> None:
+    visitor = seen_as(look, visit, shared_demo).open()
     assert issues(visitor.page) == []
     visitor.scenario("pii")
     visitor.over("redacted")
@@ -93,9 +106,9 @@ def test_control_what_is_wrong_is_found(shared_demo: Demo, visit: Visit) -> None
         assert rule in found
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_while_an_answer_is_held(shared_demo: Demo, visit: Visit, scheme: str) -> None:
-    visitor = visit(shared_demo.url, color_scheme=scheme).open()
+@pytest.mark.parametrize("look", LOOKS)
+def test_while_an_answer_is_held(shared_demo: Demo, visit: Visit, look: Look) -> None:
+    visitor = seen_as(look, visit, shared_demo).open()
     visitor.scenario("slow")
     visitor.grown(10)
     assert issues(visitor.page) == []
@@ -103,9 +116,9 @@ def test_while_an_answer_is_held(shared_demo: Demo, visit: Visit, scheme: str) -
     visitor.over("interrupted")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_compare_and_welcome(shared_demo: Demo, visit: Visit, scheme: str) -> None:
-    visitor = visit(shared_demo.url, color_scheme=scheme).open("/compare/")
+@pytest.mark.parametrize("look", LOOKS)
+def test_compare_and_welcome(shared_demo: Demo, visit: Visit, look: Look) -> None:
+    visitor = seen_as(look, visit, shared_demo).open("/compare/")
     page = visitor.page
     assert issues(page) == []
     page.locator("[data-scenario=pii]").click()
@@ -116,10 +129,10 @@ def test_compare_and_welcome(shared_demo: Demo, visit: Visit, scheme: str) -> No
     assert issues(page) == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_audit(shared_demo: Demo, visit: Visit, scheme: str) -> None:
+@pytest.mark.parametrize("look", LOOKS)
+def test_audit(shared_demo: Demo, visit: Visit, look: Look) -> None:
     guard(shared_demo, visit)
-    page = sign_in(visit(shared_demo.url, color_scheme=scheme), shared_demo)
+    page = sign_in(seen_as(look, visit, shared_demo), shared_demo)
     expect(page.locator("tr[data-session]").first).to_be_visible()
     assert issues(page) == []
     page.locator("tr[data-session] a").first.click()
@@ -144,9 +157,9 @@ def test_audit(shared_demo: Demo, visit: Visit, scheme: str) -> None:
     assert issues(settled(page)) == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_admin(shared_demo: Demo, visit: Visit, scheme: str) -> None:
-    visitor = visit(shared_demo.url, color_scheme=scheme)
+@pytest.mark.parametrize("look", LOOKS)
+def test_admin(shared_demo: Demo, visit: Visit, look: Look) -> None:
+    visitor = seen_as(look, visit, shared_demo)
     page = visitor.page
     page.goto(f"{shared_demo.url}/admin/")
     assert issues(settled(page)) == []
