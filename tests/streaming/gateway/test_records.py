@@ -13,7 +13,7 @@ from django.test import AsyncClient
 from guardrails.kinds import base
 from guardrails.models import Scope
 from guardrails.policy import compile_policy
-from guardrails.selectors import Running
+from guardrails.selectors import Running, ShadowPolicy
 from guardrails.services import create_api_key, install
 from streaming import registry, tasks
 from streaming.api.gateway import front
@@ -187,3 +187,22 @@ async def test_who_judges_an_answer_is_told_the_conversation_as_it_went_upstream
     assert of_the_answer
     assert all(turns == [*before, ("user", "How does a lock work?")] for turns in of_the_answer)
     assert not any("536-22" in text for _, turns in Remembers.heard for _, text in turns), "what is hidden stays so"
+
+
+async def test_a_guardrail_in_monitor_looks_at_all_of_a_request_and_a_shadow_at_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How a version is tried on the gateway (docs/adr/0207)."""
+    tried = {"name": "w", "kind": "keywords", "mode": "MONITOR", "config": {"keywords": ["heron", "lock"]}}
+    active = compile_policy({"policy": "t", "guardrails": [tried]}, version=1, digest="sha256:t")
+    blocking = compile_policy({"policy": "t", "guardrails": [{**tried, "mode": "BLOCK"}]}, version=2, digest="sha256:u")
+
+    async def load(name: str, whose: object) -> Running:
+        return Running(active, ShadowPolicy(2, "sha256:u", blocking))
+
+    monkeypatch.setattr(front, "load_running", load)
+    status, said, headers = await ask(await new_key(), "scripted/clean", "a heron")
+    assert (status, json.loads(said)["choices"][0]["message"]["content"]) == (200, SCENARIOS["clean"].answer)
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert (session.outcome, session.shadow_version, session.shadow_comparison) == ("allowed", 0, "")
+    assert {one.mode async for one in session.findings.all()} == {"MONITOR"}
