@@ -30,6 +30,11 @@ POLICIES: list[dict[str, object]] = [
          {"name": "secrets", "kind": "secrets", "action": "mask"},
          {"name": "code_names", "kind": "keywords", "action": "mask", "config": {"keywords": ["Blue Heron"]}},
      ]},
+    {"policy": "watching",
+     "guardrails": [
+         {"name": "words", "kind": "keywords", "mode": "MONITOR", "action": "block",
+          "config": {"keywords": ["Blue Heron", "Hello"]}}
+     ]},
     {"policy": "wary", "guardrails": [{"name": "wary", "kind": "prompt_injection", "action": "block"}]},
     {
         "policy": "stopping",
