@@ -17,6 +17,9 @@ admin.site.unregister(Group)
 class ThemedUserAdmin(UserAdmin[User], ModelAdmin[User]):
     """Who may sign in."""
 
+    # Django's two boxes with arrows name parts that may bear no name (axe: aria-prohibited-attr); a list has none.
+    filter_horizontal = ()
+
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
@@ -25,3 +28,6 @@ class ThemedUserAdmin(UserAdmin[User], ModelAdmin[User]):
 @admin.register(Group)
 class ThemedGroupAdmin(GroupAdmin, ModelAdmin[Group]):
     """Permissions that belong together."""
+
+    # Django's two boxes with arrows name parts that may bear no name (axe: aria-prohibited-attr); a list has none.
+    filter_horizontal = ()

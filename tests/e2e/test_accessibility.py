@@ -3,7 +3,7 @@ critical issue.
 
 Those are ``/``, ``/compare/``, ``/welcome/``; of ``/audit/`` the list, a session hidden and revealed, the review queue,
 precision and the chain; of the admin the login, the front page, a policy's form and a version's page. The admin's other
-lists and forms are those of ``test_admin_pages``. Narrow and light is for the long run: colours do not follow widths.
+lists and forms are not looked at here. Narrow and light is for the long run: colours do not follow widths.
 
 axe is put into the page by the browser's own debugging channel, so the page's policy stays as strict as it is. Nothing
 is excepted, the markup of the admin's theme included.
