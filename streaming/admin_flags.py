@@ -39,6 +39,11 @@ class RolloutFlagAdmin(ModelAdmin):  # type: ignore[misc]  # unfold carries no t
         ("Record", {"fields": ("created", "modified")}),
     )  # fmt: skip
 
+    class Media:
+        """The box that searches users has a name for a screen reader."""
+
+        js = ("admin-look/named.js",)
+
     def formfield_for_dbfield(
         self, db_field: Field[object, object], request: HttpRequest, **kwargs: object
     ) -> FormField | None:

@@ -2,8 +2,9 @@
 critical issue.
 
 Those are ``/``, ``/compare/``, ``/welcome/``; of ``/audit/`` the list, a session hidden and revealed, the review queue,
-precision and the chain; of the admin the login, the front page, a policy's form and a version's page. The admin's other
-lists and forms are not looked at here. Narrow and light is for the long run: colours do not follow widths.
+precision and the chain; of the admin the login, the front page, a policy's form with a rule open and a version's page
+(``test_admin_pages`` looks at all others); and what is shown where there is no page, a page or a form is refused, or
+something fails. Narrow and light is for the long run: colours do not follow widths.
 
 axe is put into the page by the browser's own debugging channel, so the page's policy stays as strict as it is. Nothing
 is excepted, the markup of the admin's theme included.
@@ -16,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from django.template.loader import render_to_string
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.conftest import Visit
 from tests.e2e.server import Demo
-from tests.e2e.test_audit_pages import guard, sign_in
+from tests.e2e.test_audit_pages import fits, guard, sign_in
 from tests.e2e.visitor import Visitor, until
 
 LOOKS = [
@@ -174,3 +176,37 @@ def test_admin(shared_demo: Demo, visit: Visit, look: Look) -> None:
             expect(page.locator("#rules-summary")).to_contain_text("can be saved")
         found += issues(settled(page))
     assert found == []
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_pages_that_say_what_went_wrong(shared_demo: Demo, visit: Visit, look: Look) -> None:
+    visitor = seen_as(look, visit, shared_demo)
+    page = visitor.page
+
+    def fail(route: Route) -> None:  # no page of the demo can be made to fail from outside
+        route.fulfill(status=500, content_type="text/html", body=render_to_string("500.html"))
+
+    page.route("**/failed/", fail)
+    page.goto(f"{shared_demo.url}/admin/")
+    page.context.clear_cookies()
+    page.locator("input[name=username]").fill("somebody")
+    page.locator("input[name=password]").fill("something")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-refused=forged]")).to_be_visible()
+    found = issues(settled(page))
+    sign_in(visitor, shared_demo)
+    for address, said in {
+        "no/such/page/": "There is no such page",
+        "admin/streaming/finding/add/": "This page is not for you",
+        "failed/": "Something failed here",
+    }.items():
+        page.goto(f"{shared_demo.url}/{address}")
+        expect(page.locator("h1")).to_have_text(said)
+        found += issues(settled(page))
+        assert fits(page), address
+        page.get_by_role("button", name="Colours: as the system").click()  # the header works here too
+        expect(page.locator("html")).to_have_attribute("data-theme", "light")
+        page.evaluate("localStorage.clear()")
+    assert found == []
+    assert len(visitor.console) == 4
+    assert all("the server responded with a status of" in line for line in visitor.console), visitor.console

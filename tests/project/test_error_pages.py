@@ -1,8 +1,9 @@
-"""What a visitor sees where there is no page, when a form is refused or a page fails: our look, and no database."""
+"""What a visitor sees where there is no page, when a form or a page is refused or fails: our look, and no database."""
 
 from __future__ import annotations
 
 import pytest
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.test import Client
@@ -17,14 +18,20 @@ def boom(request: HttpRequest) -> HttpResponse:
     raise RuntimeError(SECRET)
 
 
-urlpatterns = [path("boom", boom), *urls.urlpatterns]
+def not_yours(request: HttpRequest) -> HttpResponse:
+    raise PermissionDenied(SECRET)
+
+
+urlpatterns = [path("boom", boom), path("not-yours", not_yours), *urls.urlpatterns]
 
 
 def look(response: HttpResponse) -> str:
     """The page as text, which has the look of all others."""
     body: str = response.content.decode()
     assert response.headers["Content-Type"].startswith("text/html")
-    for part in ("css/sluicegate.css", "css/said.css", "js/theme.js", 'class="brand-name"', '<main class="said">'):
+    for part in ("css/sluicegate.css", "css/said.css", "js/theme.js", "js/colours.js"):
+        assert part in body
+    for part in ('class="brand-name"', 'id="theme"', 'href="#main"', '<main id="main" class="said"'):
         assert part in body
     assert body.count("<h1") == 1
     return body
@@ -35,7 +42,8 @@ def test_it_works(client: Client) -> None:
     assert response.status_code == 404
     body = look(response)
     assert "There is no such page" in body
-    assert 'href="/welcome/"' in body
+    for place in ("/", "/compare/", "/welcome/"):
+        assert f'href="{place}"' in body
     assert "<script>page" not in body
 
 
@@ -45,6 +53,15 @@ def test_a_forged_form_is_told_what_to_do() -> None:
     body = look(response)
     assert "nothing was changed" in body
     assert "load the page again" in body
+
+
+@pytest.mark.urls(__name__)
+def test_who_may_not_open_a_page_is_told_so(client: Client) -> None:
+    response = client.get("/not-yours")
+    assert response.status_code == 403
+    body = look(response)
+    assert 'data-refused="permission"' in body
+    assert SECRET not in body
 
 
 @pytest.mark.urls(__name__)
