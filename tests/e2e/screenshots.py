@@ -51,6 +51,11 @@ def welcomed(visitor: Visitor) -> None:
     visitor.page.goto(visitor.base + "/welcome/")
 
 
+def lost(visitor: Visitor) -> None:
+    """An address where nothing is."""
+    visitor.page.goto(visitor.base + "/no/such/page/")
+
+
 VISITED: dict[str, Callable[[Visitor], None]] = {
     "live-redacted": answered("pii", "redacted"),
     "live-blocked": answered("blocked_phrase", "blocked"),
@@ -58,6 +63,7 @@ VISITED: dict[str, Callable[[Visitor], None]] = {
     "live-tools": answered("tools", "allowed"),
     "compare": compared,
     "welcome": welcomed,
+    "no-such-page": lost,
 }
 
 
@@ -73,7 +79,10 @@ def signed_in(running: Demo) -> dict[str, str]:
         "audit-chain": "/audit/chain/",
         "admin": "/admin/",
         "admin-policy": f"/admin/guardrails/policy/{policy}/change/",
+        "admin-rule": f"/admin/guardrails/policy/{policy}/change/",
         "admin-version": f"/admin/guardrails/policyversion/{version}/change/",
+        "admin-rollout": f"/admin/guardrails/rollout/of/{version}/",
+        "admin-key": "/admin/guardrails/apikey/add/",
     }
 
 
@@ -106,6 +115,10 @@ def take(browser: Browser, running: Demo, look: str) -> None:
     sign_in(visitor, running)
     for name, address in signed_in(running).items():
         visitor.page.goto(running.url + address)
+        if name == "admin-rule":  # the same page, with a guardrail open
+            card = visitor.page.locator(".rules-card").first
+            card.locator("summary").first.click()
+            card.evaluate("(card) => card.scrollIntoView()")
         shoot(visitor.page, name)
         if name == "audit-review":  # so that the page of precision has something to show
             expect(visitor.page.locator("main.audit[data-keys=on]")).to_be_visible()
