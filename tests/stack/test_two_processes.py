@@ -81,7 +81,8 @@ def test_it_works(servers: Stack, client: Client) -> None:
     for at in (a, b):
         status = client.get(f"/v1/stream/status?session_id={session_id}", at)
         assert (status["state"], status["outcome"]) == ("COMPLETE", "redacted")
-        assert status["deferred"] == [{"guardrail": "harm", "applies_to": "response", "state": "would_block"}]
+        checks = {(one["guardrail"], one["applies_to"], one["state"]) for one in status["deferred"]}
+        assert checks == {("harm", "response", "would_block"), ("tone", "response", "passed")}
 
 
 @pytest.mark.parametrize("size", [1_000, 150, 61, 7])
@@ -308,7 +309,7 @@ def test_what_was_due_while_no_worker_ran_ends_as_soon_as_one_is_back(servers: S
     servers.wait_for_workers()
 
     check = f"SELECT state, sealed_text FROM streaming_deferredcheck WHERE session_id = '{judged}'"
-    assert servers.rows(check) == [("expired", None)], "that nobody made it is told, and its text is wiped"
+    assert set(servers.rows(check)) == {("expired", None)}, "that nobody made it is told, and its text is wiped"
     seen = Shown()
     for event in client.events(f"/v1/stream/events?session_id={silent}"):
         seen.take(event)
