@@ -67,6 +67,8 @@ class Teed(Provider):
 
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The inner provider's stream. Who closes it, as a gate that blocks does, does not end what is read along."""
+        if self._stopped:
+            return
         self._playing = asyncio.get_running_loop().create_task(self._play(request))
         try:
             while (event := await self._events.get()) is not None:
@@ -90,7 +92,9 @@ class Teed(Provider):
     def stop(self) -> None:
         """End the answer for those who read along too, as soon as the gate has let go of it."""
         self._stopped = True
-        if self._closed and self._playing is not None:
+        if self._playing is None:
+            self._tell(None)  # stopped before the provider was asked: nothing will come
+        elif self._closed:
             self._playing.cancel()
 
 

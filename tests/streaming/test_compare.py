@@ -270,18 +270,29 @@ async def test_a_blocked_answer_goes_on_where_nobody_guards_it() -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("quick")
 async def test_stop_stops_all_three() -> None:
-    text = "all is well. " * 1500
+    text = "all is well. " * 15_000  # longer than a busy machine takes to hear of the interrupt
     socket = await opened()
     await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "own_text", "text": text}))
-    while "raw-text" not in await socket.receive_from(timeout=10):
-        pass
-    await socket.send_to(text_data=json.dumps({"type": "interrupt"}))
     sent = ""
+    while "beforeend:#raw-text" not in sent:
+        sent += await socket.receive_from(timeout=10)
+    await socket.send_to(text_data=json.dumps({"type": "interrupt"}))
     while 'id="raw-figures"' not in sent or 'data-outcome="interrupted"' not in sent:
         sent += await socket.receive_from(timeout=20)
     raw = "".join(re.findall(r'beforeend:#raw-text">([^<]*)<', sent))
     assert 0 < len(raw) < len(text)
     await socket.disconnect()
+
+
+async def test_stopped_before_the_provider_is_asked_the_other_two_lanes_end_as_well() -> None:
+    """Nothing was said and nothing will be: they waited for it for ever."""
+    told: list[str | None] = []
+    teed = Teed(ScriptedProvider(), told.append)
+    teed.stop()
+    assert told == [None]
+    request = ProviderRequest((), scenario="clean")
+    assert [event async for event in teed.stream(request)] == []
+    assert told == [None]
 
 
 @pytest.mark.django_db(transaction=True)
