@@ -143,6 +143,7 @@ def walked(running: Demo, visitor: Visitor, wire: Wire, name: str) -> None:
     visitor.assert_clean()
 
 
+@pytest.mark.long
 def test_it_works(shared_demo: Demo, wire: Wire, visit: Visit) -> None:
     walked(shared_demo, visit(wire.url, viewport=PHONE, has_touch=True), wire, "on-a-phone")
 

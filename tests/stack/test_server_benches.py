@@ -72,6 +72,7 @@ def test_open_sessions_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["memory_sockets_store"].measured > 0.1, "every answer has a log in the store"
 
 
+@pytest.mark.long
 def test_the_gateway_is_compared_with_the_way_past_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"STREAMS": 6, "LENGTH": 20, "FULL_LENGTH": 40, "FULL_ROUNDS": 1, "ANSWERS": 2}.items():
         monkeypatch.setattr(gateway, name, value)

@@ -211,6 +211,7 @@ def test_it_works() -> None:
     assert glass.text == "three\nfour"
 
 
+@pytest.mark.long
 def test_a_person_sees_what_is_held_while_it_is_held_then_the_chip_and_the_last_line(data: Path) -> None:
     with talking(data, ("The number is 53", "6-22-81"), ("45, as far", " as we know.\n"), "What is it?") as (
         terminal,
