@@ -21,6 +21,8 @@ How a front uses it, once for every request::
     # strings that no guardrail looked at still have to be escaped; JSON within a string whose own strings went through
     # ``mask`` one by one is given with ``again=True``
     upstream_text = masker.mask(text)
+    # then, when all of them have been through, what stands somewhere without the words that made a rule find it
+    upstream_text = masker.swept(upstream_text)
     # all texts go through before the first answer is read; then, for each channel of the answer, behind its gate:
     restorer = Restorer(masker)  # text, thinking, refusals: streaming/core/restore.py
     channel = JsonChannel(masker if name in policy.restore_in_tools else None)  # arguments: streaming/core/json_text.py
@@ -37,6 +39,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from guardrails.findings import HIDING, Action, Finding, Mode
+from guardrails.known_values import KnownValues
 from guardrails.policy import Policy, compile_policy
 
 SORTS = {
@@ -149,7 +152,7 @@ class Masker:
     Raises ``ValueError`` without a key of at least 16 bytes.
     """
 
-    __slots__ = ("_key", "_made", "_values", "put_back", "tag")
+    __slots__ = ("_key", "_known", "_made", "_values", "put_back", "tag")
 
     def __init__(self, keys: Sequence[bytes], *, caller: str, conversation: str) -> None:
         if not keys or len(keys[0]) < 16:
@@ -158,6 +161,7 @@ class Masker:
         self.tag = _letters(self._number(b"tag"), 5)
         self._values: dict[str, str] = {}  # placeholder -> value, and back
         self._made: dict[str, str] = {}
+        self._known: KnownValues | None = None
         self.put_back = 0
         """How often a value was put back; whoever does it counts here."""
 
@@ -207,6 +211,25 @@ class Masker:
         out.append(text[at:])
         return "".join(out)
 
+    def swept(self, text: str) -> str:
+        """A text that went through ``mask``, without any value that has a placeholder by now.
+
+        For when all texts of the request have been masked: a value that was found beside a word that says what it is
+        stands in other texts without it. Values of five characters and more are looked for; what is written another
+        way gets a placeholder of its own, so that it comes back as it was.
+        """
+        if self._known is None:
+            known = [(value, made[5:9]) for made, value in self._values.items() if made[5:9] != ESCAPED]
+            self._known = KnownValues(known)
+        if not len(self._known):
+            return text
+        return self._known.replaced(text, [m.span() for m in _SHAPED.finditer(text)], self._again)
+
+    def _again(self, value: str, sort: str) -> str:
+        known, made = self._known, self._enter(value, sort)
+        self._known = known  # what was only found again is known already
+        return made
+
     def _regions(
         self,
         text: str,
@@ -243,6 +266,7 @@ class Masker:
             if made not in self._values:
                 self._values[made] = value
                 self._made[value] = made
+                self._known = None
                 return made
         raise RuntimeError("64 values of one request have the same name under this key")
 

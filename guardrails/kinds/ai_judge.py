@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrails.findings import Verdict
-from guardrails.kinds.base import CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, Turn
+from guardrails.kinds.base import OMITTED, CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, Turn
+from guardrails.kinds.said import category_of, fault_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 EARLIER_BYTES = 200_000
@@ -66,7 +67,10 @@ class AiJudgeConfig(Config):
     provider: str = Field(default="scripted", min_length=1, max_length=100, description="Provider that judges.")
     rubric: str = Field(min_length=1, max_length=20_000, description="What counts as a hit, in plain words.")
     threshold: float = Field(default=0.5, ge=0, le=1, description="Score from which a verdict is a hit.")
-    categories: Texts = Field(default=(), description="The only categories a verdict may name; empty: any.")
+    categories: Texts = Field(
+        default=(),
+        description="The only categories a verdict may name; empty: any short name without a word of the text.",
+    )
     conversation_turns: int | Literal["all"] = Field(
         default=0,
         description="How many earlier messages of the conversation the judge is shown, at most 200,000 bytes.",
@@ -99,11 +103,13 @@ def judge_prompt(config: AiJudgeConfig, request: CheckRequest, mark: str) -> lis
 
 
 def earlier_turns(conversation: tuple[Turn, ...], wanted: int | Literal["all"]) -> tuple[tuple[Turn, ...], bool]:
-    """The newest turns, as many as are wanted and fit into ``EARLIER_BYTES``; and whether some did not fit.
+    """The newest turns, as many as are wanted and fit into ``EARLIER_BYTES``; and whether some that are wanted are not
+    among them.
 
     The oldest that is shown may be shown by its end alone: one long message hides no other that is as new.
     """
-    newest_first = conversation[::-1] if wanted == "all" else conversation[::-1][:wanted]
+    cut_off = conversation[:1] == (OMITTED,)
+    newest_first = conversation[cut_off:][::-1] if wanted == "all" else conversation[cut_off:][::-1][:wanted]
     shown: list[Turn] = []
     left = EARLIER_BYTES
     for turn in newest_first:
@@ -114,7 +120,7 @@ def earlier_turns(conversation: tuple[Turn, ...], wanted: int | Literal["all"]) 
             return tuple(shown[::-1]), True
         left -= len(said)
         shown.append(turn)
-    return tuple(shown[::-1]), False
+    return tuple(shown[::-1]), cut_off and (wanted == "all" or len(shown) < wanted)
 
 
 def fence_mark(prompt: str) -> str:
@@ -146,9 +152,8 @@ def parse_answer(answer: str, categories: tuple[str, ...] = (), mark: str = "") 
     try:
         found = JudgeAnswer.model_validate(json.loads(text, object_pairs_hook=_no_duplicates))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise UnparseableVerdict(f"the judge's answer is not of the form asked for: {where}: {first['msg']}") from None
+        fault = fault_of(error, *JudgeAnswer.model_fields)
+        raise UnparseableVerdict(f"the judge's answer is not of the form asked for: {fault}") from None
     except UnparseableVerdict:
         raise
     except (ValueError, RecursionError):
@@ -170,6 +175,11 @@ class AiJudgeKind(Kind[AiJudgeConfig]):
         PerformanceClass.SLOW, 800.0, 3_000.0, 4_900.0, deterministic=False, cpu=False, network=True
     )
     wants_conversation = True
+
+    def turns_wanted(self) -> int | Literal["all"]:
+        """As many as it shows."""
+        return self.config.conversation_turns
+
     Config = AiJudgeConfig
     examples: ClassVar[tuple[Example, ...]] = (
         Example(
@@ -190,6 +200,6 @@ class AiJudgeKind(Kind[AiJudgeConfig]):
         return Verdict(
             hit=found.score >= self.config.threshold,
             score=found.score,
-            category=found.category,
+            category=category_of(found.category, request.text, self.config.categories),
             reason=found.reason,
         )

@@ -17,7 +17,7 @@ import re
 from abc import ABC
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Generic, TypeVar, cast
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Strict
 
@@ -45,6 +45,9 @@ class Turn:
     role: str
     text: str
 
+
+OMITTED = Turn("omitted", "")
+"""At the head of a conversation: what was said still earlier is not there. No message has this role."""
 
 Complete = Callable[[str, list[Turn], float], Awaitable[str]]
 """``complete(provider_name, turns, time_limit_s) -> text``: the model call that a judge needs, handed in."""
@@ -170,6 +173,14 @@ class Kind(ABC, Generic[ConfigT]):
 
     def limits(self) -> Sequence[Limit]:
         """Length limits enforced by the gate itself."""
+        return ()
+
+    def turns_wanted(self) -> int | Literal["all"]:
+        """How many earlier messages of the conversation its checks want to know, the newest."""
+        return "all" if self.wants_conversation else 0
+
+    def remarks(self) -> Sequence[str]:
+        """What whoever publishes this should read about its parameters; no failures."""
         return ()
 
     async def check(self, request: CheckRequest, services: Services) -> Verdict:

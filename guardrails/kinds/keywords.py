@@ -14,12 +14,15 @@ from typing import ClassVar, cast
 from pydantic import Field, field_validator, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind, Texts
+from guardrails.patterns.behind import found_behind
 from guardrails.patterns.folding import fold_plain
 from guardrails.patterns.rule import Rule
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LENGTH = 200
+MOST_BEHIND = 500
+"""Words up to which a list is also looked for right behind escapes: every one of them begins with each backslash."""
 
 
 def phrase_pattern(phrase: str, *, fold: bool, ignore_case: bool) -> str:
@@ -150,4 +153,5 @@ class KeywordsKind(Kind[KeywordsConfig]):
                     category="keyword",
                 ),
             )
-        return tuple(rules.values())
+        found = tuple(rules.values())
+        return tuple(map(found_behind, found)) if config.whole_word and len(found) <= MOST_BEHIND else found

@@ -7,16 +7,23 @@ about this one text: any other answer is a failure, and the guardrail's ``on_err
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrails.findings import Verdict
 from guardrails.kinds.base import CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, refusal
+from guardrails.kinds.said import category_of, fault_of
 from guardrails.kinds.webhook import http_url, keys_once, secret_name
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 MAX_ANSWER_BYTES = 262_144
+PUBLISHED = frozenset({
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
+})  # fmt: skip
+"""OpenAI's categories: names that everybody knows. Others are shown if they are declared, or cannot be of the text."""
 
 
 class ModerationConfig(Config):
@@ -86,7 +93,9 @@ class ModerationApiKind(Kind[ModerationConfig]):
         if reply.status != 200:
             why = {401: ": the key is missing or not accepted", 429: ": too many calls"}.get(reply.status, "")
             raise refusal("the moderation endpoint", reply.status, why)
-        return self._verdict(_result(reply.body))
+        verdict = self._verdict(_result(reply.body))
+        declared = {*PUBLISHED, *self.config.categories}
+        return replace(verdict, category=category_of(verdict.category, request.text, declared))
 
     def _verdict(self, result: _Result) -> Verdict:
         scores = {name: score or 0.0 for name, score in result.category_scores.items()}
@@ -112,8 +121,7 @@ def _result(body: bytes) -> _Result:
     try:
         return _Answer.model_validate(json.loads(body, object_pairs_hook=keys_once)).results[0]
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise NoVerdict(f"the moderation endpoint's answer is not of its form: {where}: {first['msg']}") from None
+        fault = fault_of(error, *_Answer.model_fields, *_Result.model_fields)
+        raise NoVerdict(f"the moderation endpoint's answer is not of its form: {fault}") from None
     except (ValueError, RecursionError):
         raise NoVerdict("the moderation endpoint's answer is not JSON") from None

@@ -16,21 +16,18 @@ from pydantic import Field, field_validator, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind
 from guardrails.patterns import validators
+from guardrails.patterns.behind import BACKSLASH, ESCAPE, PERCENT, found_behind
 from guardrails.patterns.rule import Rule, Validator
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
-SPACE = "(?:[ \u00a0\u2007\u2009\u202f]|%20)"
-"""The blanks that stand inside numbers: plain, no-break, figure, thin, narrow no-break; percent-encoded."""
-DASH = "(?:[-\u2010-\u2015\u2212]|%2[Dd])"
-"""Hyphens, dashes and the minus sign, all of which models write between groups of digits; percent-encoded."""
+SPACE = r"(?:[ \u00a0\u2007\u2009\u202f]|%20|\\u00[2Aa]0)"
+"""The blanks that stand inside numbers: plain, no-break, figure, thin, narrow no-break; percent-encoded, escaped."""
+DASH = r"(?:[-\u2010-\u2015\u2212]|%2[Dd]|\\u(?:002[Dd]|201[0-5]|2212))"
+"""Hyphens, dashes and the minus sign, all of which models write between groups of digits; encoded, escaped."""
 SEPARATORS = (SPACE, DASH, r"\.")
-ESCAPE = "%[0-9A-Fa-f]{2}"
-"""A character that is percent-encoded. A value right behind one stands behind a digit or a letter and yet by itself, so
-that every rule that asks what stands before it has a second form for that place."""
-
 FILLERS = "no|nr|num|number|nos|id|code|is|was|are|my|your|the|of|on|holder"
 GAP = (
-    rf"(?:(?:[\s.:#=,'\"(/-]{{1,3}}|[.:]?{ESCAPE})(?:{FILLERS})){{0,4}}"
+    rf"(?:(?:[\s.:#=,'\"(/-]{{1,3}}|[.:]?{PERCENT})(?:{FILLERS})){{0,4}}"
     rf"(?:[\s.:#=,'\"(-]{{1,4}}|[.:]?{ESCAPE}(?:{ESCAPE})?)"
 )
 """What may stand between a word ("passport") and its value: a few filler words, then punctuation or blanks."""
@@ -65,14 +62,6 @@ def _blanks(words: str) -> str:
     return words.replace(r"\s", r"(?:\s|%20)")
 
 
-def _escaped(rule: Rule) -> Rule:
-    """The rule with its second form: the same, right behind something percent-encoded, which is not part of the hit."""
-    pattern = rule.pattern.replace(r"\b", "")
-    if rule.secret_group is None:
-        return replace(rule, pattern=f"({rule.pattern})", escaped=f"{ESCAPE}({pattern})", secret_group=-1)
-    return replace(rule, escaped=f"{ESCAPE}(?:{pattern})", secret_group=-1)
-
-
 def _ssn() -> Rule:
     forms = _each("[0-9]{3}~[0-9]{2}~[0-9]{4}")
     words = r"ssns?|social\ssecurity(?:\s(?:no|nr|number|num))?|itin|tax\sid"
@@ -104,7 +93,7 @@ def _email() -> Rule:
     part = rf"[{EMAIL_LETTER}_-]{{1,63}}"
     return Rule(
         id="email",
-        pattern=rf"[{EMAIL_LETTER}_][{EMAIL_LETTER}_.+%'-]{{0,63}}(?:[@\uff20]|%40)(?:{part}\.){{1,6}}[A-Za-z\u0370-\u052f]{{2,24}}",
+        pattern=rf"[{EMAIL_LETTER}_][{EMAIL_LETTER}_.+%'-]{{0,63}}(?:[@\uff20]|%40|\\u0040)(?:{part}\.){{1,6}}[A-Za-z\u0370-\u052f]{{2,24}}",
     )
 
 
@@ -118,7 +107,7 @@ def _phone() -> Rule:
     local = rf"\+?\(?[0-9](?:{narrow}[0-9]){{6,14}}"
     words = r"(?:tele)?phone|tel|mobile|cell|handy|fax|call|dial|(?:text|message)\s(?:me|us)|sms|whatsapp|ph"
     link = (
-        rf"(?:(?:[\s.:#(=-]{{1,3}}|[.:]?{ESCAPE})(?:me|us|him|her|them|at|on|is|no|nr|number|now)){{0,4}}"
+        rf"(?:(?:[\s.:#(=-]{{1,3}}|[.:]?{PERCENT})(?:me|us|him|her|them|at|on|is|no|nr|number|now)){{0,4}}"
         rf"(?:[\s.:#=-]{{0,3}}|[.:]?{ESCAPE}(?:{ESCAPE})?)"
     )
     return Rule(
@@ -160,7 +149,8 @@ def _iban() -> Rule:
     )
 
 
-def _worded(name: str, words: str, value: str, validator: Validator) -> Rule:
+def _worded(name: str, words: str, value: str, validator: Validator, example: str) -> Rule:
+    """``example``: a text that it finds, for clients to try; what is made of the pattern seldom passes the check."""
     return Rule(
         id=name,
         pattern=_after(words, value),
@@ -168,27 +158,30 @@ def _worded(name: str, words: str, value: str, validator: Validator) -> Rule:
         secret_group=1,
         not_before="A-Za-z0-9",
         validator=validator,
+        must_match=(example,),
     )
 
 
 def _passport() -> Rule:
-    return _worded("passport", "passports?|reisepass|passeport", "[A-Z0-9]{6,9}", validators.HasDigits(4))
+    words = "passports?|reisepass|passeport"
+    return _worded("passport", words, "[A-Z0-9]{6,9}", validators.HasDigits(4), "passport no. X1234567")
 
 
 def _driver_license() -> Rule:
     words = r"driv(?:er|ing)(?:(?:['\u2019]|%27)?s)?(?:\s|-|%2D)licen[cs]e|dl|fuhrerschein"
     value = "[A-Z0-9]{5,18}|[A-Z0-9]{1,5}(?:(?:[ -]|%2[0D])[0-9]{2,6}){1,4}"
-    return _worded("driver_license", words, value, validators.HasDigits(4))
+    return _worded("driver_license", words, value, validators.HasDigits(4), "driver's license D1234567")
 
 
 def _bank_account() -> Rule:
     words = r"accounts?|acct|a/c|kontonummer|(?:aba|routing)(?:\s(?:no|number|code))?|sort\scode"
-    return _worded("bank_account", words, "[0-9](?:(?:[ -]|%2[0D])?[0-9]){5,16}", validators.not_a_date)
+    value = "[0-9](?:(?:[ -]|%2[0D])?[0-9]){5,16}"
+    return _worded("bank_account", words, value, validators.not_a_date, "account number: 12345678")
 
 
 def _date_of_birth() -> Rule:
     words = r"dob|d\.o\.b|date\sof\sbirth|birth\s?date|birthday|born|geboren(?:\sam)?|nee?\sle"
-    return _worded("date_of_birth", words, DATE, validators.plausible_date)
+    return _worded("date_of_birth", words, DATE, validators.plausible_date, "date of birth: 21 March 1984")
 
 
 RULES: dict[str, Callable[[], Rule]] = {
@@ -295,8 +288,9 @@ class PiiKind(Kind[PiiConfig]):
         rules = [make() for name, make in RULES.items() if getattr(entities, name)]
         if card := entities.credit_card:
             rules.insert(0, _card(luhn=card is True or card.luhn))
-        # a mail address takes what is glued to it, also what is percent-encoded
-        return tuple(named(rule if rule.id == "email" else _escaped(rule)) for rule in rules)
+        # a mail address takes what is glued to it, also what is percent-encoded, but not half of an escape of JSON
+        behind = {"email": BACKSLASH}
+        return tuple(named(found_behind(rule, behind.get(rule.id, ESCAPE))) for rule in rules)
 
 
 def named(rule: Rule) -> Rule:

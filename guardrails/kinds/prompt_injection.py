@@ -21,7 +21,7 @@ class PromptInjectionConfig(Config):
     """Parameters of the `prompt_injection` kind."""
 
     threshold: float = Field(
-        default=0.82, ge=0, le=1, description="Score from which a text is a hit; lower finds more and errs more."
+        default=0.96, ge=0, le=1, description="Score from which a text is a hit; lower finds more and errs more."
     )
 
 

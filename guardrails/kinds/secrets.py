@@ -14,6 +14,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind, Texts
 from guardrails.kinds.regex import Allow, PatternRules, refuse_duplicates
+from guardrails.patterns.behind import found_behind
 from guardrails.patterns.rule import PEM_CAP, Rule
 from guardrails.patterns.validators import Lacks, Matches, MinEntropy, all_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
@@ -97,21 +98,25 @@ _not_a_placeholder = Lacks(
 
 
 def _formats() -> tuple[Rule, ...]:
-    named = (Rule(id=name, pattern=pattern, not_after=_ALNUM) for name, pattern in VENDOR_FORMATS)
+    named = (found_behind(Rule(id=name, pattern=form, not_after=_ALNUM)) for name, form in VENDOR_FORMATS)
     keys = (replace(rule, placeholder="[API_KEY]", category="api_key") for rule in named)
     tokens = (
-        Rule(
-            "jwt",
-            r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*",
-            not_after=_ALNUM,
-            cap=LONG_CAP,
+        found_behind(
+            Rule(
+                "jwt",
+                r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*",
+                not_after=_ALNUM,
+                cap=LONG_CAP,
+            )
         ),
-        Rule(
-            "authorization_header",
-            rf"\bauthorization{_QUOTED}\s{{0,2}}[:=]\s{{0,2}}{_QUOTED}(?:bearer|basic|token)\s{{1,2}}([A-Za-z0-9._~+/=-]{{12,}})",
-            ignore_case=True,
-            secret_group=1,
-            validator=_not_a_placeholder,
+        found_behind(
+            Rule(
+                "authorization_header",
+                rf"\bauthorization{_QUOTED}\s{{0,2}}[:=]\s{{0,2}}{_QUOTED}(?:bearer|basic|token)\s{{1,2}}([A-Za-z0-9._~+/=-]{{12,}})",
+                ignore_case=True,
+                secret_group=1,
+                validator=_not_a_placeholder,
+            )
         ),
     )
     settings = (

@@ -13,6 +13,7 @@ from pydantic import Field, Strict, model_validator
 
 from guardrails.kinds.base import Config, Example, Kind, Texts
 from guardrails.kinds.keywords import phrase_pattern
+from guardrails.patterns.behind import found_behind
 from guardrails.patterns.rule import Rule
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
@@ -133,16 +134,15 @@ class TopicsKind(Kind[TopicsConfig]):
             patterns = dict.fromkeys(phrase_pattern(term, fold=config.fold, ignore_case=True) for term in terms)
             if not patterns:
                 continue
-            rules.append(
-                Rule(
-                    id=name,
-                    pattern="|".join(patterns),
-                    ignore_case=True,
-                    fold=config.fold,
-                    not_after="unicode-word",
-                    not_before="unicode-word",
-                    placeholder="[TOPIC]",
-                    category=name,
-                )
+            rule = Rule(
+                id=name,
+                pattern="|".join(patterns),
+                ignore_case=True,
+                fold=config.fold,
+                not_after="unicode-word",
+                not_before="unicode-word",
+                placeholder="[TOPIC]",
+                category=name,
             )
+            rules.append(found_behind(rule))
         return tuple(rules)

@@ -21,7 +21,7 @@ class ToxicityConfig(Config):
     """Parameters of the `toxicity` kind."""
 
     threshold: float = Field(
-        default=0.81, ge=0, le=1, description="Score from which a text is a hit; lower finds more and errs more."
+        default=0.9, ge=0, le=1, description="Score from which a text is a hit; lower finds more and errs more."
     )
 
 

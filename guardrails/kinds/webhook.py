@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from guardrails.findings import AppliesTo, Verdict
 from guardrails.kinds.base import HOOK_SECRET, CheckRequest, Config, Example, Kind, NoVerdict, Services, refusal
+from guardrails.kinds.said import category_of, fault_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 SIGNATURE_HEADER = "X-Sluicegate-Signature"
@@ -28,7 +29,9 @@ class WebhookConfig(Config):
 
     url: str = Field(max_length=2_000, description="Where the text is sent, `https://…`.")
     secret: str = Field(
-        default="", description="Name of the environment variable with the HMAC key, `SLUICEGATE_HOOK_…`; empty: none."
+        default="",
+        description="Name of the environment variable with the HMAC key, `SLUICEGATE_HOOK_…`; "
+        "empty: the request is not signed, and publication says so.",
     )
     threshold: float = Field(default=0.5, ge=0, le=1, description="Score from which a verdict is a hit.")
 
@@ -41,6 +44,12 @@ class WebhookConfig(Config):
     @classmethod
     def _named(cls, value: str) -> str:
         return secret_name(value)
+
+
+UNSIGNED = (
+    "UNSIGNED: no `secret` is named, so the endpoint cannot tell our requests from anybody's; name a variable "
+    "SLUICEGATE_HOOK_… that holds the HMAC key"
+)
 
 
 class WebhookAnswer(BaseModel):
@@ -69,6 +78,10 @@ class WebhookKind(Kind[WebhookConfig]):
         Example({"url": "https://checks.example/judge", "secret": "SLUICEGATE_HOOK_JUDGE"}, hits=(), passes=()),
     )
 
+    def remarks(self) -> tuple[str, ...]:
+        """That nobody can check who asks, if so."""
+        return () if self.config.secret else (UNSIGNED,)
+
     async def check(self, request: CheckRequest, services: Services) -> Verdict:
         """Ask the endpoint. Raises ``CheckFailed``, ``TimeoutError`` or what the call raises."""
         if services.post is None or services.secret is None:
@@ -86,7 +99,8 @@ class WebhookKind(Kind[WebhookConfig]):
         found = _answer(reply.body)
         if not hmac.compare_digest(found.text_sha256.encode("utf-8", "surrogatepass"), digest.encode()):
             raise NoVerdict("the web hook's verdict is about another text")
-        return Verdict(found.score >= self.config.threshold, found.score, found.category, found.reason)
+        category = category_of(found.category, request.text)
+        return Verdict(found.score >= self.config.threshold, found.score, category, found.reason)
 
 
 def signature(secret: str, body: bytes, at: int) -> str:
@@ -127,8 +141,7 @@ def _answer(body: bytes) -> WebhookAnswer:
     try:
         return WebhookAnswer.model_validate(json.loads(body, object_pairs_hook=keys_once))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise NoVerdict(f"the web hook's answer is not of the form asked for: {where}: {first['msg']}") from None
+        fault = fault_of(error, *WebhookAnswer.model_fields)
+        raise NoVerdict(f"the web hook's answer is not of the form asked for: {fault}") from None
     except (ValueError, RecursionError):
         raise NoVerdict("the web hook's answer is not JSON") from None

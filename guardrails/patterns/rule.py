@@ -44,8 +44,9 @@ class Rule:
     ``not_after`` / ``not_before``: the match is void where the (folded) character before / after it is in this
     set, written as the inside of a character class, e.g. ``"0-9"``; ``"\\w"`` means ASCII word characters and the
     special value ``"unicode-word"`` the word characters of the folding table.
-    ``escaped``: a second form of the pattern, beginning with ``%``, to which ``not_after`` does not apply: for values
-    right behind a percent-encoded character. Its groups count behind those of ``pattern``.
+    ``escaped``: a second form of the pattern, beginning with ``%`` or a backslash, to which ``not_after`` does not
+    apply: for values right behind a character that is written so (``behind.py``). Its groups count behind those of
+    ``pattern``.
     ``cap``: characters an open repeat may take. ``validator``: judges candidates, see gate.md, "Validators".
     ``must_match`` / ``must_not_match``: texts that publication runs.
     """

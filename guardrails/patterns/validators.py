@@ -33,8 +33,9 @@ _NOT_ALNUM = re.compile(r"[^0-9A-Za-z]")
 def plain(text: str) -> str:
     """The text with what is percent-encoded decoded, character by character: ``%20`` is a blank and no twenty.
 
-    As ECMAScript's ``unescape`` does it, which clients use.
+    As ECMAScript's ``unescape`` does it, which clients use; ``\\u0020``, as JSON writes it, is read as ``%u0020``.
     """
+    text = text.replace("\\u", "%u")
     return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), text) if "%" in text else text
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 only this one
 
@@ -103,11 +103,20 @@ class ProviderNotice:
 
 @dataclass(frozen=True, slots=True)
 class ProviderChosen:
-    """Who answers from here on, and how; ``fallback`` says why it is not who was asked first (empty: it is)."""
+    """Who answers from here on, and how; ``fallback`` says why it is not who was asked first, or not as a stream.
+
+    Reasons stand in the order in which they came about (``joined``). ``after``: what the last one failed of.
+    """
 
     provider: str
     streaming: bool
     fallback: str = ""
+    after: str = field(default="", compare=False)
+
+
+def joined(*reasons: str) -> str:
+    """Reasons for a fallback, single or joined, in the order in which they came about, as they are stored."""
+    return ", ".join(dict.fromkeys(one for reason in reasons for one in reason.split(", ") if one))
 
 
 ProviderEvent = (
@@ -245,12 +254,11 @@ class GuardrailStatus(ServerEvent):
     error: str | None = None
 
 
-STATUS_STATES = frozenset(
-    [
-        "idle", "waiting", "checking", "passed", "hit", "would_block",
-        "error", "timeout", "expired", "circuit_open", "slower_than_declared",
-    ]
-)  # fmt: skip
+StatusState = Literal[
+    "idle", "waiting", "checking", "passed", "hit", "would_block",
+    "error", "timeout", "expired", "circuit_open", "slower_than_declared",
+]  # fmt: skip
+STATUS_STATES: frozenset[str] = frozenset(get_args(StatusState))
 """What ``GuardrailStatus.state`` may say."""
 
 
@@ -289,7 +297,10 @@ class MessageUpdate(ServerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Timing(ServerEvent):
-    """For the timeline. ``arrivals`` and ``releases`` are [ms since start, characters] pairs in order."""
+    """For the timeline. ``arrivals`` and ``releases`` are [ms since start, characters] pairs in order.
+
+    ``naive_calls``: what a check of every chunk would have taken; 0 where nobody knows how many there were.
+    """
 
     type: ClassVar[str] = "timing"
     arrivals: list[tuple[int, int]] = field(default_factory=list)

@@ -557,9 +557,10 @@ class Gate:
         """Does a deciding guardrail still have to answer?"""
         return any(pending.deciding for pending in self._questions.pending)
 
-    def awaits(self, check_id: int) -> bool:
-        """Would an answer to this ``CHECK`` still change anything? A block before its text makes it moot."""
-        return any(pending.check.id == check_id for pending in self._questions.pending)
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Ids of every ``CHECK`` whose answer would still change something: a block before its text makes one moot."""
+        return frozenset(pending.check.id for pending in self._questions.pending)
 
     @property
     def unanswered(self) -> int:

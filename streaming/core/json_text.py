@@ -62,8 +62,8 @@ class JsonChannel:
     ``masker``: whose values are put back into strings; None for a tool that must not get them.
     """
 
-    __slots__ = ("_altered", "_at", "_bare", "_escape", "_half", "_inside", "_masker", "_placeholder", "_restorer",
-                 "_sorts", "_text")  # fmt: skip
+    __slots__ = ("_altered", "_at", "_bare", "_escape", "_half", "_inside", "_masker", "_placeholder",
+                 "_restorer", "_sorts", "_text")  # fmt: skip
 
     def __init__(self, masker: Masker | None = None) -> None:
         self._masker = masker
@@ -156,6 +156,11 @@ class JsonChannel:
         half, self._half = self._half, 0
         return REPLACEMENT if half else ""
 
+    @property
+    def within_string(self) -> bool:
+        """Whether a string has begun and not ended."""
+        return self._inside
+
     # -- from the gate ------------------------------------------------------------------------------------------
 
     def encode(self, effects: list[Effect]) -> str:
@@ -237,7 +242,7 @@ class JsonChannel:
         """Text of a string, with values put back where they may be, in JSON's spelling."""
         if self._masker is not None:
             if self._restorer is None:
-                self._restorer = Restorer(self._masker)
+                self._restorer = Restorer(self._masker, one_value=True)
             text = self._restorer.feed(text)
         return json.dumps(text, ensure_ascii=False)[1:-1]
 

@@ -9,6 +9,13 @@ published chat templates write them:
     <|python_tag|>{"name": …, "parameters": {…}}              Llama 3, up to the end of the answer
     <function=name>{…}</function>                             Llama 3 with tools of one's own
     <function=name><parameter=key>…</parameter></function>    Qwen Coder, mostly within <tool_call>
+    <function_calls><invoke name="…"><parameter name="key">…</parameter></invoke></function_calls>
+                                                              also with a prefix (``antml:``), and <invoke> alone;
+                                                              MiniMax writes <minimax:tool_call> around
+    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜>… <｜tool▁calls▁end｜>
+                                                              DeepSeek; older: function<｜tool▁sep｜>name and a fence
+    <|channel|>commentary to=functions.name <|constrain|>json<|message|>{…}<|call|>
+                                                              gpt-oss, also with <|start|>assistant before
 
 In the text of a model that was offered tools what opens a form is markup, and a call is made of it. Where no call can
 be made (nobody offered tools, or the model was only thinking) it is markup if a call really begins there and it is not
@@ -20,22 +27,52 @@ never shown. What closes markup does not where it stands in an argument, within 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta, ThinkingDelta, ToolCallDelta
+from streaming.core.markup_calls import (
+    ARGS,
+    CALL_BEGINS,
+    CALL_ENDS,
+    CALL_ID,
+    FUNCTION,
+    MAX_NAME,
+    NAME,
+    NAMED,
+    PARAMETER,
+    PREFIXES,
+    SEPARATES,
+    Calls,
+    Types,
+    barred_calls,
+    channel_call,
+    function_call,
+    invokes,
+    json_calls,
+    named_calls,
+)
 from streaming.core.text import Mender
 
+_BARRED, _BARRED_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CHANNELS = tuple(
+    f"{before}{to}"
+    for before in ("", "<|start|>assistant")
+    for to in ("<|channel|>commentary to=", "<|channel|>analysis to=", " to=")
+    if before or to.startswith("<")
+)
+INVOKES = tuple(f"<{prefix}invoke name=" for prefix in PREFIXES)
+AROUND = {f"<{prefix}function_calls>": f"</{prefix}function_calls>" for prefix in PREFIXES}
+AROUND |= {"<minimax:tool_call>": "</minimax:tool_call>"}
+BARRED = {_BARRED: _BARRED_END, CALL_BEGINS: CALL_ENDS}
+
 FORMS = {
-    "<tool_call>": "</tool_call>", "[TOOL_CALLS]": "", "<|python_tag|>": "", "<function=": "</function>",
+    "<tool_call>": "</tool_call>", NAMED: "", "<|python_tag|>": "", FUNCTION: "</function>",
+    **AROUND, **{f"<{prefix}invoke name=": f"</{prefix}invoke>" for prefix in PREFIXES},
+    **BARRED, **dict.fromkeys(CHANNELS, "<|call|>"),
 }  # fmt: skip
 """How markup opens, and how it closes (empty: with the answer)."""
 
-NAMED, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
-"""In the form whose names are no JSON: what stands before each call, before its id, and before its arguments."""
-
-FUNCTION, PARAMETER = "<function=", "<parameter="
 KEYS = tuple(f'"{key}"' for key in ("name", "arguments", "parameters", "id", "type", "function"))
 """With one of these a call in JSON begins."""
 
@@ -45,8 +82,8 @@ FIRST_INDEX = 1_000_000
 MAX_CHARS = 1_000_000
 """Longer markup is dropped."""
 
-MAX_SPACE, MAX_NAME = 32, 200
-"""Characters before a call, and of its name, for which a text is held back until it is clear whether one begins."""
+MAX_SPACE = 32
+"""Characters before a call for which a text is held back until it is clear whether one begins; and ``MAX_NAME``."""
 
 PIECE = 4_096
 """Characters looked at in one go: a long text full of calls is not copied for each of them."""
@@ -55,11 +92,7 @@ UNREADABLE = "The model wrote a tool call that cannot be read; it was not made."
 NOT_OFFERED = "The model wrote a tool call although it was offered no tools; it was neither shown nor made."
 THOUGHT = "The model wrote a tool call into its thinking; it was neither shown nor made."
 
-Types = Mapping[str, frozenset[str]]
-"""By tool: its parameters that are text."""
-
-_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME}}}")
-_PARAMETER = re.compile(rf"\s*<parameter=([^>\n]{{1,{MAX_NAME}}})>(.*?)</parameter>\s*", re.DOTALL)
+_FORM = re.compile("|".join(map(re.escape, FORMS)))
 _OPENS = re.compile(r"[<\[]")
 
 
@@ -115,13 +148,13 @@ class MarkupReader:
         yield from self._show(rest)
 
     def _in_text(self) -> Iterator[ProviderEvent]:
-        found = [(at, form) for form in FORMS if (at := self._text.find(form)) >= 0]
-        if not found:
+        found = _FORM.search(self._text)
+        if found is None:
             kept = _beginning(self._text, FORMS)
             shown, self._text = self._text[: len(self._text) - kept], self._text[len(self._text) - kept :]
             yield from self._show(shown)
             return
-        at, form = min(found)
+        at, form = found.start(), found[0]
         shown, self._text = self._text[:at], self._text[at:]
         yield from self._show(shown)
         behind = self._text[len(form) :]
@@ -166,7 +199,7 @@ class MarkupReader:
     def _keep(self, text: str) -> None:
         if not self._size:
             text = text.lstrip()
-            self._json = text[:1] in ("{", "[")
+            self._json = text[:1] in ("{", "[") or self._opened in BARRED or self._opened in CHANNELS
         self._size += len(text)
         if self._size > MAX_CHARS:
             return
@@ -196,15 +229,23 @@ class MarkupReader:
         for name, arguments in calls:
             yield ToolCallDelta(next(self._numbers), "", _mended(name), _mended(arguments), self._choice)
 
-    def _read(self, opened: str, inside: str) -> list[tuple[str, str]] | None:
+    def _read(self, opened: str, inside: str) -> Calls:
         """Names and arguments (JSON text) of the calls that stand there; None if that is not what it says."""
         if opened == FUNCTION:
-            return _function(inside, self._types)
+            return function_call(inside, self._types)
         if opened == NAMED and not self._json:
-            return _named_calls(inside)
+            return named_calls(inside)
+        if opened in AROUND:
+            return invokes(inside, self._types)
+        if opened in INVOKES:
+            return invokes(f"{opened}{inside}{FORMS[opened]}", self._types)
+        if opened in BARRED:
+            return barred_calls(inside if opened == _BARRED else f"{opened}{inside}{FORMS[opened]}")
+        if opened in CHANNELS:
+            return channel_call(inside)
         if inside.startswith(FUNCTION):
-            return _function(inside.removeprefix(FUNCTION).rstrip().removesuffix(FORMS[FUNCTION]), self._types)
-        return _calls(inside)
+            return function_call(inside.removeprefix(FUNCTION).rstrip().removesuffix(FORMS[FUNCTION]), self._types)
+        return json_calls(inside)
 
 
 def _call_begins(form: str, behind: str) -> bool | None:
@@ -218,7 +259,17 @@ def _call_begins(form: str, behind: str) -> bool | None:
             return _name_then(rest, (">",))
         space = len(body) - len(body.lstrip())
         given = ("{", PARAMETER, FORMS[FUNCTION])
-        return _one_of(body.lstrip(), given) if space <= MAX_SPACE and _NAME.fullmatch(name) else False
+        return _one_of(body.lstrip(), given) if space <= MAX_SPACE and NAME.fullmatch(name) else False
+    if form in AROUND or form == _BARRED:
+        within = INVOKES if form in AROUND else (CALL_BEGINS,)
+        opened = next((one for one in within if rest.startswith(one)), "")
+        return _call_begins(opened, rest.removeprefix(opened)) if opened else _one_of(rest, within)
+    if form in INVOKES:
+        return _invoke_begins(rest)
+    if form == CALL_BEGINS:
+        return _name_then(rest, (SEPARATES,))
+    if form in CHANNELS:
+        return _name_then(rest, ("<|channel|>", "<|constrain|>", "<|message|>", "json", "code"))
     words = {"<tool_call>": ("{", FUNCTION), NAMED: ("{", "["), "<|python_tag|>": ("{", "[")}[form]
     begins = _one_of(rest, words)
     if begins and rest[0] in "[{":
@@ -231,6 +282,18 @@ def _call_begins(form: str, behind: str) -> bool | None:
     return begins
 
 
+def _invoke_begins(text: str) -> bool | None:
+    """The same for a quoted name, and a parameter or the end of the call."""
+    if not text.startswith('"'):
+        return None if not text else False
+    name, closes, body = text[1:].partition('">')
+    if not closes:
+        return _name_then(text[1:], ('">',))
+    space = len(body) - len(body.lstrip())
+    given = tuple(f"<{prefix}parameter name=" for prefix in PREFIXES) + tuple(f"</{p}invoke>" for p in PREFIXES)
+    return _one_of(body.lstrip(), given) if NAME.fullmatch(name) and space <= MAX_SPACE else False
+
+
 def _named_begins(text: str) -> bool | None:
     """The same for a name, perhaps an id, and what opens its arguments."""
     named, args, body = text.partition(ARGS)
@@ -238,7 +301,7 @@ def _named_begins(text: str) -> bool | None:
     if not args:
         return _name_then(text, (ARGS, CALL_ID)) if not identified else None if len(id_) <= MAX_NAME else False
     space = len(body) - len(body.lstrip())
-    return _one_of(body.lstrip(), ("{",)) if _NAME.fullmatch(name.strip()) and space <= MAX_SPACE else False
+    return _one_of(body.lstrip(), ("{",)) if NAME.fullmatch(name.strip()) and space <= MAX_SPACE else False
 
 
 def _one_of(text: str, words: tuple[str, ...]) -> bool | None:
@@ -252,7 +315,7 @@ def _name_then(text: str, words: tuple[str, ...]) -> bool | None:
     """Whether it begins with a name and one of these."""
     if not text:
         return None
-    if (name := _NAME.match(text)) is None:
+    if (name := NAME.match(text)) is None:
         return False
     behind = text[name.end() :]
     rest = behind.lstrip()
@@ -262,9 +325,9 @@ def _name_then(text: str, words: tuple[str, ...]) -> bool | None:
 def _beginning(text: str, forms: Iterable[str]) -> int:
     """How many characters at the end of ``text`` may be the beginning of one of ``forms``."""
     longest = max(map(len, forms)) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(form.startswith(text[-length:]) for form in forms):
-            return length
+    for at in range(max(0, len(text) - longest), len(text)):
+        if text[at] in "<[" and any(form.startswith(text[at:]) for form in forms):
+            return len(text) - at
     return 0
 
 
@@ -272,85 +335,3 @@ def _mended(text: str) -> str:
     """What JSON could spell and no store takes, replaced: the text was mended before it was read as JSON."""
     mender = Mender()
     return mender.feed(text) + mender.finish()
-
-
-def _calls(inside: str) -> list[tuple[str, str]] | None:
-    """Calls that are JSON objects."""
-    try:
-        said = json.loads(inside)
-    except (ValueError, RecursionError):
-        return None
-    calls: list[tuple[str, str]] = []
-    for call in said if isinstance(said, list) else [said]:
-        if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not name:
-            return None
-        calls.append((name, _written(call.get("arguments", call.get("parameters", {})))))
-    return calls or None
-
-
-def _named_calls(inside: str) -> list[tuple[str, str]] | None:
-    """Calls with their names before their arguments, one behind the other."""
-    calls: list[tuple[str, str]] = []
-    at, decoder = 0, json.JSONDecoder()
-    while True:
-        args = inside.find(ARGS, at)
-        name = inside[at:args].partition(CALL_ID)[0].strip() if args >= 0 else ""
-        if not name or "[" in name:
-            return None
-        try:
-            arguments, end = decoder.raw_decode(inside, _past_space(inside, args + len(ARGS)))
-        except (ValueError, RecursionError):
-            return None
-        calls.append((name, _written(arguments)))
-        at = _past_space(inside, end)
-        if at == len(inside):
-            return calls
-        if not inside.startswith(NAMED, at):
-            return None
-        at += len(NAMED)
-
-
-def _function(inside: str, types: Types) -> list[tuple[str, str]] | None:
-    """A call whose name is part of what opens it: its arguments are an object, or a parameter each."""
-    name, closes, body = inside.partition(">")
-    body = body.strip()
-    if not closes or _NAME.fullmatch(name) is None:
-        return None
-    if not body.startswith(PARAMETER):
-        try:
-            arguments = json.loads(body or "{}")
-        except (ValueError, RecursionError):
-            return None
-        return [(name, _written(arguments))] if isinstance(arguments, dict) else None
-    given: dict[str, object] = {}
-    at = 0
-    while at < len(body):
-        if (found := _PARAMETER.match(body, at)) is None:
-            return None
-        key, value = found[1].strip(), found[2].removeprefix("\n").removesuffix("\n")
-        given[key] = value if key in types.get(name, frozenset()) else _value(value)
-        at = found.end()
-    return [(name, _written(given))]
-
-
-def _value(text: str) -> object:
-    """A parameter that is not text, as JSON has it; what is no JSON is text all the same."""
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _no_constant(word: str) -> object:
-    raise ValueError(f"{word} is no JSON")
-
-
-def _past_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
-
-
-def _written(arguments: object) -> str:
-    """Arguments as JSON text; some write JSON within JSON."""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

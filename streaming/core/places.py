@@ -8,7 +8,9 @@ Nobody knows what will render an answer, so each reading is followed by itself a
 - HTML: from every ``<`` that may open a tag, up to where that tag would end. All such tags are followed at once, so
   that a quote left open in a code sample hides no tag behind it; likewise the insides of ``<script>`` and the like.
 - Markdown targets: ``](`` up to the parenthesis that closes it or a blank line, and what follows ``]:``.
-- Addresses in running text: from the first sign of one up to the next blank.
+- Addresses in running text: from the first sign of one up to the next blank. A sign that is written as an HTML entity
+  (``&#58;``, ``&colon;``) is one as well, and any that is written by its number may be. In a text that a program reads
+  as one value an address that it begins with goes on to its end: programs take blanks of an address for part of it.
 
 Only what is certain to have ended is over; what never ends stays closed to values to the end of the text. The state
 is a few small values, whatever the length of the text.
@@ -17,7 +19,7 @@ is a few small values, whatever the length of the text.
 from __future__ import annotations
 
 import re
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 _BLANK = " \t\n\r\f\v"
 _SCHEMES = frozenset(
@@ -25,7 +27,9 @@ _SCHEMES = frozenset(
      "blob", "cid", "mid", "geo", "urn", "magnet", "callto", "skype", "whatsapp", "tg", "facetime", "xmpp", "sip",
      "sips", "ssh", "git", "irc", "news", "nntp", "ldap", "intent", "view-source")
 )  # fmt: skip
-_INSIDES = "script|style|textarea|title|xmp|iframe|noembed|noframes|noscript|plaintext"
+_INSIDES = "script|style|textarea|title|xmp|iframe|noembed|noframes|noscript|plaintext|select|datalist|option"
+"""Elements whose text is no running text: it is read by a program, or sent away with a form."""
+_LISTS = frozenset({"select", "datalist"})
 _OPENED = re.compile(rf"<({_INSIDES})[\s/>]\Z", re.IGNORECASE)
 _CLOSED = re.compile(rf"</({_INSIDES})[\s/>]\Z", re.IGNORECASE)
 _RECENT = 16  # characters that the longest of these take
@@ -37,8 +41,13 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
 _LABEL = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
 _BEGUN = re.compile(r"//|\\\\|www\.", re.IGNORECASE)
 
+_ENTITY = re.compile(r"&(?:amp;)?(?:#[xX]?[0-9A-Fa-f]|colon|sol|bsol|period|commat)")
+
+_NOTHING_YET, _ADDRESS, _SOMETHING = range(3)
+"""What a text that is one value begins with: not known yet, an address, something else."""
+
 _RUN = frozenset("._%@:/\\?#=&+~-")
-_DANGEROUS = re.compile(r"\.[^\W_]|@|//|/[A-Za-z%?]|\\|:/|%")
+_DANGEROUS = re.compile(r"\.[^\W_]|@|//|/[A-Za-z%?]|\\|:/|%|&(?:#|colon|sol|bsol|period|commat)")
 _LONGEST_RUN = 128
 
 
@@ -57,6 +66,7 @@ class PlaceState(TypedDict):
     word: str
     host: bool
     address: bool
+    beginning: NotRequired[int]
 
 
 def _tag_step(state: int, char: str) -> int:
@@ -88,10 +98,11 @@ def _tag_step(state: int, char: str) -> int:
 class Place:
     """The place behind all text that was read."""
 
-    __slots__ = ("_address", "_angle", "_blank_line", "_definition", "_depth", "_escaped", "_host", "_insides",
-                 "_recent", "_started", "_tags", "_word")  # fmt: skip
+    __slots__ = ("_address", "_angle", "_beginning", "_blank_line", "_definition", "_depth", "_escaped", "_host",
+                 "_insides", "_recent", "_started", "_tags", "_word")  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_value: bool = False) -> None:
+        """``one_value``: a program reads the text as one value, an address for one."""
         self._tags = 0  # bits: every tag that may be open, by where its reading stands
         self._recent = ""
         self._insides: set[str] = set()
@@ -101,6 +112,7 @@ class Place:
         self._blank_line = True  # nothing but blanks since the last line end
         self._word = ""  # the end of the run of characters without a blank
         self._host = self._address = False
+        self._beginning = _NOTHING_YET if one_value else _SOMETHING
 
     def read(self, text: str) -> None:
         """More text. Costs what the text costs."""
@@ -132,6 +144,7 @@ class Place:
         """May a value stand here, for all that came before?"""
         return not (
             self._tags
+            or self._beginning == _ADDRESS
             or self._insides
             or self._depth
             or self._definition
@@ -141,7 +154,8 @@ class Place:
         )
 
     def _read_tags(self, char: str) -> None:
-        states, self._tags = self._tags, 0
+        before = states = self._tags
+        self._tags = 0
         while states:
             state = states & -states
             states -= state
@@ -152,8 +166,10 @@ class Place:
             recent = self._recent + char
             if (opened := _OPENED.search(recent)) is not None:
                 self._insides.add(opened[1].lower())
-            elif (closed := _CLOSED.search(recent)) is not None:
+            elif not before & ~_NAME and (closed := _CLOSED.search(recent)) is not None:  # and not within another tag
                 self._insides.discard(closed[1].lower())
+                if not self._insides & _LISTS and closed[1].lower() in _LISTS:
+                    self._insides.discard("option")  # which nobody has to close
 
     def _read_targets(self, char: str) -> None:
         if char in "\n\r" and self._blank_line:  # a paragraph ends, and every target with it
@@ -188,6 +204,8 @@ class Place:
 
     def _read_address(self, char: str) -> None:
         if char in _BLANK:
+            if self._beginning == _NOTHING_YET and self._word:
+                self._beginning = _ADDRESS if self._address else _SOMETHING
             self._word, self._host, self._address = "", False, False
             return
         if self._address:
@@ -208,6 +226,8 @@ class Place:
         elif char.isalnum():
             self._host = word.endswith(".") and word[-2:-1].isalnum()
         self._word = (word + char)[-_RECENT:]
+        if "&" in self._word and _ENTITY.search(self._word) is not None:
+            self._address = True
 
     def state(self) -> PlaceState:
         """The place as JSON-able data; ``Place.restore`` goes on from it."""
@@ -224,6 +244,7 @@ class Place:
             "word": self._word,
             "host": self._host,
             "address": self._address,
+            "beginning": self._beginning,
         }
 
     @classmethod
@@ -235,6 +256,7 @@ class Place:
         place._started, place._definition = state["started"], state["definition"]
         place._blank_line, place._word = state["blank_line"], state["word"]
         place._host, place._address = state["host"], state["address"]
+        place._beginning = state.get("beginning", _SOMETHING)
         return place
 
 

@@ -52,11 +52,12 @@ class Restorer:
 
     __slots__ = ("_gate", "_masker", "_place", "_raw", "_waiting")
 
-    def __init__(self, masker: Masker) -> None:
+    def __init__(self, masker: Masker, *, one_value: bool = False) -> None:
+        """``one_value``: a program reads the channel's text as one value (``Place``)."""
         self._masker = masker
         self._gate = Gate(PLACEHOLDERS, AppliesTo.RESPONSE)
         self._raw = ""  # read by the gate and not settled by it
-        self._place = Place()
+        self._place = Place(one_value=one_value)
         # Pairs of (text as the model wrote it, value or empty). The first is a placeholder, and undecided.
         self._waiting: list[tuple[str, str]] = []
 
@@ -76,6 +77,13 @@ class Restorer:
         if not len(self._masker):
             return ""
         return self._take(self._gate.finish()) + self._decided(over=True)
+
+    def follow(self, former: Restorer) -> None:
+        """Go on where another channel has ended: what a reader sees joined, an address or a tag may stand across.
+
+        Call it before the first ``feed``.
+        """
+        self._place = Place.restore(former._place.state())
 
     @property
     def held(self) -> int:

@@ -28,6 +28,10 @@ class StateError(ValueError):
     permanent = True
 
 
+class ForeignState(StateError):
+    """A stored state that another version of the engine wrote, and can read."""
+
+
 class SpanState(TypedDict):
     """One unsettled finding."""
 
@@ -185,7 +189,7 @@ def dump(gate: Gate) -> GateState:
 def check_belongs(policy: Policy, state: Mapping[str, object]) -> None:
     """Raise ``StateError`` if the state was not written by this engine under this very policy."""
     if state.get("format") != FORMAT:
-        raise StateError(f"state format {state.get('format')!r} is not {FORMAT}")
+        raise ForeignState(f"state format {state.get('format')!r} is not {FORMAT}")
     if (state.get("policy"), state.get("digest")) != (policy.name, policy.digest):
         raise StateError("state belongs to another policy version")
 

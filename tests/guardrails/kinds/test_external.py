@@ -13,6 +13,7 @@ import pytest
 from guardrails.document import PolicyError, parse_document
 from guardrails.findings import AppliesTo, Verdict
 from guardrails.kinds.base import CheckFailed, CheckRequest, Reply, Services
+from guardrails.lint import lint_document
 
 from .conftest import build
 
@@ -151,3 +152,13 @@ def test_addresses_and_secrets_that_policies_may_not_name(kind: str, config: dic
 def test_an_external_check_can_not_decide() -> None:
     with pytest.raises(PolicyError, match="MONITOR"):
         parse_document({"policy": "p", "guardrails": [{"kind": "webhook", "mode": "BLOCK", "config": HOOK}]})
+
+
+def test_a_web_hook_whose_requests_nobody_can_check_is_said_at_publication() -> None:
+    def remarks(config: dict[str, object]) -> tuple[str, ...]:
+        document = {"policy": "p", "guardrails": [{"name": "hook", "kind": "webhook", "config": config}]}
+        return lint_document(document).guardrails[0].remarks
+
+    (said,) = remarks({"url": HOOK["url"]})
+    assert said.startswith("UNSIGNED")
+    assert remarks(dict(HOOK)) == ()
