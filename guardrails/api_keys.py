@@ -32,10 +32,11 @@ def create_api_key(
     origins: Sequence[str] = (),
     calls_per_minute: int = CALLS_PER_MINUTE,
     updates_per_second: int = UPDATES_PER_SECOND,
+    answers_at_once: int | None = None,
     by: AbstractBaseUser | None = None,
 ) -> tuple[ApiKey, str]:
     """Make an API key; the second value is the key itself, which nothing can show again. Raises ``Refused``."""
-    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second)
+    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second, answers_at_once)
     plaintext = tokens.new_key()
     key, made = ApiKey.objects.get_or_create(
         name=allowed["name"],
@@ -61,9 +62,13 @@ def change_api_key(
     origins: Sequence[str],
     calls_per_minute: int,
     updates_per_second: int,
+    answers_at_once: int | None = None,
 ) -> ApiKey:
-    """Change what a key may do; the key itself stays what it is. Raises ``Refused``."""
-    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second)
+    """Change what a key may do; the key itself stays what it is. Raises ``Refused``.
+
+    ``answers_at_once`` None: as many as the installation says.
+    """
+    allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second, answers_at_once)
     if ApiKey.objects.filter(name=allowed["name"]).exclude(pk=key.pk).exists():
         raise Refused(f"there is a key named “{name}” already")
     ApiKey.objects.filter(pk=key.pk).update(**allowed)
@@ -95,6 +100,7 @@ class _Allowed(TypedDict):
     origins: list[str]
     calls_per_minute: int
     updates_per_second: int
+    answers_at_once: int | None
 
 
 def _allowed(
@@ -104,6 +110,7 @@ def _allowed(
     origins: Sequence[str],
     calls_per_minute: int,
     updates_per_second: int,
+    answers_at_once: int | None,
 ) -> _Allowed:
     if not name.strip():
         raise Refused("a key needs a name")
@@ -113,7 +120,7 @@ def _allowed(
         raise Refused("a key without a scope opens nothing")
     if policy and not Policy.objects.filter(name=policy).exists():
         raise Refused(f"there is no policy “{policy}”")
-    if min(calls_per_minute, updates_per_second) < 1:
+    if min(calls_per_minute, updates_per_second, 1 if answers_at_once is None else answers_at_once) < 1:
         raise Refused("a key's limits are 1 or more; to close a key, revoke it")
     try:
         as_sent = [origin(written) for written in origins]
@@ -126,4 +133,5 @@ def _allowed(
         "origins": list(dict.fromkeys(as_sent)),
         "calls_per_minute": calls_per_minute,
         "updates_per_second": updates_per_second,
+        "answers_at_once": answers_at_once,
     }

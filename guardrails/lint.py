@@ -149,7 +149,7 @@ def _guardrail(guardrail: Guardrail) -> GuardrailReport:
     paths = {rule_id: f"config.rules[{n}]" for n, rule_id in enumerate(listed)}
     rules = tuple(replace(report, path=paths.get(report.id, report.path)) for report in map(examine, guardrail.rules))
     row = guardrail.impl.decision()
-    remarks: list[str] = []
+    remarks: list[str] = list(guardrail.impl.remarks())
     if guardrail.mode is not row.mode and row.override_warning:
         remarks.append(row.override_warning)
     if guardrail.decides:

@@ -312,6 +312,11 @@ class ApiKey(models.Model):
         default=CALLS_PER_MINUTE, help_text="Calls that start something or check."
     )
     updates_per_second = models.PositiveIntegerField(default=UPDATES_PER_SECOND)
+    answers_at_once = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Answers that it may have under way in the gateway; empty: as SLUICEGATE_GATEWAY_AT_ONCE says.",
+    )
     created_at = models.DateTimeField(default=timezone.now)
     created_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     last_used_at = models.DateTimeField(null=True, blank=True)

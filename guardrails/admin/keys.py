@@ -32,13 +32,13 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
     class Meta:
         model = ApiKey
         fields: ClassVar[list[str]] = [
-            "name", "scopes", "policy", "origins", "calls_per_minute", "updates_per_second"
+            "name", "scopes", "policy", "origins", "calls_per_minute", "updates_per_second", "answers_at_once"
         ]  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial["origins"] = "\n".join(self.instance.origins)
-        for limit in ("calls_per_minute", "updates_per_second"):
+        for limit in ("calls_per_minute", "updates_per_second", "answers_at_once"):
             self.fields[limit].validators.append(MinValueValidator(1))
 
     def clean_policy(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import re2
 
+from guardrails.patterns.behind import BEGINS
 from guardrails.patterns.charset import contains
 from guardrails.patterns.compiler import CompiledRule
 from guardrails.patterns.emit import Dialect, emit
@@ -79,7 +80,7 @@ def finder_in_re2(compiled: CompiledRule) -> Finder:
 
 def _beside(compiled: CompiledRule, text: str, start: int, end: int) -> bool:
     """Whether a character stands beside that the rule may not stand beside; its escaped form may stand behind any."""
-    free = bool(compiled.rule.escaped) and text[start] == "%"
+    free = bool(compiled.rule.escaped) and text[start] in BEGINS
     if start and not free and contains(compiled.source.not_after, ord(text[start - 1])):
         return True
     return end < len(text) and contains(compiled.source.not_before, ord(text[end]))

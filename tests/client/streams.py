@@ -25,7 +25,7 @@ from tests.client.pages import Call, Json, Reply
 from tests.guardrails.test_bundle import ACTIVATION, ROOT, said_of_keys
 
 ROOT_X = ROOT.public.x
-USUAL = {"max_delta_chars": 1_000, "flush_ms": 1_000}
+USUAL = {"max_delta_chars": 1_000, "flush_ms": 800}
 COVERED = {"max_delta_chars": 4_000, "flush_ms": 5_000}
 
 

@@ -214,7 +214,7 @@ def test_without_rules_the_server_guards_with_six_calls(chat: Open, pages: Pages
     assert not [text for text in seen(page) if "12" in text]
 
 
-@pytest.mark.parametrize(("root", "most", "flush_s"), [(ROOT_X, 3, 4.0), ("", 6, 0.8)], ids=["local", "server"])
+@pytest.mark.parametrize(("root", "most", "flush_s"), [(ROOT_X, 3, 4.0), ("", 6, 0.64)], ids=["local", "server"])
 def test_calls_of_an_answer_that_comes_at_fifty_tokens_a_second(
     chat: Open, pages: Pages, root: str, most: int, flush_s: float
 ) -> None:

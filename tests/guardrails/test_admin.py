@@ -165,7 +165,7 @@ def test_refused_step_is_told_in_words_and_the_others_go_on(root: Client) -> Non
 
 def test_key_is_shown_on_one_page_once(root: Client) -> None:
     form = {"name": "shop", "scopes": ["check"], "origins": "https://a.example", "calls_per_minute": 7,
-            "updates_per_second": 8}  # fmt: skip
+            "updates_per_second": 8, "answers_at_once": 3}  # fmt: skip
     url = root.post(reverse("admin:guardrails_apikey_add"), form)["Location"]
     stored = [str(session.get_decoded()) for session in Session.objects.all()] + [
         f"{entry.change_message} {entry.object_repr}" for entry in LogEntry.objects.all()
@@ -175,6 +175,7 @@ def test_key_is_shown_on_one_page_once(root: Client) -> None:
     plaintext = next(word for word in text.replace("<", " ").split() if word.startswith(key.prefix + "_"))
     assert selectors.api_key_for(plaintext) == key
     assert (key.calls_per_minute, key.updates_per_second, key.origins) == (7, 8, ["https://a.example"])
+    assert key.answers_at_once == 3
     assert plaintext not in " ".join(stored)
     assert plaintext not in page(root, "apikey_changelist")
     assert plaintext not in page(root, "apikey_change", key.pk)
@@ -192,6 +193,7 @@ def test_key_is_shown_on_one_page_once(root: Client) -> None:
         ("scopes", "everything"),
         ("calls_per_minute", 0),
         ("updates_per_second", 0),
+        ("answers_at_once", 0),
     ],
 )
 def test_key_form_refuses_what_opens_nothing(root: Client, field: str, value: str) -> None:
@@ -207,6 +209,7 @@ def test_key_is_changed_without_touching_its_secret(root: Client) -> None:
     changed = selectors.api_key_for(plaintext)
     assert changed is not None
     assert changed.scopes == ["check", "stream"]
+    assert changed.answers_at_once is None
 
 
 def test_admin_names_an_icon_that_is_there(root: Client) -> None:

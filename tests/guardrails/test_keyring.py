@@ -364,11 +364,11 @@ def test_bundle_command_gives_and_verifies(shop: Shop) -> None:
     set_.write_text(json.dumps(keys.key_set()))
     assert "support: version 1, serial 1, good until 20" in rules("bundle", "support", "--verify", file)
     root = keys.root().x
-    rules("bundle", "support", "--verify", file, "--keys", set_, "--root", root)
+    rules("bundle", "support", "--verify", file, "--keys", set_, f"--root={root}")
     for extra, reason in (
         (("--seen", 2), "replayed"),
         (("--keys-seen", 2), "replayed"),
-        (("--root", SigningKey.from_pem(new_key_pem(), Purpose.VERSION).public.x), "unknown_key"),
+        ((f"--root={SigningKey.from_pem(new_key_pem(), Purpose.VERSION).public.x}",), "unknown_key"),
     ):
         with pytest.raises(CommandError, match=reason) as failed:
             rules("bundle", "support", "--verify", file, *extra)
@@ -378,7 +378,7 @@ def test_bundle_command_gives_and_verifies(shop: Shop) -> None:
     with pytest.raises(CommandError, match=r"malformed|signature"):
         rules("bundle", "support", "--verify", file)
     with pytest.raises(CommandError) as failed:
-        rules("bundle", "support", "--root", root)
+        rules("bundle", "support", f"--root={root}")
     assert failed.value.returncode == 2
     with pytest.raises(CommandError) as failed:
         rules("bundle", "support", "--verify", shop.folder / "none")

@@ -212,6 +212,7 @@ def test_api_key_is_shown_once_and_stored_nowhere(cast: Cast) -> None:
         ({"scopes": ["check"], "origins": ["https://a.example/path"]}, "not an origin"),
         ({"scopes": ["check"], "calls_per_minute": 0}, "1 or more"),
         ({"scopes": ["check"], "updates_per_second": 0}, "1 or more"),
+        ({"scopes": ["check"], "answers_at_once": 0}, "1 or more"),
     ],
 )
 def test_api_key_that_makes_no_sense_is_refused_and_nothing_stored(asked: dict[str, Any], words: str) -> None:

@@ -96,7 +96,11 @@ class Command(BaseCommand):
         bundle.add_argument("policy", metavar="POLICY")
         bundle.add_argument("--verify", type=Path, metavar="FILE", help="verify this answer (or bare bundle) instead")
         bundle.add_argument("--keys", type=Path, metavar="FILE", help="with --verify: the JWK set (default: our own)")
-        bundle.add_argument("--root", metavar="X", help="with --verify: the pinned public key (default: our root)")
+        bundle.add_argument(
+            "--root",
+            metavar="X",
+            help="with --verify: the pinned public key, as --root=X (default: our root)",
+        )
         bundle.add_argument("--seen", type=int, default=0, metavar="SERIAL", help="with --verify: refuse lower serials")
         bundle.add_argument("--keys-seen", type=int, default=0, metavar="SERIAL", help="the same for the key set")
         rollout = actions.add_parser("rollout", help="run a signed version for a part of the conversations")

@@ -2,8 +2,10 @@
 // (guardrails/patterns/validators.py); a check with a name that is not here makes the whole bundle refused.
 
 // What is percent-encoded, decoded character by character: %20 is a blank and no twenty. No text has to be UTF-8 for it.
-const digits = (text) => unescape(text).replace(/\D/g, "");
-const numbers = (text) => (unescape(text).match(/\d+/g) ?? []).map(Number);
+// \u0020, as JSON writes it, is read as %u0020.
+const plain = (text) => unescape(text.replace(/\\u/g, "%u"));
+const digits = (text) => plain(text).replace(/\D/g, "");
+const numbers = (text) => (plain(text).match(/\d+/g) ?? []).map(Number);
 
 function entropy(text) {
   const counts = new Map();
@@ -17,28 +19,28 @@ function entropy(text) {
 const CHECKS = {
   luhn(secret) {
     const sum = (total, digit, n, all) => {
-      const value = (all.length - n) % 2 ? +digit : 2 * digit;
-      return total + (value > 9 ? value - 9 : value);
+      const value = digit * (2 - ((all.length - n) % 2));
+      return total + value - (value > 9 && 9);
     };
-    return /\d/.test(secret) && [...digits(secret)].reduce(sum, 0) % 10 === 0;
+    return /\d/.test(secret) && !([...digits(secret)].reduce(sum, 0) % 10);
   },
 
   iban(secret, { countries }) {
-    const text = unescape(secret).replace(/[\W_]/g, "").toUpperCase();
+    const text = plain(secret).replace(/[\W_]/g, "").toUpperCase();
     const form = countries[text.slice(0, 2)];
     const sets = { n: "[0-9]", a: "[A-Z]", c: "[A-Z0-9]" };
-    const inner = form?.replace(/(\d+)!(.)/g, (_, count, set) => `${sets[set]}{${count}}`);
+    const inner = form?.replace(/(\d+)!(.)/g, (_, count, set) => sets[set] + `{${count}}`);
     const rest = (before, char) => (parseInt(char, 36) + (char > "9" ? 100 : 10) * before) % 97;
     const sum = [...(text.slice(4) + text.slice(0, 4))].reduce(rest, 0);
     return form && sum === 1 && new RegExp(`^${inner}$`).test(text.slice(4));
   },
 
-  ssn: (secret) => /^(?!000|666)\d{3}(?!00)\d\d(?!0000)\d{4}$/.test(digits(secret)),
+  ssn: (secret) => /^(?!000|666)...(?!00)..(?!0000)....$/.test(digits(secret)),
 
   phone(secret) {
     const found = digits(secret);
-    if (unescape(secret).includes("+") && found[0] === "1") return found.length === 11 && found[1] >= "2";
-    return found.length >= 7 && found.length <= 15 && new Set(found).size > 1;
+    if (found[0] == 1 && /\+/.test(plain(secret))) return found[1] > 1 && found[10] && !found[11];
+    return found[6] && !found[15] && new Set(found).size > 1;
   },
 
   ip_address(secret) {
@@ -55,9 +57,9 @@ const CHECKS = {
 
   plausible_date(secret) {
     const parts = numbers(secret);
-    if (/\p{L}/u.test(unescape(secret))) return parts.every((part) => (part >= 1 && part <= 31) || part >= 1900);
+    if (/\p{L}/u.test(plain(secret))) return parts.every((part) => (part && part <= 31) || part >= 1900);
     const [day, month] = parts[0] > 31 ? parts.slice(1) : parts;
-    const fits = (one, two) => one >= 1 && one <= 31 && two >= 1 && two <= 12;
+    const fits = (one, two) => one && one <= 31 && two && two <= 12;
     return fits(day, month) || fits(month, day);
   },
 

@@ -22,6 +22,7 @@ from guardrails.performance import Family
 from guardrails.policy import PolicyError, compile_policy
 
 SCRIPT = Path(__file__).with_name("client_spans.js")
+STARTERS = Path(subset_module.__file__).parents[1] / "starters"
 Json = dict[str, Any]
 
 
@@ -239,3 +240,10 @@ def test_vectors_come_out_in_javascript_as_they_are_written() -> None:
     assert len(cases) > 150
     for (rule, text), spans, got in zip(cases, wanted, answers, strict=True):
         assert got == spans, (rule["id"], text)
+
+
+@pytest.mark.parametrize("path", sorted(STARTERS.glob("*.json")), ids=lambda path: path.stem)
+def test_clients_run_all_that_the_policies_that_come_with_the_project_offer_them(path: Path) -> None:
+    """One rule that stays behind is enough for the server to be asked about every answer."""
+    found = client_subset(compile_policy(json.loads(path.read_text("utf-8"))), version=1, digest="d")
+    assert (found.left_out, found.failures) == ((), ())
