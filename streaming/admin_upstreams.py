@@ -22,6 +22,7 @@ from streaming.upstreams import DIALECTS, Upstream, allowed_address
 
 RESERVED = frozenset({*DIALECTS, "scripted"})
 """Names of the environment's providers: a model's name must say which one is meant."""
+LIMITS = ("connect_s", "token_s", "total_s")
 
 
 class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -41,7 +42,7 @@ class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the
         """The key itself is not among them."""
 
         model = Upstream
-        fields = ("name", "dialect", "base_url", "model_names", "fallback", "enabled")
+        fields = ("name", "dialect", "base_url", "model_names", "fallback", "at_once", *LIMITS, "enabled")
 
     def clean_name(self) -> str:
         """Not that of a provider which the environment may configure."""
@@ -92,12 +93,13 @@ class UpstreamAdmin(ModelAdmin):  # type: ignore[misc]  # unfold carries no type
     """What the gateway may ask."""
 
     form = UpstreamForm
-    list_display = ("name", "dialect", "base_url", "fallback", "enabled", "key_stored", "changed_at")
+    list_display = ("name", "dialect", "base_url", "fallback", "at_once", "enabled", "key_stored", "changed_at")
     list_filter = ("dialect", "enabled")
     search_fields = ("name", "base_url")
     readonly_fields = ("key_stored", "changed_at")
     fieldsets = (
-        (None, {"fields": ("name", "dialect", "base_url", "model_names", "fallback", "enabled")}),
+        (None, {"fields": ("name", "dialect", "base_url", "model_names", "fallback", "at_once", "enabled")}),
+        ("Time limits", {"fields": LIMITS}),
         ("Key", {"fields": ("key_stored", "new_key", "remove_key")}),
         ("Record", {"fields": ("changed_at",)}),
     )

@@ -15,33 +15,27 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
+from streaming.calls import MAX_NAME_CHARS, NAME_WITHHELD, Call, parsed, too_long
 from streaming.checks import CheckedText, Later, Look, check_text, looked_at, settled
 from streaming.core.effects import Effect
-from streaming.core.events import ServerEvent, ToolCall, ToolCallDelta, ToolProgress, ToolResult
+from streaming.core.events import ServerEvent, ToolCall, ToolProgress, ToolResult
 from streaming.core.gate import Gate, Hold, gate_text
 from streaming.core.json_text import JsonChannel
+from streaming.core.text import mend
 from streaming.tools.base import Context, Tool, ToolError
 
 logger = structlog.get_logger(__name__)
 
-MAX_CALLS = 64
-"""More calls than this in one answer are a runaway model; the rest is dropped, and told."""
 MAX_ROUNDS = 10
 """Times that tools run and their results go back to the model within one answer; what it asks for then is not run."""
-MAX_NAME_CHARS = 200
-"""A call's id is cut there. A name that is longer is nobody's, and not shown: a cut could hide what a value is."""
-NAME_WITHHELD = "name_withheld"
-"""Stands for a name that may not be shown; of the form that every provider takes back."""
-MAX_ARGUMENT_CHARS = 256_000
-MAX_DEPTH = 32
 MAX_RESULT_CHARS = 100_000
 NOT_RUN = "The call was not made: the answer ended before its arguments had passed the guardrails."
 TOO_LATE = f"The call was not made: the model had asked for tools {MAX_ROUNDS} times before in this answer."
@@ -50,94 +44,6 @@ WITHHELD = "The result was withheld: the answer ended before it had passed the g
 PROGRESS_EVERY_S = 0.05
 STOP_S = 0.02
 """Seconds that a tool gets to clean up when it is stopped; one that takes longer is left to itself."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One tool call: ``wanted``, ``arguments`` as the model wrote them, ``name``, ``run`` as the guardrails left them.
-
-    ``held``: what waits for guardrails now, with its channel. ``told``: a reader knows of the call.
-    """
-
-    id: str = ""
-    wanted: str = ""
-    name: str = ""
-    pieces: list[str] = field(default_factory=list)
-    ran_by_provider: bool = False
-    run: str = ""
-    result: str = ""
-    failed: bool = False
-    over: bool = False
-    told: bool = False
-    held: tuple[str, Hold] | None = None
-
-    @property
-    def arguments(self) -> str:
-        """JSON text; a call without any means an empty object."""
-        return "".join(self.pieces) or "{}"
-
-    @property
-    def sendable(self) -> str:
-        """What passed the guardrails, as a model can be shown it: an object, whatever was written."""
-        try:
-            _parsed(self.run)
-        except ToolError:
-            return "{}"
-        return self.run
-
-    def refuse(self, why: str) -> None:
-        """It is not made."""
-        self.result, self.failed, self.over = why, True, True
-
-    def record(self) -> dict[str, object]:
-        """The call as it is stored beside the message: what a reader was shown of it."""
-        shown: dict[str, object] = {"id": self.id, "name": self.name, "arguments": self.run}
-        return {**shown, "error" if self.failed else "result": self.result}
-
-
-class ToolCalls:
-    """``take`` pieces while a round streams; ``round`` hands over what it asked for and begins the next."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[int, int], Call] = {}
-        self.made: list[Call] = []
-
-    def take(self, piece: ToolCallDelta) -> bool:
-        """Add a piece to its call; False: it is of one call too many."""
-        key = (piece.choice, piece.index)
-        if key not in self._open and len(self.made) + len(self._open) >= MAX_CALLS:
-            return False
-        call = self._open.setdefault(key, Call())
-        call.id = call.id or piece.id[:MAX_NAME_CHARS]
-        call.wanted = call.wanted or piece.name[: MAX_NAME_CHARS + 1]  # one more tells that it was too long
-        call.pieces.append(piece.arguments)
-        call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
-        return True
-
-    def came_of(self, id_: str, result: str, *, failed: bool) -> None:
-        """What a call that the provider made has come to; of one that nobody knows nothing is kept."""
-        for call in (*self.made, *self._open.values()):
-            if call.id == id_:
-                call.result, call.failed, call.over = result, failed, True
-
-    def end(self) -> None:
-        """The answer is over: calls that were not complete are on record if something has come of them."""
-        began = len(self.made)
-        self.made[began:] = [call for call in self.round() if call.over]
-
-    def round(self) -> list[Call]:
-        """The calls of the round that is over, in order, each with an id of its own."""
-        calls = list(self._open.values())
-        self._open.clear()
-        taken = {call.id for call in self.made}
-        for call in calls:
-            number = len(self.made)
-            while not call.id or call.id in taken:
-                number += 1
-                call.id = f"call_{number}"
-            taken.add(call.id)
-            self.made.append(call)
-        return calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +78,17 @@ async def make_call(
     look: Look | None = None,
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
-    written, kind = JsonChannel(), AppliesTo.TOOL_ARGUMENTS
-    arguments = written.decode("{}" if _too_long(call.arguments) else call.arguments) + written.decode_rest()
+    kind = AppliesTo.TOOL_ARGUMENTS
+    written, arguments = decoded(call.arguments)
     if call.wanted in offered:
-        call.name = call.wanted
+        call.name, call.offered = call.wanted, True
     elif call.wanted:  # only rules look at a name, so nobody is waited for
         named = await check_text(
             policy.only(Checkpoint.IMMEDIATE), call.wanted, applies_to=kind, monitor=monitor, channel="tool_arguments"
         )
         if look is not None:
             look(looked_at(named, call.wanted, kind, "tool_arguments"))
-        call.name = _shown_as(call.wanted, named.visible)
+        call.name = shown_as(call.wanted, named.visible)
         tell(_said(call, named, (), over=named.blocked is not None))
         if named.blocked is not None:
             return
@@ -194,18 +100,22 @@ async def make_call(
         look(looked_at(checked, arguments, kind, "tool_arguments"))
     call.run = checked.visible
     shown = (ToolCall(call.id, call.name, checked.visible),) if checked.blocked is None else ()
-    tell(_said(call, checked, shown, over=checked.blocked is not None or call.ran_by_provider))
+    tell(_said(call, checked, shown, over=checked.blocked is not None))
     if checked.blocked is not None or call.ran_by_provider:
         return
     ran = _Running(call, policy, tell, monitor=monitor, clock=clock, look=look)
+    returned: JsonChannel | None = None
     try:
-        result, failed = await ran.result(offered), False
+        (result, is_json), failed = await ran.result(offered), False
+        if is_json:  # our own JSON: what a text in it is spelled with is no part of the text
+            returned = JsonChannel()
+            result = returned.decode(result) + returned.decode_rest()
     except ToolError as error:
-        result, failed = str(error), True
+        result, failed = _why(error), True
     kind = AppliesTo.TOOL_RESULT
     checked = await check_text(
         policy, result, applies_to=kind, monitor=monitor, channel="tool_result", later=True,
-        held=lambda hold: tell(Said(call, held=("tool_result", hold))),
+        held=lambda hold: tell(Said(call, held=("tool_result", hold))), written=returned,
     )  # fmt: skip
     if look is not None:
         look(looked_at(checked, result, kind, "tool_result"))
@@ -217,10 +127,17 @@ async def make_call(
 def name_shown(wanted: str, policy: Policy, *, monitor: bool) -> str:
     """What may be shown of the name in a call that nobody has looked at before the answer ended."""
     rules = policy.only(Checkpoint.IMMEDIATE)
-    return _shown_as(wanted, gate_text(rules, wanted, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor).visible)
+    return shown_as(wanted, gate_text(rules, wanted, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor).visible)
 
 
-def _shown_as(wanted: str, visible: str) -> str:
+def decoded(arguments: str) -> tuple[JsonChannel, str]:
+    """Arguments as guardrails read them, and what encodes what they leave; those that are too long are not read."""
+    written = JsonChannel()
+    return written, written.decode("{}" if too_long(arguments) else arguments) + written.decode_rest()
+
+
+def shown_as(wanted: str, visible: str) -> str:
+    """What is shown of a name of which the guardrails left ``visible``."""
     return wanted if visible == wanted and len(wanted) <= MAX_NAME_CHARS else NAME_WITHHELD
 
 
@@ -249,20 +166,23 @@ class _Running:
         self._monitor = monitor
         self._clock = clock
         self._look = look
-        self._told_at = -PROGRESS_EVERY_S
+        self._told_at, self._told_whole = -PROGRESS_EVERY_S, False
         self._asking: asyncio.Task[None] | None = None  # guardrails, about a message of progress
         self._newest: tuple[float, str] | None = None  # what came meanwhile; older ones are out of date
         self._over = False
 
-    async def result(self, offered: Mapping[str, Tool]) -> str:
-        """The result as text. Raises ``ToolError`` for everything that goes wrong."""
+    async def result(self, offered: Mapping[str, Tool]) -> tuple[str, bool]:
+        """The result as text, and whether that is JSON which was made of it here.
+
+        Raises ``ToolError`` for everything that goes wrong.
+        """
         found = offered.get(self._call.wanted)
         if found is None:
             names = ", ".join(offered) or "none"
             raise ToolError(f"there is no tool named “{self._call.name}” here; offered: {names}")
-        if why := _too_long(self._call.arguments):  # nothing of them was looked at
+        if why := too_long(self._call.arguments):  # nothing of them was looked at
             raise ToolError(why)
-        given = _parsed(self._call.run)
+        given = parsed(self._call.run)
         try:
             # As JSON: strict there still takes 2 for a float and a date as text; strict for Python objects does not.
             parameters = found.parameters.model_validate_json(json.dumps(given), strict=True)
@@ -270,7 +190,7 @@ class _Running:
             wrong = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in wrong["loc"]) or "the arguments"
             raise ToolError(f"{where}: {wrong['msg']}") from None
-        task = asyncio.ensure_future(found.run(parameters, Context(self._progress)))
+        task = asyncio.ensure_future(_ran(found, parameters, Context(self._progress)))
         try:
             try:
                 done, _ = await asyncio.wait({task}, timeout=found.time_limit_s)
@@ -289,12 +209,13 @@ class _Running:
 
     async def _progress(self, progress: float, message: str) -> None:
         now = self._clock()
-        if progress < 1 and now - self._told_at < PROGRESS_EVERY_S:
+        whole = progress >= 1
+        if now - self._told_at < PROGRESS_EVERY_S and not (whole and not self._told_whole):
             return
         if self._over:  # a tool that was left to itself
             return
-        self._told_at = now
-        self._newest = progress, _storable(message) if len(message) <= MAX_RESULT_CHARS else ""
+        self._told_at, self._told_whole = now, whole
+        self._newest = progress, mend(message) if len(message) <= MAX_RESULT_CHARS else ""
         if self._asking is None or self._asking.done():
             self._asking = None
             await self._say_newest()
@@ -322,6 +243,20 @@ class _Running:
         self._tell(_said(self._call, checked, told, over=False))
 
 
+async def _ran(tool: Tool, parameters: BaseModel, context: Context) -> object:
+    """What it raises before it has anything to wait for is its failure like all else.
+
+    So is its wish to end the process, which parsers of command lines have and the event loop would fulfil.
+    """
+    try:
+        return await tool.run(parameters, context)
+    except (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        logger.exception("tool_failed", tool=tool.name)
+        raise ToolError(f"the tool failed ({type(error).__name__})") from None
+
+
 async def _stop(task: asyncio.Future[object], name: str) -> None:
     task.cancel()
     _, pending = await asyncio.wait({task}, timeout=STOP_S)
@@ -335,10 +270,11 @@ def _looked_at(task: asyncio.Future[object]) -> None:
         task.exception()
 
 
-def _as_text(task: asyncio.Future[object], name: str) -> str:
+def _as_text(task: asyncio.Future[object], name: str) -> tuple[str, bool]:
     try:
         value = task.result()
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        is_json = not isinstance(value, str)
+        text = json.dumps(value, ensure_ascii=False) if is_json else str(value)
     except ToolError:
         raise
     except asyncio.CancelledError:
@@ -347,55 +283,21 @@ def _as_text(task: asyncio.Future[object], name: str) -> str:
         logger.exception("tool_failed", tool=name)
         raise ToolError(f"the tool failed ({type(error).__name__})") from None
     if len(text) > MAX_RESULT_CHARS:
-        raise ToolError(f"the result has {len(text):,} characters; at most {MAX_RESULT_CHARS:,} are taken")
-    return _storable(text)
+        raise ToolError(_too_much("result", text))
+    return mend(text), is_json
 
 
-def _storable(text: str) -> str:
-    """Without what no store takes: NUL and halves of surrogate pairs."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _too_long(arguments: str) -> str:
-    """Why such arguments are neither looked at nor shown; empty: they are."""
-    if len(arguments) <= MAX_ARGUMENT_CHARS:
-        return ""
-    return f"the arguments have {len(arguments):,} characters; at most {MAX_ARGUMENT_CHARS:,} are taken"
-
-
-def _parsed(arguments: str) -> dict[str, object]:
-    """The arguments as an object. Raises ``ToolError``."""
-    if why := _too_long(arguments):
-        raise ToolError(why)
+def _why(error: ToolError) -> str:
+    """What a tool says of its failure; bounded like a result, and not by a cut, which could hide what a value is."""
     try:
-        found = json.loads(arguments, parse_constant=_no_constant)
-    except RecursionError:
-        raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError:
-        raise ToolError("the arguments are not JSON") from None
-    if not isinstance(found, dict):
-        raise ToolError("the arguments are not a JSON object")
-    if _deeper_than(found, MAX_DEPTH):
-        raise ToolError(f"the arguments are nested deeper than {MAX_DEPTH} levels")
-    return found
+        text = str(error)
+    except Exception:
+        return "the tool failed, and what it says of that cannot be read"
+    return mend(text) if len(text) <= MAX_RESULT_CHARS else _too_much("error", text)
 
 
-def _no_constant(word: str) -> object:
-    raise ValueError(f"{word} is no JSON")
-
-
-def _deeper_than(value: object, most: int) -> bool:
-    level: list[object] = [value]
-    for _ in range(most):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
+def _too_much(what: str, text: str) -> str:
+    return f"the {what} has {len(text):,} characters; at most {MAX_RESULT_CHARS:,} are taken"
 
 
 class Agent:

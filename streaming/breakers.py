@@ -112,6 +112,13 @@ if state == 'half_open' and redis.call('HGET', KEYS[1], 'probe') == ARGV[2] then
 return 0
 """
 _STATE = "return redis.call('HGET', KEYS[1], 'state')"
+_REFUSES = f"""{_NOW}
+if state == 'open' and now < number('opened_at') + tonumber(ARGV[2]) then return 1 end
+if state == 'half_open' and now < number('probe_until') then return 1 end
+return 0
+"""
+NOT_ASKED: Final = "not asked: the circuit is open after repeated failures"
+"""The failure of whoever is not let through; those that wait for that have it in their row."""
 
 
 class CircuitOpen(Exception):
@@ -161,6 +168,12 @@ class Breaker:
 async def breaker(name: str, *, within_s: float | None = None) -> Breaker:
     """One try under the breaker of that name."""
     return Breaker(name, within_s=within_s)
+
+
+async def refuses(name: str) -> bool:
+    """Whether nobody would be let through now. Takes nobody's place, so that the answer may be old at once."""
+    said = await _reach(_REFUSES, name, _ms(OPEN_S))
+    return _memory.refuses(name) if said is None else said == 1
 
 
 async def states(names: list[str]) -> dict[str, str]:
@@ -219,6 +232,13 @@ class MemoryBreakers:
         """None: nobody has asked."""
         with self._lock:
             return self._known[name].state if name in self._known else None
+
+    def refuses(self, name: str) -> bool:
+        """Whether nobody would be let through now."""
+        with self._lock:
+            known = self._known.get(name, _Remembered())
+            until = {"closed": 0.0, "open": known.opened_at + OPEN_S, "half_open": known.probe_until}
+            return self._clock() < until[known.state] and known.state != "closed"
 
     def enter(self, name: str, me: str) -> bool:
         """Whether this one is let through."""

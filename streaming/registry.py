@@ -25,14 +25,14 @@ _hooked = False
 def spawn(session_id: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
     """Run a session's pump as a task of the running loop and keep it until it ends."""
     _hook_server_stop()
-    task = asyncio.get_running_loop().create_task(work, name=f"pump-{session_id}", context=_own_context())
+    task = asyncio.get_running_loop().create_task(work, name=f"pump-{session_id}", context=own_context())
     _tasks[session_id] = task
     task.add_done_callback(lambda done: _ended(session_id, done))
     return task
 
 
-def _own_context() -> contextvars.Context:
-    """A context without the request's: its database thread is closed with the request, and the pump lives on."""
+def own_context() -> contextvars.Context:
+    """A context without the request's: its database thread is closed with the request, what is begun here lives on."""
     context = contextvars.Context()
     context.run(structlog.contextvars.bind_contextvars, **structlog.contextvars.get_contextvars())
     return context

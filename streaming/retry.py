@@ -23,7 +23,7 @@ class NotRetried(Exception):
 def retry(*, check_id: int, now: datetime) -> None:
     """Let the check wait, and queue it. Raises ``NotRetried``, also when the workers' queue cannot be reached.
 
-    A check whose queue is away waits all the same: the sweep queues it later.
+    ``now``: by the database's clock. A check whose queue is away waits all the same: the sweep queues it later.
     """
     held_since = now - timedelta(seconds=conf().check_lease_s)
     row = DeferredCheck.objects.filter(pk=check_id)

@@ -1,9 +1,10 @@
 """Group commit: what waits for the database in one process goes into one transaction, under one lock of the log's head.
 
-Exists because all database work of a process has one thread, and a transaction ends with a flush of the disk: sessions
-that begin or end at the same time would wait for one flush each. Nobody waits for company: what comes alone goes alone,
-and only what came while the thread was busy goes together. Protects two rules: a job stands or falls with its own
-entries of the audit log, whatever becomes of the others; and what cannot be done together is done one by one.
+Exists because one thread of a process writes to the database at a time, and a transaction ends with a flush of the
+disk: sessions that begin or end at the same time would wait for one flush each. Nobody waits for company: what comes
+alone goes alone, and only what came while the thread was busy goes together. Protects two rules: a job stands or falls
+with its own entries of the audit log, whatever becomes of the others; and what cannot be done together is done one by
+one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from weakref import WeakKeyDictionary
 
 import structlog
 from asgiref.sync import AsyncToSync, SyncToAsync
-from channels.db import database_sync_to_async
 from django.db import DatabaseError, OperationalError, transaction
 
 from streaming.audit.services import gathered
+from streaming.database import in_database
 
 logger = structlog.get_logger(__name__)
 R = TypeVar("R")
@@ -57,7 +58,7 @@ async def together(do: Callable[[], R]) -> R:
     ``do`` may be run a second time when a transaction came to nothing; it does no other lasting work.
     """
     if _holds_the_shared_thread():
-        return cast("R", _come_to(await database_sync_to_async(in_one_transaction)([do])))
+        return cast("R", _come_to(await in_database(in_one_transaction)([do])))
     loop = asyncio.get_running_loop()
     queue = _queues.setdefault(loop, _Queue())
     job = _Job(do, copy_context(), loop.create_future())
@@ -80,7 +81,7 @@ async def together(do: Callable[[], R]) -> R:
 async def _work(queue: _Queue, jobs: list[_Job]) -> object:
     """Do all of them; what the first one, whose task this is, returned."""
     try:
-        results = await database_sync_to_async(in_one_transaction)([_in_its_context(job) for job in jobs])
+        results = await in_database(in_one_transaction)([_in_its_context(job) for job in jobs])
     except BaseException as error:
         for job in jobs[1:]:
             if not job.done.done():

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from streaming.core.events import ProviderEvent, Stopped, TextDelta, ThinkingDelta
-from streaming.core.markup import FIRST_INDEX, NOT_OFFERED, THOUGHT, MarkupReader, Types
+from streaming.core.markup import FIRST_INDEX, NOT_OFFERED, THOUGHT, MarkupReader
+from streaming.core.markup_calls import Types
 from streaming.providers.base import ProviderError, ToolSpec
 
 

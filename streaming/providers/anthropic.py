@@ -2,9 +2,10 @@
 
 Configured by the names that the vendor's own tools read: ``ANTHROPIC_BASE_URL``, ``ANTHROPIC_API_KEY``,
 ``ANTHROPIC_MODEL``; offered only when one of them is set. ``ANTHROPIC_THINKING_TOKENS`` asks for thinking, which this
-vendor's models do only when asked, with that many tokens beside those of the answer. Protects the form of the request,
-which this dialect is strict about: system prompts stand apart, neighbours of one role are one message, every tool call
-is an object, no text is empty, and thinking goes back only with its signature and before the calls that it led to.
+vendor's models do only when asked, with that many tokens beside those of the answer; ``ANTHROPIC_MAX_TOKENS`` is the
+limit of answers whose request names none. Protects the form of the request, which this dialect is strict about: system
+prompts stand apart, neighbours of one role are one message, a user begins, every tool call is an object, no text is
+empty, and thinking goes back only with its signature and before the calls that it led to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 DEFAULT_MODEL = "claude-sonnet-4-5"
 VERSION = "2023-06-01"
 MAX_TOKENS = 4096
-"""The dialect wants a limit with every request; this one is used where the request names none."""
+"""The dialect wants a limit with every request; this one is used where neither request nor setting names one."""
+
+BEFORE = "(The conversation began earlier.)"
+"""Stands before a conversation that an assistant's message begins: the vendor takes only such that a user begins."""
+
+ANSWER_TOKENS = range(1, 1_000_001)
 
 THINKING_TOKENS = range(1024, 1_000_001)
 """From the vendor's least to more than any model has."""
@@ -48,10 +54,12 @@ class AnthropicProvider(HttpProvider):
         limits: base.TimeLimits | None = None,
         *,
         thinking_tokens: int = 0,
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
         # The vendor's own clients are given the address without the version; people write both.
         super().__init__(base_url.rstrip("/").removesuffix("/v1"), api_key, model or DEFAULT_MODEL, limits)
         self._thinking_tokens = thinking_tokens
+        self._max_tokens = max_tokens
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> AnthropicProvider | None:
@@ -60,7 +68,9 @@ class AnthropicProvider(HttpProvider):
         if not (url or key or model):
             return None
         limits = base.TimeLimits.from_environment(env, cls.name)
-        return cls(url or DEFAULT_BASE_URL, key, model, limits, thinking_tokens=_thinking_tokens(env))
+        thinking = _tokens(env, "THINKING_TOKENS", THINKING_TOKENS, 0)
+        most = _tokens(env, "MAX_TOKENS", ANSWER_TOKENS, MAX_TOKENS)
+        return cls(url or DEFAULT_BASE_URL, key, model, limits, thinking_tokens=thinking, max_tokens=most)
 
     def _call(self, request: base.ProviderRequest, *, streaming: bool) -> Call:
         if request.choices != 1:
@@ -72,7 +82,7 @@ class AnthropicProvider(HttpProvider):
         body: dict[str, object] = {
             "model": request.model or self._model,
             # What is thought counts as output here; what was asked for is the length of the answer.
-            "max_tokens": (MAX_TOKENS if request.max_tokens is None else request.max_tokens) + thinking,
+            "max_tokens": (self._max_tokens if request.max_tokens is None else request.max_tokens) + thinking,
             "messages": conversation(request.messages),
             "stream": streaming,
         }
@@ -104,14 +114,13 @@ class AnthropicProvider(HttpProvider):
         return whole(document)
 
 
-def _thinking_tokens(env: Mapping[str, str]) -> int:
-    text = env.get("ANTHROPIC_THINKING_TOKENS", "").strip()
+def _tokens(env: Mapping[str, str], name: str, sizes: range, unset: int) -> int:
+    text = env.get(f"ANTHROPIC_{name}", "").strip()
     if not text:
-        return 0
+        return unset
     tokens = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-    if tokens not in THINKING_TOKENS:
-        least, most = THINKING_TOKENS.start, THINKING_TOKENS.stop - 1
-        raise ValueError(f"ANTHROPIC_THINKING_TOKENS is a whole number from {least} to {most}, or not set")
+    if tokens not in sizes:
+        raise ValueError(f"ANTHROPIC_{name} is a whole number from {sizes.start} to {sizes.stop - 1}, or not set")
     return tokens
 
 
@@ -138,6 +147,8 @@ def conversation(messages: Sequence[base.ChatMessage]) -> list[dict[str, object]
             turns.append((role, blocks))
     if not turns:
         raise base.ProviderRefused("the conversation has no message with text in it")
+    if turns[0][0] == "assistant":
+        turns.insert(0, ("user", [{"type": "text", "text": BEFORE}]))
     return [{"role": role, "content": blocks} for role, blocks in turns]
 
 

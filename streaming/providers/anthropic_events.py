@@ -9,6 +9,7 @@ are passed over, because the vendor promises to add some, while anything that is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from streaming.core.events import (
@@ -43,6 +44,8 @@ _PASSING: dict[str, type[base.ProviderUnavailable]] = {
     "rate_limit_error": base.ProviderRateLimited,
 }
 """Errors that another try may not meet; every other kind is final."""
+_KIND = re.compile("[a-z_]{1,64}")
+"""What is told of a kind stands before the colon, where nobody looks for an endpoint's own words; so it has none."""
 
 
 class MessageReader(SseReader):
@@ -136,15 +139,17 @@ class MessageReader(SseReader):
                 yield from self.thinking(string(delta.get("thinking")))
             case "signature_delta":
                 self._signatures[index] = self._signatures.get(index, "") + string(delta.get("signature"))
-            case "input_json_delta" if piece := mended(delta.get("partial_json")):
+            case "input_json_delta" if piece := string(delta.get("partial_json")):
                 self._inputs.pop(index, None)
-                yield ToolCallDelta(index, arguments=piece)
+                if arguments := self.arguments(piece, index):
+                    yield ToolCallDelta(index, arguments=arguments)
 
     def _block_end(self, index: int) -> Iterator[ProviderEvent]:
         if index in self._inputs:
             # A tool without parameters gets no piece at all: its arguments are the (empty) input of its start.
             given = self._inputs.pop(index)
-            yield ToolCallDelta(index, arguments=json.dumps(given if is_object(given) else {}, ensure_ascii=False))
+            yield ToolCallDelta(index, arguments=mended(_written(given)))
+        yield from self.rest_of_call(index)
 
     def _ending(self, ended: object, usage: object) -> Iterator[ProviderEvent]:
         yield from self._usage(usage)
@@ -152,7 +157,7 @@ class MessageReader(SseReader):
             # Only a single thought can be sent back as it was: several would need a signature each.
             self._thoughts = 0
             yield ThinkingDelta("", signature=signature)
-        if is_object(ended) and (reason := string(ended.get("stop_reason"))):
+        if is_object(ended) and (reason := mended(ended.get("stop_reason"))):
             yield Stopped(REASONS.get(reason, reason))
 
     def _usage(self, usage: object) -> Iterator[ProviderEvent]:
@@ -171,13 +176,17 @@ class MessageReader(SseReader):
         )
 
 
+def _written(given: object) -> str:
+    return json.dumps(given if is_object(given) else {}, ensure_ascii=False)
+
+
 def in_stream(error: object) -> base.ProviderError:
     """The error that the vendor reports instead of (the rest of) an answer."""
     kind, message = (mended(error.get(key)) for key in ("type", "message")) if is_object(error) else ("", "")
     if kind in ("authentication_error", "permission_error"):
         return base.ProviderAuthError("the provider reported that the API key is missing or not accepted")
-    said = f"the provider reported an error ({kind})" if kind else "the provider reported an error"
-    return _PASSING.get(kind, base.ProviderRefused)(f"{said}: {message[:300]}" if message else said)
+    said = f"the provider reported an error ({kind})" if _KIND.fullmatch(kind) else "the provider reported an error"
+    return _PASSING.get(kind, base.ProviderRefused)(f"{said}: {message}" if message else said)
 
 
 def whole(document: Mapping[str, object]) -> Iterator[ProviderEvent]:

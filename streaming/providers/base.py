@@ -18,6 +18,7 @@ see is the gate's business. And a failure says by its class whether trying again
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import os
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from streaming.core.events import ProviderEvent, TextDelta
+from streaming.core.text import mend
 from streaming.providers.sampling import NO_WISHES, Sampling
 
 
@@ -37,6 +39,9 @@ class ProviderError(Exception):
 
     permanent: ClassVar[bool] = False
     code: ClassVar[str] = "provider_error"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mend(message))  # some of its words are the endpoint's, and they are told and stored
 
 
 class ProviderUnavailable(ProviderError):
@@ -131,6 +136,29 @@ class ChatMessage:
     signature: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When an answer is over whoever gives it: ``at`` on the running loop's clock, ``within_s`` after its beginning."""
+
+    at: float
+    within_s: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """So many seconds from now."""
+        return cls(asyncio.get_running_loop().time() + seconds, seconds)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds; not above 0 once it has passed."""
+        return self.at - asyncio.get_running_loop().time()
+
+    @property
+    def words(self) -> str:
+        """What is said then."""
+        return f"the answer was not complete within {self.within_s:g} s"
+
+
 def never_rest() -> float:
     """Somebody waits for every token."""
     return 0.0
@@ -140,9 +168,11 @@ def never_rest() -> float:
 class ProviderRequest:
     """What a provider is asked. ``model`` empty: the provider's default. ``scenario`` and ``text`` are scripted's.
 
-    ``choices`` > 1 asks for that many answers (dialects without it refuse clearly). ``max_tokens`` None: the
-    dialect's own default. ``rest_s`` is asked before each wait for more of a stream, and says for how many seconds
-    nothing that comes would be told to anybody: so long the connection may be left alone (``Provider.stream``).
+    ``choices`` > 1 asks for that many answers (dialects without it refuse clearly, and so does an answer with tools).
+    ``max_tokens`` None: the dialect's own default. ``rest_s`` is asked before each wait for more of a stream, and says
+    for how many seconds nothing that comes would be told to anybody: so long the connection may be left alone
+    (``Provider.stream``). ``deadline``: when the whole answer is over, tries, fallbacks and rounds of tools included;
+    None: no more than the provider's own limits hold.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -154,6 +184,7 @@ class ProviderRequest:
     max_tokens: int | None = None
     sampling: Sampling = NO_WISHES
     rest_s: Callable[[], float] = field(default=never_rest, compare=False, repr=False)
+    deadline: Deadline | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +261,11 @@ class Provider(ABC):
     def called(self) -> str:
         """The name that tells it from others of its kind."""
         return self.circuit or self.name
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds that an answer which it is asked for may take in all."""
+        return TimeLimits().total_s
 
     def validate(self, request: ProviderRequest) -> None:
         """Refuse what can be seen to be wrong before a session begins. Raises ``UnknownScenario``."""

@@ -17,7 +17,11 @@ import httpx
 from streaming.core.sse import SseTooLarge
 from streaming.providers import base
 
+KEY_WITHHELD = "[key]"
+MAX_HEARD_CHARS = 2_000
+"""Of a message, with what the endpoint said."""
 MAX_ERROR_CHARS = 300
+"""Of what is told of it, once guardrails have looked: half of a value is not found any more."""
 
 
 def url_problem(url: str) -> str:
@@ -50,10 +54,30 @@ class Failures:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, base.ProviderError):
-            said = str(error)
-            error.args = (said.replace(self._key, "[key]") if self._key else said,)
+            error.args = (shortened(self._without_key(str(error)), MAX_HEARD_CHARS),)
         elif isinstance(error, Exception) and (meant := self._meaning(error)):
             raise meant from None
+
+    def cleaned(self, document: dict[str, object]) -> dict[str, object]:
+        """An error in the endpoint's own words, as a JSON object, without the key."""
+        if not self._key:
+            return document
+        try:
+            return {self._without_key(name): self._cleaned(value) for name, value in document.items()}
+        except RecursionError:
+            return {"error": {"message": "the provider's error is nested too deep to be told"}}
+
+    def _cleaned(self, value: object) -> object:
+        if isinstance(value, str):
+            return self._without_key(value)
+        if isinstance(value, list):
+            return [self._cleaned(item) for item in value]
+        if isinstance(value, dict):
+            return {self._without_key(name): self._cleaned(item) for name, item in value.items()}
+        return value
+
+    def _without_key(self, said: str) -> str:
+        return said.replace(self._key, KEY_WITHHELD) if self._key else said
 
     def _meaning(self, error: Exception) -> base.ProviderError | None:
         where = self._where
@@ -71,8 +95,6 @@ class Failures:
                 return base.ProviderUnavailable("the provider closed the connection without an answer")
             case httpx.RemoteProtocolError():
                 return base.ProviderProtocolError("the endpoint does not speak HTTP as expected")
-            case httpx.DecodingError():
-                return base.ProviderProtocolError("the endpoint's answer could not be decompressed")
             case httpx.HTTPError():
                 return base.ProviderUnavailable(f"the connection to the provider failed ({type(error).__name__})")
         return None
@@ -105,14 +127,22 @@ def refusal(status: int, headers: httpx.Headers, body: bytes) -> base.ProviderEr
 
 
 def _message(body: bytes) -> str:
-    """The error message out of a JSON error body, shortened; empty when there is none."""
+    """The error message out of a JSON error body; empty when there is none. ``Failures`` shortens it."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
         return ""
     error = found.get("error") if isinstance(found, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    return message[:MAX_ERROR_CHARS] if isinstance(message, str) else ""
+    return message if isinstance(message, str) else ""
+
+
+def shortened(said: str, most: int = MAX_ERROR_CHARS) -> str:
+    """What fits, in whole words; only once keys and what guardrails hide are out of it."""
+    if len(said) <= most:
+        return said
+    *words, _ = said[: most - 1].rsplit(maxsplit=1)
+    return f"{words[0] if words else said[: most - 2]} …"
 
 
 def _seconds(value: str) -> float | None:
@@ -122,7 +152,7 @@ def _seconds(value: str) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
+            seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
             return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if seconds < float("inf") else None

@@ -22,7 +22,7 @@ import httpcore
 import httpx
 
 from streaming.core.events import ProviderEvent, ProviderToolResult, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
-from streaming.providers import base
+from streaming.providers import base, bodies
 from streaming.providers.bodies import beginning, pieces, whole
 from streaming.providers.failures import Failures, refusal, url_problem
 from streaming.providers.paced import PacedTransport, Resolves
@@ -106,6 +106,11 @@ class HttpProvider(base.Provider):
         return self._limits
 
     @property
+    def answer_s(self) -> float:
+        """As its limits say."""
+        return self._limits.total_s
+
+    @property
     def failures(self) -> Failures:
         """A context that says what goes wrong with it in our words, without its key."""
         return Failures(self._where, self._key)
@@ -145,8 +150,10 @@ class HttpProvider(base.Provider):
                 yield event
 
     async def _stream(self, request: base.ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        reader, waits = self._reader(request), Waits(self._limits, self._where, rest_s=request.rest_s)
+        reader = self._reader(request)
+        waits = Waits(self._limits, self._where, rest_s=request.rest_s, deadline=request.deadline)
         broke: base.ProviderUnavailable | None = None
+        size = 0
         async with (
             self._response(self._call(request, streaming=True), waits) as response,
             aclosing(pieces(response)) as body,
@@ -159,6 +166,9 @@ class HttpProvider(base.Provider):
                     broke, data = error, None
                 if data is None:
                     break
+                size += len(data)
+                if size > bodies.MAX_STREAM_BYTES:
+                    raise base.ProviderProtocolError(f"the answer is larger than {bodies.MAX_STREAM_BYTES:,} bytes")
                 for event in reader.feed(data):
                     # A keep-alive is no token: silence goes on until the model says something.
                     if isinstance(event, TOKENS):
@@ -174,7 +184,7 @@ class HttpProvider(base.Provider):
             raise broke from None
 
     async def _ask_whole(self, request: base.ProviderRequest) -> Iterable[ProviderEvent]:
-        waits = Waits(self._limits, self._where, whole=True)
+        waits = Waits(self._limits, self._where, whole=True, deadline=request.deadline)
         async with self._response(self._call(request, streaming=False), waits) as response:
             raw = await whole(response, waits)
         try:

@@ -47,6 +47,7 @@ class LineReader(Reader):
 
     def finish(self) -> Iterator[ProviderEvent]:
         """See ``Reader``."""
+        self.ending = True
         line = bytes(self._buffer)
         self._buffer.clear()
         yield from self._line(line)
@@ -113,7 +114,7 @@ def _thought(document: Document) -> Document:
 
 
 def _reported(error: object, status: object) -> ProviderError:
-    words = mended(error.get("message") if is_object(error) else error)[:300]
+    words = mended(error.get("message") if is_object(error) else error)
     said = f"the provider reported an error: {words}" if words else "the provider reported an error"
     if isinstance(status, int) and status >= 400:
         refused = status < 500 and status not in (408, 429)

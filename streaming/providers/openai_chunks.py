@@ -22,7 +22,17 @@ from streaming.providers.base import (
     ProviderUnavailable,
     StreamCutOff,
 )
-from streaming.providers.reading import Document, SseReader, count, is_object, mended, objects
+from streaming.providers.reading import (
+    MAX_CALLS,
+    MAX_CHOICES,
+    Document,
+    SseReader,
+    count,
+    is_object,
+    mended,
+    objects,
+    string,
+)
 
 _PASSING = {"server_error", "overloaded_error", "api_error", "timeout", "service_unavailable"}
 """Kinds of error that another try may not meet; every other kind is final."""
@@ -39,6 +49,10 @@ class ChunkReader(SseReader):
         self._model = ""
         self._calls: dict[tuple[int, int], tuple[int, str]] = {}
         """(choice, index as sent) -> the call that is written there: its index as we tell it, and its id."""
+        self._by_id: dict[tuple[int, int, str], int] = {}
+        """(choice, index as sent, id) -> the index as we tell it, for calls that share one."""
+        self._taken: dict[int, set[int]] = {}
+        """choice -> every index that we have told."""
 
     def item(self, item: SseEvent) -> Iterator[ProviderEvent]:
         """The events of one SSE event. Raises ``ProviderError``."""
@@ -76,7 +90,7 @@ class ChunkReader(SseReader):
             yield ModelNamed(name)
 
     def _choice(self, choice: Mapping[str, object]) -> Iterator[ProviderEvent]:
-        index = _int(choice.get("index"))
+        index = _index(choice)
         self._seen.add(index)
         delta = choice.get("delta")
         if isinstance(delta, dict):
@@ -98,12 +112,15 @@ class ChunkReader(SseReader):
             function = call.get("function")
             function = function if is_object(function) else {}
             id_, arguments = mended(call.get("id")), function.get("arguments")
+            index = self._call_index(choice, _int(call.get("index"), position), id_)
             yield ToolCallDelta(
-                index=self._call_index(choice, _int(call.get("index"), position), id_),
+                index=index,
                 id=id_,
                 name=mended(function.get("name")),
                 # Some servers send the object itself instead of its text.
-                arguments=json.dumps(arguments) if is_object(arguments) else mended(arguments),
+                arguments=json.dumps(arguments)
+                if is_object(arguments)
+                else self.arguments(string(arguments), index, choice),
                 choice=choice,
             )
 
@@ -111,9 +128,18 @@ class ChunkReader(SseReader):
         """The call's index; another id under an index that is taken is another call, which some servers send."""
         index, known = self._calls.get((choice, sent), (-1, ""))
         if index < 0 or (id_ and known and id_ != known):
-            taken = {ours for (of, _), (ours, _) in self._calls.items() if of == choice} | {index}
+            index = self._by_id.get((choice, sent, id_), -1)
+            known = ""
+        if index < 0:
+            if sum(map(len, self._taken.values())) >= MAX_CALLS:
+                raise ProviderProtocolError(f"the endpoint began more than {MAX_CALLS:,} tool calls")
+            taken = self._taken.setdefault(choice, set())
             index = sent if sent not in taken else max(taken) + 1
-        self._calls[choice, sent] = (index, id_ or known)
+            taken.add(index)
+        id_ = id_ or known
+        self._calls[choice, sent] = (index, id_)
+        if id_:
+            self._by_id[choice, sent, id_] = index
         return index
 
     def message(self, document: Mapping[str, object]) -> Iterator[ProviderEvent]:
@@ -123,10 +149,10 @@ class ChunkReader(SseReader):
         choices = objects(document.get("choices"))
         if not choices:
             raise ProviderProtocolError("the endpoint's answer has no choices")
+        numbered = [(_index(choice), choice) for choice in choices]  # all are looked at before one is told
         yield from self._model_named(document.get("model"))
-        for choice in choices:
-            index, said = _int(choice.get("index")), choice.get("message")
-            if isinstance(said, dict):
+        for index, choice in numbered:
+            if isinstance(said := choice.get("message"), dict):
                 yield from self._said(said, index)
         yield from self.rest()
         yield from _usage(document.get("usage"))
@@ -137,6 +163,13 @@ class ChunkReader(SseReader):
 def whole(document: Mapping[str, object]) -> Iterator[ProviderEvent]:
     """The events of an answer that was not streamed. Raises ``ProviderError``."""
     return ChunkReader().message(document)
+
+
+def _index(choice: Mapping[str, object]) -> int:
+    index = _int(choice.get("index"))
+    if index >= MAX_CHOICES:
+        raise ProviderProtocolError(f"the endpoint sent a choice number {index:,}")
+    return index
 
 
 def _usage(usage: object) -> Iterator[ProviderEvent]:
@@ -158,7 +191,7 @@ def _in_stream(error: object) -> ProviderError:
     if words & {"401", "403", "invalid_api_key", "authentication_error"}:
         return ProviderAuthError(f"{said}: the API key is missing or not accepted")
     if message := mended(about.get("message")):
-        said += f": {message[:300]}"
+        said += f": {message}"
     if words & {"429", "rate_limit_exceeded", "rate_limit_error"}:
         return ProviderRateLimited(said)
     if words & _PASSING or any(len(word) == 3 and word.isdecimal() and word >= "500" for word in words):

@@ -11,18 +11,24 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from streaming.providers.base import ProviderTimeout, TimeLimits, never_rest
+from streaming.providers.base import Deadline, ProviderTimeout, TimeLimits, never_rest
 
 
 class Waits:
     """Wrap every wait for the provider in ``waiting``; tell it when the connection stands and when a token came.
 
     ``where`` is named in messages. ``whole``: the answer is not streamed, so there are no tokens to wait for.
-    ``rest_s``: see ``ProviderRequest``.
+    ``rest_s``, ``deadline``: see ``ProviderRequest``.
     """
 
     def __init__(
-        self, limits: TimeLimits, where: str, *, whole: bool = False, rest_s: Callable[[], float] = never_rest
+        self,
+        limits: TimeLimits,
+        where: str,
+        *,
+        whole: bool = False,
+        rest_s: Callable[[], float] = never_rest,
+        deadline: Deadline | None = None,
     ) -> None:
         self._rest_s = rest_s
         self._limits = limits
@@ -30,6 +36,8 @@ class Waits:
         self._whole = whole
         self._now = asyncio.get_running_loop().time
         self._began = self._now()
+        own = Deadline(self._began + limits.total_s, limits.total_s)
+        self._deadline = deadline if deadline is not None and deadline.at < own.at else own
         self._connected = False
         self._since = self._began
         self._silent_s = 0.0
@@ -76,7 +84,7 @@ class Waits:
             return
         began, timer = self._now(), self._timer
         if timer is not None and not timer.expired():
-            timer.reschedule(self._began + self._limits.total_s)
+            timer.reschedule(self._deadline.at)
         try:
             await asyncio.sleep(seconds)
         finally:
@@ -87,7 +95,7 @@ class Waits:
     def _next(self) -> tuple[float, str]:
         """The limit that passes first: when, on the loop's clock, and what is said then."""
         limits = self._limits
-        ends = [(self._began + limits.total_s, f"the answer was not complete within {limits.total_s:g} s")]
+        ends = [(self._deadline.at, self._deadline.words)]
         if not self._connected:
             said = f"no connection to the provider at {self._where} within {limits.connect_s:g} s"
             ends.append((self._began + limits.connect_s, said))

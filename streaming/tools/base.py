@@ -75,9 +75,15 @@ _tools: dict[str, Tool] = {}
 def tool(
     name: str, description: str, *, time_limit_s: float = TIME_LIMIT_S
 ) -> Callable[[Callable[[Given, Context], Awaitable[object]]], Callable[[Given, Context], Awaitable[object]]]:
-    """Register the decorated coroutine. Raises ``TypeError`` when its first argument is no pydantic model."""
+    """Register the decorated coroutine function.
+
+    Raises ``TypeError`` for a plain function, which would hold up everybody while it works, and when the first argument
+    is no pydantic model.
+    """
 
     def register(run: Callable[[Given, Context], Awaitable[object]]) -> Callable[[Given, Context], Awaitable[object]]:
+        if not inspect.iscoroutinefunction(run):
+            raise TypeError(f"tool {name!r} must be an async function; work that blocks goes into asyncio.to_thread")
         first = next(iter(inspect.signature(run).parameters))
         model = typing.get_type_hints(run)[first]
         if not (isinstance(model, type) and issubclass(model, BaseModel)):

@@ -1,4 +1,8 @@
-"""Arithmetic: the model writes a formula, nothing is ever evaluated but numbers and operators."""
+"""Arithmetic: the model writes a formula, nothing is ever evaluated but numbers and operators.
+
+Protects the event loop, in which it computes: no whole number in a formula, on the way to its value either, is longer
+than what takes no time.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,10 @@ from streaming.tools.base import Context, ToolError, tool
 
 MAX_POWER = 1_000
 """Digits grow with powers; a number nobody can read helps nobody."""
+MAX_BITS = 10_000
+"""Of a whole number: some 3,000 digits."""
+MAX_PLACES = 1_000
+"""To round to, before or behind the point. Python writes out a power of ten with as many digits."""
 
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -22,8 +30,16 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+
+
+def _round(number: float, places: int = 0) -> float:
+    if abs(places) > MAX_PLACES:
+        raise ValueError(f"numbers are rounded to at most {MAX_PLACES} places")
+    return round(number, places) if places else round(number)
+
+
 _FUNCTIONS: dict[str, Callable[..., float]] = {
-    "sqrt": math.sqrt, "abs": abs, "round": round, "floor": math.floor, "ceil": math.ceil, "sin": math.sin,
+    "sqrt": math.sqrt, "abs": abs, "round": _round, "floor": math.floor, "ceil": math.ceil, "sin": math.sin,
     "cos": math.cos, "tan": math.tan, "log": math.log, "exp": math.exp, "min": min, "max": max,
 }  # fmt: skip
 _NAMES = {"pi": math.pi, "e": math.e}
@@ -47,6 +63,14 @@ async def calculate(given: Formula, context: Context) -> str:
 
 
 def _value(node: ast.expr) -> float:
+    """The value of a part of the formula: what is worked out with it is never longer than it may be."""
+    value = _worked_out(node)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError("a number in it has too many digits")
+    return value
+
+
+def _worked_out(node: ast.expr) -> float:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             return number
@@ -68,6 +92,8 @@ def _value(node: ast.expr) -> float:
 def _power(base: float, exponent: float) -> float:
     if abs(exponent) > MAX_POWER or abs(base) > 1e100:
         raise ValueError(f"powers go up to {MAX_POWER}")
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MAX_BITS + MAX_POWER:
+        raise ValueError("a number in it has too many digits")
     result = base**exponent
     if isinstance(result, complex):
         raise ValueError("the result is not a real number")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import io
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from datetime import date
 
@@ -14,9 +17,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrails.policy import Policy
-from streaming import agent
-from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, MAX_RESULT_CHARS, MAX_ROUNDS, NAME_WITHHELD, Call, Said
+from streaming import agent, calls, endless
+from streaming.agent import MAX_RESULT_CHARS, MAX_ROUNDS, NOT_OVER, Said
 from streaming.callbacks import StreamCallbacks, _read, start_stream
+from streaming.calls import MAX_ARGUMENT_CHARS, MAX_CALLS, MAX_NAME_CHARS, NAME_WITHHELD, Call, ToolCalls
 from streaming.core.events import (
     ProviderEvent,
     ProviderNotice,
@@ -284,6 +288,20 @@ async def test_what_a_call_is_written_in_is_never_text(
     assert [e["result"] for e in await case.of("tool_result")] == ["echo of zebra"]
 
 
+async def test_arguments_without_end_are_not_collected() -> None:
+    """As many as tell that they are too many, whatever sizes they come in."""
+    collected = ToolCalls()
+    for piece in ("", "{", "x" * (MAX_ARGUMENT_CHARS - 2), "", "y" * 9_000_000, *["z"] * 1_000):
+        collected.take(ToolCallDelta(0, "id0", "echo", piece))
+    (call,) = collected.round()
+    assert call.arguments == "{" + "x" * (MAX_ARGUMENT_CHARS - 2) + "yy"
+    assert len(call.pieces) == 3
+    assert calls.too_long(call.arguments)
+    for _ in range(2):
+        collected.take(ToolCallDelta(0, "id1", "echo", '{"text": "short"}'))
+    assert not calls.too_long(collected.round()[0].arguments), "a call that is long enough says nothing of the next one"
+
+
 async def raises(text: str, context: Context) -> object:
     raise RuntimeError("with a secret in it")
 
@@ -301,6 +319,40 @@ async def floods(text: str, context: Context) -> object:
     return "x" * 10_000_000
 
 
+async def complains_at_length(text: str, context: Context) -> object:
+    raise ToolError("x" * 10_000_000)
+
+
+async def complains_in_halves(text: str, context: Context) -> object:
+    raise ToolError("no: \ud800.")
+
+
+async def complains_with_nul(text: str, context: Context) -> object:
+    raise ToolError("no: \0.")
+
+
+class Unreadable(ToolError):
+    def __str__(self) -> str:
+        raise RuntimeError("with a secret in it")
+
+
+async def complains_of_nothing_readable(text: str, context: Context) -> object:
+    raise Unreadable
+
+
+async def leaves(text: str, context: Context) -> object:
+    sys.exit("with a secret in it")
+
+
+async def leaves_in_a_thread(text: str, context: Context) -> object:
+    return await asyncio.to_thread(sys.exit, 2)
+
+
+async def reads_a_command_line(text: str, context: Context) -> object:
+    with redirect_stderr(io.StringIO()):
+        return argparse.ArgumentParser().parse_args(["--no-such-option"])
+
+
 async def odd(text: str, context: Context) -> object:
     return object()
 
@@ -316,6 +368,13 @@ async def cancels(text: str, context: Context) -> object:
         (says_no, "the shop is closed"),
         (hangs, "no result within 0.05 s"),
         (floods, f"10,000,000 characters; at most {MAX_RESULT_CHARS:,}"),
+        (complains_at_length, f"the error has 10,000,000 characters; at most {MAX_RESULT_CHARS:,}"),
+        (complains_in_halves, "no: \ufffd."),
+        (complains_with_nul, "no: \ufffd."),
+        (complains_of_nothing_readable, "the tool failed"),
+        (leaves, "the tool failed (SystemExit)"),
+        (leaves_in_a_thread, "the tool failed (SystemExit)"),
+        (reads_a_command_line, "the tool failed (SystemExit)"),
         (odd, "the tool failed (TypeError)"),
         (cancels, "the tool stopped itself"),
     ],
@@ -331,6 +390,8 @@ async def test_whatever_a_tool_does_becomes_its_result(
     assert "secret" not in json.dumps(await case.events())
     assert results["id1"]["result"] == "echo of fine"
     assert await case.shown() == "on"
+    stored = await Message.objects.aget(pk=case.answer_id)
+    assert error in stored.metadata["tools"][0]["error"]
 
 
 async def test_anything_that_json_can_carry_is_a_result(tools: Tools) -> None:
@@ -341,6 +402,43 @@ async def test_anything_that_json_can_carry_is_a_result(tools: Tools) -> None:
     case = await answer([asks(("table", {}))], tools)
     await case.pump.run()
     assert [e["result"] for e in await case.of("tool_result")] == ['{"rows": [1, 2], "name": "Köln"}']
+
+
+@pytest.mark.parametrize("plain", ["raises", "returns"])
+async def test_a_tool_that_is_no_coroutine_is_a_result_and_the_answer_goes_on(tools: Tools, plain: str) -> None:
+    def run(given: BaseModel, context: Context) -> object:
+        if plain == "raises":
+            raise RuntimeError("secret reason")
+        return "no awaitable"
+
+    tools.made["plain"] = Tool("plain", "For a test.", Any, 5.0, run)  # type: ignore[arg-type]
+    case = await answer([asks(("plain", {}))], tools)
+    await case.pump.run()
+    (result,) = await case.of("tool_result")
+    assert result["error"] == f"the tool failed ({'RuntimeError' if plain == 'raises' else 'TypeError'})"
+    assert await case.shown() == "(the model goes on)"
+
+
+async def test_texts_inside_a_result_are_looked_at_as_they_are_and_it_stays_json(tools: Tools) -> None:
+    policy = policy_of(
+        {"name": "two", "kind": "regex", "action": "redact", "applies_to": ["tool_result"],
+         "config": {"rules": [{"id": "l", "pattern": "line\\nbreak"}, {"id": "q", "pattern": 'say "no"'}]}},
+        without="harm",
+    )  # fmt: skip
+
+    async def table(text: str, context: Context) -> object:
+        return {"a": "one line\nbreak here", "b": ['they say "no" to it'], "c": 3}
+
+    tools.add("table", table)
+    case = await answer([asks(("table", {}))], tools, policy)
+    await case.pump.run()
+    (result,) = await case.of("tool_result")
+    found = json.loads(str(result["result"]))
+    assert found["c"] == 3
+    assert found["a"].startswith("one ")
+    assert "break" not in found["a"]
+    assert "no" not in found["b"][0].replace("to it", "")
+    assert len(await case.of("finding")) == 2
 
 
 async def test_progress_is_told_and_not_too_often(tools: Tools) -> None:
@@ -358,6 +456,20 @@ async def test_progress_is_told_and_not_too_often(tools: Tools) -> None:
     assert (told[0]["progress"], told[-1]["progress"], told[-1]["message"]) == (0.0, 1.0, "over")
 
 
+async def test_a_tool_that_is_at_its_end_again_and_again_says_so_once_in_a_while(tools: Tools) -> None:
+    async def over(text: str, context: Context) -> object:
+        for step in range(10_000):
+            await context.progress(1, f"step {step}")
+        return "ok"
+
+    tools.add("over", over)
+    case = await answer([asks(("over", {}))], tools)
+    await case.pump.run()
+    told = await case.of("tool_progress")
+    assert told[0]["message"] == "step 0"
+    assert len(told) < 1_000
+
+
 async def test_ten_rounds_are_enough(tools: Tools) -> None:
     """The results of each go back; what the model asks for after them is not run, because nobody would hear of it."""
     case = await answer([asks(("echo", {"text": f"{n}"})) for n in range(50)], tools)
@@ -371,6 +483,20 @@ async def test_ten_rounds_are_enough(tools: Tools) -> None:
     assert (await case.of("done"))[0]["outcome"] == "allowed"
     stored = (await Message.objects.aget(pk=case.answer_id)).metadata["tools"]
     assert [call.get("error") for call in stored] == [*[None] * MAX_ROUNDS, agent.TOO_LATE]
+
+
+async def test_what_an_answer_may_say_is_counted_over_all_its_rounds(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endless, "MAX_ANSWER_CHARS", 200)
+    signed = ThinkingDelta("", signature="s" * 30)
+    round_: list[Step] = ["Let me see. ", ThinkingDelta("y" * 28), signed, *asks(("echo", {"text": "z" * 18}))]
+    case = await answer([round_, round_, ["on", " and on"]], tools)
+    await case.pump.run()
+    assert len(tools.saw) == 2
+    assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("provider_garbage", False)]
+    (done,) = await case.of("done")
+    assert (done["outcome"], done["final"]) == ("error", "Let me see. Let me see. "), "100 each"
 
 
 async def test_after_ten_rounds_the_model_may_say_what_it_has_found(tools: Tools) -> None:
@@ -422,7 +548,7 @@ async def test_every_call_has_an_id_of_its_own_although_the_model_repeats_them(t
 
 
 def test_a_made_up_id_is_never_one_that_the_model_uses() -> None:
-    calls = agent.ToolCalls()
+    calls = ToolCalls()
     for index, id_ in enumerate(("call_2", "", "call_2", "call_3")):
         calls.take(ToolCallDelta(index, id_, "echo"))
     ids = [call.id for call in calls.round()]
@@ -444,6 +570,7 @@ async def test_a_tool_that_the_provider_ran_is_shown_and_never_run(tools: Tools)
     await case.pump.run()
     assert tools.saw == []
     assert [e["name"] for e in await case.of("tool_call")] == ["echo"]
+    assert [e["error"] for e in await case.of("tool_result")] == [NOT_OVER]
     assert len(case.provider.asked) == 1
 
 
@@ -480,7 +607,7 @@ SPELLED = policy_of(
 
 async def in_pieces(tools: Tools, *pieces: str) -> tuple[Call, list[Said]]:
     """One call whose arguments come in these pieces, made."""
-    calls, said = agent.ToolCalls(), list[Said]()
+    calls, said = ToolCalls(), list[Said]()
     calls.take(ToolCallDelta(0, "id0", "echo"))
     for piece in pieces:
         calls.take(ToolCallDelta(0, arguments=piece))
@@ -827,7 +954,7 @@ async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
 
 
 def test_limits_are_what_the_documentation_says() -> None:
-    assert (agent.MAX_ROUNDS, agent.MAX_DEPTH, agent.MAX_ARGUMENT_CHARS, agent.MAX_RESULT_CHARS) == (
+    assert (MAX_ROUNDS, calls.MAX_DEPTH, MAX_ARGUMENT_CHARS, MAX_RESULT_CHARS) == (
         10, 32, 256_000, 100_000
     )  # fmt: skip
     assert (MAX_NAME_CHARS, MAX_CALLS) == (200, 64)

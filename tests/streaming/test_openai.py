@@ -38,8 +38,8 @@ from streaming.providers.base import (
     ToolSpec,
 )
 from streaming.providers.openai import DEFAULT_BASE_URL, OpenAIProvider
-from streaming.providers.openai_chunks import ChunkReader
-from streaming.providers.reading import MAX_MALFORMED
+from streaming.providers.openai_chunks import ChunkReader, whole
+from streaming.providers.reading import MAX_CALLS, MAX_CHOICES, MAX_MALFORMED
 from tests.streaming.local_server import cuts, serve
 
 STREAMS = Path(__file__).resolve().parents[3] / "shared" / "data" / "streams"
@@ -139,6 +139,27 @@ async def test_halves_of_a_surrogate_pair_in_two_chunks_become_one_character() -
     events, error = await answer_of([*halves, chunk(content="\x00!"), stop(), DONE])
     assert error is None
     assert text_of(events) == "🌍\ufffd!"
+
+
+async def test_halves_of_a_character_in_two_pieces_of_arguments_become_one_call_by_call() -> None:
+    """Of each choice by itself; a half that is left over is replaced."""
+    head = (
+        b'data: {"choices": [{"index": %d, "delta": {"tool_calls": [{"index": %d, "function": {"arguments": "%s"}}]}}]}'
+    )
+    pieces = [
+        head % (*where, said) + b"\n\n"
+        for where, said in [
+            ((0, 0), rb"\ud83c"), ((0, 1), rb"\ud83d"), ((1, 0), rb"\ude00"),
+            ((0, 0), rb"\udf0d\ud83c"), ((0, 1), rb"\ude00"), ((1, 0), rb"!\ud83c"), ((0, 0), rb"\udf0d."),
+        ]
+    ]  # fmt: skip
+    events, error = await answer_of([*pieces, stop("tool_calls"), DONE])
+    assert error is None
+    said: dict[tuple[int, int], str] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            said[event.choice, event.index] = said.get((event.choice, event.index), "") + event.arguments
+    assert said == {(0, 0): "🌍🌍.", (0, 1): "😀", (1, 0): "\ufffd!\ufffd"}
 
 
 async def test_stream_without_terminator_is_an_error_that_keeps_the_text() -> None:
@@ -357,6 +378,21 @@ def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
     assert calls_of(read(pieces)) == {(0, 0): ("c-1", "a", "{}"), (0, 1): ("c-2", "b", '{"x": 1}')}
 
 
+def test_any_number_of_calls_may_share_an_index_and_pieces_of_an_earlier_one_may_still_come() -> None:
+    """Else one tool would be run with another one's arguments."""
+    names = ("a", "b", "c", "d")
+    begun = [call(0, f"c-{name}", name, '{"x"') for name in names]
+    expected = {(0, n): (f"c-{name}", name, '{"x": 1}') for n, name in enumerate(names)}
+    together = [call(0, f"c-{name}", "", ": 1}") for name in names]
+    in_turn = [piece for pair in zip(begun, together, strict=True) for piece in pair]
+    assert calls_of(read([*begun, *together, of(0, "tool_calls")])) == expected
+    assert calls_of(read([*in_turn, of(0, "tool_calls")])) == expected
+    nameless = [piece for n, first in enumerate(begun) for piece in (first, call(0, "", "", ": 1}"))]
+    assert calls_of(read([*nameless, of(0, "tool_calls")])) == expected
+    calls = [{"index": 0, "id": f"c-{n}", "function": {"name": n, "arguments": '{"x": 1}'}} for n in names]
+    assert calls_of(list(whole({"choices": [{"index": 0, "message": {"tool_calls": calls}}]}))) == expected
+
+
 def test_arguments_sent_as_an_object_or_without_an_index_are_not_lost() -> None:
     events = read([call(None, "c-1", "a", {"x": 1}), of(0, "tool_calls")])
     assert calls_of(events) == {(0, 0): ("c-1", "a", '{"x": 1}')}
@@ -378,6 +414,45 @@ def test_a_malformed_line_is_skipped_and_told_but_not_within_a_tool_call() -> No
         read([call(0, "c-1", "pay", '{"amount": 1'), bad, call(0, "", "", "}"), of(0, "tool_calls"), DONE])
     with pytest.raises(ProviderProtocolError):
         read([of(0, content="a"), bad * (MAX_MALFORMED + 1), of(0, "stop"), DONE])
+
+
+def test_choices_and_calls_without_end_are_not_listened_to() -> None:
+    """Each choice costs a gate, and each call a place to collect it in."""
+    assert text_of(read([of(MAX_CHOICES - 1, content="last"), DONE]), MAX_CHOICES - 1) == "last"
+    with pytest.raises(ProviderProtocolError, match="choice number 128"):
+        read([of(MAX_CHOICES, content="one more"), DONE])
+    calls = [call(n, f"c-{n}", "pay", "{}") for n in range(MAX_CALLS)]
+    read([*calls, of(0, "tool_calls"), DONE])
+    with pytest.raises(ProviderProtocolError, match="more than 1,000 tool calls"):
+        read([*calls, call(MAX_CALLS, "c", "pay", "{}"), of(0, "tool_calls"), DONE])
+    calls = [call(0, f"c-{n}", "pay", "{}") for n in range(MAX_CALLS)]
+    read([*calls, of(0, "tool_calls"), DONE])
+    with pytest.raises(ProviderProtocolError, match="more than 1,000 tool calls"):
+        read([*calls, call(0, "c", "pay", "{}"), of(0, "tool_calls"), DONE])
+
+
+def test_an_answer_that_is_not_streamed_has_no_more_choices_than_one_that_is() -> None:
+    last = {"index": MAX_CHOICES - 1, "message": {"content": "last"}, "finish_reason": "stop"}
+    assert text_of(list(whole({"choices": [last]})), MAX_CHOICES - 1) == "last"
+    events: list[ProviderEvent] = []
+    with pytest.raises(ProviderProtocolError, match="choice number 128"):
+        events.extend(whole({"choices": [last, last | {"index": MAX_CHOICES}]}))
+    assert events == []
+
+
+def test_a_number_that_no_store_takes_counts_nothing() -> None:
+    said = json.dumps({"choices": [], "usage": {"prompt_tokens": 10**40, "completion_tokens": 3}}).encode()
+    events = read([of(0, content="a"), of(0, "stop"), b"data: " + said + b"\n\n", DONE])
+    assert Usage(None, 3) in events
+
+
+def test_a_malformed_line_that_begins_a_tool_call_is_never_skipped() -> None:
+    broken = call(0, "c-1", "pay", '{"amount": 1}').rstrip(b"}\n") + b"\n\n"
+    with pytest.raises(ProviderProtocolError, match="within a tool call"):
+        read([of(0, content="a"), broken, of(0, "tool_calls"), DONE])
+    empty = b'data: {"choices": [{"index": 0, "delta": {"content": "x", "tool_calls": []}}\n\n'
+    events = read([of(0, content="a"), empty, of(0, "stop"), DONE])
+    assert [event.code for event in events if isinstance(event, ProviderNotice)] == ["malformed_line"]
 
 
 def test_a_last_line_that_was_cut_is_a_stream_cut_off_also_within_a_tool_call() -> None:

@@ -21,10 +21,13 @@ from streaming.core.events import (
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
+    Usage,
 )
 from streaming.log_redis import close_shared_log, shared_log
+from streaming.models import AuditSession, Message
 from streaming.providers.base import (
     ChatMessage,
+    Deadline,
     Provider,
     ProviderAuthError,
     ProviderError,
@@ -39,7 +42,9 @@ from streaming.providers.base import (
     get_provider,
 )
 from streaming.resilience import TRIES, Upstreams
-from tests.streaming.pumping import Controlled, policy_of, trial
+from streaming.tools.base import specs
+from tests.streaming.pumping import Controlled, Trial, policy_of, trial
+from tests.streaming.test_metrics import Growth
 
 ASK = ProviderRequest((ChatMessage("user", "hello"),), model="big-1")
 DOWN = ProviderUnavailable("it is down")
@@ -119,6 +124,23 @@ async def test_a_failure_before_the_first_token_is_tried_again_and_each_try_is_t
     assert [(notice.code, notice.attempt) for notice in notices] == [(failure.code, 1), (failure.code, 2)]
     assert events[-1] == TextDelta("fine")
     assert all(isinstance(event, ProviderChosen) for event in events[:1])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_several_choices_together_with_tools_are_refused_before_anybody_is_asked(streaming: bool) -> None:
+    """The results of one choice's calls would go back behind the text of another."""
+    first = Named(script=[], scripts=[["fine"]], whole=["fine"])
+    several = replace(ASK, choices=2)
+    with pytest.raises(ProviderRefused, match="one choice only"):
+        await heard_of(replace(several, tools=specs()), first, streaming=streaming)
+    assert first.calls == []
+    assert await heard_of(several, first, streaming=streaming) == "fine"
+    assert await heard_of(replace(ASK, tools=specs()), first, streaming=streaming) == "fine"
+
+
+async def heard_of(request: ProviderRequest, *providers: Provider, streaming: bool) -> str:
+    async with aclosing(Upstreams(providers, streaming).ask(request)) as stream:
+        return "".join([event.text async for event in stream if isinstance(event, TextDelta)])
 
 
 async def test_the_waits_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +291,173 @@ async def test_every_try_and_every_change_is_a_recoverable_error_event_that_a_re
     ] == [True] * 2
     assert await case.shown() == "fine"
     assert [event["outcome"] for event in await case.of("done")] == ["allowed"]
+
+
+async def test_of_three_providers_every_failure_is_a_reason_in_its_order() -> None:
+    first, second = Named(scripts=[[DOWN]]), Named(name="second", scripts=[[ProviderTimeout("slow")]])
+    events, _ = await heard(first, second, Named(name="third", scripts=[["fine"]]))
+    told = [(event.provider, event.fallback, event.after) for event in events if isinstance(event, ProviderChosen)]
+    assert told == [
+        ("first", "", ""),
+        ("second", "provider_unavailable", "provider_unavailable"),
+        ("third", "provider_unavailable, provider_timeout", "provider_timeout"),
+    ]
+
+
+@dataclass(eq=False)
+class Loops(Named):
+    """Asks for a tool first; what it does when it has the result stands in ``scripts``."""
+
+    rounds: int = 0
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        if request.messages[-1].role != "tool":
+            self.rounds += 1
+            yield TextDelta("Let me see. ")
+            yield Usage(10, 1)
+            yield Usage(output_tokens=5)
+            yield ToolCallDelta(0, "c", "calculator", '{"expression": "6 * 7"}')
+            yield Stopped("tool_calls")
+            return
+        async with aclosing(super().stream(request)) as events:
+            async for event in events:
+                yield event
+
+
+async def looped(*providers: Named) -> Trial:
+    """An answer with two rounds."""
+    case = await trial([], policy=policy_of(without="harm"))
+    tools = replace(case.pump._run.request, tools=specs())
+    case.pump._run = replace(case.pump._run, upstreams=Upstreams(providers), request=tools)
+    case.pump._request = replace(tools, rest_s=case.pump._rest_s)
+    await case.pump.run()
+    return case
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_later_round_is_tried_again_and_falls_back_and_what_was_shown_and_run_stays() -> None:
+    """docs/adr/0201: the first token is that of a round; every step is told."""
+    first, second = Loops(scripts=[[DOWN]]), Named(name="second", scripts=[["It is 42."]])
+    case = await looped(first, second)
+    assert await case.shown() == "Let me see. It is 42."
+    assert (first.rounds, len(await case.of("tool_result"))) == (1, 1)
+    assert [event["code"] for event in await case.of("error")] == ["provider_unavailable"] * 2 + ["provider_fallback"]
+    row = await AuditSession.objects.aget(pk=case.session_id)
+    assert (row.provider, row.outcome, row.fallback) == ("second", "allowed", "provider_unavailable")
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_later_round_that_has_begun_to_speak_is_not_tried_again() -> None:
+    first, second = Loops(scripts=[["So it is. ", DOWN]]), Named(name="second", scripts=[["It is 42."]])
+    case = await looped(first, second)
+    assert await case.shown() == "Let me see. So it is. "
+    assert second.calls == []
+    assert [event["outcome"] for event in await case.of("done")] == ["error"]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_reasons_of_every_round_are_kept_and_counted() -> None:
+    grown = Growth.since_now()
+    first = Named(scripts=[[ProviderRefused("no")], ["It is 42."]])
+    second = Loops(name="second", scripts=[["not asked"]])
+    case = await looped(first, second)
+    (update,) = [event for event in await case.of("message_update") if event["message_id"] == case.answer_id]
+    row = await AuditSession.objects.aget(pk=case.session_id)
+    assert update["metadata"]["fallback"] == row.fallback == "provider_refused"  # type: ignore[index]
+    assert (row.provider, await case.shown()) == ("first", "Let me see. It is 42.")
+    assert grown.of("sluicegate_fallbacks_total", reason="provider_refused") == 1
+    assert grown.of("sluicegate_fallbacks_total") == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_an_answer_used_is_the_sum_of_its_rounds() -> None:
+    """Within a round the counts are those so far: one vendor says them at the beginning and at the end."""
+    case = await looped(Loops(scripts=[[Usage(30, 1), "It is 42.", Usage(output_tokens=7, reasoning_tokens=2)]]))
+    message = await Message.objects.aget(pk=case.answer_id)
+    assert message.metadata["usage"] == {"input_tokens": 40, "output_tokens": 12, "reasoning_tokens": 2}
+
+
+async def test_nobody_is_asked_behind_the_deadline_and_no_try_is_waited_for_beyond_it() -> None:
+    for left_s, calls in ((-1.0, []), (0.0, []), (5.0, ["stream"])):
+        provider = Named(scripts=[[ProviderRateLimited("wait", 7)]])
+        asked = Upstreams((provider,), streaming=True).ask(replace(ASK, deadline=Deadline.after(left_s)))
+        with pytest.raises(ProviderTimeout if not calls else ProviderRateLimited):
+            await _drain(asked)
+        assert provider.calls[:2] == (calls and ["stream", "standard"]), left_s
+
+
+@dataclass(frozen=True)
+class Passing(Deadline):
+    """Passes when it is told to; ``left`` seconds remain until then."""
+
+    gone: asyncio.Event
+    left: float
+
+    @property
+    def left_s(self) -> float:
+        return 0.0 if self.gone.is_set() else self.left
+
+
+@dataclass(eq=False)
+class Silent(Named):
+    """Says nothing until the answer's deadline has passed. Its own limit for an answer is 900 s."""
+
+    fails_first: ProviderError | None = None
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.calls.append("stream")
+        if self.fails_first is not None and len(self.calls) == 1:
+            raise self.fails_first
+        assert isinstance(request.deadline, Passing)
+        request.deadline.gone.set()
+        raise ProviderTimeout(request.deadline.words)
+        yield TextDelta("never")
+
+    async def standard(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        async with aclosing(self.stream(request)) as events:
+            async for event in events:
+                yield event
+
+
+@pytest.mark.parametrize(
+    ("silent", "left_s", "state"),
+    [
+        (Silent(name="second"), 20.0, "closed"),
+        (Silent(name="second"), 899.0, "open"),
+        (Silent(name="second", fails_first=DOWN), 20.0, "open"),
+        (Silent(name="second", fails_first=ProviderRateLimited("later", 700)), 20.0, "open"),
+    ],
+    ids=["what the others left", "all its time", "it had failed by itself before", "and would have it wait"],
+)
+async def test_the_answers_deadline_does_not_count_against_whoever_is_asked_last(
+    silent: Silent, left_s: float, state: str
+) -> None:
+    for _ in range(THRESHOLD):
+        silent.calls.clear()
+        first = Named(scripts=[[ProviderRefused("not this one")]])
+        request = replace(ASK, deadline=Passing(0.0, 900.0, asyncio.Event(), left_s))
+        with pytest.raises(ProviderTimeout):
+            await _drain(Upstreams((first, silent)).ask(request))
+        assert silent.calls
+    assert await breakers.states(["provider:second"]) == {"provider:second": state}
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_all_rounds_of_an_answer_have_one_deadline() -> None:
+    deadlines: list[Deadline | None] = []
+
+    class Noting(Loops):
+        async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+            deadlines.append(request.deadline)
+            async with aclosing(super().stream(request)) as events:
+                async for event in events:
+                    yield event
+
+    await looped(Noting(scripts=[["It is 42."]]))
+    assert len(deadlines) == 2
+    (deadline,) = set(deadlines)
+    assert deadline is not None
+    assert deadline.within_s == TimeLimits().total_s
 
 
 def test_the_limits_are_half_a_minute_three_minutes_and_a_quarter_of_an_hour() -> None:

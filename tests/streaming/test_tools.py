@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,8 @@ async def test_it_works() -> None:
 @pytest.mark.parametrize(
     ("formula", "value"),
     [("1+2*3", "7"), ("(1+2)*3", "9"), ("-2**2", "-4"), ("2**10", "1024"), ("7/2", "3.5"), ("7//2", "3"), ("7%4", "3"),
-     ("sqrt(2)", "1.41421356237"), ("max(1, 2, 3)", "3"), ("pi", "3.14159265359"), ("0.1+0.2", "0.3"), ("+5", "5")],
+     ("sqrt(2)", "1.41421356237"), ("max(1, 2, 3)", "3"), ("pi", "3.14159265359"), ("0.1+0.2", "0.3"), ("+5", "5"),
+     ("round(7/2)", "4"), ("round(2.5674, 2)", "2.57"), ("round(1234, -2)", "1200"), ("2**1000 // 2**999", "2")],
 )  # fmt: skip
 async def test_the_calculator_knows_its_arithmetic(formula: str, value: str) -> None:
     assert (await call("calculator", expression=formula))[0] == value
@@ -43,11 +45,31 @@ async def test_the_calculator_knows_its_arithmetic(formula: str, value: str) -> 
     "formula",
     ["7 / 0", "2 ** 10000", "9**9**9**9", "1e200 ** 2", "__import__('os').system('true')", "open('x')", "(1).real",
      "[1]", "'a' * 10", "x", "lambda: 1", "1 if 1 else 2", "True", "sqrt(-1)", "sqrt(x=1)", "1 +", "10 ** 900 ** 3",
-     "(-8) ** 0.5", "log(0)", "round(1, 2, 3)", "(" * 240 + "1" + ")" * 240],
+     "(-8) ** 0.5", "log(0)", "round(1, 2, 3)", "(" * 240 + "1" + ")" * 240, "round(1.5, 0.5)"],
 )  # fmt: skip
 async def test_what_is_no_arithmetic_is_an_error_in_words(formula: str) -> None:
     with pytest.raises(ToolError, match="cannot be worked out"):
         await call("calculator", expression=formula)
+
+
+HUGE = "*".join(["((10**99)**99)"] * 33)
+"""A product of 300,000 digits, where every power is within its own limit."""
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "formula",
+    ["round(5, -999999999)", "round(5, 999999999)", "round(5.5, -999999999)", HUGE, "9**999 ** 9",
+     f"{HUGE} % 7", f"({HUGE[:479]}) // (7**999)", "(" * 9 + "9**99" + ")**99" * 9],
+    ids=["digits before the point", "digits behind it", "of a fraction", "product", "tower", "remainder", "division",
+         "powers of powers"],
+)  # fmt: skip
+async def test_no_formula_computes_for_long(formula: str) -> None:
+    """Whole numbers are bounded at every step: the event loop stands still while one is worked out."""
+    began = time.process_time()
+    with pytest.raises(ToolError, match=r"too many digits|places|powers go up"):
+        await call("calculator", expression=formula)
+    assert time.process_time() - began < 1, "a few thousand digits take no time on any machine"
 
 
 async def test_the_time_is_told_in_any_zone_and_no_other() -> None:
@@ -132,3 +154,14 @@ def test_registering_a_tool_is_one_decorated_function(monkeypatch: pytest.Monkey
         @tool("odd", "Odd.")  # type: ignore[type-var]
         async def odd(given: int, context: Context) -> str:
             return ""
+
+
+def test_a_plain_function_is_refused_when_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_tools", {})
+
+    def plain(given: BaseModel, context: Context) -> str:
+        return "at once"
+
+    with pytest.raises(TypeError, match="'plain' must be an async function"):
+        tool("plain", "For a test.")(plain)  # type: ignore[type-var, arg-type]
+    assert base._tools == {}

@@ -12,6 +12,8 @@ from pytest_django.fixtures import Settings
 
 from streaming.audit.services import rotate_texts
 from streaming.models import Upstream
+from streaming.providers.base import TimeLimits
+from streaming.providers.http import HttpProvider
 from streaming.upstreams import offered_now
 from tests.streaming.test_checks_admin import signed_in
 
@@ -19,7 +21,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("demo_policy")]
 KEY = "house-key-4711"
 LIST, ADD, CHANGE = (f"admin:streaming_upstream_{page}" for page in ("changelist", "add", "change"))
 FORM = {"name": "house", "dialect": "openai", "base_url": "http://127.0.0.1:9/v1/", "model_names": "small\nlarge\n",
-        "fallback": "0", "enabled": "on"}  # fmt: skip
+        "fallback": "0", "at_once": "4", "enabled": "on"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,7 @@ def test_it_works(client: Client) -> None:
     assert KEY not in str([*LogEntry.objects.values()])
     assert stored().startswith("sg1:")
     assert KEY not in stored()
+    assert row.at_once == 4
     found = offered_now()
     assert found.models["house"] == ("small", "large")
     assert found.providers["house"].called == "house"
@@ -74,6 +77,7 @@ def test_a_key_stays_until_another_one_comes_or_it_is_to_be_forgotten(client: Cl
     [
         ("name", "openai"), ("name", "a/b"), ("base_url", "ftp://127.0.0.1"), ("base_url", "http://u:p@127.0.0.1/v1"),
         ("base_url", "http://127.0.0.2/v1"), ("base_url", "http://169.254.169.254/latest"), ("model_names", " \n"),
+        ("connect_s", "0"), ("token_s", "a day"), ("total_s", "86401"), ("total_s", "nan"),
         ("new_key", "two words"), ("new_key", "clé"), ("dialect", "other"),
     ],
 )  # fmt: skip
@@ -83,6 +87,22 @@ def test_what_cannot_be_right_is_refused(client: Client, field: str, value: str)
     assert page.status_code == 200
     assert page.context["adminform"].form.errors.keys() == {field}
     assert not Upstream.objects.exists()
+
+
+def test_an_upstream_has_time_limits_of_its_own_and_the_usual_ones_where_it_names_none(client: Client) -> None:
+    signed_in(client, "Operator")
+    for more, limits in (
+        ({}, TimeLimits()),
+        ({"token_s": "600"}, TimeLimits(token_s=600)),
+        ({"connect_s": "2.5", "token_s": "9", "total_s": "60"}, TimeLimits(2.5, 9, 60)),
+        ({"connect_s": "", "token_s": "", "total_s": ""}, TimeLimits()),
+    ):
+        row = Upstream.objects.first()
+        page = reverse(CHANGE, args=[row.pk]) if row else reverse(ADD)
+        assert client.post(page, FORM | more).status_code == 302
+        provider = offered_now().providers["house"]
+        assert isinstance(provider, HttpProvider)
+        assert provider.limits == limits
 
 
 @pytest.mark.parametrize("group", ["Author", "Signer", "Reviewer", "Auditor"])

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaming import endless
 from streaming.core.events import ProviderEvent, ProviderNotice, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.markup import (
     FORMS,
     MAX_CHARS,
-    MAX_NAME,
     MAX_SPACE,
     NOT_OFFERED,
     THOUGHT,
     MarkupReader,
-    Types,
 )
+from streaming.core.markup_calls import CALL_BEGINS, CALL_ENDS, MAX_NAME, PREFIXES, SEPARATES, Types, barred_calls
 from streaming.gateway.speak import spoken
 from streaming.gateway.speak_anthropic import AnthropicSpeaker
 from streaming.models import Message
@@ -47,7 +48,28 @@ def read(
 
 TOOL = ToolSpec("calculator", "computes", {"type": "object"})
 NAMED = '[TOOL_CALLS]calculator[ARGS]{"formula": "2 * 3"}'
+PARAMETERS = '<parameter name="formula">2 * 3</parameter>'
+INVOKED = f'<invoke name="calculator">\n{PARAMETERS}\n</invoke>'
+PREFIX = PREFIXES[1]
+PREFIXED = re.sub("<(/?)(?=[ip])", rf"<\1{PREFIX}", INVOKED)
+MADE = '{"formula": "2 * 3"}'
+FENCED = f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>calculator\n```json\n{MADE}\n```<｜tool▁call▁end｜>"
+BARRED = f"<｜tool▁call▁begin｜>calculator<｜tool▁sep｜>{MADE}<｜tool▁call▁end｜>"
+CHANNEL = f"<|channel|>commentary to=functions.calculator <|constrain|>json<|message|>{MADE}"
 WRITTEN = [
+    (f"Sure.\n<function_calls>\n{INVOKED}\n</function_calls>\nWell.", "Sure.\n\nWell.", 1),
+    (f"<function_calls>{INVOKED}{INVOKED}</function_calls>", "", 2),
+    (f"<{PREFIX}function_calls>\n{PREFIXED}\n</{PREFIX}function_calls>", "", 1),
+    (f"<minimax:tool_call>\n{INVOKED}\n</minimax:tool_call>", "", 1),
+    (f"{INVOKED} {PREFIXED}", " ", 2),
+    (f"Let me see. <｜tool▁calls▁begin｜>{FENCED}\n{FENCED}<｜tool▁calls▁end｜>", "Let me see. ", 2),
+    (f"<｜tool▁calls▁begin｜>{BARRED}{BARRED}<｜tool▁calls▁end｜>", "", 2),
+    (f"<｜tool▁calls▁begin｜>{BARRED}", "", 1),
+    (f"{BARRED} Well.", " Well.", 1),
+    (f"{CHANNEL}<|call|>", "", 1),
+    (f"I ask. <|start|>assistant{CHANNEL}", "I ask. ", 1),
+    (f"<|start|>assistant to=functions.calculator<|channel|>commentary json<|message|>{MADE}<|call|>", "", 1),
+    (f"<|channel|>analysis to=calculator code<|message|>{MADE}<|call|> Well.", " Well.", 1),
     (f"Let me see. <tool_call>\n{CALL}\n</tool_call> One moment.", "Let me see.  One moment.", 1),
     (f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>", "", 2),
     (f"Sure. [TOOL_CALLS][{CALL}, {CALL}]", "Sure. ", 2),
@@ -93,6 +115,13 @@ SPOKEN_OF = [
     "<function=" + "x" * 300 + ">",
     "<tool_call>" + " " * 100 + CALL,
     "[TOOL_CALLS]",
+    'Between <function_calls> and </function_calls> stands <invoke name=…>, or <invoke name="x"> and its end.',
+    '<invoke name="' + "x" * 300 + '">',
+    "DeepSeek opens with <｜tool▁calls▁begin｜><｜tool▁call▁begin｜> and then says the tool, <｜tool▁sep｜>, {}.",
+    "A call of gpt-oss is <|channel|>commentary to=functions.name and so on; <|start|>assistant begins messages.",
+    "<|start|>assistant<|channel|>final<|message|>Well.",
+    f"Write `{CHANNEL}<|call|>`, or so:\n```\n<function_calls>{INVOKED}</function_calls>\n{BARRED}\n```\nthat is all.",
+    "```tool_code\nprint(calculator(formula='2 * 3'))\n```",
 ]
 
 
@@ -140,6 +169,52 @@ def test_a_parameter_is_what_the_tools_schema_says() -> None:
     _, calls, told = read([written + "</function>"], types={"note": frozenset({"text"})})
     assert calls == [("note", {"text": "2026", "count": 7, "more": {"a": [1]}, "odd": "NaN", "lines": "a\nb"})]
     assert told == []
+
+
+def test_a_parameter_of_an_invoked_tool_is_what_its_schema_says() -> None:
+    values = (("text", "2026"), ("count", "7"), ("more", '{"a": [1]}'), ("lines", "\na\nb\n"), ("tag", "<b>x</b>"))
+    written = "".join(f'<parameter name="{key}">{value}</parameter>\n' for key, value in values)
+    _, calls, told = read([f'<invoke name="note">{written}</invoke>'], types={"note": frozenset({"text"})})
+    assert calls == [("note", {"text": "2026", "count": 7, "more": {"a": [1]}, "lines": "a\nb", "tag": "<b>x</b>"})]
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "<function_calls></function_calls>",
+        "<function_calls>words</function_calls>",
+        f"<function_calls>{INVOKED} and so on</function_calls>",
+        '<invoke name="no te"></invoke>',
+        '<invoke name="note">words</invoke>',
+        '<invoke name="note"><parameter name="a">1</invoke>',
+        "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>",
+        f"<｜tool▁calls▁begin｜>{BARRED} words<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>note<｜tool▁sep｜>[1]<｜tool▁call▁end｜>",
+        "<｜tool▁call▁begin｜>note<｜tool▁sep｜>{}{}<｜tool▁call▁end｜>",
+        "<｜tool▁call▁begin｜>note<｜tool▁sep｜>" + '{"a":' * 100_000 + "<｜tool▁call▁end｜>",
+        "<|channel|>commentary to=functions.note<|message|>words<|call|>",
+        "<|channel|>commentary to=functions.note and some words that are no form<|message|>{}<|call|>"
+        + "<|channel|>commentary to=<|message|>{}<|call|>",
+        "<|channel|>analysis to=note<|message|>" + "[" * 100_000 + "<|call|>",
+    ],
+    ids=range(14),
+)
+def test_newer_markup_that_cannot_be_read_is_told_and_not_shown(written: str) -> None:
+    text, calls, told = read(["a", written, "b"])
+    assert (text, calls, {notice.code for notice in told}) == ("ab", [], {"tool_markup"})
+
+
+@pytest.mark.parametrize("close", ["<|call|>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁end｜>"])
+def test_an_argument_that_speaks_of_newer_markup_does_not_end_its_call(close: str) -> None:
+    said = {"text": f'End it with {close}, or "{close}" alone.'}
+    made = json.dumps(said, ensure_ascii=False)
+    for written in (
+        f"<|channel|>commentary to=functions.note <|constrain|>json<|message|>{made}<|call|>",
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>note<｜tool▁sep｜>{made}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ):
+        want = "a b", [("note", said)], []
+        assert read([f"a{written} b"]) == read(list(f"a{written} b")) == want
 
 
 @pytest.mark.parametrize(
@@ -287,22 +362,45 @@ async def test_a_call_written_into_the_thinking_is_neither_shown_nor_made(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("where", ["text", "thinking"])
+@pytest.mark.parametrize(
+    "markup",
+    [NAMED, f"<function_calls>{INVOKED}</function_calls>", BARRED, CHANNEL],
+    ids=["named", "invoke", "bars", "channel"],
+)
 async def test_of_a_call_that_nobody_may_make_nothing_reaches_page_or_storage(
-    where: str, monkeypatch: pytest.MonkeyPatch
+    where: str, markup: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Controlled, "calls_in_text", True)
-    written = [*"Let me see. ", *'[TOOL_CALLS]zebra[ARGS]{"formula": "2 * 3"}']
+    written = [*"Let me see. ", *markup.replace("calculator", "zebra")]
     script = [ThinkingDelta(char) for char in written] if where == "thinking" else list[Step](written)
     case = await trial([*script, "" if where == "text" else "Well.", Stopped("stop")], policy=policy_of(without="harm"))
     await case.pump.run()
     stored = await Message.objects.aget(pk=case.answer_id)
-    for markup in ("zebra", "TOOL_CALLS", "ARGS", "formula"):
-        assert markup not in str(await case.events())
-        assert markup not in stored.content + str(stored.metadata)
+    for part in ("zebra", "TOOL_CALLS", "ARGS", "formula", "invoke", "tool▁call", "commentary"):
+        assert part not in str(await case.events())
+        assert part not in stored.content + str(stored.metadata)
     assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("tool_markup", True)]
     assert await case.of("tool_call") == []
     seen = stored.content if where == "text" else stored.metadata["thinking"]
     assert (seen, (await case.of("done"))[0]["outcome"]) == ("Let me see. ", "allowed")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("times", [20, 200], ids=["a few", "without end"])
+async def test_calls_that_nobody_may_make_are_told_once_and_not_listened_to_without_end(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no text and no call, so that nothing of them counted."""
+    monkeypatch.setattr(Controlled, "calls_in_text", True)
+    monkeypatch.setattr(endless, "MAX_ANSWER_CHARS", 10_000)
+    case = await trial(["Well. ", *[f"<tool_call>{CALL}</tool_call>"] * times], policy=policy_of(without="harm"))
+    await case.pump.run()
+    ends = [("provider_garbage", False)] if times == 200 else []
+    assert [(e["code"], e["recoverable"]) for e in await case.of("error")] == [("tool_markup", True), *ends]
+    stored = await Message.objects.aget(pk=case.answer_id)
+    ((_, code, counted),) = stored.metadata["notices"]
+    assert (stored.content, code) == ("Well. ", "tool_markup")
+    assert counted == 20 if times == 20 else 20 < counted < 200
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -320,3 +418,16 @@ async def test_a_client_of_another_dialect_that_offered_no_tools_is_not_shown_on
     assert "Sure. " in said
     assert "calculator" not in said
     assert "formula" not in said
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("call", ["{begins}look~x", "{begins}look{separates}~x", "{begins}look{{}}~x", "{begins}~x"])
+def test_a_long_run_of_blanks_in_a_call_with_bars_costs_what_it_is_long(call: str) -> None:
+    written = call.format(begins=CALL_BEGINS, separates=SEPARATES).replace("~", " " * 500_000)
+    assert barred_calls(written) is None
+    blanks = " \n" * 3
+    for fence in ("", "```json"):
+        begun = blanks.join(("", CALL_BEGINS, "look", SEPARATES, fence))
+        said = blanks.join((begun, '{"a": 1}', "```" if fence else "", ""))
+        assert barred_calls(f"{said}{CALL_ENDS}{blanks}") == [("look", '{"a": 1}')]
+        assert barred_calls(said) == [("look", '{"a": 1}')]

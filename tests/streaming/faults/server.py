@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gzip
 import json
 import socket
 import struct
@@ -63,6 +65,33 @@ WHOLE: dict[str, Json] = {
     },
 }
 """The answer ``fine`` where it is not streamed."""
+
+ENDLESS = "more and " * 512
+"""What an endless text repeats; it is cut between two of them."""
+BOMB_MEGABYTES = 20
+"""Of nothing but blanks, in some kilobytes."""
+ARGUMENTS: dict[str, tuple[bytes, bytes]] = {
+    "openai": (
+        b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c", "function": '
+        b'{"name": "calculator", "arguments": "{"}}]}}]}\n\n',
+        b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": '
+        b'{"arguments": "%s"}}]}}]}\n\n' % (b"x" * 4_096),
+    ),
+    "anthropic": (
+        b'data: {"type": "content_block_start", "index": 1, "content_block": {"type": "tool_use", "id": "c", '
+        b'"name": "calculator", "input": {}}}\n\n',
+        b'data: {"type": "content_block_delta", "index": 1, "delta": '
+        b'{"type": "input_json_delta", "partial_json": "%s"}}\n\n' % (b"x" * 4_096),
+    ),
+    "ollama": (
+        b'{"model": "m", "message": {"role": "assistant", "content": "", "tool_calls": [{"function": '
+        b'{"name": "calculator", "arguments": {"expression": "',
+        b"x" * 4_096,
+    ),
+}
+"""The beginning of a call, and what goes on in it for ever; a call is one line of Ollama's."""
+ODD_WORDS = rb'{"error": {"message": "\u0000\ud800"}}'
+"""What no store takes and nothing can send."""
 
 
 def status(line: str, body: bytes = b'{"error": {"message": "told"}}', *headers: str) -> bytes:
@@ -127,6 +156,13 @@ async def faulty(adapter: str, fault: str) -> AsyncIterator[Faulty]:
         await asyncio.gather(*there.tasks, return_exceptions=True)
 
 
+@functools.cache
+def _bomb(words: bytes) -> bytes:
+    packer = zlib.compressobj(9, wbits=31)
+    parts = [words, *[b" " * 1_048_576] * BOMB_MEGABYTES]
+    return b"".join(map(packer.compress, parts)) + packer.flush()
+
+
 async def _reset(writer: asyncio.StreamWriter) -> None:
     """Break the connection off. Without lingering, or the system would end it in good order."""
     await writer.drain()
@@ -167,6 +203,10 @@ async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, wri
             writer.write(status("429 Too Many Requests", b'{"error": {"message": "told"}}', "Retry-After: 7"))
         case "500" | "only whole":
             writer.write(status("500 Internal Server Error"))
+        case "500 odd words":
+            writer.write(status("500 Internal Server Error", ODD_WORDS))
+        case "400 odd words":
+            writer.write(status("400 Bad Request", ODD_WORDS))
         case "529":
             writer.write(status("529 Overloaded", b'{"type": "error", "error": {"type": "overloaded_error"}}'))
         case "truncated gzip":
@@ -174,6 +214,21 @@ async def _misbehave(adapter: str, fault: str, reader: asyncio.StreamReader, wri
             first = packer.compress(say("part")) + packer.flush(zlib.Z_SYNC_FLUSH)
             rest = packer.compress(say("lost") + end) + packer.flush()
             writer.write(HEAD + b"Content-Encoding: gzip\r\n\r\n" + first + rest[:1])
+        case "stacked gzip":
+            writer.write(HEAD + b"Content-Encoding: gzip, gzip\r\n\r\n" + gzip.compress(gzip.compress(say("x") + end)))
+        case "gzip bomb":
+            writer.write(HEAD + b"Content-Encoding: gzip\r\n\r\n" + _bomb(say("part")))
+        case "endless text":
+            writer.write(body)
+            while True:
+                writer.write(say(ENDLESS) * 8)
+                await writer.drain()
+        case "endless arguments":
+            begin, more = ARGUMENTS[adapter]
+            writer.write(body + say("part") + begin)
+            while True:
+                writer.write(more * 8)
+                await writer.drain()
         case "half a character":
             whole = say(" é").replace(b"\\u00e9", "é".encode())
             writer.write(body + say("part") + whole[: whole.index("é".encode()) + 1])

@@ -20,6 +20,7 @@ import stamina
 from streaming import breakers
 from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta
 from streaming.log_redis import close_shared_log
+from streaming.providers import bodies
 from streaming.providers.anthropic import AnthropicProvider
 from streaming.providers.base import (
     ChatMessage,
@@ -38,7 +39,7 @@ from streaming.providers.ollama import OllamaProvider
 from streaming.providers.openai import OpenAIProvider
 from streaming.resilience import CircuitBroken, Upstreams
 
-from .server import SAYS, faulty
+from .server import ENDLESS, SAYS, faulty
 
 ASK = ProviderRequest((ChatMessage("user", "hello"),))
 QUICK = TimeLimits(connect_s=0.3, token_s=0.3, total_s=3.0)
@@ -65,8 +66,14 @@ FAULTS: dict[str, tuple[type[ProviderError] | None, str]] = {
     "only invalid json": (ProviderProtocolError, ""),
     "429": (ProviderRateLimited, ""),
     "500": (ProviderUnavailable, ""),
+    "500 odd words": (ProviderUnavailable, ""),
+    "400 odd words": (ProviderRefused, ""),
     "529": (ProviderUnavailable, ""),
     "truncated gzip": (StreamCutOff, "part"),
+    "stacked gzip": (ProviderProtocolError, ""),
+    "gzip bomb": (ProviderProtocolError, "part"),
+    "endless text": (ProviderProtocolError, ENDLESS),
+    "endless arguments": (ProviderProtocolError, "part"),
     "half a character": (StreamCutOff, "part"),
     "no end": (StreamCutOff, "part"),
     "not http": (ProviderProtocolError, ""),
@@ -74,6 +81,10 @@ FAULTS: dict[str, tuple[type[ProviderError] | None, str]] = {
     "nothing": (ProviderUnavailable, ""),
 }
 """What each fault amounts to, and the text that stands before it."""
+LARGE = ("no newline", "gzip bomb", "endless text", "endless arguments")
+"""These end by their size."""
+LARGEST = 5_000_000
+"""Bytes of an answer here; more than one line may have."""
 WHOLE = {name: error or ProviderProtocolError for name, (error, _) in FAULTS.items()} | {
     "truncated gzip": ProviderProtocolError,
     "half a character": ProviderProtocolError,
@@ -83,7 +94,9 @@ WHOLE = {name: error or ProviderProtocolError for name, (error, _) in FAULTS.ite
 
 
 @pytest.fixture(autouse=True)
-async def quick() -> AsyncIterator[None]:
+async def quick(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setattr(bodies, "MAX_STREAM_BYTES", LARGEST)
+    monkeypatch.setattr(bodies, "MAX_WHOLE_BYTES", LARGEST)
     breakers.forget()
     stamina.set_testing(True, attempts=2, cap=True)
     yield
@@ -110,16 +123,21 @@ def text_of(events: list[ProviderEvent]) -> str:
 @pytest.mark.parametrize("adapter", MAKE)
 async def test_it_works(adapter: str, fault: str) -> None:
     expected, text = FAULTS[fault]
+    limits = PATIENT if fault in LARGE else QUICK
     async with faulty(adapter, fault) as there:
-        async with asyncio.timeout(QUICK.total_s + 2):
-            events, error = await heard(MAKE[adapter](there.url))
+        async with asyncio.timeout(limits.total_s + 2):
+            events, error = await heard(MAKE[adapter](there.url, limits))
         while there.open:  # noqa: ASYNC110 - the server learns of it when the system tells it
             await asyncio.sleep(0.001)
     if expected is None:
         assert error is None
     else:
         assert type(error) is expected, repr(error)
-    assert text_of(events) == text
+    if fault == "endless text":
+        assert text_of(events) == text * (len(text_of(events)) // len(text))
+        assert LARGEST / 2 < len(text_of(events)) <= LARGEST
+    else:
+        assert text_of(events) == text
     if fault.startswith("resets"):
         assert "broke in the middle" in str(error), "an orderly end is another fault"
     if fault == "invalid json":

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from guardrails.policy import compile_policy
-from streaming import registry
+from streaming import endless, registry
+from streaming.core.text import unusable
 from streaming.frames import StartFrame
 from streaming.log_redis import close_shared_log
 from streaming.providers.base import TimeLimits
+from streaming.providers.waits import Waits
 from streaming.resilience import TRIES
 from tests.streaming.chats import Chatted, chat
 
-from .server import faulty
+from .server import ENDLESS, faulty
 from .test_faults import FAULTS, MAKE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,7 +29,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 PATIENT = TimeLimits(connect_s=60.0, token_s=60.0, total_s=90.0)
 LIMITS = {
     "stalls": TimeLimits(connect_s=60.0, token_s=2.0, total_s=90.0),
-    "silent": TimeLimits(connect_s=60.0, token_s=0.3, total_s=0.5),
+    "silent": TimeLimits(connect_s=60.0, token_s=0.2, total_s=4.0),
 }
 """Short where a limit is what ends it; elsewhere a busy machine is no reason to end."""
 WITHIN_S = 45.0
@@ -47,12 +50,14 @@ GATED = compile_policy(
 class Ends:
     """How a session with a fault ends. ``code`` empty: it does not fail. ``tries`` on each path; 0: it had begun.
 
+    ``whole``: tries without streaming, where the answer's deadline leaves time for fewer.
     ``told``: codes on the way that belong to no try. ``reached``: somebody listens there.
     """
 
     code: str
     final: str = ""
     tries: int = 0
+    whole: int = 0
     told: tuple[str, ...] = ()
     reached: bool = True
 
@@ -63,15 +68,17 @@ class Ends:
             return [*self.told]
         if not self.tries:
             return [*self.told, self.code]
-        again = [self.code] * (self.tries - 1)
-        return [*self.told, *again, "provider_fallback", *again, self.code]
+        tries = [self.code] * (self.tries - 1)
+        return [*self.told, *tries, "provider_fallback", *tries[: (self.whole or self.tries) - 1], self.code]
 
     @property
     def asked(self) -> int:
         """How often the endpoint was asked."""
-        return (2 * self.tries or 1) if self.reached else 0
+        return (self.tries + (self.whole or self.tries) or 1) if self.reached else 0
 
 
+LONGEST = 100_000
+"""Characters of an answer here."""
 ENVELOPE: dict[str, object] = {"seq": 0, "session_id": "", "ms": 0}
 """What tells two events of the same form apart."""
 
@@ -81,14 +88,20 @@ ENDS = {
     "resets": Ends("provider_cut_off", "part"),
     "resets mid-token": Ends("provider_cut_off", "part", told=("malformed_line",)),
     "stalls": Ends("provider_timeout", "part"),
-    "silent": Ends("provider_timeout", tries=TRIES),
+    "silent": Ends("provider_timeout", tries=TRIES, whole=1),
     "no newline": Ends("provider_garbage", tries=1),
     "invalid json": Ends("", "parts", told=("malformed_line",)),
     "only invalid json": Ends("provider_garbage", tries=1, told=("malformed_line",) * 5),
     "429": Ends("provider_rate_limited", tries=TRIES),
     "500": Ends("provider_unavailable", tries=TRIES),
+    "500 odd words": Ends("provider_unavailable", tries=TRIES),
+    "400 odd words": Ends("provider_refused", tries=1),
     "529": Ends("provider_unavailable", tries=TRIES),
     "truncated gzip": Ends("provider_cut_off", "part"),
+    "stacked gzip": Ends("provider_garbage", tries=1),
+    "gzip bomb": Ends("provider_garbage", "part"),
+    "endless text": Ends("provider_garbage", ENDLESS * (LONGEST // len(ENDLESS))),
+    "endless arguments": Ends("provider_garbage", "part"),
     "half a character": Ends("provider_cut_off", "part", told=("malformed_line",)),
     "no end": Ends("provider_cut_off", "part"),
     "not http": Ends("provider_garbage", tries=1),
@@ -98,7 +111,8 @@ ENDS = {
 
 
 @pytest.fixture(autouse=True)
-async def nothing_left() -> AsyncIterator[None]:
+async def nothing_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setattr(endless, "MAX_ANSWER_CHARS", LONGEST)
     yield
     await registry.shutdown()
     await close_shared_log()
@@ -121,8 +135,30 @@ def again() -> dict[str, bool]:
     return {code: word != "no" for code, word in rows}
 
 
+@pytest.fixture
+def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each wait was to last that its limit ended, by the loop's clock: a busy machine adds nothing to it."""
+    ended: list[float] = []
+    plain = Waits.waiting
+
+    @asynccontextmanager
+    async def waiting(self: Waits) -> AsyncGenerator[None, None]:
+        async with plain(self):
+            timer = self._timer
+            assert timer is not None
+            try:
+                yield
+            finally:
+                when = timer.when()
+                if timer.expired() and when is not None:
+                    ended.append(when - self._since)
+
+    monkeypatch.setattr(Waits, "waiting", waiting)
+    return ended
+
+
 @pytest.mark.parametrize("fault", ENDS)
-async def test_it_works(fault: str) -> None:
+async def test_it_works(fault: str, waited_s: list[float]) -> None:
     expected = ENDS[fault]
     answers = await asyncio.gather(*(session_with(adapter, fault) for adapter in MAKE))
     for adapter, (answered, served) in zip(MAKE, answers, strict=True):
@@ -131,6 +167,7 @@ async def test_it_works(fault: str) -> None:
         assert served == expected.asked, adapter
         assert said["final"] == answered.message.content == expected.final, adapter
         assert answered.row.error_code == expected.code, adapter
+        assert unusable(answered.row.error) is None, "a database would refuse it, and the ending with it"
         assert said["outcome"] == answered.row.outcome == ("error" if expected.code else "allowed"), adapter
         assert answered.of("state")[-1]["state"] == "COMPLETE", adapter
         *on_the_way, last = [event["recoverable"] for event in errors] or [True]
@@ -138,6 +175,12 @@ async def test_it_works(fault: str) -> None:
         assert last is (again()[expected.code] if expected.code else True), adapter
         if limits := LIMITS.get(fault):
             assert float(str(said["ms"])) >= limits.token_s * 1000, "its own limit ended it, and nothing before that"
+    if limits := LIMITS.get(fault):
+        latest = limits.token_s if expected.final else limits.total_s  # in one piece there is no limit for tokens
+        assert len(waited_s) == len(MAKE) * max(1, expected.asked)
+        assert max(waited_s) <= latest + 0.001, "and nothing after that"
+    else:
+        assert waited_s == []
 
 
 class Settings:

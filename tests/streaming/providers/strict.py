@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -22,7 +22,19 @@ Given = Annotated[str, Field(min_length=1)]
 CALL_ME = "Use a tool."
 """A question that the fakes answer with two calls of the first tool offered, if any is: one that it can run, and one
 whose arguments it will not take."""
-CALLS: tuple[tuple[str, Json], ...] = (("call_a", {"expression": "6 * 7"}), ("call_b", {"nonsense": 1}))
+CALL_STRANGERS = "Use a tool that nobody has."
+"""A question that the fakes answer with a call of each of ``STRANGERS``."""
+STRANGERS = ("", "x" * 200, "y" * 201, "multi_tool_use.parallel", "Wetter in Köln", "\t")
+"""Names that models make up, and that no vendor takes back: it refuses the request that repeats one."""
+
+
+def called(question: str, tools: Sequence[str]) -> list[tuple[str, str, Json]]:
+    """Id, name and arguments of the calls that answer a question; ``tools``: the names of those offered."""
+    if tools and question == CALL_ME:
+        return [("call_a", tools[0], {"expression": "6 * 7"}), ("call_b", tools[0], {"nonsense": 1})]
+    if tools and question == CALL_STRANGERS:
+        return [(f"call_{n}", name, {}) for n, name in enumerate(STRANGERS)]
+    return []
 
 
 class Strict(BaseModel):

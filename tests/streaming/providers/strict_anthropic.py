@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .strict import CALL_ME, CALLS, Dialect, Given, Json, Refusal, Schema, Strict, sse
+from .strict import Dialect, Given, Json, Refusal, Schema, Strict, called, sse
 
 KEY = "sk-strict"
 Id = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
@@ -179,11 +179,14 @@ def _answer(headers: Mapping[str, str], body: Json) -> bytes:
 
 def _content(request: Request) -> tuple[list[Json], str]:
     last = request.messages[-1].content[-1]
-    if not request.tools or not isinstance(last, Text) or last.text != CALL_ME:
+    question = last.text if isinstance(last, Text) else ""
+    calls: list[Json] = [
+        {"type": "tool_use", "id": id_, "name": name, "input": given}
+        for id_, name, given in called(question, [tool.name for tool in request.tools or ()])
+    ]
+    if not calls:
         return [{"type": "text", "text": "fine"}], "end_turn"
-    name = request.tools[0].name
     thought: list[Json] = [{"type": "thinking", "thinking": "Two.", "signature": "c2ln"}] if request.thinking else []
-    calls: list[Json] = [{"type": "tool_use", "id": id_, "name": name, "input": given} for id_, given in CALLS]
     return [*thought, *calls], "tool_use"
 
 

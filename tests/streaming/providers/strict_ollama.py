@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from .strict import CALL_ME, CALLS, Dialect, Given, Json, Parameters, Strict
+from .strict import Dialect, Given, Json, Parameters, Strict, called
 
 
 class Function(Strict):
@@ -105,9 +105,9 @@ def _said(said: Json, *, stream: bool) -> bytes:
 def _chat(headers: Mapping[str, str], body: Json) -> bytes:
     request = Chat.model_validate(body)
     said: Json = {"role": "assistant", "content": "fine"}
-    if request.tools and request.messages[-1].content == CALL_ME:
-        name = request.tools[0].function.name
-        calls = [{"function": {"name": name, "arguments": arguments}} for _, arguments in CALLS]
+    names = [tool.function.name for tool in request.tools or ()]
+    if asked := called(request.messages[-1].content, names):
+        calls = [{"function": {"name": name, "arguments": arguments}} for _, name, arguments in asked]
         said = {"role": "assistant", "content": "", "thinking": "Two.", "tool_calls": calls}
     return _said({"message": said}, stream=request.stream)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .strict import CALL_ME, CALLS, Dialect, Given, Json, Parameters, Refusal, Strict, sse
+from .strict import Dialect, Given, Json, Parameters, Refusal, Strict, called, sse
 
 KEY = "sk-strict"
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -135,13 +135,15 @@ def _refusal(error: ValidationError) -> Json:
 
 def _said(request: Request) -> tuple[Json, str]:
     last = request.messages[-1]
-    if not request.tools or not isinstance(last, User) or last.content[-1].text != CALL_ME:
-        return {"role": "assistant", "content": "fine"}, "stop"
-    name = request.tools[0].function.name
+    question = last.content[-1].text if isinstance(last, User) else ""
     calls = [
         {"index": n, "id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-        for n, (id_, arguments) in enumerate(CALLS)
+        for n, (id_, name, arguments) in enumerate(
+            called(question, [tool.function.name for tool in request.tools or ()])
+        )
     ]
+    if not calls:
+        return {"role": "assistant", "content": "fine"}, "stop"
     return {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,11 +241,13 @@ class TestConversation:
 
     def test_thinking_without_its_signature_is_not_sent_back(self) -> None:
         unsigned = ChatMessage("assistant", "x", thinking="hm")
-        assert conversation((unsigned,)) == [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
+        assert conversation((ASK.messages[0], unsigned))[1:] == [
+            {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
+        ]
 
     @pytest.mark.parametrize("arguments", ["{oops", "[1]", '"x"', "[" * 100_000])
     def test_arguments_that_are_no_object_go_back_inside_one(self, arguments: str) -> None:
-        (message,) = conversation((ChatMessage("assistant", "", (ToolCallMade("t", "n", arguments),)),))
+        _, message = conversation((ChatMessage("assistant", "", (ToolCallMade("t", "n", arguments),)),))
         assert message["content"] == [
             {"type": "tool_use", "id": "t", "name": "n", "input": {"not_an_object": arguments}}
         ]
@@ -286,6 +289,17 @@ def test_it_is_offered_only_when_configured() -> None:
     named = AnthropicProvider.from_environment({"ANTHROPIC_MODEL": "claude-x"})
     assert named is not None
     assert named.default_model == "claude-x"
+
+
+@pytest.mark.parametrize("tokens", ["0", "-5", "many", "1e4", "²", "1000001"])
+def test_an_ill_formed_limit_of_tokens_is_named(tokens: str) -> None:
+    env = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_MAX_TOKENS": tokens}
+    with pytest.raises(ValueError, match="ANTHROPIC_MAX_TOKENS"):
+        AnthropicProvider.from_environment(env)
+    found = AnthropicProvider.from_environment({**env, "ANTHROPIC_MAX_TOKENS": " 9000 "})
+    assert found is not None
+    assert found._call(ASK, streaming=True).body["max_tokens"] == 9000
+    assert found._call(replace(ASK, max_tokens=7), streaming=True).body["max_tokens"] == 7
 
 
 @pytest.mark.parametrize("tokens", ["1023", "-5", "many", "1e4", "²", "9" * 5000])

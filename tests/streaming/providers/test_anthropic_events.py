@@ -206,6 +206,41 @@ def test_halves_of_a_surrogate_pair_in_two_deltas_become_one_character() -> None
     assert said(read(sse(start()) + halves + sse(*ends()))) == "🌍!\ufffd"
 
 
+@pytest.mark.parametrize("kind", ["tool_use", "server_tool_use"])
+def test_a_malformed_line_that_begins_a_tool_call_is_never_skipped(kind: str) -> None:
+    broken = sse(opens(1, type=kind, id="a", name="pay", input={})).rstrip(b"}\n") + b"\n\n"
+    with pytest.raises(base.ProviderProtocolError, match="within a tool call"):
+        read(sse(start(), *text("Let me see. ")) + broken + sse(closes(1), *ends("tool_use")))
+
+
+def piece(index: int, escaped: bytes) -> bytes:
+    """A delta of a call's arguments whose JSON is spelled in these escapes."""
+    said = b'{"type": "input_json_delta", "partial_json": "%s"}' % escaped
+    return b'data: {"type": "content_block_delta", "index": %d, "delta": %s}\n\n' % (index, said)
+
+
+def test_halves_of_a_character_in_two_pieces_of_arguments_become_one_call_by_call() -> None:
+    """The half that one call is left with is neither joined to the next call's nor told behind its end."""
+    opened = sse(
+        start(),
+        opens(0, type="tool_use", id="a", name="say", input={}),
+        opens(1, type="server_tool_use", id="b", name="search", input={}),
+    )
+    pieces = piece(0, rb"[\"\ud83c") + piece(1, rb"\ud83d") + piece(0, rb"\udf0d\"]") + piece(1, rb"\ude00!\ud83c")
+    said = read(opened + pieces + sse(closes(0), closes(1), opens(2, type="tool_use", id="c", name="say", input={}))
+                + piece(2, rb"\udf0d") + sse(closes(2), *ends("tool_use")))  # fmt: skip
+    assert calls(said) == {
+        0: ("a", "say", '["🌍"]', False), 1: ("b", "search", "😀!\ufffd", True), 2: ("c", "say", "\ufffd", False)
+    }  # fmt: skip
+
+
+def test_the_input_that_a_call_begins_with_is_mended() -> None:
+    block = rb'{"type": "tool_use", "id": "a", "name": "say", "input": {"text": "\ud83c and \u0000"}}'
+    opened = b'data: {"type": "content_block_start", "index": 0, "content_block": %s}\n\n' % block
+    (_, _, arguments, _) = calls(read(sse(start()) + opened + sse(closes(0), *ends("tool_use"))))[0]
+    assert arguments == '{"text": "\ufffd and \\u0000"}'
+
+
 def test_nothing_after_the_end_is_told() -> None:
     data = sse(start(), *text("all"), *ends()) + sse(*text(" and more"), {"type": "error", "error": {}})
     assert said(read(data)) == "all"

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from django.core.checks import run_checks
 
-from streaming.core.events import TextDelta
+from streaming import breakers
+from streaming.core.events import ProviderChosen, ProviderEvent, TextDelta
 from streaming.providers.anthropic import AnthropicProvider
 from streaming.providers.base import (
     ChatMessage,
@@ -34,6 +35,7 @@ from streaming.providers.failures import refusal, url_problem
 from streaming.providers.ollama import OllamaProvider
 from streaming.providers.openai import OpenAIProvider
 from streaming.providers.waits import Waits
+from streaming.resilience import Upstreams
 from streaming.system_checks import check_fallbacks, check_providers
 from tests.streaming.faults.server import SAYS
 from tests.streaming.local_server import HEAD, serve
@@ -101,6 +103,37 @@ def test_silence_before_the_first_token_ends_although_not_a_byte_comes(pieces: l
             assert (text, str(error)) == ("", "the provider sent no token for 180 s")
             await endpoint.client_gone.wait()
 
+    run(test)
+
+
+def test_an_answer_has_one_deadline_over_tries_fallbacks_and_both_paths() -> None:
+    limits = TimeLimits(connect_s=86_400, token_s=180, total_s=900)
+
+    async def test(loop: Loop) -> None:
+        async with serve([], head=b"", hang=True) as endpoint:
+            asked = [
+                kind(endpoint.base_url, limits=limits) for kind in (OpenAIProvider, OllamaProvider, AnthropicProvider)
+            ]
+            began, said = loop.time(), list[ProviderEvent]()
+
+            async def answer() -> None:
+                async with aclosing(Upstreams(tuple(asked)).ask(ASK)) as events:
+                    async for event in events:
+                        said.append(event)  # what came before the error counts
+
+            answering = asyncio.create_task(answer())
+            while not answering.done():
+                loop.ahead += 1
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            with pytest.raises(ProviderTimeout, match="not complete within 900 s"):
+                await answering
+            assert 900 <= loop.time() - began < 960
+            # 180 s each: no third provider, and nobody without streaming.
+            assert [event.provider for event in said if isinstance(event, ProviderChosen)] == ["openai", "ollama"]
+            assert len(endpoint.requests) == 5
+
+    breakers.forget()
     run(test)
 
 

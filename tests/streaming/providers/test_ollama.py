@@ -204,6 +204,24 @@ def test_a_few_malformed_lines_are_skipped_and_told_and_many_are_an_error() -> N
         read([says("a"), bad * (MAX_MALFORMED + 1), END])
 
 
+def test_a_malformed_line_that_is_a_tool_call_is_never_skipped() -> None:
+    """Here a call is one line: without it the answer would look complete, and nobody would have called anything."""
+    broken = calls(("pay", {"amount": 1})).rstrip(b"}\n") + b"\n"
+    said: list[ProviderEvent] = []
+    reader = LineReader()
+    with pytest.raises(ProviderProtocolError, match="within a tool call"):
+        said.extend(reader.feed(says("Let me see. ") + broken + END))
+    events = read([says("a"), b'{"message": {"content": "say \\"tool_calls\\": [{" oops\n', says("b"), END])
+    assert text_of(events) == "ab"
+    (notice,) = [event for event in events if isinstance(event, ProviderNotice)]
+    assert "a few words or a tool call may be missing" in notice.message
+
+
+def test_a_call_whose_line_was_cut_off_is_a_stream_cut_off() -> None:
+    with pytest.raises(StreamCutOff):
+        read([says("a"), calls(("pay", {"amount": 1}))[:-3]])
+
+
 def test_ids_of_calls_are_unique_over_the_rounds_of_a_conversation() -> None:
     made = (ToolCallMade("call_0", "a", "{}"), ToolCallMade("call_1", "a", "{}"))
     request = ProviderRequest((USER, ChatMessage("assistant", "", made)))

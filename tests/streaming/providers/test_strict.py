@@ -43,10 +43,17 @@ REQUESTS = {
     "tool calls and results": ProviderRequest((USER, ASKED, *RESULTS), tools=(WEATHER,)),
     "text before a call": ProviderRequest((USER, replace(ASKED, text="Let me see."), *RESULTS), tools=(WEATHER,)),
     "a question after results": ProviderRequest((USER, ASKED, *RESULTS, ChatMessage("user", "So?")), tools=(WEATHER,)),
+    "begun by an assistant": ProviderRequest((ChatMessage("assistant", "Welcome."), USER)),
+    "begun by an assistant's call": ProviderRequest((ASKED, *RESULTS, USER), tools=(WEATHER,)),
     "most tokens": ProviderRequest((USER,), max_tokens=5, model="another"),
 }
 
-AFTER_CALLS = ("tool calls and results", "text before a call", "a question after results")
+AFTER_CALLS = (
+    "begun by an assistant's call",
+    "tool calls and results",
+    "text before a call",
+    "a question after results",
+)
 
 
 async def ask(provider: Provider, request: ProviderRequest, *, streaming: bool) -> list[ProviderEvent]:

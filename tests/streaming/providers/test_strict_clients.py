@@ -6,6 +6,7 @@ The whole way is taken (call, guardrails, adapter, socket) because each step alo
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import cast
@@ -20,7 +21,7 @@ from streaming.conf import Conf
 from streaming.frames import FrameError, StartFrame, parse_frame
 from streaming.log_redis import close_shared_log
 
-from .strict import CALL_ME, Vendor, vendor
+from .strict import CALL_ME, CALL_STRANGERS, STRANGERS, Vendor, vendor
 
 Json = dict[str, object]
 PICTURES: dict[str, Json] = {
@@ -159,3 +160,20 @@ class TestCalls:
         if provider == "anthropic":
             assert '"signature": "c2ln"' in second
             assert '"is_error": true' in second
+
+    @pytest.mark.parametrize("use_streaming", [True, False], ids=["streamed", "whole"])
+    @pytest.mark.parametrize("provider", ["openai", "anthropic", "ollama"])
+    async def test_names_that_no_vendor_takes_back_are_sent_in_a_form_that_all_do(
+        self, provider: str, use_streaming: bool, fake: Vendor
+    ) -> None:
+        status, _, events = await self.call(
+            provider=provider, policy="basic", prompt=CALL_STRANGERS, tools=True, use_streaming=use_streaming
+        )
+        assert status == 201
+        assert final(events) == "fine"
+        assert len(fake.taken) == 2
+        second = json.dumps(fake.taken[1]["messages"], ensure_ascii=False)
+        assert second.count("there is no tool named") == len(STRANGERS)
+        for sent in ("nameless", "x" * 64, "name_withheld", "multi_tool_use_parallel", "Wetter_in_K_ln", "_"):
+            assert re.search(rf'"name": "{sent}"', second), sent
+        assert "there is no tool named “multi_tool_use.parallel” here" in second, "who wrote it may know it again"
