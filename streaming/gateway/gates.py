@@ -12,14 +12,18 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
+from streaming.beside import Beside
 from streaming.core import gate as gates
 from streaming.core.gate import Gate, SentenceCheck
+from streaming.core.json_text import JsonChannel
+from streaming.core.restore import Restorer
 from streaming.core.text import Mender
+from streaming.gateway.loose_json import laid_open
+from streaming.gateway.shadow import Noted
 
 Key = tuple[Hashable, ...]
 
@@ -48,21 +52,11 @@ def widened(policy: Policy) -> Policy:
     return made
 
 
-class Restorer(Protocol):
-    """Puts values back into one channel's released text, piece by piece."""
-
-    def feed(self, text: str) -> str:
-        """What may be shown of the text so far."""
-
-    def finish(self) -> str:
-        """What was kept back of it at its end."""
+Restoring = Callable[[str], Restorer | None]
+"""Makes the restorer of a channel of this name."""
 
 
-Restoring = Callable[[AppliesTo, str], Restorer | None]
-"""Makes the restorer of a channel: its kind of text, and the tool's name where it is the arguments of a call."""
-
-
-def nothing_masked(applies_to: AppliesTo, tool: str) -> Restorer | None:
+def nothing_masked(channel: str) -> Restorer | None:
     """For requests in which no value was masked."""
     return None
 
@@ -81,20 +75,43 @@ class Channel:
     visible: list[str] | None = None
     recorded: list[str] = field(default_factory=list)
     raw: list[str] | None = None
+    heard: list[str] | None = None
+    """What came, for workers who judge texts of this kind when the answer is over."""
     ended: bool = False
+    entire: bool = False
+    """It is a name or the like, which is sent in one piece or not yet."""
+    over: bool = False
+    """All of it has been shown."""
+    former: Channel | None = None
+    """Whose text a reader sees right before this one's: where that stands when it ends, this one begins."""
+    follower: Channel | None = None
+    pending: list[str] = field(default_factory=list)
+    """What was released before the former one was over."""
+    all_came: bool = False
 
     @property
     def has_text(self) -> bool:
-        """Something was released and not sent yet."""
-        return bool(self.parts)
+        """Something was released that may be sent and is not sent yet."""
+        return bool(self.parts) and not self._in_pieces
+
+    @property
+    def _in_pieces(self) -> bool:
+        return self.entire and not self.gate.blocked and (self.gate.held > 0 or self.gate.waiting)
+
+    @property
+    def shown_as_it_came(self) -> bool:
+        """Whether all that came of a kept channel has been sent, with nothing hidden."""
+        return not self.parts and "".join(self.visible or ()) == "".join(self.raw or ())
 
     @property
     def waiting(self) -> bool:
-        """Its text has ended and a guardrail that decides still has to answer."""
-        return self.ended and self.gate.waiting
+        """Its text has ended and a guardrail that decides still has to answer, about it or what stands before it."""
+        return self.ended and (self.gate.waiting or (self.all_came and not self.over and not self.gate.blocked))
 
     def take(self) -> str:
         """What was released since the last time."""
+        if self._in_pieces:
+            return ""
         text = "".join(self.parts)
         self.parts.clear()
         return text
@@ -104,14 +121,41 @@ class Channel:
         if self.visible is not None:
             self.recorded.append(text)
         if self.restorer is not None:
+            if self._too_early(self.restorer):
+                self.pending.append(text)
+                return
             text = self.restorer.feed(text)
         self._show(text)
 
     def shown_all(self) -> None:
         """Nothing follows any more."""
-        if self.restorer is not None and not self.gate.blocked:
+        if self.over or self.gate.blocked:
+            return
+        self.all_came = True
+        if self.restorer is not None:
+            if self._too_early(self.restorer):
+                return
             self._show(self.restorer.finish())
-            self.restorer = None
+        self.over = True
+        if self.follower is not None:
+            self.follower._go_on()
+
+    def _too_early(self, restorer: Restorer) -> bool:
+        if self.former is None:
+            return False
+        if not self.former.over:
+            return True
+        if self.former.restorer is not None:
+            restorer.follow(self.former.restorer)
+        self.former = None
+        return False
+
+    def _go_on(self) -> None:
+        pending, self.pending = self.pending, []
+        if self.restorer is not None and pending and not self._too_early(self.restorer):
+            self._show(self.restorer.feed("".join(pending)))
+        if self.all_came:
+            self.shown_all()
 
     def _show(self, text: str) -> None:
         if text:
@@ -136,19 +180,27 @@ class Gates:
         policy: Policy,
         restoring: Restoring = nothing_masked,
         restore_arguments: Callable[[str, str], str] = lambda text, tool: text,
+        same_again: Callable[[str, str], bool] = lambda written, shown: written == shown,
     ) -> None:
         self.policy = widened(policy)
         self.restore_arguments = restore_arguments
+        self._same_again = same_again
+        self.beside = Beside(self.policy)
         self._immediate = self.policy.only(Checkpoint.IMMEDIATE)
         self._restoring = restoring
         self._channels: dict[Key, Channel] = {}
+        self._joined: dict[Hashable, Channel] = {}
         self._every: list[Channel] = []
         self._clean: set[tuple[AppliesTo, str]] = set()
         self.answer: list[Channel] = []
         """The channels that are the text of the first choice."""
+        self.answers = {0: self.answer}
+        """The same of every choice."""
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
+        self.noted: Noted | None = None
+        """Where a shadow reads afterwards what was looked at."""
 
     def decides(self, applies_to: AppliesTo) -> bool:
         """Whether anything could be kept from the reader in this kind of text."""
@@ -163,25 +215,51 @@ class Gates:
         """Whether anything could be kept from the reader in an answer."""
         return any(map(self.decides, (AppliesTo.RESPONSE, AppliesTo.THINKING, AppliesTo.TOOL_ARGUMENTS)))
 
-    def channel(self, key: Key, applies_to: AppliesTo, name: str, *, kept: bool = False, tool: str = "") -> Channel:
-        """The channel of this key, whose first part is the choice. ``kept``: its texts are wanted for the record."""
+    def channel(
+        self,
+        key: Key,
+        applies_to: AppliesTo,
+        name: str,
+        *,
+        kept: bool = False,
+        said: bool = False,
+        joined: bool = False,
+    ) -> Channel:
+        """The channel of this key, whose first part is the choice.
+
+        ``kept``: its texts are wanted, for the record where it is the first choice's answer. ``said``: it is known to
+        be words for the reader, so that values come back into it. ``joined``: it goes on where the last such channel
+        of the choice ends; where values come back that one has ended with it.
+        """
         found = self._channels.get(key)
-        if found is None:
-            found = self._channels[key] = self._made(applies_to, name, tool)
+        if found is None or (found.ended and joined and found.restorer is not None):
+            found = self._channels[key] = self._made(applies_to, name, said=said)
             if kept:
                 found.visible, found.raw = [], []
-                if key[0] == 0:
-                    self.answer.append(found)
+                if applies_to is AppliesTo.RESPONSE and isinstance(choice := key[0], int):
+                    self.answers.setdefault(choice, []).append(found)
+            if joined and found.restorer is not None:
+                former = self._joined.get(key[0])
+                self._joined[key[0]] = found
+                if former is not None:
+                    found.former, former.follower = former, found
+                    self.finish(former)
         return found
+
+    def altered(self, channel: Channel) -> bool:
+        """Whether a kept channel's text, sent back as it was shown, would go upstream otherwise than it came."""
+        return not self._same_again("".join(channel.raw or ()), "".join(channel.visible or ()))
 
     def known(self, key: Key) -> Channel | None:
         """The channel of this key, if there is one."""
         return self._channels.get(key)
 
-    def _made(self, applies_to: AppliesTo, name: str, tool: str = "") -> Channel:
-        made = Channel(Gate(self.policy, applies_to, name), self._restoring(applies_to, tool))
+    def _made(self, applies_to: AppliesTo, name: str, *, said: bool = False) -> Channel:
+        made = Channel(Gate(self.policy, applies_to, name), self._restoring(name) if said else None)
         if self.blocked is not None:
             made.gate.stop()
+        if self.beside.wants(applies_to):
+            made.heard = []
         self._every.append(made)
         return made
 
@@ -192,6 +270,10 @@ class Gates:
         if text := channel.mender.feed(text):
             if channel.raw is not None:
                 channel.raw.append(text)
+            if self.noted is not None:
+                self.noted.came(channel.gate, text)
+            if channel.heard is not None:
+                channel.heard.append(text)
             self._came(channel, channel.gate.feed(text))
 
     def finish(self, channel: Channel) -> None:
@@ -199,6 +281,10 @@ class Gates:
         if channel.ended:
             return
         if rest := channel.mender.finish():
+            if self.noted is not None:
+                self.noted.came(channel.gate, rest)
+            if channel.heard is not None:
+                channel.heard.append(rest)
             self._came(channel, channel.gate.feed(rest))
         channel.ended = True
         self._came(channel, channel.gate.finish())
@@ -206,7 +292,6 @@ class Gates:
     def whole(self, text: str, applies_to: AppliesTo, name: str) -> Channel:
         """A text that is complete."""
         made = self._made(applies_to, name)
-        made.restorer = None
         self.feed(made, text)
         self.finish(made)
         return made
@@ -221,22 +306,44 @@ class Gates:
         if (applies_to, text) in self._clean:
             return text
         mender = Mender()
-        text_in = mender.feed(text) + mender.finish()
+        text_in = laid_open(mender.feed(text) + mender.finish(), self._finder(applies_to))
         gate = Gate(self._immediate, applies_to, name)
         effects = [*gate.feed(text_in), *gate.finish()]
         shown = "".join(e[1] for e in effects if e[0] == gates.RELEASE or e[0] == gates.REDACTED)
-        for effect in effects:
-            if effect[0] == gates.FOUND:
-                self._found(effect[1])
-            elif effect[0] == gates.BLOCKED:
-                self._stop(effect[1])
-        if not asked and self._must_ask(applies_to) and (len(text) > 200 or len(text.split()) > 3):
+        if self.noted is not None:
+            self.noted.whole(applies_to, name, text_in, _found_of(effects), gate.counters.released)
+        self._noted(effects)
+        if not asked and self.must_ask(applies_to) and (len(text) > 200 or len(text.split()) > 3):
             shown = ""
         if shown == text and len(self._clean) < 1_000:
             self._clean.add((applies_to, text))
         return shown
 
-    def _must_ask(self, applies_to: AppliesTo) -> bool:
+    def decoded(self, text: str) -> str:
+        """Complete arguments that no parser takes, or not every one alike: rules look at them as strings say them."""
+        mender, channel = Mender(), JsonChannel()
+        gate = Gate(self._immediate, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
+        said = laid_open(mender.feed(text) + mender.finish(), self._finder(AppliesTo.TOOL_ARGUMENTS))
+        read, rest = channel.decode(said), channel.decode_rest()
+        effects = [*gate.feed(read), *gate.feed(rest), *gate.finish()]
+        if self.noted is not None:
+            found = _found_of(effects)
+            self.noted.whole(AppliesTo.TOOL_ARGUMENTS, gate.channel, read + rest, found, gate.counters.released)
+        self._noted(effects)
+        return channel.encode(effects) + channel.finish()
+
+    def _finder(self, applies_to: AppliesTo) -> Callable[[str], list[Finding]]:
+        return lambda text: gates.gate_text(self._immediate, text, applies_to=applies_to, channel="field").findings
+
+    def _noted(self, effects: list[gates.Effect]) -> None:
+        for effect in effects:
+            if effect[0] == gates.FOUND:
+                self._found(effect[1])
+            elif effect[0] == gates.BLOCKED:
+                self._stop(effect[1])
+
+    def must_ask(self, applies_to: AppliesTo) -> bool:
+        """Whether somebody who decides has to be asked about this kind of text."""
         return any(
             guardrail.decides and guardrail.checkpoint is not Checkpoint.IMMEDIATE
             for guardrail in self.policy.running(applies_to)
@@ -267,6 +374,8 @@ class Gates:
                 if not stopped:
                     channel.shown(effect[1])
             elif effect[0] == gates.FOUND:
+                if self.noted is not None:
+                    self.noted.found(channel.gate, effect[1])
                 self._found(effect[1])
             elif effect[0] == gates.CHECK:
                 self.questions.append(Question(channel, effect[1]))
@@ -286,6 +395,12 @@ class Gates:
             if not channel.gate.blocked:
                 self._came(channel, channel.gate.stop())
 
+    def heard_beside(self) -> Beside:
+        """The answer's texts that are no answer, for workers."""
+        for channel in self._every:
+            self.beside.add(channel.gate.applies_to, "".join(channel.heard or ()), channel.gate.counters.released)
+        return self.beside
+
     @property
     def holding(self) -> bool:
         """Whether text is held back now."""
@@ -301,6 +416,10 @@ class Gates:
         """Characters of the first choice's text that have come, and those of them that are held no longer."""
         settled = sum(channel.gate.settled for channel in self.answer)
         return settled + sum(channel.gate.held for channel in self.answer), settled
+
+
+def _found_of(effects: list[gates.Effect]) -> list[Finding]:
+    return [effect[1] for effect in effects if effect[0] == gates.FOUND]
 
 
 def outcome_of(findings: list[Finding], *, blocked: bool) -> Outcome:

@@ -8,21 +8,20 @@ the key that asks, name it. Nothing is kept from one request to the next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from guardrails.findings import AppliesTo
+from guardrails.findings import Finding
 from guardrails.masking import Masker, masking_guardrails
-from guardrails.policy import Policy, compile_policy
+from guardrails.policy import Policy
 from streaming.checks import CheckedText
-from streaming.core.gate import Gate
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.gateway.gates import Restoring, nothing_masked
+from streaming.gateway.json_answers import TEXTS, JsonRestorer, asked_for
+from streaming.gateway.loose_json import is_json, unescaped
 from streaming.gateway.prompt import first_asked
 from streaming.gateway.walker import Json
 from streaming.mask_keys import mask_keys
-
-_LETS_ALL_PASS = compile_policy({"policy": "nothing", "guardrails": []})
 
 
 class Masks:
@@ -30,6 +29,7 @@ class Masks:
 
     def __init__(self, policy: Policy, body: Json, *, caller: str) -> None:
         self._policy = policy
+        self._json = asked_for(body)
         self._masking = masking_guardrails(policy)
         conversation = hashlib.sha256(first_asked(body).encode("utf-8", "replace")).hexdigest()
         self._masker = Masker(mask_keys(), caller=caller, conversation=conversation)
@@ -39,6 +39,14 @@ class Masks:
         if checked.blocked is not None:
             return checked.visible
         return self._masker.mask(text, checked.findings, checked.redactions, masking=self._masking, again=again)
+
+    def hidden(self, text: str, findings: Sequence[Finding]) -> str:
+        """A text with what was found masked, and every value that is masked elsewhere; nothing else of it is hidden."""
+        return self._masker.swept(self._masker.mask(text, findings, masking=self._masking, again=True))
+
+    def swept(self, text: str) -> str:
+        """What goes upstream of a text when all of them have been masked."""
+        return self._masker.swept(text)
 
     @property
     def masked(self) -> int:
@@ -55,8 +63,12 @@ class Masks:
         """How values come back, once every text of the request has been masked."""
         return self._restorer if len(self._masker) else nothing_masked
 
-    def _restorer(self, applies_to: AppliesTo, tool: str) -> Restorer | None:
-        return Restorer(self._masker)
+    def _restorer(self, channel: str) -> Restorer | None:
+        return JsonRestorer(self._masker) if self._json and channel in TEXTS else Restorer(self._masker)
+
+    def same_again(self, written: str, shown: str) -> bool:
+        """Whether a text that the client got as ``shown`` goes upstream as it was written, when it is sent back."""
+        return self._masker.swept(self._masker.mask(shown)) == written
 
     @property
     def restore_arguments(self) -> Callable[[str, str], str]:
@@ -66,7 +78,7 @@ class Masks:
     def _arguments(self, text: str, tool: str) -> str:
         if not len(self._masker) or tool not in self._policy.restore_in_tools:
             return text
-        channel, gate = JsonChannel(self._masker), Gate(_LETS_ALL_PASS)
-        shown = channel.encode(gate.feed(channel.decode(text)))
-        shown += channel.encode(gate.feed(channel.decode_rest()))
-        return shown + channel.encode(gate.finish()) + channel.finish()
+        if is_json(text) or text.lstrip()[:1] in ("{", "["):
+            return unescaped(text, JsonChannel(self._masker))
+        restorer = Restorer(self._masker, one_value=True)  # the free text of a custom tool
+        return restorer.feed(text) + restorer.finish()

@@ -1,6 +1,7 @@
-"""How many answers a key may have under way at once.
+"""How many answers a key may have under way at once, and how many may be under way at an upstream.
 
-Exists because one client's loop must not take all connections to an upstream. Protects the rule that the limit is one
+Exists because one client's loop must not take all connections to an upstream, and an upstream of the house may take no
+more. Protects the rule that the limit is one
 limit however many processes serve: places are kept in the store, each for so long as an answer may take, and given back
 when it is over. While the store is away nobody is refused: it is the guardrails that protect readers, not this.
 """
@@ -48,7 +49,7 @@ class Place:
 
 
 async def take(client: str, most: int) -> Place | None:
-    """A place for one answer of this client; None when all are taken."""
+    """A place for one answer of this client, or at this upstream; None when all are taken."""
     key, member = f"sg:places:{{{client}}}", uuid4().hex
     try:
         taken = await shared_log().evaluate(_TAKE, [key], [most, round(LONGEST_S * 1000), member])

@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.kinds.base import Turn
 from guardrails.performance import Checkpoint
-from guardrails.policy import Policy
-from streaming.checks import CheckedText, Later, check_text
+from guardrails.policy import Guardrail, Policy
+from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import gate_text
 from streaming.core.text import unusable
-from streaming.gateway.walker import Json
+from streaming.gateway.loose_json import laid_open
+from streaming.gateway.media import Media
+from streaming.gateway.names import Names, Path, is_parameter
+from streaming.gateway.outside import Hide, Hiding, needed
+from streaming.gateway.sweep import Swept, as_it_is, json_in, sweep
+from streaming.gateway.thoughts import without_unsigned
+from streaming.gateway.walker import Json, spelled
 
 MAX_DEPTH = 60
 MAX_STRINGS = 50_000
@@ -31,11 +37,9 @@ _STRUCTURE = frozenset(
     {"role", "type", "id", "model", "name", "object", "tool_call_id", "tool_use_id", "format", "detail", "media_type"}
 )
 """Fields whose values are names of things: rules look at them, nobody is asked about them."""
-_MEDIA = {
-    "image_url": "image", "image": "image", "input_image": "image", "input_audio": "audio", "audio": "audio",
-    "file": "file", "input_file": "file", "container_upload": "file", "video_url": "video", "video": "video",
-}  # fmt: skip
-_OPAQUE = frozenset({"data", "url", "file_data", "file_id", "image_url", "image"})
+_LONGEST_NAME = 64
+_WRITTEN = frozenset({"input", "arguments", "json"})
+"""What stands behind these a model or a tool has written, whatever it calls its fields."""
 
 
 class Mask(Protocol):
@@ -70,8 +74,19 @@ class Prompted:
     blocked: Finding | None = None
     statuses: list[GuardrailStatus] = field(default_factory=list)
     later: list[Later] = field(default_factory=list)
+    looked: list[Looked] = field(default_factory=list)
     media: tuple[str, ...] = ()
     chars: int = 0
+    beside: list[tuple[AppliesTo, str]] = field(default_factory=list)
+    """Results of tools and documents that the model has not answered yet, as they came."""
+    hiding: Hiding | None = None
+    """What hides values from guardrails that are asked over the network; None: nothing does."""
+
+    def told(self, guardrail: Guardrail, text: str, applies_to: AppliesTo = AppliesTo.PROMPT) -> str:
+        """A text of the user's as this guardrail may be told it."""
+        if self.hiding is None or not guardrail.impl.performance.network:
+            return text
+        return self.hiding.whole(text, applies_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +99,28 @@ class _Place:
     applies_to: AppliesTo
     turn: int = -1
     structure: bool = False
+    inner: bool = False
+    """It stands in JSON within a string, which is a place of its own."""
 
 
-async def guarded(policy: Policy, body: Json, *, media_allowed: bool, mask: Mask = visible) -> Prompted:
-    """The request as it may go upstream. ``policy`` as the gateway runs it. Raises ``BadRequest``."""
-    walk = _Walk(policy)
+async def guarded(
+    policy: Policy,
+    body: Json,
+    *,
+    media_allowed: bool,
+    mask: Mask = visible,
+    swept: Swept = as_it_is,
+    hide: Hide | None = None,
+) -> Prompted:
+    """The request as it may go upstream. ``policy`` as the gateway runs it. Raises ``BadRequest``.
+
+    ``swept``: a text without the values that were masked in others, when all of them have been. ``hide``: what
+    guardrails over the network are told; None: what was typed.
+    """
+    body = without_unsigned(body) if policy.guardrails else body
+    walk = _Walk(policy, mask)
     copied = cast("Json", walk.copy(body, (), AppliesTo.PROMPT, -1))
-    out = Prompted(copied, media=tuple(dict.fromkeys(walk.media)))
+    out = Prompted(copied, media=tuple(dict.fromkeys(walk.media.kinds)))
     if out.media and not media_allowed and any(g.decides for g in policy.running(AppliesTo.PROMPT)):
         what = " and ".join(out.media)
         raise BadRequest(
@@ -99,20 +129,41 @@ async def guarded(policy: Policy, body: Json, *, media_allowed: bool, mask: Mask
             "media_refused",
         )
     turns = _turns(body)
-    earlier = _visible(policy, turns)
+    if hide is not None and needed(policy):
+        out.hiding = Hiding(policy, hide)
+        await out.hiding.learn(
+            (place.text, place.applies_to) for place in (*walk.places, *(place for place, _, _ in walk.inside))
+        )
+    earlier = await _visible(policy, turns, swept)
     await _check(policy, walk.places, earlier, out, mask)
     second: list[_Place] = []
     for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
         text = place.text if value == before else json.dumps(value, ensure_ascii=False)
         second.append(_Place(place.holder, place.key, text, place.applies_to, place.turn))
+    if out.hiding is not None:
+        await out.hiding.learn((place.text, place.applies_to) for place in second)
     await _check(policy, second, earlier, out, mask, again=True)
-    out.findings += walk.findings
-    out.blocked = out.blocked or walk.blocked
+    out.findings += walk.names.findings
+    copied = out.body = sweep(copied, swept, walk.media.apart)
+    out.blocked = out.blocked or walk.names.blocked
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
     if asked >= 0:
         out.raw = turns[asked].text
         out.shown = _text_of(cast("list[Json]", copied["messages"])[asked].get("content"))
+    answered = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+    out.beside = [
+        (place.applies_to, place.text)
+        for place in (*walk.places, *(place for place, _, _ in walk.inside))
+        if place.applies_to is not AppliesTo.PROMPT and place.turn > answered and not (place.structure or place.inner)
+    ]
+    if out.hiding is not None:
+        await out.hiding.learn([(out.raw, AppliesTo.PROMPT)])
     return out
+
+
+def channel_of(place: _Place) -> str:
+    """What findings in it say of where they are."""
+    return "prompt" if place.turn < 0 else f"messages[{place.turn}]"[:32]
 
 
 async def _check(
@@ -125,9 +176,10 @@ async def _check(
             rules if place.structure else policy,
             place.text,
             applies_to=place.applies_to,
-            channel="prompt" if place.turn < 0 else f"messages[{place.turn}]"[:32],
+            channel=channel_of(place),
             conversation=turns[: max(0, place.turn)],
             later=True,
+            outside=None if out.hiding is None else out.hiding.told(place.text, place.applies_to),
         )
 
     asking = any(g.decides and g.checkpoint is not Checkpoint.IMMEDIATE for g in policy.guardrails)
@@ -140,6 +192,7 @@ async def _check(
             if len(place.text) > 2_000:
                 await asyncio.sleep(0)  # others stream meanwhile
     for place, checked in done:
+        out.looked.append(looked_at(checked, place.text, place.applies_to, channel_of(place)))
         out.chars += len(place.text)
         out.findings += checked.findings
         out.blocked = out.blocked or checked.blocked
@@ -151,16 +204,14 @@ async def _check(
 class _Walk:
     """A copy of the request, and where its strings stand in it."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, mask: Mask) -> None:
         self._rules = policy.only(Checkpoint.IMMEDIATE)
+        self.names = Names(self._rules, mask)
         self.places: list[_Place] = []
         self.inside: list[tuple[_Place, object, object]] = []
-        self.media: list[str] = []
-        self.findings: list[Finding] = []
-        self.blocked: Finding | None = None
-        self._names: dict[str, str] = {}
+        self.media = Media()
 
-    def copy(self, value: object, path: tuple[str | int, ...], applies_to: AppliesTo, turn: int) -> object:
+    def copy(self, value: object, path: Path, applies_to: AppliesTo, turn: int) -> object:
         """A copy of a part. Raises ``BadRequest``."""
         if len(path) > MAX_DEPTH:
             raise BadRequest("The request is nested too deep.", _dotted(path[:4]))
@@ -171,45 +222,35 @@ class _Walk:
                 made: list[object] = []
                 for at, item in enumerate(items):
                     number = at if path == ("messages",) else turn
-                    made.append(None)
+                    made.append(item)
+                    if self.media.picture(item, (*path, at)):
+                        continue
                     self._put(made, at, item, (*path, at), applies_to, number)
                 return made
         return value
 
-    def _object(self, fields: Json, path: tuple[str | int, ...], applies_to: AppliesTo, turn: int) -> Json:
+    def _object(self, fields: Json, path: Path, applies_to: AppliesTo, turn: int) -> Json:
         applies_to = _kind_of(fields, applies_to)
-        opaque = self._see(fields, path)
+        within = self.media.see(fields, path)
         out: Json = {}
         for name, value in fields.items():
-            key = self._name(name, path)
-            if opaque and name in _OPAQUE and _is_opaque(value):
-                out[key] = value
-            elif name == "images" and isinstance(value, list) and turn >= 0:
-                self.media.append("image")
+            if why := unusable(name):
+                raise BadRequest(f"A name in “{_dotted(path)}” {why}.", _dotted(path))
+            key = self.names.shown(name, applies_to, (fields, out))
+            if within and self.media.passes(name, value, (*path, name)):
                 out[key] = value
             else:
                 self._put(out, key, value, (*path, name), applies_to, turn)
         return out
 
-    def _see(self, fields: Json, path: tuple[str | int, ...]) -> bool:
-        """Note what no guardrail can read; True where this object holds it."""
-        kind, within = fields.get("type"), path[-1] if path else ""
-        if isinstance(kind, str) and kind in _MEDIA and "messages" in path:
-            self.media.append(_MEDIA[kind])
-        elif kind == "document" and isinstance(source := fields.get("source"), dict) and source.get("type") != "text":
-            self.media.append("document")
-        elif not path and isinstance(modalities := fields.get("modalities"), list) and "audio" in modalities:
-            self.media.append("audio")
-        return within in ("source", "image_url", "input_audio", "file", "video_url")
-
     def _put(
-        self, holder: Json | list[object], key: str | int, value: object, path: tuple[str | int, ...],
+        self, holder: Json | list[object], key: str | int, value: object, path: Path,
         applies_to: AppliesTo, turn: int,
     ) -> None:  # fmt: skip
         if not isinstance(value, str):
             holder[key] = self.copy(value, path, applies_to, turn)  # type: ignore[index]
             if self._found_in_number(value, path, applies_to):
-                said = holder[key] = json.dumps(value)  # type: ignore[index]  # what hides it is text
+                said = holder[key] = spelled(cast("int | float", value))  # type: ignore[index]  # what hides it is text
                 self.places.append(_Place(holder, key, said, applies_to, turn, structure=True))
             return
         if why := unusable(value):
@@ -217,33 +258,25 @@ class _Walk:
         holder[key] = value  # type: ignore[index]
         if len(self.places) + len(self.inside) >= MAX_STRINGS:
             raise BadRequest(f"The request has more than {MAX_STRINGS:,} strings.")
-        place = _Place(holder, key, value, applies_to, turn, structure=path[-1] in _STRUCTURE)
-        inner = _json_in(value)
+        inner = json_in(value)
+        if inner is None:
+            value = holder[key] = laid_open(value, self._finder(applies_to))  # type: ignore[index]
+        structure, inside = _is_structure(path, value), "json" in path
+        place = _Place(holder, key, value, applies_to, turn, structure=structure, inner=inside)
         if inner is None:
             if value:
                 self.places.append(place)
             return
         self.inside.append((place, self.copy(inner, (*path, "json"), applies_to, turn), inner))
 
-    def _found_in_number(self, value: object, path: tuple[str | int, ...], applies_to: AppliesTo) -> bool:
-        """Whether a number is more than a number: an account in the arguments of an earlier call, for one."""
-        if type(value) not in (int, float) or len(path) < 2 or path[0] == "options" or len(str(value)) < 6:
-            return False
-        return bool(gate_text(self._rules, json.dumps(value), applies_to=applies_to, channel="prompt").findings)
+    def _finder(self, applies_to: AppliesTo) -> Callable[[str], list[Finding]]:
+        return lambda text: gate_text(self._rules, text, applies_to=applies_to, channel="prompt").findings
 
-    def _name(self, name: str, path: tuple[str | int, ...]) -> str:
-        """A field's name as it may go upstream."""
-        known = self._names.get(name)
-        if known is not None:
-            return known
-        if why := unusable(name):
-            raise BadRequest(f"A name in “{_dotted(path)}” {why}.", _dotted(path))
-        checked = gate_text(self._rules, name, applies_to=AppliesTo.PROMPT, channel="prompt")
-        self.findings += checked.findings
-        if checked.action == "block":
-            self.blocked = self.blocked or checked.findings[0]
-        self._names[name] = checked.visible
-        return checked.visible
+    def _found_in_number(self, value: object, path: Path, applies_to: AppliesTo) -> bool:
+        """Whether a number is more than a number: an account in the arguments of an earlier call, for one."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or is_parameter(path) or len(str(value)) < 6:
+            return False
+        return bool(self._finder(applies_to)(spelled(value)))
 
 
 def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:
@@ -255,34 +288,25 @@ def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:
     return applies_to
 
 
-def _is_opaque(value: object) -> bool:
-    """Encoded bytes; an address of something is text."""
-    if not isinstance(value, str):
+def _is_structure(path: Path, value: str) -> bool:
+    """Whether a value is the name of something, and no sentence that stands where a name should."""
+    if path[-1] not in _STRUCTURE or len(value) > _LONGEST_NAME or any(map(str.isspace, value)):
         return False
-    return value.startswith("data:") or (
-        not value.startswith(("http:", "https:")) and len(value) > 200 and " " not in value
-    )
+    return _WRITTEN.isdisjoint(path)
 
 
-def _json_in(text: str) -> object:
-    if len(text) < 3 or text.lstrip()[:1] not in ("{", "["):
-        return None
-    try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict | list) and found else None
-
-
-def _visible(policy: Policy, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The messages as guardrails that want the conversation are told it: without what the rules hide."""
+async def _visible(policy: Policy, turns: tuple[Turn, ...], swept: Swept) -> tuple[Turn, ...]:
+    """The messages as guardrails that want the conversation are told it: without what the rules hide, and what is
+    known to be masked."""
     if not any(g.impl.wants_conversation for kind in AppliesTo for g in policy.running(kind)):
         return ()
     rules = policy.only(Checkpoint.IMMEDIATE)
-    return tuple(
-        Turn(turn.role, gate_text(rules, turn.text, applies_to=AppliesTo.PROMPT, channel="prompt").visible)
-        for turn in turns
-    )
+    seen: list[Turn] = []
+    for turn in turns:
+        checked = await check_text(rules, turn.text, applies_to=AppliesTo.PROMPT, channel="prompt")
+        seen.append(Turn(turn.role, swept(checked.visible)))
+        await asyncio.sleep(0)  # others stream meanwhile
+    return tuple(seen)
 
 
 def conversation(prompted: Prompted) -> tuple[Turn, ...]:
@@ -317,7 +341,7 @@ def _texts(content: object) -> Iterator[str]:
                 yield text
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def _dotted(path: Path) -> str:
     out = ""
     for part in path:
         out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part

@@ -7,23 +7,38 @@ is found by the sweep, because the row gives signs of life while it is open.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-
-from channels.db import database_sync_to_async
+from functools import partial
 
 from guardrails.findings import AppliesTo, Finding, Outcome
-from guardrails.policy import Policy
-from streaming import sessions, tasks, totals
+from guardrails.kinds.base import Turn
+from guardrails.policy import Guardrail, Policy
+from guardrails.selectors import ShadowPolicy
+from streaming import conversing, endings, metrics, sessions, tasks, totals
+from streaming.away import noted
+from streaming.beside import Beside
 from streaming.bookends import policy_ref
 from streaming.core.events import GuardrailStatus
-from streaming.gateway.gates import Gates, outcome_of
-from streaming.gateway.prompt import Prompted
+from streaming.database import AWAY
+from streaming.gateway.gates import Gates, outcome_of, widened
+from streaming.gateway.prompt import Prompted, conversation
+from streaming.gateway.shadow import looked
+from streaming.log import LogUnavailable, MemoryLog, SessionLog
+from streaming.log_redis import shared_log
 from streaming.models import AuditSession, Message
 from streaming.pace import Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
+from streaming.shadow.record import ShadowRecord, acted
+from streaming.together import together
 
 ALIVE_EVERY_S = 2.0
+MOST_CHOICES = 128
+"""Choices of an answer that workers judge; no upstream gives more."""
+LAST_CHOICE = 32_767
+"""A choice has the number that the upstream gives it, and a row holds no higher one."""
 
 
 @dataclass(slots=True)
@@ -47,6 +62,8 @@ class Record:
     releases: Timeline = field(default_factory=Timeline)
     came: int = 0
     settled: int = 0
+    shadow: ShadowPolicy | None = None
+    _writing: asyncio.Task[None] | None = None
 
     def moved(self, gates: Gates) -> None:
         """Note what of the answer has come since, and what is held no longer: shown, or hidden for good."""
@@ -63,10 +80,21 @@ class Record:
         if time.monotonic() - self.alive_at < ALIVE_EVERY_S:
             return
         self.alive_at = time.monotonic()
+        if self._writing is not None and not self._writing.done():
+            await endings.say_that_it_lives(_log(), self.started.session_id)
+            return
         chars_in, released, _, _ = gates.counts()
-        await database_sync_to_async(sessions.keep_partial)(
-            session_id=self.started.session_id, content=text_of(gates), released=released, chars_in=chars_in, last_seq=0
-        )
+        # Beside the answer: a database that is away or slow holds up nobody's words.
+        self._writing = asyncio.create_task(self._keep(text_of(gates), released, chars_in))
+
+    async def _keep(self, content: str, released: int, chars_in: int) -> None:
+        session_id = self.started.session_id
+        try:
+            await endings.keep_partial(
+                _log(), session_id=session_id, content=content, released=released, chars_in=chars_in, last_seq=0
+            )
+        except AWAY as error:
+            noted(error, session=session_id)
 
     async def end(
         self, gates: Gates, usage: dict[str, int], *, outcome: Outcome | None = None, code: str = "", error: str = ""
@@ -111,23 +139,66 @@ class Record:
             error=error,
             streaming=self.streaming,
             fallback=self.fallback,
+            shadow=await self._shadowed(gates, numbered),
         )
-        state = await database_sync_to_async(sessions.finish_streaming)(
-            session_id=self.started.session_id, ending=ending
-        )
+        metrics.shadowed(self.policy.name, ending.shadow)
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+        state = await endings.store(ending, session_id=self.started.session_id, log=_log())
         if deferred and state is not None:
             await tasks.queue_session(self.started.session_id)
 
+    async def _shadowed(self, gates: Gates, findings: Sequence[Finding]) -> ShadowRecord | None:
+        """What the shadow makes of the texts; the client has its answer."""
+        if (which := self.shadow) is None or gates.noted is None:
+            return None
+        wide = None if which.policy is None else widened(which.policy)
+        did = acted(self.policy, findings, monitor=False)
+        return await looked(which, wide, gates.noted, acted=did, session=self.started.session_id)
+
     def _deferred(self, gates: Gates) -> list[DeferredText]:
-        raw = "".join("".join(channel.raw or ()) for channel in gates.answer)
-        texts = ((AppliesTo.PROMPT, self.prompted.raw), (AppliesTo.RESPONSE, raw))
+        """What workers shall judge: the prompt, and the text of every choice, each by itself."""
+        texts = [(AppliesTo.PROMPT, 0, self.prompted.raw)]
+        for choice in sorted(gates.answers)[:MOST_CHOICES]:
+            channels = gates.answers[choice]
+            texts.append((AppliesTo.RESPONSE, choice, "".join("".join(channel.raw or ()) for channel in channels)))
         return [
-            DeferredText(guardrail.name, applies_to.value, text)
-            for applies_to, text in texts
-            if text
+            DeferredText(
+                guardrail.name,
+                applies_to.value,
+                self._told(guardrail, applies_to, text),
+                part=choice,
+                turns=self._turns(guardrail, applies_to),
+            )
+            for applies_to, choice, text in texts
+            if text and 0 <= choice <= LAST_CHOICE
             for guardrail in self.policy.deferred(applies_to)
             if not guardrail.decides
+        ] + self._beside(gates)
+
+    def _beside(self, gates: Gates) -> list[DeferredText]:
+        """Thinking and arguments of the answer; results and documents that came with the request."""
+        asked = Beside(gates.policy, told=self.prompted.told)
+        for applies_to, text in self.prompted.beside:
+            asked.add(applies_to, text, 0)
+        return [
+            replace(item, turns=self._turns(gates.policy.guardrail(item.guardrail), kind))
+            for kind, found in ((AppliesTo.PROMPT, asked), (AppliesTo.RESPONSE, gates.heard_beside()))
+            for item in found.deferred()
         ]
+
+    def _turns(self, guardrail: Guardrail, applies_to: AppliesTo) -> tuple[Turn, ...] | None:
+        """The messages as they went upstream; nobody else has them, and without values that are masked."""
+        if not guardrail.impl.wants_conversation:
+            return None
+        turns = conversation(self.prompted)
+        if applies_to is AppliesTo.PROMPT:
+            turns = turns[: max((n for n, turn in enumerate(turns) if turn.role == "user"), default=0)]
+        return conversing.told(guardrail, turns)
+
+    def _told(self, guardrail: Guardrail, applies_to: AppliesTo, text: str) -> str:
+        """The upstream's words are told as they came; what the user typed without values that are masked."""
+        return text if applies_to is AppliesTo.RESPONSE else self.prompted.told(guardrail, text)
 
 
 _STATUS = {
@@ -138,6 +209,14 @@ _STATUS = {
 }
 
 
+def _log() -> SessionLog:
+    """Where it is said that a request lives while the database cannot be told; nowhere if no store is configured."""
+    try:
+        return shared_log()
+    except LogUnavailable:
+        return MemoryLog()
+
+
 def text_of(gates: Gates) -> str:
     """The visible text of the first choice; masked values stay placeholders in the record."""
     return "".join("".join(channel.recorded) for channel in gates.answer)
@@ -145,7 +224,7 @@ def text_of(gates: Gates) -> str:
 
 async def opened(
     visitor: Visitor, policy: Policy, prompted: Prompted, *, provider: str, model: str, streaming: bool,
-    correlation_id: str,
+    correlation_id: str, session_id: str, shadow: ShadowPolicy | None = None,
 ) -> Record:  # fmt: skip
     """The row of a request, stored."""
     new = NewSession(
@@ -158,9 +237,11 @@ async def opened(
         correlation_id=correlation_id,
         streaming=streaming,
         origin=AuditSession.Origin.GATEWAY,
+        session_id=session_id,
+        shadow=0 if shadow is None else shadow.version,
     )
-    started = await database_sync_to_async(sessions.start_session)(new)
-    return Record(started, policy, prompted, provider, model[:200], streaming)
+    started = await together(partial(sessions.start_session, new))
+    return Record(started, policy, prompted, provider, model[:200], streaming, shadow=shadow)
 
 
 def _numbered(finding: Finding, n: int) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -23,9 +23,10 @@ from streaming.checks import Later, run_check, status_after
 from streaming.gateway.gates import Gates, Question
 from streaming.gateway.prompt import conversation
 from streaming.gateway.record import Record
-from streaming.gateway.upstream import DONE
+from streaming.gateway.upstream import DONE, UpstreamSaid
 from streaming.gateway.walker import Json, Walker, WrongDialect
 from streaming.providers.base import ProviderError, ProviderProtocolError, StreamCutOff
+from streaming.providers.failures import shortened
 from streaming.wake import Line
 
 logger = structlog.get_logger(__name__)
@@ -53,9 +54,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer ended in a failure; nothing follows."""
+    """The answer ended in a failure; nothing follows. ``said``: what the client may be told of it, looked at: the
+    upstream's own document, or our words."""
 
     error: ProviderError
+    said: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,25 @@ class Over:
 Told = Json | Failed | Over
 
 
+async def _nobody() -> None:
+    """Where no place was taken."""
+
+
 class Relay:
-    """``run`` it as a task; read ``told`` until ``Over`` or ``Failed``. ``stop`` says that nobody reads any more."""
+    """``run`` it as a task; read ``told`` until ``Over`` or ``Failed``. ``abandon`` says that nobody reads any more.
+
+    ``freed`` is awaited before the client can know that the answer is over: what it asks next finds the place free.
+    """
 
     def __init__(
-        self, source: AsyncGenerator[Json, None], walker: Walker, gates: Gates, record: Record, *, streaming: bool
+        self,
+        source: AsyncGenerator[Json, None],
+        walker: Walker,
+        gates: Gates,
+        record: Record,
+        *,
+        streaming: bool,
+        freed: Callable[[], Awaitable[None]] = _nobody,
     ) -> None:
         self._source = source
         self._walker = walker
@@ -82,15 +99,12 @@ class Relay:
         self._parked: deque[Json] = deque()
         self._asking: set[asyncio.Task[None]] = set()
         self._document: Json | None = None
+        self._whole: list[Json] = []
+        self._freed: Callable[[], Awaitable[None]] | None = freed
         self.told: asyncio.Queue[Told] = asyncio.Queue(UNREAD)
         self.answered = False
         """The client can have all of it."""
         self._abandoned = False
-
-    @property
-    def begun(self) -> bool:
-        """Something of an answer has come."""
-        return self._record.chunks > 0
 
     def abandon(self) -> None:
         """Nobody reads any more; cancel the task next."""
@@ -102,10 +116,15 @@ class Relay:
         code = error = ""
         try:
             failure = await self._relayed()
+            await self.free()
             if failure is not None:
-                outcome, code, error = Outcome.ERROR, failure.code, str(failure)
-                await self._tell(Failed(failure))
+                told = self._failed(failure)
+                said = told.said if isinstance(told.said, str) else shortened(str(failure))
+                outcome, code, error = Outcome.ERROR, failure.code, said
+                await self._tell(told)
             else:
+                for document in self._whole:
+                    await self._tell(document)
                 await self._tell(Over())
             self.answered = True
             await self._hear_out()
@@ -119,12 +138,29 @@ class Relay:
         except Exception:
             logger.exception("relay_failed", session=self._record.started.session_id)
             outcome, code, error = Outcome.ERROR, "internal", "Something went wrong on the server."
-            await self._tell(Failed(ProviderProtocolError(error)))
+            await self.free()
+            await self._tell(Failed(ProviderProtocolError(error), error))
             self.answered = True
         finally:
             for task in self._asking:
                 task.cancel()
         await self._surely(outcome, code, error)
+
+    def _failed(self, error: ProviderError) -> Failed:
+        """Looked at here, so that what is found in it is in the record.
+
+        By rules alone: nobody is asked any more, and a failure of which nothing is told helps nobody.
+        """
+        if isinstance(error, UpstreamSaid):
+            return Failed(error, self._walker.plain(error.document, failed=True))
+        said = shortened(self._gates.plain(str(error), asked=True))
+        return Failed(error, said if said.strip(" .") else f"The provider failed ({error.code}).")
+
+    async def free(self) -> None:
+        """Give the place back, once."""
+        freed, self._freed = self._freed, None
+        if freed is not None:
+            await freed()
 
     async def _surely(self, outcome: Outcome | None, code: str, error: str) -> None:
         """Write the end although this task may be (or be being) cancelled; the cancellation comes after it."""
@@ -147,8 +183,9 @@ class Relay:
             return await self._turn()
         finally:
             reading.cancel()
-            # Waited for, so that the upstream's response is closed before anybody hears that the answer is over.
-            await asyncio.gather(reading, return_exceptions=True)
+            # Waited for, so that the upstream's response is closed before anybody hears that the answer is over; not
+            # gathered: a second cancellation of this task must not cut off how that one closes its connection.
+            await asyncio.wait({reading})
 
     async def _read(self) -> None:
         try:
@@ -224,6 +261,7 @@ class Relay:
         finding = self._gates.blocked
         assert finding is not None
         reason = block_reason(finding, "answer")
+        await self.free()
         if self._streaming:
             await self._send(self._walker.drain())
             await self._send(self._walker.stopped(reason))
@@ -231,6 +269,11 @@ class Relay:
             await self._send([self._walker.stopped_whole(self._document, reason)])
 
     async def _send(self, chunks: Sequence[Json]) -> None:
+        if not self._streaming:  # it is one piece: told when the upstream is let go
+            self._whole += chunks
+            return
+        if chunks and self._walker.said_all and not self._walker.busy:
+            await self.free()
         for chunk in chunks:
             await self._tell(chunk)
 

@@ -24,7 +24,7 @@ from streaming.core.events import (
 )
 from streaming.gateway.prompt import BadRequest
 from streaming.gateway.walker import Json
-from streaming.providers.base import Provider, ProviderRequest
+from streaming.providers.base import Provider, ProviderRequest, ToolSpec
 from streaming.providers.sampling import WORDS, Sampling, beyond
 from streaming.written_calls import without_markup
 
@@ -124,13 +124,62 @@ async def spoken(
         yield chunk
 
 
-def refuse_unknown(body: Json, known: frozenset[str], ignored: frozenset[str], provider: Provider) -> None:
-    """Raises ``BadRequest`` for the first field that the provider behind would not be told of."""
-    for name, value in body.items():
-        if name in known or name in ignored or value is None or value in ([], {}, False, ""):
+FREE = frozenset({"cache_control", "citations", "annotations", "parsed"})
+"""What may stand at messages, parts and tools of any dialect, and changes nothing in the answer."""
+_FALSE_IS_DEFAULT = frozenset({"logprobs", "store", "strict", "background"})
+
+
+def refuse_unknown(
+    fields: Json, known: frozenset[str], ignored: frozenset[str], provider: Provider, within: str = ""
+) -> None:
+    """Raises ``BadRequest`` for the first field that the provider behind would not be told of.
+
+    ``within``: where the fields stand, with a dot behind it. What is empty says nothing; false often does.
+    """
+    for name, value in fields.items():
+        if name in known or name in ignored or value is None or value in ([], {}, ""):
             continue
+        if value is False and name in _FALSE_IS_DEFAULT:
+            continue
+        where = f"{within}{name}"
         raise BadRequest(
-            f"“{name}” cannot be passed on: the upstream “{provider.name}” speaks another dialect.", name, "unsupported"
+            f"“{where}” cannot be passed on: the upstream “{provider.name}” speaks another dialect.",
+            where,
+            "unsupported",
+        )
+
+
+def all_objects(value: object, where: str) -> list[Json]:
+    """The objects of a list, none where there is none. Raises ``BadRequest`` for a list with something else in it."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRequest(f"“{where}” is no list.", where)
+    for number, one in enumerate(value):
+        if not isinstance(one, dict):
+            raise BadRequest(f"“{where}[{number}]” is no object.", f"{where}[{number}]")
+    return value
+
+
+def function_of(holder: Json, known: frozenset[str], where: str, provider: Provider) -> Json:
+    """The function of a tool or of a call. Raises ``BadRequest`` for another sort, and for what would be lost."""
+    function = holder.get("function")
+    if holder.get("type") not in (None, "function") or not isinstance(function, dict):
+        raise BadRequest(f"“{where}” is not a function.", where, "unsupported")
+    refuse_unknown(holder, frozenset({"type", "function", "id", "index"}), FREE, provider, f"{where}.")
+    refuse_unknown(function, known, FREE, provider, f"{where}.function.")
+    return function
+
+
+def functions_of(body: Json, provider: Provider) -> Iterator[ToolSpec]:
+    """The tools of a request, of the two dialects that call them functions. Raises ``BadRequest``."""
+    for number, tool in enumerate(all_objects(body.get("tools"), "tools")):
+        function = function_of(tool, frozenset({"name", "description", "parameters"}), f"tools[{number}]", provider)
+        parameters = function.get("parameters")
+        yield ToolSpec(
+            str(function.get("name", "")),
+            str(function.get("description") or ""),
+            parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}},
         )
 
 
@@ -149,6 +198,7 @@ def text_alone(content: object, where: str, provider: Provider) -> str:
                     f"“{where}[{number}]” is not text, and the upstream “{provider.name}” speaks another dialect.",
                     f"{where}[{number}]", "unsupported",
                 )  # fmt: skip
+            refuse_unknown(part, frozenset({"type", "text"}), FREE, provider, f"{where}[{number}].")
             parts.append(text)
         return "\n\n".join(parts)
     raise BadRequest(f"“{where}” is neither text nor a list of parts.", where)

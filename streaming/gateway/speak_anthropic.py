@@ -7,7 +7,17 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
+from streaming.gateway.speak import (
+    FREE,
+    Choice,
+    Gathered,
+    Speaker,
+    all_objects,
+    most_tokens,
+    refuse_unknown,
+    sampling_of,
+    text_alone,
+)
 from streaming.gateway.speak_openai import dumped
 from streaming.gateway.walker import Json, objects
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
@@ -16,6 +26,14 @@ from streaming.providers.sampling import WORDS
 KNOWN = frozenset({"model", "messages", "stream", "system", "tools", "tool_choice", "max_tokens", "thinking",
                    *WORDS["anthropic"].values()})  # fmt: skip
 IGNORED = frozenset({"metadata", "service_tier"})
+MESSAGE = frozenset({"role", "content"})
+BLOCKS = {
+    "text": frozenset({"type", "text"}), "thinking": frozenset({"type", "thinking", "signature"}),
+    "tool_use": frozenset({"type", "id", "name", "input"}),
+    "tool_result": frozenset({"type", "tool_use_id", "content", "is_error"}),
+}  # fmt: skip
+"""The blocks that another dialect has words for, and what they have."""
+TOOL = frozenset({"type", "name", "description", "input_schema"})
 _REASONS = {
     "stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal", "": "end_turn",
     "load": "end_turn", "unload": "end_turn",
@@ -155,14 +173,17 @@ def _message(message: Json, where: str, provider: Provider) -> Iterator[ChatMess
     role, content = str(message.get("role")), message.get("content")
     if role not in ("user", "assistant"):
         raise BadRequest(f"“{where}.role” is “user” or “assistant”.", f"{where}.role")
+    refuse_unknown(message, MESSAGE, FREE, provider, f"{where}.")
     if not isinstance(content, list):
         yield ChatMessage(role, text_alone(content, f"{where}.content", provider))
         return
     texts: list[str] = []
     calls: list[ToolCallMade] = []
     thinking = signature = ""
-    for number, block in enumerate(objects(content)):
+    for number, block in enumerate(all_objects(content, f"{where}.content")):
         at = f"{where}.content[{number}]"
+        if (known := BLOCKS.get(str(block.get("type")))) is not None:
+            refuse_unknown(block, known, FREE, provider, f"{at}.")
         match block.get("type"):
             case "text":
                 texts.append(text_alone([block], at, provider))
@@ -182,9 +203,10 @@ def _message(message: Json, where: str, provider: Provider) -> Iterator[ChatMess
 
 
 def _tools(body: Json, provider: Provider) -> Iterator[ToolSpec]:
-    for number, tool in enumerate(objects(body.get("tools"))):
+    for number, tool in enumerate(all_objects(body.get("tools"), "tools")):
         schema = tool.get("input_schema")
         if tool.get("type") not in (None, "custom") or not isinstance(schema, dict):
             said = f"“tools[{number}]” is a tool of the vendor's own, which “{provider.name}” does not have."
             raise BadRequest(said, f"tools[{number}]", "unsupported")
+        refuse_unknown(tool, TOOL, FREE, provider, f"tools[{number}].")
         yield ToolSpec(str(tool.get("name", "")), str(tool.get("description") or ""), schema)

@@ -6,16 +6,30 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
+from streaming.gateway.speak import (
+    FREE,
+    Choice,
+    Gathered,
+    Speaker,
+    all_objects,
+    function_of,
+    functions_of,
+    most_tokens,
+    refuse_unknown,
+    sampling_of,
+    text_alone,
+)
 from streaming.gateway.speak_anthropic import as_object
 from streaming.gateway.speak_openai import dumped
 from streaming.gateway.walk_ollama import stamp
 from streaming.gateway.walker import Json, objects
-from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
+from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade
 from streaming.providers.sampling import WORDS
 
 KNOWN = frozenset({"model", "messages", "stream", "tools", "options"})
 IGNORED = frozenset({"keep_alive"})
+MESSAGE = frozenset({"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"})
+CALL = frozenset({"name", "arguments", "index", "description"})
 _REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_calls": "stop",
             "tool_use": "stop", "": "stop"}  # fmt: skip
 
@@ -88,7 +102,7 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     return ProviderRequest(
         messages=tuple(_messages(body, provider)),
         model=model,
-        tools=tuple(_tools(body)),
+        tools=tuple(functions_of(body, provider)),
         max_tokens=None if unlimited else most_tokens(most, "options.num_predict"),
         sampling=sampling_of(options, provider, "ollama", "options."),
     )
@@ -106,25 +120,19 @@ def _messages(body: Json, provider: Provider) -> Iterator[ChatMessage]:
         if message.get("images"):
             said = f"“{where}.images” cannot be passed on to “{provider.name}”."
             raise BadRequest(said, f"{where}.images", "unsupported")
+        refuse_unknown(message, MESSAGE | {"name"} if role == "tool" else MESSAGE, FREE, provider, f"{where}.")
         text = text_alone(message.get("content"), f"{where}.content", provider)
         calls: list[ToolCallMade] = []
-        for at, call in enumerate(objects(message.get("tool_calls"))):
-            if isinstance(function := call.get("function"), dict):
-                name, id_ = str(function.get("name", "")), f"call_{number}_{at}"
-                ids[name] = id_  # results are told apart by name here
-                calls.append(ToolCallMade(id_, name, dumped(function.get("arguments") or {})))
-        answers = ids.get(str(message.get("tool_name") or message.get("name") or ""), next(reversed(ids.values()), ""))
-        yield ChatMessage(role, text, tool_calls=tuple(calls), tool_call_id=answers if role == "tool" else "")
-
-
-def _tools(body: Json) -> Iterator[ToolSpec]:
-    for number, tool in enumerate(objects(body.get("tools"))):
-        function = tool.get("function")
-        if not isinstance(function, dict):
-            raise BadRequest(f"“tools[{number}]” is not a function.", f"tools[{number}]", "unsupported")
-        parameters = function.get("parameters")
-        yield ToolSpec(
-            str(function.get("name", "")),
-            str(function.get("description") or ""),
-            parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}},
+        for at, call in enumerate(all_objects(message.get("tool_calls"), f"{where}.tool_calls")):
+            function = function_of(call, CALL, f"{where}.tool_calls[{at}]", provider)
+            name, id_ = str(function.get("name", "")), str(call.get("id") or f"call_{number}_{at}")
+            ids[name] = ids[id_] = id_  # results are told apart by name here, where the client names no id
+            calls.append(ToolCallMade(id_, name, dumped(function.get("arguments") or {})))
+        named = message.get("tool_call_id") or message.get("tool_name") or message.get("name") or ""
+        yield ChatMessage(
+            role,
+            text,
+            tool_calls=tuple(calls),
+            tool_call_id=ids.get(str(named), next(reversed(ids.values()), "")) if role == "tool" else "",
+            thinking=str(message.get("thinking") or "") if role == "assistant" else "",
         )

@@ -7,9 +7,21 @@ from collections.abc import Iterator
 
 from streaming.core.events import ProviderEvent, Stopped, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.gateway.prompt import BadRequest
-from streaming.gateway.speak import Choice, Gathered, Speaker, most_tokens, refuse_unknown, sampling_of, text_alone
+from streaming.gateway.speak import (
+    FREE,
+    Choice,
+    Gathered,
+    Speaker,
+    all_objects,
+    function_of,
+    functions_of,
+    most_tokens,
+    refuse_unknown,
+    sampling_of,
+    text_alone,
+)
 from streaming.gateway.walker import Json, objects
-from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade, ToolSpec
+from streaming.providers.base import ChatMessage, Provider, ProviderRequest, ToolCallMade
 from streaming.providers.sampling import WORDS
 
 KNOWN = frozenset(
@@ -18,6 +30,7 @@ KNOWN = frozenset(
 )  # fmt: skip
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 """Nothing in the answer depends on them, or nothing that a client could rely on."""
+MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
 _REASONS = {
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
     "refusal": "content_filter", "load": "stop", "unload": "stop",
@@ -129,7 +142,7 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     return ProviderRequest(
         messages=tuple(_messages(body, provider)),
         model=model,
-        tools=tuple(_tools(body)),
+        tools=tuple(functions_of(body, provider)),
         max_tokens=most_tokens(body.get(named), named),
         sampling=sampling_of(body, provider, "openai"),
     )
@@ -140,33 +153,24 @@ def _messages(body: Json, provider: Provider) -> Iterator[ChatMessage]:
         where = f"messages[{number}]"
         role = str(message.get("role"))
         text = text_alone(message.get("content"), f"{where}.content", provider)
+        known = MESSAGE | {"name"} if role == "tool" else MESSAGE  # a result is told by its call
+        refuse_unknown(message, known, FREE, provider, f"{where}.")
         if role not in ("system", "developer", "user", "assistant", "tool"):
             raise BadRequest(
                 f"“{where}.role” cannot be passed on to “{provider.name}”.", f"{where}.role", "unsupported"
             )
-        calls = tuple(
-            ToolCallMade(str(call.get("id", "")), str(function.get("name", "")), str(function.get("arguments", "")))
-            for call in objects(message.get("tool_calls"))
-            if isinstance(function := call.get("function"), dict)
-        )
+        calls: list[ToolCallMade] = []
+        for at, call in enumerate(all_objects(message.get("tool_calls"), f"{where}.tool_calls")):
+            said = function_of(call, frozenset({"name", "arguments"}), f"{where}.tool_calls[{at}]", provider)
+            calls.append(
+                ToolCallMade(str(call.get("id", "")), str(said.get("name", "")), str(said.get("arguments", "")))
+            )
         yield ChatMessage(
             "system" if role == "developer" else role,
-            text,
-            tool_calls=calls,
+            text or str(message.get("refusal") or ""),
+            tool_calls=tuple(calls),
             tool_call_id=str(message.get("tool_call_id") or ""),
-        )
-
-
-def _tools(body: Json) -> Iterator[ToolSpec]:
-    for number, tool in enumerate(objects(body.get("tools"))):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise BadRequest(f"“tools[{number}]” is not a function.", f"tools[{number}]", "unsupported")
-        parameters = function.get("parameters")
-        yield ToolSpec(
-            str(function.get("name", "")),
-            str(function.get("description") or ""),
-            parameters if isinstance(parameters, dict) else {"type": "object", "properties": {}},
+            thinking=str(message.get("reasoning_content") or "") if role == "assistant" else "",
         )
 
 

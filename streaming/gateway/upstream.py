@@ -16,7 +16,7 @@ import functools
 import json
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -41,6 +41,8 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 LISTED_S = 5.0
 """Seconds that an upstream's list of models is waited for."""
 MOST_LISTED = 2_000
+MOST_WAIT_S = 86_400
+"""Seconds after which a client is told to come again, at most: what an upstream says there is looked at by nobody."""
 HTTP2 = find_spec("h2") is not None
 CONNECTIONS, KEPT_ALIVE, KEEP_ALIVE_S = 1_000, 100, 60.0
 
@@ -168,7 +170,7 @@ async def chunks(provider: HttpProvider, asked: Passing, dialect: Dialect) -> As
             async with aclosing(reader(response, waits)) as found:
                 async for chunk in found:
                     if chunk.get("error"):
-                        raise Trouble(502, chunk)
+                        raise Trouble(502, provider.failures.cleaned(chunk))
                     yield chunk
 
 
@@ -230,13 +232,13 @@ async def _response(
         response = await client.send(request, stream=True)
     try:
         if response.status_code != 200:
-            raise await _refusal(response, waits)
+            raise await _refusal(provider, response, waits)
         yield response
     finally:
         await response.aclose()
 
 
-async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError:
+async def _refusal(provider: HttpProvider, response: httpx.Response, waits: Waits) -> base.ProviderError:
     """What a status other than 200 means; a request that the upstream does not take is told in its own words."""
     raw = await beginning(response, waits)
     status = response.status_code
@@ -250,9 +252,16 @@ async def _refusal(response: httpx.Response, waits: Waits) -> base.ProviderError
         document = None
     if not isinstance(document, dict) or "error" not in document or status >= 500:
         return error
+    document = provider.failures.cleaned(document)
     if isinstance(error, base.ProviderRateLimited):
-        return Trouble(status, document, response.headers.get("retry-after", ""))
+        return Trouble(status, document, _wait(response.headers.get("retry-after", "")))
     return UpstreamSaid(status, document)
+
+
+def _wait(said: str) -> str:
+    """``Retry-After`` as a client is told it: whole seconds, a day at most; nothing where it says no number."""
+    said = said.strip()
+    return str(min(int(said), MOST_WAIT_S)) if said.isascii() and said.isdecimal() and len(said) < 20 else ""
 
 
 async def _document(response: httpx.Response, waits: Waits) -> Json:
@@ -276,6 +285,7 @@ async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json
             for event in found:
                 if event.data.strip() == "[DONE]":
                     yield DONE
+                    await _read_out(body)
                     return
                 if not event.data.strip():
                     continue
@@ -288,6 +298,17 @@ async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json
                 return
 
 
+async def _read_out(body: AsyncGenerator[bytes, None]) -> None:
+    """What HTTP itself says behind the terminator is mostly there already; a connection is used again only when it has
+    been read. Nobody waits long for it."""
+    with suppress(TimeoutError, base.ProviderError, httpx.HTTPError):
+        async with asyncio.timeout(READ_OUT_S):
+            async for _ in body:
+                pass
+
+
+READ_OUT_S = 0.05
+"""Seconds for the end of a response whose answer is over."""
 DONE: Json = {"done": "[DONE]"}
 """The terminator of an event stream that has one."""
 

@@ -11,6 +11,7 @@ import json
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
 
@@ -32,14 +33,23 @@ class AnthropicWalker(Walker):
         self._open: dict[int, list[Channel]] = {}
         self._inputs: dict[int, list[str]] = {}
         self._tools: dict[int, str] = {}
+        self._events: list[Channel] = []
+        self._fields = Fields(self)
+        self._signed: dict[int, list[str]] = {}
 
     @property
     def complete(self) -> bool:
         """The message has ended."""
         return self._over
 
+    @property
+    def said_all(self) -> bool:
+        """The same."""
+        return self._over
+
     def take(self, chunk: Json) -> None:
         """An event. Raises ``WrongDialect``."""
+        chunk = self.named(chunk)
         match chunk.get("type"):
             case "message_start":
                 self._message_start(chunk)
@@ -51,27 +61,46 @@ class AnthropicWalker(Walker):
                 self._block_stop(chunk)
             case "message_delta" | "message_stop":
                 self._over = True
-                said = cast("Json", self.plain(chunk))
+                said = cast("Json", self.once(chunk, (str(chunk["type"]),)))
                 self.usage |= counts_in(said.get("usage"))
                 waiting = Waiting(said)
+                self._end_events(waiting)
                 for index in list(self._open):
                     self._end(index, waiting)
                 self._queue.append(waiting)
             case "ping":
+                self._queue.append(Waiting(cast("Json", self.once(chunk, ("ping",)))))
+            case "error":
                 self._queue.append(Waiting(cast("Json", self.plain(chunk))))
-            case str():
+            case str(kind):
                 if not self._begun:
                     raise WrongDialect("an event that is none of a message")
-                self._queue.append(Waiting(cast("Json", self.plain(chunk, numbers=True))))
+                self._unknown(kind, chunk)
             case _:
                 raise WrongDialect("an event without a type")
+
+    def _unknown(self, kind: str, chunk: Json) -> None:
+        """An event of a kind that nobody here knows."""
+        shown = self.gates.plain(kind)
+        waiting = Waiting({"type": shown})
+        spot = Spot((kind,), waiting, self._events, lambda more: {"type": shown, **more})
+        for name, value in chunk.items():
+            if name != "type" and not self.spells(name, value):
+                self._fields.put(waiting.chunk, name, value, (name,), spot)
+        self._queue.append(waiting)
+
+    def _end_events(self, waiting: Waiting) -> None:
+        for channel in self._events:
+            self.gates.finish(channel)
+            waiting.ends.append(channel)
+        self._events.clear()
 
     def _message_start(self, chunk: Json) -> None:
         message = chunk.get("message")
         if not isinstance(message, dict):
             raise WrongDialect("a message_start without a message")
         self._begun = True
-        said = cast("Json", self.plain(chunk))
+        said = cast("Json", self.once(chunk))
         inner = cast("Json", said["message"])
         self.usage |= counts_in(inner.get("usage"))
         if isinstance(model := inner.get("model"), str):
@@ -84,20 +113,24 @@ class AnthropicWalker(Walker):
             raise WrongDialect("a block that is no object")
         self._open.setdefault(index, [])
         self._tools[index] = str(block.get("name", ""))
-        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        waiting = Waiting(self._around(chunk, "content_block"))
         made: Json = {}
         waiting.chunk["content_block"] = made
         for name, value in block.items():
+            if self.spells(name, value):
+                continue
             if name in _SAID and isinstance(value, str):
                 made[name] = ""
                 if value:
                     channel = self._channel(index, name, f"{name}_delta", name)
                     self.gates.feed(channel, value)
                     waiting.slots.append(Slot(made, name, channel, keep=True))
-            elif name == "input" and value:
-                made[name] = self._arguments(value, 0)
+            elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
+                made[name] = ""
+            elif name == "input" and value and not self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                self._input(made, name, value, self._tools[index], waiting)
             else:
-                made[name] = self.plain(value, numbers=name not in ("index",))
+                made[name] = self.plain(value)
         self._queue.append(waiting)
 
     def _block_delta(self, chunk: Json) -> None:
@@ -107,42 +140,87 @@ class AnthropicWalker(Walker):
         if index not in self._open:
             raise WrongDialect("a delta of a block that has not begun")
         kind = self.gates.plain(str(delta.get("type", "")))
-        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        waiting = Waiting(self._around(chunk, "delta"))
+        withheld = False
         made: Json = {"type": kind}
         waiting.chunk["delta"] = made
         for name, value in delta.items():
-            if name == "type":
+            if name == "type" or self.spells(name, value):
                 continue
             if name == "partial_json" and isinstance(value, str):
                 if self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
                     made[name] = value
                 else:
                     self._inputs.setdefault(index, []).append(value)
-            elif name == "signature" or not isinstance(value, str):
-                made[name] = self.plain(value, numbers=True)
+                    withheld = True
+            elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
+                withheld = True
+            elif kind == "citations_delta" and not isinstance(value, str):
+                made[name] = self.plain(value)  # complete each time
+            elif not isinstance(value, str):
+                self._fields.put(made, name, value, (name,), self._within(index, kind, waiting))
             else:
                 channel = self._channel(index, name, kind, name)
                 self.gates.feed(channel, value)
                 made[name] = ""
                 waiting.slots.append(Slot(made, name, channel, keep=not value))
-        self._queue.append(waiting)
+        if not (withheld and self._void(waiting.chunk)):
+            self._queue.append(waiting)
+
+    def _around(self, chunk: Json, but: str) -> Json:
+        """An event without its block: what nobody here knows of it only where nothing is kept from the reader."""
+        known = ("type", "index") if self.gates.deciding else tuple(name for name in chunk if name != but)
+        return {name: self.plain(value) for name, value in chunk.items() if name in known}
+
+    def _input(self, made: Json, name: str, value: object, tool: str, waiting: Waiting) -> None:
+        """Arguments that are there at once: what they stand in waits until they are decided."""
+        text = json.dumps(value, ensure_ascii=False)
+        channel = self.arguments(text)
+        waiting.needs.append(channel)
+        waiting.slots.append(Slot(made, name, channel, keep=True, was=text, tool=tool, parsed=True))
+        made[name] = {}
+
+    def _within(self, index: int, kind: str, waiting: Waiting) -> Spot:
+        """The place within a piece of a kind that nobody here knows."""
+
+        def say(more: Json) -> Json:
+            return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **more}}
+
+        return Spot((index, kind), waiting, self._open[index], say)
+
+    def _keeps(self, index: int, signature: str) -> bool:
+        """Whether a signature waits until it is known that the thoughts it is for are shown as they were signed."""
+        if not signature or self.gates.untouched(AppliesTo.THINKING):
+            return False
+        self._signed.setdefault(index, []).append(signature)
+        return True
+
+    def _signature(self, index: int, signature: str) -> Json:
+        """A signature for thoughts that are all decided; empty where they are shown otherwise than they were signed."""
+        thoughts = self.gates.known((0, "thinking", index, ""))
+        altered = thoughts is not None and self.gates.altered(thoughts)
+        said = self.gates.plain(signature, AppliesTo.THINKING, "thinking", asked=True)
+        return {"signature": "" if altered or said != signature else signature}
 
     def _channel(self, index: int, name: str, kind: str, field: str) -> Channel:
         known = name if name in _SAID else "field"
         key = (0, name, index, "" if name in _SAID else kind)
-        channel = self.gates.channel(key, _SAID.get(name, AppliesTo.RESPONSE), known, kept=name == "text")
+        said = name in _SAID
+        channel = self.gates.channel(
+            key, _SAID.get(name, AppliesTo.RESPONSE), known, kept=said, said=said, joined=name == "text"
+        )
         if channel not in self._open.setdefault(index, []):
             self._open[index].append(channel)
 
             def late(text: str) -> Json:
                 return {"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}}
 
-            self._streamed(channel, late)
+            self.comes_late(channel, late)
         return channel
 
     def _block_stop(self, chunk: Json) -> None:
         index = index_of(chunk.get("index"))
-        waiting = Waiting({name: value for name, value in chunk.items() if name in ("type", "index")})
+        waiting = Waiting(self._around(chunk, ""))
         self._end(index, waiting)
         self._queue.append(waiting)
 
@@ -150,6 +228,10 @@ class AnthropicWalker(Walker):
         for channel in self._open.pop(index, []):
             self.gates.finish(channel)
             waiting.ends.append(channel)
+        if (signed := self._signed.pop(index, None)) is not None:
+            signature: Json = {"type": "signature_delta", "signature": "".join(signed)}
+            event: Json = {"type": "content_block_delta", "index": index, "delta": signature}
+            self._queue.append(Waiting(event, ends=list(waiting.ends), signed=[(signature, index)]))
         if (pieces := self._inputs.pop(index, None)) is None:
             return
         text = "".join(pieces)
@@ -162,6 +244,7 @@ class AnthropicWalker(Walker):
     def finish(self) -> None:
         """The end of the stream."""
         waiting = Waiting({})
+        self._end_events(waiting)
         for index in list(self._open):
             self._end(index, waiting)
         if waiting.ends:
@@ -174,8 +257,9 @@ class AnthropicWalker(Walker):
         """A message. Raises ``WrongDialect``."""
         if document.get("type") != "message" or not isinstance(document.get("content"), list):
             raise WrongDialect("an answer that is no message")
+        document = self.named(document)
         waiting = Waiting({})
-        around = {name: value if name == "content" else self.plain(value) for name, value in document.items()}
+        around = cast("Json", self.plain({**document, "content": []}))
         self.usage |= counts_in(around.get("usage"))
         if isinstance(model := around.get("model"), str):
             self.model = model
@@ -187,23 +271,23 @@ class AnthropicWalker(Walker):
     def _whole_block(self, block: Json, at: int, waiting: Waiting) -> Json:
         made: Json = {}
         for name, value in block.items():
+            if self.spells(name, value):
+                continue
             if name in _SAID and isinstance(value, str):
-                channel = self.gates.channel((0, name, at, ""), _SAID[name], name, kept=name == "text")
+                key = (0, name, at, "")
+                channel = self.gates.channel(key, _SAID[name], name, kept=True, said=True, joined=name == "text")
                 self.gates.feed(channel, value)
                 self.gates.finish(channel)
                 waiting.needs.append(channel)
                 made[name] = ""
                 waiting.slots.append(Slot(made, name, channel, keep=True))
-            elif name == "input" and isinstance(value, dict):
-                text = json.dumps(value, ensure_ascii=False)
-                channel = self.arguments(text)
-                waiting.needs.append(channel)
-                waiting.slots.append(
-                    Slot(made, name, channel, keep=True, was=text, tool=str(block.get("name", "")), parsed=True)
-                )
-                made[name] = {}
+            elif name == "input" and value:
+                self._input(made, name, value, str(block.get("name", "")), waiting)
+            elif name == "signature" and isinstance(value, str) and not self.gates.untouched(AppliesTo.THINKING):
+                made[name] = value
+                waiting.signed.append((made, at))
             else:
-                made[name] = self.plain(value, numbers=True)
+                made[name] = self.plain(value)
         return made
 
     def begin(self, id_: str, model: str, created: int, *, streaming: bool) -> None:
@@ -235,7 +319,7 @@ class AnthropicWalker(Walker):
     def stopped_whole(self, document: Json | None, reason: str) -> Json:
         """The texts that were released, and a refusal that says why."""
         said = (self._start or {}) if document is None else document
-        around = {name: self.plain(value) for name, value in said.items() if name != "content"}
+        around = cast("Json", self.plain({name: value for name, value in said.items() if name != "content"}))
         content: list[Json] = []
         for at, block in enumerate(objects(said.get("content"))):
             channel = self.gates.known((0, "text", at, "")) if block.get("type") == "text" else None
@@ -245,17 +329,20 @@ class AnthropicWalker(Walker):
         return {**around, "content": content, **ended}
 
     def _cut_short(self, chunk: Json) -> Json | None:
-        return chunk if str(chunk.get("type", "")).startswith("content_block") or "message" in chunk else None
+        return None if chunk.get("type") in ("message_delta", "message_stop") else chunk
 
     def _void(self, chunk: Json) -> bool:
         delta = chunk.get("delta")
-        return isinstance(delta, dict) and set(delta) <= {"type"}
+        return isinstance(delta, dict) and set(delta) <= {"type"} and set(chunk) <= {"type", "index", "delta"}
 
     def _filled(self, waiting: Waiting) -> bool:
-        if not super()._filled(waiting) or not waiting.chunk:
-            return False
-        # A piece of input that is held leaves nothing but its kind.
-        return waiting.chunk.get("type") != "content_block_delta" or not self._void(waiting.chunk)
+        filled = super()._filled(waiting) and bool(waiting.chunk)
+        for holder, index in waiting.signed:
+            holder |= self._signature(index, str(holder["signature"]))
+            filled = filled and bool(holder["signature"] or holder is not waiting.chunk.get("delta"))
+        if not filled and waiting.chunk.get("type") == "content_block_start":
+            self._open.pop(index_of(waiting.chunk.get("index")), None)  # what never began is not ended
+        return filled
 
 
 def _details(reason: str) -> Json:

@@ -11,10 +11,16 @@ from datetime import UTC, datetime
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, objects
 
 _SAID = {"content": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}
+_AROUND = frozenset(
+    {"model", "created_at", "done", "done_reason", "total_duration", "load_duration", "prompt_eval_count",
+     "prompt_eval_duration", "eval_count", "eval_duration"}
+)  # fmt: skip
+"""Fields that a line has beside its message."""
 _KNOWN = frozenset({"role", "tool_calls", "tool_name", "images"})
 
 
@@ -27,10 +33,17 @@ class OllamaWalker(Walker):
         self._role = "assistant"
         self._over = False
         self._open: dict[str, Channel] = {}
+        self._extra: list[Channel] = []
+        self._fields = Fields(self)
 
     @property
     def complete(self) -> bool:
         """A line said that it is done."""
+        return self._over
+
+    @property
+    def said_all(self) -> bool:
+        """The same."""
         return self._over
 
     def take(self, chunk: Json) -> None:
@@ -42,17 +55,24 @@ class OllamaWalker(Walker):
         self._line(document, whole=True)
 
     def _line(self, line: Json, *, whole: bool) -> None:
+        line = self.named(line)
         message, done = line.get("message"), line.get("done")
         if not isinstance(message, dict) or not isinstance(done, bool | None):
             raise WrongDialect("a line without a message")
-        around = {name: self.plain(value) for name, value in line.items() if name != "message"}
+        known = {name: value for name, value in line.items() if name != "message" and (whole or name in _AROUND)}
+        around = cast("Json", self.once(known))
         self._around = {name: around[name] for name in ("model", "created_at") if name in around}
         if isinstance(model := around.get("model"), str):
             self.model = model
         waiting = Waiting({})
         said = self._message(message, waiting, whole=whole)
         # The place of the message among the fields does not matter, but a reader of logs is used to it.
-        waiting.chunk = {name: said if name == "message" else around[name] for name in line}
+        top = Spot((), waiting, self._extra, self._beside, steady=True)
+        for name, value in line.items():
+            if name == "message" or name in around:
+                waiting.chunk[name] = said if name == "message" else around[name]
+            elif not self.spells(name, value):
+                self._fields.put(waiting.chunk, name, value, (name,), top)
         if done or whole:
             self._over = True
             counts = {"input_tokens": line.get("prompt_eval_count"), "output_tokens": line.get("eval_count")}
@@ -63,10 +83,12 @@ class OllamaWalker(Walker):
     def _message(self, message: Json, waiting: Waiting, *, whole: bool) -> Json:
         made: Json = {}
         for name, value in message.items():
+            if self.spells(name, value):
+                continue
             if name == "tool_calls" and isinstance(value, list):
                 made[name] = [self._call(call, waiting) for call in objects(value)]
             elif name == "images":
-                if not self.gates.deciding:
+                if not self.deciding:
                     made[name] = value
             elif isinstance(value, str) and name not in _KNOWN:
                 channel = self._channel(name)
@@ -74,8 +96,13 @@ class OllamaWalker(Walker):
                 made[name] = ""
                 # A line without text is still a line: clients count on the field.
                 waiting.slots.append(Slot(made, name, channel, keep=not value or whole or name == "content"))
+            elif name in _KNOWN:
+                made[name] = self.once(value, ("message", name))
+            elif whole:
+                made[name] = self.plain(value)
             else:
-                made[name] = self.plain(value, numbers=True)
+                spot = Spot(("message",), waiting, self._extra, lambda more: self._beside({}, more))
+                self._fields.put(made, name, value, (name,), spot)
         if isinstance(role := made.get("role"), str):
             self._role = role
         return made
@@ -85,10 +112,15 @@ class OllamaWalker(Walker):
         if found is None:
             applies_to = _SAID.get(name, AppliesTo.RESPONSE)
             known = {"content": "text", "thinking": "thinking"}.get(name, "field")
-            found = self.gates.channel((0, name), applies_to, known, kept=name == "content")
+            found = self.gates.channel((0, name), applies_to, known, kept=name == "content", said=name in _SAID)
             self._open[name] = found
-            self._streamed(found, lambda text: self._late_line(name, text))
+            self.comes_late(found, lambda text: self._late_line(name, text))
         return found
+
+    def _beside(self, top: Json, message: Json | None = None) -> Json:
+        """A line of our own for fields that come later than the line that they stood in."""
+        said: Json = {"role": self._role, "content": "", **(message or {})}
+        return {**self._around, **top, "message": said, "done": False}
 
     def _late_line(self, name: str, text: str) -> Json:
         said = {"content": "", name: text}
@@ -97,6 +129,8 @@ class OllamaWalker(Walker):
     def _call(self, call: Json, waiting: Waiting) -> Json:
         made: Json = {}
         for name, value in call.items():
+            if self.spells(name, value):
+                continue
             made[name] = self._function(value, waiting) if isinstance(value, dict) else self.plain(value)
         return made
 
@@ -114,12 +148,12 @@ class OllamaWalker(Walker):
                 made[name] = {} if parsed else ""
             elif name == "name" and isinstance(value, str):
                 made[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
-            else:
-                made[name] = self.plain(value, numbers=name != "index")
+            elif not self.spells(name, value):
+                made[name] = self.plain(value)
         return made
 
     def _end(self, waiting: Waiting) -> None:
-        for channel in self._open.values():
+        for channel in (*self._open.values(), *self._extra):
             self.gates.finish(channel)
             if channel in [slot.channel for slot in waiting.slots]:
                 waiting.needs.append(channel)
@@ -145,7 +179,7 @@ class OllamaWalker(Walker):
         channel = self.gates.known((0, "content"))
         shown = "".join(channel.visible or ()) if channel is not None else ""
         said = self._around if document is None else document
-        around = {name: self.plain(value) for name, value in said.items() if name != "message"}
+        around = cast("Json", self.plain({name: value for name, value in said.items() if name != "message"}))
         return {**around, "message": {"role": "assistant", "content": shown}, "done": True, **_done(reason)}
 
     def _cut_short(self, chunk: Json) -> Json | None:

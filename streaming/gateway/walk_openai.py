@@ -3,7 +3,7 @@
 Exists because this dialect says text in a dozen places, and compatible servers in more. Protects the rule that what is
 not known is a text with a gate of its own: every string in a delta that is not an identifier. A call's arguments are
 held until they are complete, because only then can they be read as what they are; log probabilities, which spell the
-text once more, and sound are left out wherever something may be kept from the reader.
+text once more, sound and pictures are left out wherever something may be kept from the reader.
 """
 
 from __future__ import annotations
@@ -12,15 +12,42 @@ import json
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
-from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
+from streaming.gateway.media import sort_of
+from streaming.gateway.walker import (
+    Chunks,
+    Holder,
+    Json,
+    Slot,
+    Waiting,
+    Walker,
+    WrongDialect,
+    counts_in,
+    index_of,
+    objects,
+    put,
+)
 
 _THINKING = ("reasoning", "thinking")
 _IDENTIFIERS = frozenset({"id", "type", "role", "format", "object", "status"})
-_SPELL_TEXT = frozenset({"logprobs"})
-_SOUND = frozenset({"audio"})
+_FOR_READERS = frozenset({("content",), ("refusal",), ("reasoning_content",), ("reasoning",), ("thinking",)})
+_PARTS = (("text",), ("refusal",), ("thinking",), ("summary",))
+"""Fields that are words for the reader, and those of the parts that such a field may be a list of."""
+_UNSEEN = frozenset({"audio", "images"})
+"""What no guardrail can look at."""
+_CALLED = frozenset({"function", "custom"})
 LEGACY = -1
 """The index of the one call that the dialect had before it had a list of them."""
+
+TOP = -2
+"""Where channels of an answer are kept that are of no choice."""
+_SAID_ONCE = frozenset(
+    {"usage", "error", "citations", "search_results", "prompt_filter_results", "prompt_annotations", "x_groq"}
+)
+_AROUND = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", *_SAID_ONCE})
+"""Fields that a chunk has beside its choices; all but some of them in every chunk."""
+_OF_A_CHOICE = frozenset({"finish_reason", "native_finish_reason", "stop_reason", "content_filter_results"})
 
 Path = tuple[str | int, ...]
 
@@ -34,6 +61,8 @@ class _Call:
         self.text = ""
         self.key = "arguments"
         self.within = "function"
+        self.beside: Json = {}
+        """Other objects than the one that is called: a signature of thoughts, for one."""
 
 
 class OpenAIWalker(Walker):
@@ -45,6 +74,7 @@ class OpenAIWalker(Walker):
         self._choices: dict[int, bool] = {}  # index -> it has ended
         self._calls: dict[tuple[int, int], _Call] = {}
         self._open: dict[int, list[Channel]] = {}
+        self._fields = Fields(self)
 
     @property
     def complete(self) -> bool:
@@ -53,13 +83,23 @@ class OpenAIWalker(Walker):
 
     def take(self, chunk: Json) -> None:
         """A chunk. Raises ``WrongDialect``."""
+        chunk = self.named(chunk)
         if not isinstance(chunk.get("choices"), list):
             raise WrongDialect("a chunk without choices")
-        around = {name: self.plain(value) for name, value in chunk.items() if name != "choices"}
+        around = cast("Json", self.once({name: value for name, value in chunk.items() if name in _AROUND}))
         self._note(around)
-        self._around = {name: value for name, value in around.items() if name != "usage"}
-        waiting = Waiting({**around, "choices": []})
-        choices = cast("list[Json]", waiting.chunk["choices"])
+        self._around = {name: value for name, value in around.items() if name not in _SAID_ONCE}
+        waiting, choices = Waiting({}), list[Json]()
+        top = Spot(
+            (), waiting, self._open.setdefault(TOP, []), lambda more: {**self._around, "choices": [], **more}, True
+        )
+        for name, value in chunk.items():
+            if name == "choices":
+                waiting.chunk[name] = choices
+            elif name in around:
+                waiting.chunk[name] = around[name]
+            elif not (self.spells(name, value) or (name == "obfuscation" and self.deciding)):
+                self._fields.put(waiting.chunk, name, value, (name,), top)
         for choice in objects(chunk["choices"]):
             index = index_of(choice.get("index"))
             self._choices.setdefault(index, False)
@@ -68,20 +108,34 @@ class OpenAIWalker(Walker):
             ends = bool(choice.get("finish_reason"))
             if ends:
                 self._end(index, waiting)
-            choices.append(self._choice(choice, "delta", said))
+            choices.append(self._choice(choice, "delta", said, self._beside(index, waiting)))
+        if self.complete:  # before the counts, which a library takes from the last chunk
+            self._end_top(waiting)
         self._queue.append(waiting)
 
-    def _choice(self, choice: Json, key: str, said: object) -> Json:
+    def _beside(self, index: int, waiting: Waiting) -> Spot:
+        """The place beside a choice's delta."""
+
+        def say(more: Json) -> Json:
+            return {**self._around, "choices": [{"index": index, "delta": {}, "finish_reason": None, **more}]}
+
+        return Spot((index, "choice"), waiting, self._open.setdefault(index, []), say, steady=True)
+
+    def _choice(self, choice: Json, key: str, said: object, spot: Spot | None) -> Json:
         out: Json = {}
         for name, value in choice.items():
             if name == key:
                 out[name] = said
-            elif name in _SPELL_TEXT:
-                out[name] = None if self.gates.deciding else value
+            elif self.spells(name, value):
+                out |= {name: None} if name == "logprobs" else {}  # the dialect has it in every choice
             elif name == "index":
                 out[name] = value
-            else:
+            elif spot is None:
                 out[name] = self.plain(value)
+            elif name in _OF_A_CHOICE:
+                out[name] = self.once(value, ("choice", index_of(choice.get("index")), name))
+            else:
+                self._fields.put(out, name, value, (name,), spot)
         return out
 
     def _end(self, index: int, waiting: Waiting) -> None:
@@ -96,9 +150,16 @@ class OpenAIWalker(Walker):
             del self._calls[key]
             self._queue.append(self._call_made(key, call))
 
+    def _end_top(self, waiting: Waiting) -> None:
+        for channel in self._open.pop(TOP, []):
+            self.gates.finish(channel)
+            here = any(slot.channel is channel for slot in waiting.slots)
+            (waiting.needs if here else waiting.ends).append(channel)
+
     def finish(self) -> None:
         """The terminator, or the end."""
         waiting = Waiting({})
+        self._end_top(waiting)
         for index, ended in list(self._choices.items()):
             if not ended:
                 self._end(index, waiting)
@@ -122,62 +183,75 @@ class OpenAIWalker(Walker):
                     out[name] = value
                 else:
                     self._piece({"function": value}, index, LEGACY)
-            elif name in _SOUND:
-                if value is not None and not self.gates.deciding:
+            elif name in _UNSEEN:
+                if value is not None and not self.deciding:
                     out[name] = value
             elif name == "role":
-                out[name] = self.plain(value)
-            else:
+                out[name] = self.once(value, (index, name))
+            elif not self.spells(name, value):
                 self._text(out, name, value, (name,), index, waiting, whole=whole)
         return out
 
     def _text(
-        self, out: Json, name: str, value: object, path: Path, index: int, waiting: Waiting, *, whole: bool
+        self, out: Holder, name: str | int, value: object, path: Path, index: int, waiting: Waiting, *, whole: bool
     ) -> None:
         """One field of a message: its strings are texts, whatever it is called."""
+        shown_name = self.gates.plain(name) if isinstance(name, str) else name
         match value:
             case str(text) if name in _IDENTIFIERS and len(path) > 1:
-                out[name] = self.plain(text)
+                if whole or self.fixed(text):
+                    put(out, name, self.plain(text))
+                else:
+                    here = self._open.setdefault(index, [])
+                    spot = Spot((index,), waiting, here, lambda more: self._chunk(index, more), steady=True)
+                    self._fields.put(out, name, text, path, spot)
             case str(text):
                 self._spoken(out, name, text, path, index, waiting, whole=whole)
             case dict(fields):
                 inner: Json = {}
-                out[self.gates.plain(name)] = inner
+                put(out, shown_name, inner)
                 for key, part in fields.items():
-                    self._text(inner, str(key), part, (*path, str(key)), index, waiting, whole=whole)
+                    if not self.spells(str(key), part):
+                        self._text(inner, str(key), part, (*path, str(key)), index, waiting, whole=whole)
             case list(items):
                 made: list[object] = []
-                out[self.gates.plain(name)] = made
+                put(out, shown_name, made)
                 for position, item in enumerate(items):
                     at = index_of(item.get("index"), position) if isinstance(item, dict) else position
-                    holder: Json = {}
-                    self._text(holder, "item", item, (*path, at), index, waiting, whole=whole)
-                    made.append(holder.get("item"))
+                    made.append(None)
+                    if self.deciding and path == ("content",) and isinstance(item, dict) and sort_of(item):
+                        item = {"type": "text", "text": ""}  # what stands behind it keeps its number
+                    self._text(made, position, item, (*path, at), index, waiting, whole=whole)
             case bool() | None:
-                out[name] = value
+                put(out, name, value)
             case _:
-                out[name] = value if name == "index" else self.plain(value, numbers=True)
+                put(out, name, value if name == "index" else self.plain(value))
 
     def _spoken(
-        self, out: Json, name: str, text: str, path: Path, index: int, waiting: Waiting, *, whole: bool
+        self, out: Holder, name: str | int, text: str, path: Path, index: int, waiting: Waiting, *, whole: bool
     ) -> None:
         thinking = any(isinstance(part, str) and part.startswith(_THINKING) for part in path)
         applies_to = AppliesTo.THINKING if thinking else AppliesTo.RESPONSE
         known = "thinking" if thinking else "text" if path == ("content",) else str(path[0])
         kept = path == ("content",)
+        put(out, name, "")
         if whole and not text:
-            out[name] = text
             return
-        channel = self.gates.channel((index, path), applies_to, known[:32], kept=kept)
+        said = path in _FOR_READERS or (path[0] in ("content", "reasoning_details") and path[2:] in _PARTS)
+        joined = len(path) > 1 and path[0] == "content"
+        channel = self.gates.channel(
+            (index, path), applies_to, known[:32], kept=kept, said=said, joined=said and joined
+        )
         self.gates.feed(channel, text)
         if whole:
             self.gates.finish(channel)
             waiting.needs.append(channel)
         elif channel not in self._open.setdefault(index, []):
             self._open[index].append(channel)
-            beside: Json = {key: out[key] for key in ("type", "id", "format", "index") if key in out and len(path) > 1}
-            self._streamed(channel, lambda more: self._late_chunk(index, path, beside, more))
-        out[name] = ""
+            beside: Json = {}
+            if isinstance(out, dict) and len(path) > 1:
+                beside = {key: out[key] for key in ("type", "id", "format", "index") if key in out}
+            self.comes_late(channel, lambda more: self._late_chunk(index, path, beside, more))
         waiting.slots.append(Slot(out, name, channel, keep=whole or not text))
 
     def _late_chunk(self, index: int, path: Path, beside: Json, text: str) -> Json:
@@ -207,7 +281,11 @@ class OpenAIWalker(Walker):
     def _piece(self, piece: Json, index: int, number: int) -> None:
         call = self._calls.setdefault((index, number), _Call())
         for name, value in piece.items():
-            if isinstance(value, dict):
+            if self.spells(name, value):
+                continue
+            if isinstance(value, dict) and name not in _CALLED and not {"arguments", "input"} & set(value):
+                call.beside[name] = _joined(call.beside.get(name), value)
+            elif isinstance(value, dict):
                 call.within = name
                 for key, part in value.items():
                     if key in ("arguments", "input"):
@@ -215,7 +293,7 @@ class OpenAIWalker(Walker):
                         call.text += part if isinstance(part, str) else "" if part is None else json.dumps(part)
                     elif key == "name" and isinstance(part, str):
                         call.name += part
-                    else:
+                    elif not self.spells(key, part):
                         call.said.setdefault(f"{name}.{key}", part)
             elif value is not None:
                 call.said.setdefault(name, value)
@@ -223,6 +301,7 @@ class OpenAIWalker(Walker):
     def _call_made(self, key: tuple[int, int], call: _Call) -> Waiting:
         """The chunk of one complete call."""
         about = {name: self.plain(value) for name, value in call.said.items() if "." not in name}
+        about |= {self.gates.plain(name): self.plain(value) for name, value in call.beside.items()}
         inner: Json = {name.partition(".")[2]: self.plain(v) for name, v in call.said.items() if "." in name}
         if call.name:
             inner["name"] = self.gates.plain(call.name, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
@@ -240,6 +319,8 @@ class OpenAIWalker(Walker):
         for call in objects(calls):
             made: Json = {}
             for name, value in call.items():
+                if self.spells(name, value):
+                    continue
                 inner = isinstance(value, dict) and bool({"arguments", "input"} & set(value))
                 made[name] = self._whole_call(cast("Json", value), call, waiting, name) if inner else self.plain(value)
             out.append(made)
@@ -257,7 +338,7 @@ class OpenAIWalker(Walker):
                 out[name] = ""
             elif name == "name" and isinstance(value, str):
                 out[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
-            else:
+            elif not self.spells(name, value):
                 out[name] = self.plain(value)
         return out
 
@@ -267,15 +348,16 @@ class OpenAIWalker(Walker):
         """A ``chat.completion``. Raises ``WrongDialect``."""
         if not objects(document.get("choices")):
             raise WrongDialect("an answer without choices")
+        document = self.named(document)
         waiting = Waiting({})
-        around = {name: value if name == "choices" else self.plain(value) for name, value in document.items()}
+        around = cast("Json", self.plain({**document, "choices": []}))
         self._note(around)
         choices: list[Json] = []
         for choice in objects(document["choices"]):
             index, message = index_of(choice.get("index")), choice.get("message")
             self._choices[index] = True
             said = self._said(message, index, waiting, whole=True) if isinstance(message, dict) else None
-            choices.append(self._choice(choice, "message", said))
+            choices.append(self._choice(choice, "message", said, None))
         waiting.chunk = {**around, "choices": choices}
         self._queue.append(waiting)
 
@@ -301,7 +383,7 @@ class OpenAIWalker(Walker):
     def stopped_whole(self, document: Json | None, reason: str) -> Json:
         """What was released of each choice, and that it was filtered."""
         said = self._around if document is None else document
-        around = {k: self.plain(v) for k, v in said.items() if k != "choices"}
+        around = cast("Json", self.plain({k: v for k, v in said.items() if k != "choices"}))
         indexes = [index_of(choice.get("index")) for choice in objects((document or {}).get("choices"))] or [0]
         choices: list[Json] = []
         for index in indexes:
@@ -333,3 +415,12 @@ class OpenAIWalker(Walker):
         self.usage |= counts_in(around.get("usage"))
         if isinstance(model := around.get("model"), str):
             self.model = model
+
+
+def _joined(before: object, more: object) -> object:
+    """What an object says that came in pieces: its texts one behind the other, each looked at when it is complete."""
+    if isinstance(before, dict) and isinstance(more, dict):
+        return {**before, **{name: _joined(before.get(name), value) for name, value in more.items()}}
+    if isinstance(before, str) and isinstance(more, str) and before != more:
+        return before + more
+    return before if more is None else more

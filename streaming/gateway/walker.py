@@ -13,18 +13,58 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias, cast
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode
 from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.loose_json import has_escapes, is_json, one_meaning
 
 Json: TypeAlias = dict[str, object]
 Chunks: TypeAlias = list[Json]
+Holder: TypeAlias = Json | list[object]
+"""What a value stands in, by its name or its number there."""
 
 MAX_DEPTH = 40
 """Deeper than this nothing is passed on."""
 MAX_ARGUMENTS = 1_000_000
 """Characters of one call's arguments; more than that are a runaway model, and the answer is stopped."""
+
+
+_SPELL_TEXT = frozenset(
+    {"logprobs", "top_logprobs", "prompt_logprobs", "input_token_logprobs", "output_token_logprobs",
+     "input_top_logprobs", "output_top_logprobs", "completion_probabilities", "token_ids", "prompt_token_ids",
+     "input_ids", "output_ids", "tokens", "__verbose"}
+)  # fmt: skip
+"""Fields that say a text once more, token by token."""
+
+
+_WORDS = frozenset(
+    {"safe", "low", "medium", "high", "stop", "length", "tool_calls", "content_filter", "function_call", "error",
+     "end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_turn", "refusal", "load", "unload", "assistant",
+     "default", "auto", "flex", "priority", "standard", "function", "text", "unknown", "completed", "in_progress",
+     "incomplete", "reasoning.text", "reasoning.summary", "reasoning.encrypted", "openai-responses-v1",
+     "azure-openai-responses-v1", "xai-responses-v1", "anthropic-claude-v1", "google-gemini-v1"}
+)  # fmt: skip
+"""Words that vendors say in the place of a number: degrees, reasons, kinds."""
+
+
+SAYS_WHY = frozenset({"error", "message"})
+"""Where the document of an error has its sentence."""
+
+
+_COUNTS = frozenset({"created", "created_at", "expires_at", "index", "size", "n"})
+_COUNT_ENDS = ("_tokens", "_count", "_duration", "_time", "_index", "_ms", "_requests")
+_LARGEST_COUNT = 2 * 10**12
+"""Milliseconds since 1970 until the year 2033, nanoseconds of half an hour; the rules look at what is more. The numbers
+of Visa (13 digits or more, the first a 4), American Express and Mastercard are."""
+
+
+def is_count(name: str | int, number: float) -> bool:
+    """Whether a number is one of those that vendors count and measure: tokens, seconds since 1970, nanoseconds."""
+    if not isinstance(name, str) or not (name in _COUNTS or name.endswith(_COUNT_ENDS)):
+        return False
+    return abs(number) < _LARGEST_COUNT
 
 
 class WrongDialect(ValueError):
@@ -38,8 +78,8 @@ class Slot:
     ``was``: the arguments as the model wrote them, where it is those of a call; ``tool``: whose. ``parsed``: an object.
     """
 
-    where: Json
-    key: str
+    where: Holder
+    key: str | int
     channel: Channel
     keep: bool = False
     was: str | None = None
@@ -55,6 +95,8 @@ class Waiting:
     slots: list[Slot] = field(default_factory=list)
     needs: list[Channel] = field(default_factory=list)
     ends: list[Channel] = field(default_factory=list)
+    signed: list[tuple[Json, int]] = field(default_factory=list)
+    """Objects with a signature, and the number of the block whose thoughts it is for."""
 
     @property
     def ready(self) -> bool:
@@ -67,9 +109,12 @@ class Walker(ABC):
 
     def __init__(self, gates: Gates) -> None:
         self.gates = gates
+        self.deciding = gates.deciding
+        """Something may be kept from the reader."""
         self.usage: dict[str, int] = {}
         self.model = ""
         self.finished = False
+        self._first: dict[tuple[str | int, ...], str] = {}
         self._queue: deque[Waiting] = deque()
         self._late: dict[int, tuple[Channel, Callable[[str], Json]]] = {}
 
@@ -77,6 +122,11 @@ class Walker(ABC):
     def busy(self) -> bool:
         """Something waits for verdicts, and so does all that comes behind it."""
         return bool(self._queue)
+
+    @property
+    def said_all(self) -> bool:
+        """Whether what is sent next can be a client's last line of the answer; some dialects have one behind it."""
+        return False
 
     @property
     @abstractmethod
@@ -140,9 +190,11 @@ class Walker(ABC):
                     return False
                 text = self.gates.restore_arguments(text, slot.tool)
             if text or slot.keep:
-                slot.where[slot.key] = json.loads(text) if slot.parsed and _is_json(text) else text
+                put(slot.where, slot.key, json.loads(text) if slot.parsed and is_json(text) else text)
+            elif isinstance(slot.where, list):
+                put(slot.where, slot.key, "")  # what stands behind it keeps its number
             else:
-                slot.where.pop(slot.key, None)
+                slot.where.pop(str(slot.key), None)
                 empty = True
         return not (empty and self._void(waiting.chunk))
 
@@ -156,50 +208,104 @@ class Walker(ABC):
             return []
         return [entry[1](channel.take())]
 
-    def _streamed(self, channel: Channel, say: Callable[[str], Json]) -> None:
+    def comes_late(self, channel: Channel, say: Callable[[str], Json]) -> None:
         """A channel whose text may come later than the chunk that it stood in; ``say`` makes a chunk of it."""
         self._late[id(channel)] = (channel, say)
 
     # -- texts --------------------------------------------------------------------------------------------------
 
-    def plain(self, value: object, depth: int = 0, *, numbers: bool = False) -> object:
-        """The value with every string in it looked at, names included. ``numbers``: those as well."""
+    def spells(self, name: str, value: object) -> bool:
+        """Whether a field is left out because it says a text once more that may be kept from the reader."""
+        return self.deciding and name in _SPELL_TEXT and isinstance(value, dict | list | str)
+
+    def plain(self, value: object, depth: int = 0, *, name: str = "", failed: bool = False) -> object:
+        """The value with all in it looked at: strings, names, and numbers but for counts. ``name``: the value's own.
+
+        ``failed``: it is the document of an error, whose sentence is told although nobody is asked about it.
+        """
         if depth > MAX_DEPTH:
             return None
         match value:
             case str(text):
-                return self.gates.plain(text)
+                return self.gates.plain(text, asked=failed and name in SAYS_WHY)
             case dict(fields):
                 return {
-                    self.gates.plain(str(name)): self.plain(part, depth + 1, numbers=numbers)
-                    for name, part in fields.items()
+                    self.gates.plain(str(key)): self.plain(part, depth + 1, name=str(key), failed=failed)
+                    for key, part in fields.items()
+                    if not self.spells(str(key), part)
                 }
             case list(items):
-                return [self.plain(part, depth + 1, numbers=numbers) for part in items]
-            case bool() | None:
-                return value
-            case int() | float() if numbers:
-                said = json.dumps(value)
-                shown = self.gates.plain(said)
-                return value if shown == said else shown
-        return value
+                return [self.plain(part, depth + 1, failed=failed) for part in items]
+        return self._number(value, name)
+
+    def _number(self, value: object, name: str | int) -> object:
+        """A number, as text if something in it had to be hidden; what is none is as it was."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or is_count(name, value):
+            return value
+        said = spelled(value)
+        shown = self.gates.plain(said)
+        return value if shown == said else shown
+
+    @staticmethod
+    def fixed(text: str) -> bool:
+        """Whether a text is a word that means the same wherever it stands, and never a piece of another."""
+        return text in _WORDS or _is_time(text)
+
+    def once(self, value: object, path: tuple[str | int, ...] = ()) -> object:
+        """The same of what a stream says once, or the same each time: what it says first stands for all that follows.
+
+        So that no text is said in pieces in the place of a name. Words of a fixed meaning may change.
+        """
+        if len(path) > MAX_DEPTH:
+            return None
+        match value:
+            case str(text):
+                shown = self.gates.plain(text)
+                if not (self.deciding and text) or self.fixed(text):
+                    return shown
+                return self._first.setdefault(path, shown)
+            case dict(fields):
+                return {
+                    name: self.once(part, (*path, name)) for name, part in fields.items() if not self.spells(name, part)
+                }
+            case list(items):
+                return [self.once(part, (*path, at)) for at, part in enumerate(items)]
+        return self._number(value, path[-1] if path else "")
+
+    def named(self, fields: Json) -> Json:
+        """A chunk whose names of fields have been looked at, and the numbers that say which of a row something is."""
+        return cast("Json", self._named(fields, 0))
+
+    def _named(self, value: object, depth: int) -> object:
+        if depth > MAX_DEPTH:
+            return None
+        if isinstance(value, list):
+            return [self._named(part, depth + 1) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            self.gates.plain(str(name)): self.plain(part, depth)
+            if name == "index" and index_of(part, -1) < 0
+            else self._named(part, depth + 1)
+            for name, part in value.items()
+        }
 
     def arguments(self, text: str) -> Channel:
         """Complete arguments of a call as they may be seen: JSON text with every string in it decoded and looked at.
 
-        A number that had to be redacted is a string then. Where what is left is no JSON, the answer is stopped.
+        A number that had to be redacted is a string then. Where what is left is no JSON, the answer is stopped. What
+        was none, or says a field twice, is decoded wherever it has quotes.
         """
         if len(text) > MAX_ARGUMENTS:
             self.gates.block(_unfit("over_long_arguments"))
             return self.gates.whole("", AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
-        try:
-            value = json.loads(text) if text else None
-        except (ValueError, RecursionError):
-            value = None
+        value = one_meaning(text)
         if isinstance(value, dict | list):
             looked = self._arguments(value, 0)
-            if looked != value:
+            if looked != value or (has_escapes(text) and self.gates.must_ask(AppliesTo.TOOL_ARGUMENTS)):
                 text = json.dumps(looked, ensure_ascii=False)
+        elif text:
+            text = self.gates.decoded(text)
         return self.gates.whole(text, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
 
     def _arguments(self, value: object, depth: int) -> object:
@@ -215,7 +321,7 @@ class Walker(ABC):
                 return [self._arguments(part, depth + 1) for part in items]
             case bool() | None:
                 return value
-        said = json.dumps(value)
+        said = spelled(cast("int | float", value))
         shown = self._argument(said)
         return value if shown == said else shown
 
@@ -226,7 +332,7 @@ class Walker(ABC):
 
     def still_json(self, said: str, was: str) -> bool:
         """Whether arguments are JSON if they were; else the answer is stopped."""
-        if said == was or not _is_json(was) or _is_json(said):
+        if said == was or not is_json(was) or is_json(said):
             return True
         self.gates.block(_unfit("arguments_cut"))
         return False
@@ -236,12 +342,25 @@ def _unfit(rule: str) -> Finding:
     return Finding("gateway", "gateway", rule, "tool_arguments", 0, 0, Mode.BLOCK, Action.BLOCK, "tool_arguments")
 
 
-def _is_json(text: str) -> bool:
+def _is_time(text: str) -> bool:
+    if not 19 <= len(text) <= 40:
+        return False
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        datetime.fromisoformat(text)
+    except ValueError:
         return False
     return True
+
+
+def put(holder: Holder, key: str | int, value: object) -> None:
+    """Put a value where it belongs."""
+    holder[key] = value  # type: ignore[index]  # names in objects, numbers in lists
+
+
+def spelled(number: int | float) -> str:
+    """A number as a rule reads it: whole ones as digits alone, however they were written."""
+    whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e21
+    return str(int(number)) if whole else json.dumps(number)
 
 
 def objects(value: object) -> list[Json]:

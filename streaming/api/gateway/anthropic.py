@@ -15,7 +15,8 @@ from ninja import Router
 
 from streaming.api.auth import Key
 from streaming.api.gateway.documented import ANSWER, MESSAGES
-from streaming.api.gateway.front import Front, answer
+from streaming.api.gateway.front import answer
+from streaming.api.gateway.wire import Front
 from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_anthropic import AnthropicSpeaker, understood
 from streaming.gateway.walk_anthropic import AnthropicWalker

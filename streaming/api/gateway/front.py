@@ -2,7 +2,9 @@
 
 Exists so that the three fronts are only their dialects. Protects the order of things: key, limits, policy and prompt
 come before anything leaves; the row stands before the upstream is asked; and the answer's status is known before its
-first byte is sent, so that a failure is an error of the dialect and not half a stream.
+first byte is sent, so that a failure is an error of the dialect and not half a stream. Only a guardrail or an upstream
+that says nothing for longer than clients like to wait is waited for with signs of life, where the client streams; what
+fails then fails within the stream.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import uuid4
 
+import structlog
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
@@ -22,10 +26,12 @@ from guardrails.cohorts import Subject
 from guardrails.findings import AppliesTo
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from streaming import metrics, registry
+from guardrails.selectors import ShadowPolicy
+from streaming import away, metrics, registry
 from streaming.access import Access
 from streaming.answer import block_reason
 from streaming.api.errors import ApiError
+from streaming.api.gateway.wire import Front, Reader, sentence
 from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.core.gate import gate_text
@@ -33,52 +39,31 @@ from streaming.gateway import places
 from streaming.gateway.errors import status_of, worded
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
+from streaming.gateway.plans import Ask, Plan, answered
 from streaming.gateway.prompt import BadRequest, Prompted, guarded
 from streaming.gateway.record import Record, opened
-from streaming.gateway.relay import Failed, Over, Relay, Told
+from streaming.gateway.relay import Failed, Relay
 from streaming.gateway.routes import NoUpstream, Route, media_allowed, route
-from streaming.gateway.speak import Speaker, spoken
+from streaming.gateway.shadow import Noted
+from streaming.gateway.speak import spoken
 from streaming.gateway.upstream import (
-    Dialect,
+    MOST_WAIT_S,
     Passing,
-    Trouble,
     UpstreamSaid,
     chunks,
-    guarded_by_breaker,
     in_order,
     lists,
 )
 from streaming.gateway.walker import Json, Walker, objects
-from streaming.providers.base import Provider, ProviderError, ProviderRateLimited, ProviderRequest
+from streaming.providers.base import Provider, ProviderRateLimited, ProviderRequest
 from streaming.providers.http import HttpProvider
 from streaming.upstreams import Offered, offered
 
-HEARTBEAT_S = 10.0
 SESSION, POLICY, VERSION, UPSTREAM = (
     "X-Sluicegate-Session", "X-Sluicegate-Policy", "X-Sluicegate-Policy-Version", "X-Sluicegate-Upstream",
 )  # fmt: skip
 ACTION = "X-Sluicegate-Action"
-
-Understood = Callable[[Json, Provider, str], ProviderRequest]
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """A dialect. ``frame`` puts a chunk on the wire; ``heartbeat`` is sent while nothing else is, ``done`` at the end.
-
-    ``streams`` is what a request that does not say gets.
-    """
-
-    dialect: Dialect
-    walker: Callable[[Gates], Walker]
-    understood: Understood
-    speaker: Callable[[Json, str, str], Speaker]
-    frame: Callable[[Json], bytes]
-    content_type: str
-    heartbeat: bytes
-    done: bytes = b""
-    streams: bool = False
-    passed_headers: tuple[str, ...] = ()
+logger = structlog.get_logger(__name__)
 
 
 def body_of(request: HttpRequest) -> Json:
@@ -102,36 +87,60 @@ def body_of(request: HttpRequest) -> Json:
 async def answer(request: HttpRequest, front: Front) -> HttpResponseBase:
     """The answer to one request. Raises ``ApiError``."""
     try:
-        response, upstream = await _answer(request, front)
+        response, asked = await _answer(request, front)
     except ApiError as error:
         metrics.asked_of_gateway(front.dialect, "", error.status)
         raise
-    metrics.asked_of_gateway(front.dialect, upstream, response.status_code)
+    if not asked.late:
+        metrics.asked_of_gateway(front.dialect, asked.upstream, response.status_code)
     return response
 
 
-async def _answer(request: HttpRequest, front: Front) -> tuple[HttpResponseBase, str]:
-    """The answer, and the name of the upstream that was asked for it. Raises ``ApiError``."""
+async def _answer(request: HttpRequest, front: Front) -> tuple[HttpResponseBase, _Asked]:
+    """The answer, and what it is the answer to. Raises ``ApiError``."""
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     body = body_of(request)
-    place = await places.take(access.visitor.client, conf().gateway_at_once)
+    at_once = conf().gateway_at_once if access.answers_at_once is None else access.answers_at_once
+    place = await places.take(access.visitor.client, at_once)
     if place is None:
-        said = f"The API key has {conf().gateway_at_once} answers under way; no more are begun at once."
+        said = f"The API key has {at_once} answers under way; no more are begun at once."
         raise ApiError(429, said, headers={"Retry-After": "1"})
-    handed_on = False
+    asked = _Asked(request, front, access, body, place)
     try:
-        asked = _Asked(request, front, access, body, place)
-        response, handed_on = await asked.answer()
-        return response, asked.upstream
-    except BadRequest as error:
-        raise ApiError(400, str(error), code=error.code, field=error.field) from None
-    except NoUpstream as error:
-        raise ApiError(404, str(error), code="model_not_found", field="model") from None
-    except StartRefused as error:
-        raise ApiError(503, str(error), code=error.code) from None
+        return await asked.answer(), asked
+    except (BadRequest, NoUpstream, StartRefused) as error:
+        raise refused(error) from None
     finally:
-        if not handed_on:
+        if not asked.begun:
             await place.give_back()
+
+
+def refused(error: Exception) -> ApiError:
+    """The refusal that an error of ours is."""
+    match error:
+        case ApiError():
+            return error
+        case BadRequest():
+            return ApiError(400, str(error), code=error.code, field=error.field)
+        case NoUpstream():
+            return ApiError(404, str(error), code="model_not_found", field="model")
+        case StartRefused():
+            return ApiError(503, str(error), code=error.code)
+        case OperationalError() | InterfaceError():
+            away.noted(error)
+            return ApiError(503, away.SAID, code=away.CODE)
+    logger.error("call_failed", error=type(error).__name__, exc_info=error)
+    return ApiError(500, "Something went wrong on the server.", code="internal")
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A request whose prompt has been judged. ``reader`` None: it was stopped."""
+
+    record: Record
+    gates: Gates
+    walker: Walker
+    reader: Reader | None
 
 
 async def listed(request: HttpRequest, front: Front, field: str) -> tuple[Offered, dict[str, list[Json]]]:
@@ -161,66 +170,151 @@ class _Asked:
         self._sent: dict[str, str] = {}
         self._offered = Offered({}, {}, ())
         self._record: Record | None = None
+        self._session_id = str(uuid4())
+        self._shadow: ShadowPolicy | None = None
+        self.begun = False
+        """The place is given back by what has begun."""
+        self.late = False
+        """The answer began before its prompt was judged."""
 
     @property
     def upstream(self) -> str:
         """Who was asked; empty: nobody."""
         return "" if self._record is None else self._record.provider
 
-    async def answer(self) -> tuple[HttpResponseBase, bool]:
-        """The response, and whether the place is given back when its stream ends."""
-        running = await load_running(self._access.policy, Subject("", self._access.visitor.user_id))
+    async def answer(self) -> HttpResponseBase:
+        """The response. Raises what ``refused`` takes."""
+        whose = Subject("", self._access.visitor.user_id)
+        # Side by side: each waits in turn for what others write to the database.
+        running, self._offered = await asyncio.gather(load_running(self._access.policy, whose), offered())
         policy = widened(running.policy)
-        self._offered = await offered()
+        self._shadow = running.shadow
         routed = route(str(self._body["model"]), self._front.dialect, self._offered)
         masks = Masks(policy, self._body, caller=self._access.visitor.client)
-        prompted = await guarded(policy, self._body, media_allowed=media_allowed(policy), mask=masks.mask)
+        beginning = self._beginning(running.policy, policy, routed, masks)
+        if not self._streaming:
+            return await self._told(await beginning)
+        work = asyncio.create_task(beginning, context=registry.own_context())
+        try:
+            done, _ = await asyncio.wait({work}, timeout=conf().gateway_heartbeat_s)
+            if done:
+                return await self._told(work.result())
+        except asyncio.CancelledError:
+            await _let_go(work)
+            raise
+        self.late = True
+        response = self._streamed(self._late(work))
+        response[SESSION] = self._session_id
+        response[POLICY], response[VERSION] = policy.name, str(policy.version)
+        return response
+
+    async def _beginning(self, policy: Policy, wider: Policy, routed: Route, masks: Masks) -> _Begun:
+        """Judge the prompt, open the record, ask the upstream. Gives the place back where it comes to no relay."""
+        self.begun = True
+        relayed = False
+        try:
+            begun = await self._judged(policy, wider, routed, masks)
+            relayed = begun.reader is not None
+            return begun
+        finally:
+            if not relayed:
+                await self._place.give_back()
+
+    async def _judged(self, policy: Policy, wider: Policy, routed: Route, masks: Masks) -> _Begun:
+        prompted = await guarded(
+            wider,
+            self._body,
+            media_allowed=media_allowed(wider),
+            mask=masks.mask,
+            swept=masks.swept,
+            hide=masks.hidden,
+        )
         if prompted.body["model"] != self._body["model"]:  # something else than a model's name stood there
             routed = route(str(prompted.body["model"]), self._front.dialect, self._offered)
-        self._sent = self._headers(policy)
-        gates = Gates(running.policy, masks.restoring, masks.restore_arguments)
+        self._sent = self._headers(wider, masks)
+        gates = Gates(policy, masks.restoring, masks.restore_arguments, masks.same_again)
+        if self._shadow is not None:
+            gates.noted = Noted.of(prompted.looked)
+        prompted.looked.clear()  # nobody else reads them while the answer runs
         walker = self._front.walker(gates)
         plans = [] if prompted.blocked is not None else self._plans(routed, prompted)
         record = await opened(
             self._access.visitor,
-            running.policy,
+            policy,
             prompted,
             provider=routed.provider.called,
             model=routed.model or routed.provider.default_model,
             streaming=self._streaming,
             correlation_id=str(self._request.META.get("sluicegate.correlation_id", "")),
+            session_id=self._session_id,
+            shadow=self._shadow,
         )
         if prompted.blocked is not None:
-            return await self._refused(record, gates, walker), False
+            await record.end(gates, {})
+            return _Begun(record, gates, walker, None)
         self._record = record
         metrics.GATEWAY_MASKED.labels(self._front.dialect).inc(masks.masked)
-        source = _answered(plans, record, self._front.dialect)
-        relay = Relay(source, walker, gates, record, streaming=self._streaming)
+        source = answered(plans, record, self._front.dialect)
+        relay = Relay(source, walker, gates, record, streaming=self._streaming, freed=self._place.give_back)
         task = registry.spawn(record.started.session_id, self._run(relay, masks))
-        reader = _Reader(relay, task, self._front, gates)
+        return _Begun(record, gates, walker, Reader(relay, task, self._front))
+
+    async def _told(self, begun: _Begun) -> HttpResponseBase:
+        """The response to a request whose prompt was judged before anything was sent."""
+        reader, record, gates = begun.reader, begun.record, begun.gates
+        if reader is None:
+            return self._refused(begun)
         try:
             first = await reader.first(may_wait_on=self._streaming)
         except BaseException:
             await reader.close()
             raise
         if isinstance(first, Failed):
-            return self._failed(first.error, record, gates), True
+            return self._failed(first, record, gates)
         if self._streaming:
-            response: HttpResponseBase = StreamingHttpResponse(
-                reader.frames(first), content_type=self._front.content_type
-            )
-            response["Cache-Control"] = "no-store"
-            response["X-Accel-Buffering"] = "no"
+            response = self._streamed(reader.frames(first))
         else:
             response = JsonResponse(first if isinstance(first, dict) else {})
-        return self._named(response, record, gates), True
+        return self._named(response, record, gates)
+
+    def _streamed(self, frames: AsyncGenerator[bytes, None]) -> HttpResponseBase:
+        response = StreamingHttpResponse(frames, content_type=self._front.content_type)
+        response["Cache-Control"] = "no-store"
+        response["X-Accel-Buffering"] = "no"
+        return response
+
+    async def _late(self, work: asyncio.Task[_Begun]) -> AsyncGenerator[bytes, None]:
+        """The answer while its prompt is still being judged: signs of life, and then all of it, refusals included."""
+        front = self._front
+        try:
+            while not work.done():
+                yield front.alive()
+                await asyncio.wait({work}, timeout=conf().gateway_heartbeat_s)
+            status = 200
+            try:
+                begun = work.result()
+            except Exception as error:
+                said = refused(error)
+                status = said.status
+                yield front.frame(worded(front.dialect, status, said.code, str(said), said.field))
+                return
+            finally:
+                metrics.asked_of_gateway(front.dialect, self.upstream, status)
+            if begun.reader is None:
+                yield self._stopped(begun)
+                return
+            async with aclosing(begun.reader.frames(await begun.reader.first(may_wait_on=True))) as frames:
+                async for frame in frames:
+                    yield frame
+        finally:
+            await _let_go(work)
 
     async def _run(self, relay: Relay, masks: Masks) -> None:
         try:
             await relay.run()
         finally:
             metrics.GATEWAY_RESTORED.labels(self._front.dialect).inc(masks.put_back)
-            await self._place.give_back()
+            await relay.free()
 
     def _plans(self, routed: Route, prompted: Prompted) -> list[Plan]:
         """Who is asked, in order, and how. Raises ``BadRequest`` where the first one cannot be asked this."""
@@ -228,15 +322,14 @@ class _Asked:
         for number, provider in enumerate(in_order(routed.provider, self._offered)):
             model = routed.model if number == 0 else ""
             try:
-                plans.append(Plan(provider, self._source(provider, model, routed.scenario, prompted)))
+                ask = self._source(provider, model, routed.scenario, prompted)
+                plans.append(Plan(provider, ask, self._offered.at_once.get(provider.called, 0)))
             except BadRequest:
                 if number == 0:
                     raise
         return plans
 
-    def _source(
-        self, provider: Provider, model: str, scenario: str, prompted: Prompted
-    ) -> Callable[[], AsyncGenerator[Json, None]]:
+    def _source(self, provider: Provider, model: str, scenario: str, prompted: Prompted) -> Ask:
         front, streaming, named = self._front, self._streaming, model or provider.default_model
         if isinstance(provider, HttpProvider) and provider.name == front.dialect:
             passed = Passing({**prompted.body, "model": named}, streaming, self._sent)
@@ -247,8 +340,9 @@ class _Asked:
         id_ = uuid4().hex
         return lambda: spoken(provider, asked, front.speaker(prompted.body, named, id_), streaming=streaming)
 
-    def _headers(self, policy: Policy) -> dict[str, str]:
-        """Headers of the dialect that say what is asked for: short words in which the policy finds nothing."""
+    def _headers(self, policy: Policy, masks: Masks) -> dict[str, str]:
+        """Headers of the dialect that say what is asked for: short words in which the policy finds nothing, and nothing
+        that was masked in the request."""
         found = {name: self._request.headers.get(name, "") for name in self._front.passed_headers}
         fit = {name: value for name, value in found.items() if value and len(value) < 400}
         fit = {n: v for n, v in fit.items() if all(c.isascii() and (c.isalnum() or c in "-_., ") for c in v)}
@@ -257,39 +351,51 @@ class _Asked:
             name: value
             for name, value in fit.items()
             if gate_text(rules, value, applies_to=AppliesTo.PROMPT, channel="prompt").visible == value
+            and masks.swept(value) == value
         }
 
-    async def _refused(self, record: Record, gates: Gates, walker: Walker) -> HttpResponseBase:
+    def _refused(self, begun: _Begun) -> HttpResponseBase:
         """The prompt was stopped: an answer in the dialect that says so. Nothing went upstream."""
-        finding = record.prompted.blocked
+        if self._streaming:
+            stopped = self._stopped(begun)
+
+            async def body() -> AsyncGenerator[bytes, None]:
+                yield stopped
+
+            response: HttpResponseBase = StreamingHttpResponse(body(), content_type=self._front.content_type)
+        else:
+            self._name(begun)
+            response = JsonResponse(begun.walker.stopped_whole(None, self._reason(begun)))
+        return self._named(response, begun.record, begun.gates)
+
+    def _stopped(self, begun: _Begun) -> bytes:
+        """The same as a stream."""
+        self._name(begun)
+        return b"".join(map(self._front.frame, begun.walker.stopped(self._reason(begun)))) + self._front.done
+
+    def _name(self, begun: _Begun) -> None:
+        begun.walker.begin(uuid4().hex, str(self._body["model"]), int(time.time()), streaming=self._streaming)
+
+    @staticmethod
+    def _reason(begun: _Begun) -> str:
+        finding = begun.record.prompted.blocked
         assert finding is not None
-        reason = block_reason(finding, "prompt")
-        await record.end(gates, {})
-        walker.begin(uuid4().hex, str(self._body["model"]), int(time.time()), streaming=self._streaming)
-        if not self._streaming:
-            return self._named(JsonResponse(walker.stopped_whole(None, reason)), record, gates)
-        frames = b"".join(map(self._front.frame, walker.stopped(reason))) + self._front.done
+        return block_reason(finding, "prompt")
 
-        async def body() -> AsyncGenerator[bytes, None]:
-            yield frames
-
-        response = StreamingHttpResponse(body(), content_type=self._front.content_type)
-        return self._named(response, record, gates)
-
-    def _failed(self, error: ProviderError, record: Record, gates: Gates) -> HttpResponse:
+    def _failed(self, failed: Failed, record: Record, gates: Gates) -> HttpResponse:
         """The upstream did not answer: its own words where it speaks the dialect, ours elsewhere."""
+        error = failed.error
         if isinstance(error, UpstreamSaid):
-            walker = self._front.walker(gates)
-            response = JsonResponse(walker.plain(error.document), status=error.status)
+            response = JsonResponse(failed.said, status=error.status)
             if error.retry_after.isdecimal():
                 response["Retry-After"] = error.retry_after
         else:
             status = status_of(error)
             response = JsonResponse(
-                worded(self._front.dialect, status, error.code, gates.plain(_sentence(error))), status=status
+                worded(self._front.dialect, status, error.code, sentence(failed.said)), status=status
             )
             if isinstance(error, ProviderRateLimited) and error.retry_after_s is not None:
-                response["Retry-After"] = str(max(1, round(error.retry_after_s)))
+                response["Retry-After"] = str(max(1, round(min(MOST_WAIT_S, error.retry_after_s))))
         named = self._named(response, record, gates)
         assert isinstance(named, HttpResponse)
         return named
@@ -304,115 +410,9 @@ class _Asked:
         return response
 
 
-def _sentence(error: ProviderError) -> str:
-    said = str(error)
-    return f"{said[:1].upper()}{said[1:]}."
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One upstream, and how to ask it."""
-
-    provider: Provider
-    ask: Callable[[], AsyncGenerator[Json, None]]
-
-
-async def _answered(plans: list[Plan], record: Record, dialect: Dialect) -> AsyncGenerator[Json, None]:
-    """The answer of the first upstream that gives one. Raises the first one's ``ProviderError``."""
-    first: ProviderError | None = None
-    for plan in plans:
-        begun = False
-        if first is not None:
-            record.fallback, record.provider, record.model = (
-                first.code,
-                plan.provider.called,
-                plan.provider.default_model,
-            )
-            metrics.fell_back(dialect, record.provider, record.fallback)
-        try:
-            async with guarded_by_breaker(plan.provider), aclosing(plan.ask()) as found:
-                async for chunk in found:
-                    begun = True
-                    yield chunk
-            return
-        except ProviderError as error:
-            if begun or (error.permanent and not isinstance(error, Trouble)):
-                raise
-            first = first or error
-    if first is not None:
-        raise first
-
-
-class _Reader:
-    """The client's end of a relay."""
-
-    def __init__(self, relay: Relay, task: asyncio.Task[None], front: Front, gates: Gates) -> None:
-        self._gates = gates
-        self._relay = relay
-        self._task = task
-        self._front = front
-
-    async def first(self, *, may_wait_on: bool) -> Told | None:
-        """What comes first: a chunk, or the failure.
-
-        ``may_wait_on``: None when the upstream answers and all of it is held for longer than clients like to wait.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_S):
-                    return await self._relay.told.get()
-            except TimeoutError:
-                if may_wait_on and self._relay.begun:
-                    return None
-
-    async def frames(self, told: Told | None) -> AsyncGenerator[bytes, None]:
-        """The answer on the wire. A client that has gone ends it, and with it the upstream's."""
-        queue, front = self._relay.told, self._front
-        try:
-            while told is None:
-                yield self._heartbeat()
-                told = await self.first(may_wait_on=True)
-            while True:
-                if isinstance(told, Over):
-                    if front.done:
-                        yield front.done
-                    return
-                if isinstance(told, Failed):
-                    yield front.frame(self._broken(told.error))
-                    return
-                parts = [front.frame(told)]
-                while not queue.empty() and len(parts) < 64:
-                    following = queue.get_nowait()
-                    if not isinstance(following, dict):
-                        yield b"".join(parts)
-                        told = following
-                        break
-                    parts.append(front.frame(following))
-                else:
-                    yield b"".join(parts)
-                    while True:
-                        try:
-                            async with asyncio.timeout(HEARTBEAT_S):
-                                told = await queue.get()
-                            break
-                        except TimeoutError:
-                            yield self._heartbeat()
-        finally:
-            await self.close()
-
-    def _heartbeat(self) -> bytes:
-        metrics.GATEWAY_HEARTBEATS.labels(self._front.dialect).inc()
-        return self._front.heartbeat
-
-    async def close(self) -> None:
-        """Nobody reads any more."""
-        if not self._relay.answered:
-            self._relay.abandon()
-            self._task.cancel()
-
-    def _broken(self, error: ProviderError) -> Json:
-        if isinstance(error, UpstreamSaid):
-            said = self._front.walker(self._gates).plain(error.document)
-            return said if isinstance(said, dict) else {}
-        message = self._gates.plain(_sentence(error))
-        return worded(self._front.dialect, status_of(error), error.code, message)
+async def _let_go(work: asyncio.Task[_Begun]) -> None:
+    """Nobody reads any more: neither is the prompt judged on, nor does an answer come that it led to."""
+    work.cancel()
+    await asyncio.wait({work})
+    if not work.cancelled() and work.exception() is None and (reader := work.result().reader) is not None:
+        await reader.close()

@@ -16,7 +16,8 @@ from ninja import NinjaAPI
 from streaming.api.auth import Key
 from streaming.api.errors import install
 from streaming.api.gateway.documented import LISTING, MESSAGES, responses
-from streaming.api.gateway.front import Front, answer, listed
+from streaming.api.gateway.front import answer, listed
+from streaming.api.gateway.wire import Front
 from streaming.gateway.routes import models
 from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_ollama import OllamaSpeaker, understood

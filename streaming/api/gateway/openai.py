@@ -15,7 +15,8 @@ from ninja import Router
 
 from streaming.api.auth import Key
 from streaming.api.gateway.documented import ANSWER, LISTING, MESSAGES
-from streaming.api.gateway.front import Front, answer, listed
+from streaming.api.gateway.front import answer, listed
+from streaming.api.gateway.wire import Front
 from streaming.gateway.routes import models
 from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_openai import OpenAISpeaker, understood

@@ -16,13 +16,14 @@ SSE, NDJSON, JSON = "text/event-stream", "application/x-ndjson", "application/js
 
 @dataclass
 class Answer:
-    """Pieces are written one after the other; ``gate`` is waited for before the last one."""
+    """Pieces are written one after the other; ``gate`` is waited for before the last one, or before the head."""
 
     pieces: list[bytes]
     content_type: str = SSE
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     gate: threading.Event | None = None
+    gated_head: bool = False
 
 
 @dataclass
@@ -73,7 +74,15 @@ def upstream() -> Iterator[Fake]:
             fake.gone.set()
             self.close_connection = True
 
+        def _wait(self, gate: threading.Event) -> None:
+            fake.writing.set()
+            while not gate.is_set():
+                if select.select([self.connection], [], [], 0.01)[0]:  # whoever waits sends nothing more
+                    raise ConnectionResetError
+
         def _write(self, answer: Answer) -> None:
+            if answer.gate is not None and answer.gated_head:
+                self._wait(answer.gate)
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             for key, value in answer.headers.items():
@@ -87,10 +96,7 @@ def upstream() -> Iterator[Fake]:
             for number, piece in enumerate(answer.pieces):
                 if answer.gate is not None and number == len(answer.pieces) - 1:
                     self.wfile.flush()
-                    fake.writing.set()
-                    while not answer.gate.is_set():
-                        if select.select([self.connection], [], [], 0.01)[0]:  # whoever waits sends nothing more
-                            raise ConnectionResetError
+                    self._wait(answer.gate)
                 self.wfile.write(piece if whole else b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()
             if not whole:

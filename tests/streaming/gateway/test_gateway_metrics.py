@@ -14,7 +14,6 @@ from pytest_django.fixtures import Settings
 
 from guardrails.services import install
 from streaming import breakers, registry, tasks
-from streaming.api.gateway import front
 from streaming.log_redis import close_shared_log
 from streaming.metrics import REGISTRY
 from streaming.models import Upstream
@@ -122,10 +121,8 @@ async def test_an_upstream_that_fails_and_the_one_behind_it_are_told_apart(fake:
     }
 
 
-async def test_signs_of_life_are_counted_in_the_dialect_that_hears_them(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(front, "HEARTBEAT_S", 0.02)
+async def test_signs_of_life_are_counted_in_the_dialect_that_hears_them(fake: Fake, settings: Settings) -> None:
+    settings.SLUICEGATE_GATEWAY_HEARTBEAT_S = 0.02
     gate = threading.Event()
     said = [chunk({"role": "assistant", "content": "Good day."}), chunk({}, "stop")]
     fake.answers["small"] = Answer(sse(*said), gate=gate)

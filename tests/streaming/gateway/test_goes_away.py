@@ -9,17 +9,20 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
+from statistics import median
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from guardrails.policy import Policy
+from guardrails.policy import Policy, compile_policy
 from streaming.gateway.gates import Gates
 from streaming.gateway.record import Record
 from streaming.gateway.relay import Failed, Over, Relay
+from streaming.gateway.upstream import UpstreamSaid
 from streaming.gateway.walker import Json
-from streaming.providers.base import ProviderError, ProviderTimeout, StreamCutOff
+from streaming.providers.base import ProviderError, ProviderRefused, ProviderTimeout, StreamCutOff
 from tests.streaming.gateway.fake import JSON, NDJSON, Answer
 from tests.streaming.gateway.served import Gateway
 from tests.streaming.gateway.test_anthropic_sdk import message, text
@@ -29,55 +32,78 @@ from tests.streaming.gateway.test_walkers import SHAPES
 from tests.streaming.gateway.walked import BLOCKING, REDACTING, WALKERS
 
 TEXT = "pay with 4111111111111111 or 5555 5555"
-TRIES = 7
+TRIES, ROUNDS = 5, 3
 WITHIN_S = 0.1
-ANSWERS = {
-    "openai": ("/v1/chat/completions", sse(chunk({"content": "Good "})), "text/event-stream"),
-    "anthropic": ("/v1/messages", message(text("Good ", "morning")), "text/event-stream"),
-    "ollama": ("/api/chat", [line({"content": "Good "}), LAST], NDJSON),
-}  # fmt: skip
+PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "ollama": "/api/chat"}
+WHEN = ["streamed", "whole", "before the head", "whole, before the head", "all of it is held"]
+"""When the client goes."""
 
 
-def seconds_until_let_go(served: Gateway, url: str, path: str, key: str, *, streaming: bool) -> float:
-    """Ask, read the first words, hang up: when did the upstream see its connection closed after that?
+def answer_of(dialect: str, when: str) -> Answer:
+    """An answer that stops in the middle: behind its first words, within its body, or before its head."""
+    gate = threading.Event()
+    if when.startswith("whole"):
+        return Answer([b"{", b"}"], JSON, gate=gate, gated_head="head" in when)
+    first = "4111 1111 " if "held" in when else "Good "
+    if dialect == "ollama":
+        return Answer([line({"content": first}), LAST], NDJSON, gate=gate, gated_head="head" in when)
+    pieces = sse(chunk({"content": first})) if dialect == "openai" else message(text(first))
+    cut = next(at for at, piece in enumerate(pieces) if first.encode() in piece) + 1
+    return Answer([*pieces[:cut], pieces[-1]], gate=gate, gated_head="head" in when)
 
-    Of an answer that is not streamed there are no words; the upstream has begun to write it then.
+
+def seconds_until_let_go(served: Gateway, url: str, dialect: str, key: str, when: str) -> float:
+    """Ask, wait until the answer has stopped in the middle, hang up: when did the upstream see its connection closed?
+
+    Where there are words, the client has read them.
     """
     served.fake.gone.clear()
     served.fake.writing.clear()
     host, port = url.removeprefix("http://").split(":")
+    streaming = not when.startswith("whole")
     body = json.dumps(
         {"model": "slow", "stream": streaming, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     )
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer {key}"
+    head = "\r\n".join(
+        [f"POST {PATHS[dialect]} HTTP/1.1", "Host: localhost", "Content-Type: application/json",
+         f"Authorization: Bearer {key}", f"Content-Length: {len(body)}"]
+    )  # fmt: skip
     with socket.create_connection((host, int(port)), timeout=60) as wire:
-        wire.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        wire.sendall(f"{head}\r\n\r\n{body}".encode())
         said = b""
         assert served.fake.writing.wait(60)
-        while streaming and b"Good" not in said:
+        while when == "streamed" and b"Good" not in said:
             more = wire.recv(4_096)
             assert more, said
             said += more
+        if when != "streamed" and url == served.url:
+            wire.setblocking(False)
+            with suppress(BlockingIOError):
+                said = wire.recv(4_096)
+            assert b"411" not in said, "held text has been sent"
+            assert "held" in when or said == b"", "nothing of an answer has come"
         left = time.monotonic()
     assert served.fake.gone.wait(60)
     return served.fake.gone_at - left
 
 
-@pytest.mark.parametrize("streaming", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("dialect", ANSWERS)
-def test_it_works(served: Gateway, dialect: str, *, streaming: bool) -> None:
-    """Within 100 ms of what hanging up on the upstream itself takes; the best of several tries counts."""
-    path, pieces, content_type = ANSWERS[dialect]
-    if not streaming:
-        pieces, content_type = [b"{", b"}"], JSON
-    served.fake.answers["slow"] = Answer(pieces, content_type, gate=threading.Event())
-    ours, direct = [], []
-    for _ in range(TRIES):
-        direct.append(seconds_until_let_go(served, served.fake.url, path, "any", streaming=streaming))
-        ours.append(seconds_until_let_go(served, served.url, path, served.keys["open"], streaming=streaming))
-        if min(ours) - min(direct) < WITHIN_S:
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("dialect", PATHS)
+def test_it_works(served: Gateway, dialect: str, when: str) -> None:
+    """Half of the clients that hang up have their upstream let go within 100 ms of what hanging up on the upstream
+    itself takes. The machine may be busy: one round of tries of three counts."""
+    served.fake.answers["slow"] = answer_of(dialect, when)
+    key = served.keys["strict" if "held" in when else "open"]
+    rounds: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        ours, direct = [], []
+        for _ in range(TRIES):
+            direct.append(seconds_until_let_go(served, served.fake.url, dialect, "any", when))
+            ours.append(seconds_until_let_go(served, served.url, dialect, key, when))
+        rounds.append((median(ours), median(direct)))
+        if median(ours) - median(direct) < WITHIN_S:
             return
-    raise AssertionError(f"through the gateway {ours}, directly {direct}")
+    raise AssertionError(f"through the gateway and directly: {rounds}")
 
 
 class Stand:
@@ -92,6 +118,7 @@ class Stand:
         self.statuses: list[object] = []
         self.late: list[object] = []
         self.outcomes: list[object] = []
+        self.errors: list[object] = []
 
     def moved(self, gates: Gates) -> None:
         """Nobody draws it here."""
@@ -102,6 +129,7 @@ class Stand:
 
     async def end(self, gates: Gates, usage: object, **how: object) -> None:
         self.outcomes.append(how.get("outcome"))
+        self.errors.append(how.get("error"))
 
 
 ENDS: dict[str, ProviderError | None] = {
@@ -197,3 +225,44 @@ async def test_of_an_answer_in_one_piece_that_breaks_off_nothing_is_sent(dialect
     found, record = await told(f"{dialect} whole", REDACTING, [], ENDS[end], streaming=False)
     assert [one for one in found if isinstance(one, dict)] == []
     assert len(record.outcomes) == 1
+
+
+JUDGED = compile_policy({"policy": "j", "guardrails": [
+    {"name": "judge", "kind": "toxicity", "action": "block"},
+    {"name": "pii", "kind": "pii", "action": "redact"},
+    {"name": "names", "kind": "keywords", "action": "block", "config": {"keywords": ["Blue Heron"]}},
+]})  # fmt: skip
+"""Somebody who decides has to be asked about answers, who is not asked about failures."""
+SAID = {
+    "the provider refused: no model of that name for 4111111111111111":
+        "the provider refused: no model of that name for [CREDIT_CARD]",
+    "nothing came for 180 seconds": "nothing came for 180 seconds",
+    "Blue Heron is the name of it": "The provider failed (provider_refused).",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("dialect", WHOLE)
+async def test_why_an_answer_failed_is_told_and_stored_where_a_judge_decides(dialect: str, streaming: bool) -> None:
+    """Rules look at it, and nobody is asked."""
+    for said, shown in SAID.items():
+        found, record = await told(f"{dialect} text", JUDGED, [], ProviderRefused(said), streaming=streaming)
+        (failed,) = found
+        assert isinstance(failed, Failed)
+        assert failed.said == shown
+        assert record.errors == [shown]
+
+
+@pytest.mark.parametrize("dialect", WHOLE)
+async def test_an_upstreams_own_document_keeps_its_sentence_where_a_judge_decides(dialect: str) -> None:
+    """But not what a model wrote, which some quote in it, and which nobody has judged."""
+    words = "the key of 4111111111111111 has no credit left"
+    error = {"message": words, "type": "billing", "failed_generation": "this is what the model said"}
+    document: Json = {"error": words} if dialect == "ollama" else {"error": error}
+    found, record = await told(f"{dialect} text", JUDGED, [], UpstreamSaid(402, document))
+    (failed,) = found
+    assert isinstance(failed, Failed)
+    sentence = "the key of [CREDIT_CARD] has no credit left"
+    looked_at = {"message": sentence, "type": "billing", "failed_generation": ""}
+    assert failed.said == {"error": sentence if dialect == "ollama" else looked_at}
+    assert record.errors == ["the provider answered 402"]

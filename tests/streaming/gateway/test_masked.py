@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import cast
 
 import openai
 import pytest
@@ -69,6 +72,68 @@ def test_tools_get_values_only_where_the_policy_names_them(served: Gateway) -> N
         made = {c.function.name: json.loads(c.function.arguments)
                 for one in got for c in one.choices[0].delta.tool_calls or ()}  # fmt: skip
     assert made == {"send_mail": {"to": VALUES["mail"]}, "fetch": {"to": found[2]}}
+
+
+def of_two(found: list[str]) -> list[dict[str, object]]:
+    """Two choices with the same placeholders: each says them, and writes calls of two tools with them."""
+    return [
+        {
+            "role": "assistant",
+            "content": f"Choice {index} has {found[index]}, and {found[2]} too.",
+            "tool_calls": [
+                {"index": n, "id": f"call_{index}{n}", "type": "function",
+                 "function": {"name": name, "arguments": json.dumps({"to": found[2], "note": f"a \"{found[index]}\""})}}
+                for n, name in enumerate(("send_mail", "fetch"))
+            ],
+        }
+        for index in (0, 1)
+    ]  # fmt: skip
+
+
+def in_pieces(messages: list[dict[str, object]], size: int) -> Iterator[dict[str, object]]:
+    """Chunks of both choices in turn, text and arguments in pieces of so many characters."""
+    row: list[list[dict[str, object]]] = []
+    for index, message in enumerate(messages):
+        text, calls = str(message["content"]), cast("list[dict[str, dict[str, str]]]", message["tool_calls"])
+        mine = [chunk({"content": text[at : at + size]}, index=index) for at in range(0, len(text), size)]
+        for number, call in enumerate(calls):
+            said = call["function"]["arguments"]
+            first = call | {"function": call["function"] | {"arguments": ""}}
+            mine.append(chunk({"tool_calls": [first]}, index=index))
+            for at in range(0, len(said), size):
+                piece = {"index": number, "function": {"arguments": said[at : at + size]}}
+                mine.append(chunk({"tool_calls": [piece]}, index=index))
+        row.append([*mine, chunk({}, "tool_calls", index=index)])
+    for pair in zip_longest(*row):
+        yield from (one for one in pair if one is not None)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7], ids=["whole", "a character at a time", "seven at a time"])
+def test_two_choices_get_values_back_each_for_itself(served: Gateway, size: int) -> None:
+    """The library reads the user's own words in both, and in arguments of the one tool that the policy names."""
+    messages, found = asked(served)
+    two = of_two(found)
+    ours = client(served, "masking").chat.completions
+    asking = {"model": "echo", "messages": messages, "n": 2}
+    if size:
+        served.fake.answers["echo"] = Answer(sse(*in_pieces(two, size)))
+        with ours.stream(**asking) as events:  # type: ignore[arg-type]
+            for _ in events:
+                pass
+            got = events.get_final_completion().choices
+    else:
+        choices = [{"index": n, "message": one, "finish_reason": "tool_calls"} for n, one in enumerate(two)]
+        answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": choices}
+        served.fake.answers["echo"] = Answer([json.dumps(answer).encode()], JSON)
+        got = ours.create(**asking).choices  # type: ignore[call-overload]
+    values = list(VALUES.values())
+    assert [choice.index for choice in got] == [0, 1]
+    for choice in got:
+        index = choice.index
+        assert choice.message.content == f"Choice {index} has {values[index]}, and {values[2]} too."
+        mail, fetch = choice.message.tool_calls or ()
+        assert json.loads(mail.function.arguments) == {"to": values[2], "note": f'a "{values[index]}"'}
+        assert json.loads(fetch.function.arguments) == {"to": found[2], "note": f'a "{found[index]}"'}
 
 
 def test_placeholders_of_another_key_or_conversation_stay_what_they_are(served: Gateway) -> None:

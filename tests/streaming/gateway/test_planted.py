@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import httpx
 import pytest
@@ -172,6 +172,40 @@ def compiled(action: str) -> Policy:
 
 
 ACTIONS = {action: compiled(action) for action in ("mask", "redact", "block")}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("sort", ENCODED)
+def test_a_percent_encoded_value_in_the_answer_alone_is_never_partly_sent(sort: str, action: str) -> None:
+    """Cut at every place, where it is redacted; at those that matter most where it is masked or stopped."""
+    said, start, end = encoded_in_a_sentence(sort)
+    some = (start + 1, said.index("%") + 1, said.index("%") + 2, end - 1, end)
+    percent_encoded_and_cut(sort, action, range(start + 1, end + 1) if action == "redact" else some)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("action", ["mask", "block"])
+@pytest.mark.parametrize("sort", ENCODED)
+def test_a_percent_encoded_value_that_is_masked_or_stopped_cut_anywhere(sort: str, action: str) -> None:
+    _, start, end = encoded_in_a_sentence(sort)
+    percent_encoded_and_cut(sort, action, range(start + 1, end + 1))
+
+
+def encoded_in_a_sentence(sort: str) -> tuple[str, int, int]:
+    """The sentence, and where the value begins and ends in it."""
+    said = f"see ?q={ENCODED[sort]} please"
+    return said, said.index(ENCODED[sort]), said.index(" please")
+
+
+def percent_encoded_and_cut(sort: str, action: str, places: Iterable[int]) -> None:
+    said, policy = encoded_in_a_sentence(sort)[0], ACTIONS[action]
+    wanted = gate_text(policy, said).visible
+    assert ENCODED[sort] not in wanted
+    for shape in SHAPES:
+        expected = "" if action == "block" and ("arguments" in shape or "input" in shape) else wanted
+        for at in places:
+            dialect, chunks = SHAPES[shape](at, said)
+            assert said_in(shape, walk(dialect, chunks, policy)[0]) == expected, f"{shape} cut at {at}"
 
 
 def said_in(shape: str, sent: list[Json]) -> str:

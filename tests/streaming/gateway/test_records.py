@@ -8,17 +8,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 from channels.db import database_sync_to_async
+from django.db import OperationalError
 from django.test import AsyncClient
+from pytest_django.fixtures import Settings
 
 from guardrails.kinds import base
 from guardrails.models import Scope
 from guardrails.policy import compile_policy
-from guardrails.selectors import Running, ShadowPolicy
+from guardrails.selectors import Running
 from guardrails.services import create_api_key, install
-from streaming import registry, tasks
+from streaming import endings, registry, sessions, tasks
 from streaming.api.gateway import front
 from streaming.api.gateway.ollama import FRONT as OLLAMA
-from streaming.gateway.gates import Gates
+from streaming.api.gateway.wire import Reader
 from streaming.gateway.relay import Over, Told
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditEntry, AuditSession
@@ -134,16 +136,15 @@ async def test_the_next_upstream_is_asked_where_one_is_named(monkeypatch: pytest
     assert (session.answer.metadata["provider"], session.fallback) == ("scripted", "provider_unavailable")
 
 
-async def test_a_client_hears_something_while_text_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "HEARTBEAT_S", 0.01)
+async def test_a_client_hears_something_while_text_is_held(settings: Settings) -> None:
+    settings.SLUICEGATE_GATEWAY_HEARTBEAT_S = 0.01
 
     class Held:
         told: asyncio.Queue[Told] = asyncio.Queue()
-        begun = answered = True
+        answered = True
 
-    gates = Gates(compile_policy({"policy": "p", "guardrails": []}))
     task = asyncio.ensure_future(asyncio.sleep(0))
-    reader = front._Reader(Held(), task, OLLAMA, gates)  # type: ignore[arg-type]
+    reader = Reader(Held(), task, OLLAMA)  # type: ignore[arg-type]
     frames = reader.frames(await reader.first(may_wait_on=True))
     assert json.loads(await anext(frames)) == {"message": {"role": "assistant", "content": ""}, "done": False}
     Held.told.put_nowait({"message": {"content": "Good"}, "done": False})
@@ -189,16 +190,13 @@ async def test_who_judges_an_answer_is_told_the_conversation_as_it_went_upstream
     assert not any("536-22" in text for _, turns in Remembers.heard for _, text in turns), "what is hidden stays so"
 
 
-async def test_a_guardrail_in_monitor_looks_at_all_of_a_request_and_a_shadow_at_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """How a version is tried on the gateway (docs/adr/0207)."""
+async def test_a_guardrail_in_monitor_looks_at_all_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way to try a version on the gateway."""
     tried = {"name": "w", "kind": "keywords", "mode": "MONITOR", "config": {"keywords": ["heron", "lock"]}}
     active = compile_policy({"policy": "t", "guardrails": [tried]}, version=1, digest="sha256:t")
-    blocking = compile_policy({"policy": "t", "guardrails": [{**tried, "mode": "BLOCK"}]}, version=2, digest="sha256:u")
 
     async def load(name: str, whose: object) -> Running:
-        return Running(active, ShadowPolicy(2, "sha256:u", blocking))
+        return Running(active)
 
     monkeypatch.setattr(front, "load_running", load)
     status, said, headers = await ask(await new_key(), "scripted/clean", "a heron")
@@ -206,3 +204,29 @@ async def test_a_guardrail_in_monitor_looks_at_all_of_a_request_and_a_shadow_at_
     session = await ended(headers["X-Sluicegate-Session"])
     assert (session.outcome, session.shadow_version, session.shadow_comparison) == ("allowed", 0, "")
     assert {one.mode async for one in session.findings.all()} == {"MONITOR"}
+
+
+async def test_a_database_that_is_away_holds_up_nobodys_words_and_the_end_is_stored_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endings, "AGAIN_S", 0.01)
+    monkeypatch.setattr("streaming.gateway.record.ALIVE_EVERY_S", 0.0)
+    finish, tried = sessions.finish_streaming, []
+
+    def away(**_: object) -> bool:
+        raise OperationalError("away")
+
+    def away_twice(**ending: object) -> object:
+        tried.append(ending)
+        return away() if len(tried) < 3 else finish(**ending)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sessions, "keep_partial", away)
+    monkeypatch.setattr(sessions, "finish_streaming", away_twice)
+    status, said, headers = await ask(await new_key(), "scripted/clean", stream=True)
+    assert status == 200
+    assert said.endswith(b"data: [DONE]\n\n")
+    row = await ended(headers["X-Sluicegate-Session"])
+    assert len(tried) == 3
+    assert (row.state, row.outcome) == ("COMPLETE", "allowed")
+    assert row.answer is not None
+    assert row.answer.content == SCENARIOS["clean"].answer

@@ -13,8 +13,8 @@ from pytest_django.fixtures import Settings
 from streaming import breakers, registry, tasks
 from streaming.log_redis import close_shared_log
 from streaming.models import Upstream
-from tests.streaming.gateway.fake import JSON, Answer, Fake, upstream
-from tests.streaming.gateway.test_openai_sdk import whole
+from tests.streaming.gateway.fake import JSON, Answer, Fake, sse, upstream
+from tests.streaming.gateway.test_openai_sdk import chunk, whole
 from tests.streaming.gateway.test_records import ask, ended, new_key
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -115,3 +115,21 @@ async def test_upstreams_list_their_own_models_and_the_configured_ones_stand_for
     tags = json.loads((await AsyncClient().get("/api/tags", headers=bearer)).content)["models"]
     assert {"name": "stable/llama", "model": "stable/llama", "size": 7} in tags
     assert "house/small" in [one["name"] for one in tags]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_what_an_upstreams_error_says_is_looked_at_and_recorded(fake: Fake, stream: bool) -> None:
+    """The client gets it without the value, and the row has the finding: it is looked at before the row is closed."""
+    said = json.dumps({"error": {"message": "no such thing as 536-22-8145", "type": "invalid_request_error"}}).encode()
+    fake.answers["small"] = Answer([said], JSON, 400)
+    fake.answers["later"] = Answer(sse(chunk({"content": "Good "}), json.loads(said)))
+    await row("house", f"{fake.url}/v1", model_names="small\nlater")
+    key = await new_key()
+    for model, status in [("small", 400)] + [("later", 200)] * stream:
+        answered, told, headers = await ask(key, f"house/{model}", stream=stream)
+        assert answered == status
+        assert b"[SSN]" in told
+        assert b"8145" not in told
+        session = await ended(headers["X-Sluicegate-Session"])
+        assert (session.outcome, [one.category async for one in session.findings.all()]) == ("error", ["ssn"])
+        assert "8145" not in session.error

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from guardrails.findings import Verdict
-from guardrails.policy import compile_policy
+from guardrails.policy import Policy, compile_policy
 from streaming.gateway.gates import Gates
 from streaming.gateway.walker import Json, WrongDialect
 from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, WALKERS, walk, walk_whole
@@ -43,9 +43,35 @@ def openai_two(parts: list[str]) -> list[Json]:
     return [*mixed, openai({}, "stop", 1), openai({}, "stop", 0)]
 
 
+def openai_second(parts: list[str]) -> list[Json]:
+    first = [openai({"role": "assistant", "content": word}) for word in ("all ", "well")]
+    return [*first, *(openai({"content": part}, index=1) for part in parts), openai({}, "stop"), openai({}, "stop", 1)]
+
+
 def openai_unknown(parts: list[str]) -> list[Json]:
     details = [openai({"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": p}]}) for p in parts]
     return [openai({"role": "assistant"}), *details, openai({}, "stop")]
+
+
+def openai_beside(parts: list[str]) -> list[Json]:
+    return [*({**openai({"content": ""}), "said": [{"so": p}]} for p in parts), openai({}, "stop")]
+
+
+def openai_beside_delta(parts: list[str]) -> list[Json]:
+    chunks = [openai({"content": ""}) for _ in parts]
+    for chunk, part in zip(chunks, parts, strict=True):
+        chunk["choices"][0]["said"] = {"so": part}  # type: ignore[index]
+    return [*chunks, openai({}, "stop")]
+
+
+def openai_id(parts: list[str]) -> list[Json]:
+    details = [openai({"reasoning_details": [{"type": "reasoning.text", "index": 0, "id": p}]}) for p in parts]
+    return [*details, openai({}, "stop")]
+
+
+def anthropic_event(parts: list[str]) -> list[Json]:
+    first, *rest = anthropic_block({"type": "text", "text": ""}, [])
+    return [first, *({"type": "new_event", "said": {"so": p}} for p in parts), *rest]
 
 
 def anthropic_block(block: Json, deltas: list[Json]) -> list[Json]:
@@ -79,11 +105,17 @@ def ollama_text(parts: list[str], field: str = "content") -> list[Json]:
     return [*lines, ollama({"content": ""}, done=True, done_reason="stop", eval_count=4)]
 
 
+def ollama_call(said: object) -> list[Json]:
+    call = {"function": {"name": "pay", "arguments": said}}
+    return [ollama({"content": "", "tool_calls": [call]}), ollama({"content": ""}, done=True, done_reason="stop")]
+
+
 ARGUMENTS = json.dumps({"note": SAID, "to": ["x"]})
 SHAPES = {
     "openai text": lambda at, said=SAID: ("openai", openai_text(cut(said, at))),
     "openai refusal": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "refusal")),
     "openai thinking": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "reasoning_content")),
+    "openai second choice alone": lambda at, said=SAID: ("openai", openai_second(cut(said, at))),
     "openai field nobody knows": lambda at, said=SAID: ("openai", openai_text(cut(said, at), "brand_new")),
     "openai list nobody knows": lambda at, said=SAID: ("openai", openai_unknown(cut(said, at))),
     "openai two choices": lambda at, said=SAID: ("openai", openai_two(cut(said, at))),
@@ -106,12 +138,41 @@ SHAPES = {
             [{"type": "input_json_delta", "partial_json": p} for p in cut(arguments(said), at and at + 10)],
         ),
     ),
+    "anthropic escaped input": lambda at, said=SAID: (
+        "anthropic",
+        anthropic_block(
+            {"type": "tool_use", "id": "t", "name": "pay", "input": {}},
+            [{"type": "input_json_delta", "partial_json": p} for p in cut(escaped(said), at and at + 10)],
+        ),
+    ),
+    "anthropic input that is there at once": lambda at, said=SAID: (
+        "anthropic",
+        anthropic_block({"type": "tool_use", "id": "t", "name": "pay", "input": {"note": said}}, []),
+    ),
     "anthropic delta nobody knows": lambda at, said=SAID: (
         "anthropic",
         anthropic_block({"type": "new", "said": ""}, [{"type": "new_delta", "said": p} for p in cut(said, at)]),
     ),
+    "openai field beside the choices": lambda at, said=SAID: ("openai", openai_beside(cut(said, at))),
+    "openai field beside the delta": lambda at, said=SAID: ("openai", openai_beside_delta(cut(said, at))),
+    "openai name in a list": lambda at, said=SAID: ("openai", openai_id(cut(said, at))),
+    "anthropic object in a delta": lambda at, said=SAID: (
+        "anthropic",
+        anthropic_block({"type": "new"}, [{"type": "new_delta", "said": {"so": [p]}} for p in cut(said, at)]),
+    ),
+    "anthropic event nobody knows": lambda at, said=SAID: ("anthropic", anthropic_event(cut(said, at))),
+    "ollama object nobody knows": lambda at, said=SAID: (
+        "ollama",
+        [*(ollama({"content": "", "said": {"so": [p]}}) for p in cut(said, at)), ollama({"content": ""}, done=True)],
+    ),
+    "ollama field beside the message": lambda at, said=SAID: (
+        "ollama",
+        [*(ollama({"content": ""}, said={"so": p}) for p in cut(said, at)), ollama({"content": ""}, done=True)],
+    ),
     "ollama text": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at))),
     "ollama thinking": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at), "thinking")),
+    "ollama arguments": lambda at, said=SAID: ("ollama", ollama_call({"note": said})),
+    "ollama escaped arguments": lambda at, said=SAID: ("ollama", ollama_call(escaped(said))),
     "ollama field nobody knows": lambda at, said=SAID: ("ollama", ollama_text(cut(said, at), "brand_new")),
 }
 
@@ -205,7 +266,16 @@ def test_what_is_another_dialect_is_not_passed_on(dialect: str) -> None:
 
 @pytest.mark.parametrize("hit", [False, True], ids=["passes", "hits"])
 @pytest.mark.parametrize(
-    "shape", ["openai text", "openai arguments", "anthropic text", "anthropic input", "ollama text"]
+    "shape",
+    [
+        "openai text",
+        "openai arguments",
+        "anthropic text",
+        "anthropic input",
+        "anthropic input that is there at once",
+        "ollama text",
+        "ollama arguments",
+    ],
 )
 def test_what_a_guardrail_has_to_be_asked_about_waits_and_so_does_the_end(shape: str, hit: bool) -> None:
     """The chunk that ends the answer comes behind the verdict about what was said before it, or not at all."""
@@ -239,3 +309,27 @@ def test_what_a_guardrail_has_to_be_asked_about_waits_and_so_does_the_end(shape:
     said = json.dumps([*early, *late])
     assert said.count(CARD) == 1
     assert said.rindex(ended) > said.index(CARD)
+
+
+PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ" * 8
+IMAGE: Json = {"type": "image_url", "index": 0, "image_url": {"url": f"data:image/png;base64,{PIXELS}"}}
+
+
+@pytest.mark.parametrize("policy", [REDACTING, OPEN], ids=["guarded", "open"])
+@pytest.mark.parametrize("beside", [True, False], ids=["images", "parts"])
+def test_pictures_in_an_answer_pass_only_where_nothing_decides(policy: Policy, beside: bool) -> None:
+    """Said beside the text, or among the parts of it; the words around them are there either way."""
+    parts: list[Json] = [{"type": "text", "text": "A heron: "}, dict(IMAGE), {"image_url": {"url": PIXELS}}]
+    last: Json = {"type": "text", "text": "there."}
+    said: Json = {"content": "A heron: there.", "images": [IMAGE]} if beside else {"content": [*parts, last]}
+    message = {"role": "assistant"} | said
+    whole = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    stream: list[Json] = [
+        {"choices": [{"index": 0, "delta": message, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    for sent in (walk_whole("openai", whole, policy), walk("openai", stream, policy)[0]):
+        text = json.dumps(sent)
+        assert (PIXELS in text) is (policy is OPEN)
+        assert "A heron" in text
+        assert "there." in text

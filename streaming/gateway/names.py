@@ -1,0 +1,87 @@
+"""Names of fields, and numbers that are no more than numbers.
+
+Exists because whatever a client or a model can write, a value can stand in: in the name of a field as well as in its
+text. Protects the rules that a name is masked, redacted and stopped like any text, that two fields stay two when
+something is hidden in both of their names, and that a number is left alone only where the dialects have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+
+from guardrails.findings import AppliesTo, Finding
+from guardrails.policy import Policy
+from streaming.checks import CheckedText
+from streaming.core import gate as gates
+from streaming.core.gate import Gate, strongest
+from streaming.gateway.loose_json import laid_open
+
+Path = tuple[str | int, ...]
+
+_PARAMETERS = frozenset(
+    {"seed", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "top_k", "top_p", "min_p", "temperature",
+     "frequency_penalty", "presence_penalty", "repetition_penalty", "top_logprobs", "keep_alive"}
+)  # fmt: skip
+_OPTIONS = frozenset(
+    {"seed", "num_predict", "num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "top_k", "top_p",
+     "min_p", "typical_p", "temperature", "repeat_last_n", "repeat_penalty", "frequency_penalty", "presence_penalty",
+     "mirostat", "mirostat_eta", "mirostat_tau", "tfs_z"}
+)  # fmt: skip
+
+
+def is_parameter(path: Path) -> bool:
+    """Whether a number stands there that every vendor takes for one: a seed, a limit, a share."""
+    match path:
+        case (str(name),):
+            return name in _PARAMETERS
+        case ("options", str(name)):
+            return name in _OPTIONS
+    return path == ("thinking", "budget_tokens")
+
+
+def looked(rules: Policy, text: str, applies_to: AppliesTo) -> CheckedText:
+    """A short text after the rules of a policy; nobody is asked."""
+    gate, out, parts = Gate(rules, applies_to, "prompt"), CheckedText(), list[str]()
+    at = 0
+    for effect in [*gate.feed(text), *gate.finish()]:
+        if effect[0] == gates.FOUND:
+            out.findings.append(effect[1])
+        elif effect[0] == gates.BLOCKED:
+            out.blocked = effect[1]
+        elif effect[0] == gates.RELEASE or effect[0] == gates.REDACTED:
+            if effect[0] == gates.REDACTED:
+                out.redactions.append((at, effect[1]))
+            parts.append(effect[1])
+            at += len(effect[1])
+    out.visible = "".join(parts)
+    out.findings.sort(key=lambda finding: (finding.start, finding.end))
+    out.action = strongest(out.findings)
+    return out
+
+
+class Names:
+    """The names of fields of one request as they may go upstream. ``mask``: what hides a value in a text."""
+
+    def __init__(self, rules: Policy, mask: Callable[[str, CheckedText], str]) -> None:
+        self._rules = rules
+        self._mask = mask
+        self._known: dict[tuple[AppliesTo, str], str] = {}
+        self.findings: list[Finding] = []
+        self.blocked: Finding | None = None
+
+    def shown(self, name: str, applies_to: AppliesTo, taken: Iterable[Container[str]]) -> str:
+        """A name, and not one of those that are ``taken`` if anything of it is hidden."""
+        found = self._known.get((applies_to, name))
+        if found is None:
+            said = laid_open(name, lambda text: looked(self._rules, text, applies_to).findings)
+            checked = looked(self._rules, said, applies_to)
+            self.findings += checked.findings
+            self.blocked = self.blocked or checked.blocked
+            found = self._known[(applies_to, name)] = self._mask(said, checked)
+        if found == name:
+            return name
+        made, number = found, 1
+        while any(made in names for names in taken):
+            number += 1
+            made = f"{found}_{number}"
+        return made

@@ -1,0 +1,147 @@
+"""The shadow of a request through the gateway: a second version's rules over the texts that the active one looked at.
+
+Exists apart from ``streaming.shadow.running`` because here a request has thousands of texts and the answer's first word
+must not wait for any of them: what was looked at is noted while the answer runs, and read when the client has all of
+it. Protects the same rules: the answer is the active version's alone, what fails in here ends the shadow, loudly, and
+nothing else, and "clean" is said only of a session that was looked at in full. IMMEDIATE guardrails run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from guardrails.findings import AppliesTo, Finding
+from guardrails.performance import Checkpoint
+from guardrails.policy import Policy
+from guardrails.selectors import ShadowPolicy
+from streaming.checks import Looked
+from streaming.core import gate as gates
+from streaming.core.gate import Gate
+from streaming.shadow.record import ShadowRecord, recorded, with_exposure
+
+logger = structlog.get_logger(__name__)
+
+MOST_CHARS = 200_000
+"""Characters of a session that a shadow looks at: a tenth of a second of a processor, when nobody waits any more."""
+MOST_TEXTS = 5_000
+SLICE = 4_096
+"""Characters that are looked at in one go; then others have their turn."""
+
+
+@dataclass(slots=True)
+class Text:
+    """A text that the active version looks at. ``gate``: its own, which knows how much it released and where it
+    stopped; without one ``released`` says it."""
+
+    applies_to: AppliesTo
+    channel: str
+    parts: list[str] = field(default_factory=list)
+    found: list[Finding] = field(default_factory=list)
+    gate: Gate | None = None
+    released: int = 0
+
+    def seen(self) -> tuple[str, int]:
+        """Up to the end of what stopped it, and how much of it was shown."""
+        text = "".join(self.parts)
+        if self.gate is None:
+            return text, self.released
+        end = len(text) if self.gate.block is None else self.gate.block.end
+        return text[:end], self.gate.counters.released
+
+
+class Noted:
+    """The texts of one session, in the order in which they began. Strings are kept, none is copied."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+        """Texts, or parts of some, that were too many."""
+        self._texts: dict[int, Text] = {}
+        self._whole: list[Text] = []
+        self._left = MOST_CHARS
+
+    @classmethod
+    def of(cls, texts: Iterable[Looked]) -> Noted:
+        """With those of the request."""
+        noted = cls()
+        for text in texts:
+            noted.whole(text.applies_to, text.channel, text.text, text.findings, text.released)
+        return noted
+
+    def __iter__(self) -> Iterator[Text]:
+        yield from self._whole
+        yield from self._texts.values()
+
+    def came(self, gate: Gate, text: str) -> None:
+        """More of a channel's text."""
+        if (known := self._texts.get(id(gate))) is None:
+            known = self._texts[id(gate)] = Text(gate.applies_to, gate.channel, gate=gate)
+        self._take(known, text)
+
+    def found(self, gate: Gate, finding: Finding) -> None:
+        """What the active version found in it."""
+        if (known := self._texts.get(id(gate))) is not None:
+            known.found.append(finding)
+
+    def whole(
+        self, applies_to: AppliesTo, channel: str, text: str, found: Iterable[Finding] = (), released: int = 0
+    ) -> None:
+        """A text that was there at once."""
+        made = Text(applies_to, channel, found=list(found), released=released)
+        self._take(made, text)
+        if made.parts:
+            self._whole.append(made)
+
+    def _take(self, known: Text, text: str) -> None:
+        if len(text) > self._left or len(self._whole) + len(self._texts) > MOST_TEXTS:
+            self.missed += 1
+            self._left = 0  # what comes behind a gap is another text
+        elif text:
+            self._left -= len(text)
+            known.parts.append(text)
+
+
+async def looked(which: ShadowPolicy, wide: Policy | None, noted: Noted, *, acted: bool, session: str) -> ShadowRecord:
+    """What the shadow makes of all that. ``wide``: its version as the gateway runs it. Never raises."""
+    found: list[Finding] = []
+    error, spent_s = which.reason, 0.0
+    kinds: dict[AppliesTo, None] = {}
+    try:
+        rules = None if wide is None else wide.only(Checkpoint.IMMEDIATE)
+        for text in noted if rules is not None else ():
+            assert rules is not None
+            kinds[text.applies_to] = None
+            whole, released = text.seen()
+            gate, here = Gate(rules, text.applies_to, text.channel, monitor=True), []
+            for at in range(0, len(whole), SLICE):
+                began = time.perf_counter()
+                here += _found(gate.feed(whole[at : at + SLICE]))
+                spent_s += time.perf_counter() - began
+                await asyncio.sleep(0)
+            here += _found(gate.finish())
+            found += with_exposure(here, text.found, released)
+    except Exception as failed:
+        logger.error("shadow_failed", session=session, version=which.version, exc_info=failed)
+        error = error or f"the shadow failed ({type(failed).__name__})"
+    later = () if wide is None else (
+        g.name for kind in kinds for g in wide.running(kind) if g.checkpoint is not Checkpoint.IMMEDIATE
+    )  # fmt: skip
+    return recorded(
+        version=which.version,
+        digest=which.digest,
+        policy=wide,
+        active_acted=acted,
+        findings=found,
+        error=error,
+        unanswered=noted.missed,
+        not_run=tuple(dict.fromkeys(later)),
+        ms=spent_s * 1000,
+    )
+
+
+def _found(effects: Sequence[gates.Effect]) -> list[Finding]:
+    return [effect[1] for effect in effects if effect[0] == gates.FOUND]

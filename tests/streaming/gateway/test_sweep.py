@@ -1,0 +1,105 @@
+"""Values that a rule knows by the words around them: masked once, they go upstream nowhere else in the request."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guardrails.policy import compile_policy
+from streaming.gateway.gates import widened
+from streaming.gateway.masks import Masks
+from streaming.gateway.prompt import guarded
+from streaming.gateway.walker import Json
+
+POLICY = widened(compile_policy({"policy": "p", "guardrails": [{"name": "pii", "kind": "pii", "action": "mask"}]}))
+WORDED = {
+    "ssn": ("my ssn is 123456789", "123456789"),
+    "passport": ("my passport no. X1234567", "X1234567"),
+    "driver_license": ("driver's license D1234567", "D1234567"),
+    "bank_account": ("account number: 98765432", "98765432"),
+    "date_of_birth": ("date of birth: 21 March 1984", "21 March 1984"),
+    "phone": ("call me at 2125550123", "2125550123"),
+}
+
+
+async def sent(*messages: Json, **more: object) -> tuple[Json, Masks]:
+    body: Json = {"model": "m", "messages": list(messages), **more}
+    masks = Masks(POLICY, body, caller="c")
+    prompted = await guarded(POLICY, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    assert prompted.blocked is None
+    return prompted.body, masks
+
+
+def user(said: object) -> Json:
+    return {"role": "user", "content": said}
+
+
+def assistant(said: object, **more: object) -> Json:
+    return {"role": "assistant", "content": said, **more}
+
+
+@pytest.mark.parametrize("kind", WORDED)
+async def test_it_works(kind: str) -> None:
+    """Turn 2: the answer of turn 1, in which the client got the value back, is part of what is sent."""
+    said, value = WORDED[kind]
+    upstream, masks = await sent(user(said), assistant(f"Noted {value}."), user("And now?"))
+    first, second, _ = upstream["messages"]  # type: ignore[misc]
+    assert value not in json.dumps(upstream)
+    placeholder = str(second["content"]).removeprefix("Noted ").removesuffix(".")  # type: ignore[index]
+    assert placeholder in str(first["content"])  # type: ignore[index]
+    assert masks.masked == 1
+
+
+@pytest.mark.parametrize("kind", WORDED)
+async def test_arguments_that_were_restored_for_a_tool_are_masked_in_the_next_turn(kind: str) -> None:
+    said, value = WORDED[kind]
+    escaped = json.dumps({"to": value, "ok": True}).replace(value[-1], f"\\u{ord(value[-1]):04x}")
+    calls = [
+        {"id": f"c{n}", "type": "function", "function": {"name": "send", "arguments": text}}
+        for n, text in enumerate((json.dumps({"to": value}), escaped, json.dumps([json.dumps({"to": value})])))
+    ]
+    calls += [
+        {"id": "c", "function": {"name": "x", "arguments": text}} for text in (escaped + "}", escaped[:-1], escaped * 2)
+    ]
+    upstream, _ = await sent(user(said), assistant(None, tool_calls=calls), user("And now?"))
+    seen = json.dumps(upstream)
+    assert value not in seen
+    assert value[:-1] not in seen
+    (call, other, *_) = upstream["messages"][1]["tool_calls"]  # type: ignore[index,call-overload]
+    assert set(json.loads(call["function"]["arguments"])) == {"to"}
+    assert json.loads(other["function"]["arguments"])["ok"] is True
+
+
+async def test_numbers_and_names_of_fields_are_looked_at_and_parameters_stay() -> None:
+    block: Json = {
+        "type": "tool_use",
+        "id": "t",
+        "name": "send",
+        "input": {"123456789": [123456789, 5], "n": "123456789"},
+    }
+    upstream, _ = await sent(user("my ssn is 123456789"), assistant([block]), user("Go."), seed=123456789)
+    assert "123456789" not in json.dumps(upstream["messages"])
+    assert upstream["seed"] == 123456789
+
+
+async def test_a_value_further_down_is_masked_above_as_well() -> None:
+    upstream, _ = await sent(
+        user("noted 123456789"), assistant("Yes?"), user("my ssn is 123456789"), system="123456789?"
+    )
+    assert "123456789" not in json.dumps(upstream)
+
+
+async def test_its_percent_encoded_form_is_masked_and_a_longer_number_is_not() -> None:
+    upstream, _ = await sent(user("date of birth: 21 March 1984"), user("?q=21%20March%201984&n=1121 March 1984"))
+    said = str(upstream["messages"][1]["content"])  # type: ignore[index,call-overload]
+    assert "21%20March" not in said
+    assert "1121 March 1984" in said
+
+
+async def test_the_message_in_the_record_is_what_went_upstream() -> None:
+    body: Json = {"model": "m", "messages": [user("my ssn is 123456789"), assistant("?"), user("that is 123456789")]}
+    masks = Masks(POLICY, body, caller="c")
+    prompted = await guarded(POLICY, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    assert "123456789" not in prompted.shown
+    assert prompted.raw == "that is 123456789"
