@@ -267,11 +267,16 @@ class Review(models.Model):
         return f"{self.label} {self.by}"
 
 
+def place_of(applies_to: str, part: int = 0) -> str:
+    """The place of a deferred check: ``response``, ``response#1`` for the second choice."""
+    return applies_to + (f"#{part}" if part else "")
+
+
 class DeferredCheck(models.Model):
     """A check that a worker makes after the answer: the outbox row, its lease and its result.
 
     ``sealed_text`` is the raw text to judge, encrypted, and is wiped as soon as the check has ended
-    (docs/adr/0101-deferred-text.md). ``digest`` names that text for ever.
+    (docs/adr/0101-deferred-text.md). Nothing that could be compared with a guess outlives it.
     """
 
     class State(models.TextChoices):
@@ -296,20 +301,36 @@ class DeferredCheck(models.Model):
     finished_at = models.DateTimeField(null=True, blank=True)
     result = models.JSONField(null=True, blank=True)
     error = models.TextField(blank=True)
-    digest = models.CharField(max_length=80, help_text="sha256 of the judged text.")
+    digest = models.CharField(
+        max_length=80, blank=True, default="", help_text="Of rows of earlier versions: sha256 of the judged text."
+    )
+    shown = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Characters of a text beside prompt and answer that were shown."
+    )
     sentences = models.BooleanField(default=False, help_text="The text is judged sentence by sentence.")
+    part = models.PositiveSmallIntegerField(
+        db_default=0, default=0, help_text="Which of several texts of that sort: the choice."
+    )
+    conversed = models.BooleanField(
+        db_default=False, default=False, help_text="What was said before is sealed with the text."
+    )
     sealed_text = models.BinaryField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ["session", "id"]
         permissions = [("retry_deferredcheck", "Can hand a deferred check to the workers again")]
         constraints = [
-            models.UniqueConstraint(fields=["session", "guardrail", "applies_to"], name="check_once_per_guardrail")
+            models.UniqueConstraint(fields=["session", "guardrail", "applies_to", "part"], name="check_once_per_place")
         ]
         indexes = [models.Index(fields=["state", "queued_at"])]
 
     def __str__(self) -> str:
         return f"{self.guardrail} {self.state}"
+
+    @property
+    def place(self) -> str:
+        """Which of its session's texts it judges; a guardrail judges each place once."""
+        return place_of(self.applies_to, self.part)
 
 
 class GuardedStream(models.Model):

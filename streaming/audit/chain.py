@@ -8,6 +8,7 @@ nothing in the log can be altered, left out, moved or cut off without the next c
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Entry:
     def as_dict(self) -> dict[str, object]:
         """The entry as a line of an export."""
         return {**_signed_part(self), "hash": self.hash}
+
+    def line(self) -> str:
+        """The line itself, without its end."""
+        return json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +107,24 @@ def faults(entries: Iterable[Entry], *, heads: Iterable[tuple[int, str]] = ()) -
 
     After a fault the walk goes on from what stands there, so that one change is one fault and not a thousand.
     """
-    seq, before = 0, GENESIS
-    kept: defaultdict[int, set[str]] = defaultdict(set)
-    for number, told in heads:
-        kept[number].add(told)
+    walk = Walk(heads)
     for entry in entries:
+        yield from walk.take(entry)
+    yield from walk.end()
+
+
+class Walk:
+    """The same, an entry at a time, for those who do something of their own with each. ``last``: where the walk is."""
+
+    def __init__(self, heads: Iterable[tuple[int, str]] = ()) -> None:
+        self.last: tuple[int, str] = (0, GENESIS)
+        self._kept: defaultdict[int, set[str]] = defaultdict(set)
+        for number, told in heads:
+            self._kept[number].add(told)
+
+    def take(self, entry: Entry) -> Iterator[Fault]:
+        """What is wrong with the next entry."""
+        seq, before = self.last
         if entry.seq != seq + 1:
             what = f"entries {seq + 1} to {entry.seq - 1} are missing" if entry.seq > seq + 1 else "it is out of order"
             yield Fault(entry.seq, "gap", f"Entry {entry.seq}: {what}.")
@@ -114,12 +132,16 @@ def faults(entries: Iterable[Entry], *, heads: Iterable[tuple[int, str]] = ()) -
             yield Fault(entry.seq, "broken", f"Entry {entry.seq} does not follow the entry before it.")
         if not _fits(entry):
             yield Fault(entry.seq, "altered", f"Entry {entry.seq} was altered after it was written.")
-        seq, before = entry.seq, entry.hash
-        if kept.pop(seq, {before}) != {before}:
-            yield Fault(seq, "rewritten", f"Entry {seq} is not the one that an exported head names.")
-    if missing := [number for number in kept if number > seq]:
-        words = f"The log ends at entry {seq}, and an exported head names entry {max(missing)}."
-        yield Fault(seq, "cut_off", words)
+        self.last = (entry.seq, entry.hash)
+        if self._kept.pop(entry.seq, {entry.hash}) != {entry.hash}:
+            yield Fault(entry.seq, "rewritten", f"Entry {entry.seq} is not the one that an exported head names.")
+
+    def end(self) -> Iterator[Fault]:
+        """What is missing behind the last entry."""
+        seq = self.last[0]
+        if missing := [number for number in self._kept if number > seq]:
+            words = f"The log ends at entry {seq}, and an exported head names entry {max(missing)}."
+            yield Fault(seq, "cut_off", words)
 
 
 def digest(value: Mapping[str, object]) -> str:

@@ -27,8 +27,12 @@ CHECK_FIELDS = (
     "sentences",
 )  # fmt: skip
 MESSAGE_FIELDS = ("role", "status", "provider", "model", "created")
-KEPT_METADATA = frozenset({"provider", "model", "usage", "in_reply_to", "streaming", "fallback", "status"})
+KEPT_METADATA = frozenset(
+    {"provider", "model", "usage", "in_reply_to", "streaming", "fallback", "stop_reason", "status"}
+)
 """What of a message's metadata says nothing of its words: it outlives them."""
+TEXT_REMOVED = "-"
+"""In the place of a salt: the text is removed, and no key opens the metadata beside it, which waits for one."""
 FINDING_FIELDS = (
     "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",
     "exposed",
@@ -72,12 +76,14 @@ def beside_digest(session: AuditSession) -> str:
 
 def check_name(check: DeferredCheck) -> str:
     """What the log calls a check of its session; no two have the same."""
-    return f"{check.applies_to}/{check.guardrail}"
+    return f"{check.place}/{check.guardrail}"
 
 
 def check_digest(check: DeferredCheck) -> str:
     """Of the columns above, the session's id, the verdict, and whether the text is wiped."""
     row = {name: _plain(getattr(check, name)) for name in CHECK_FIELDS}
+    if check.shown is not None:  # so that rows without it are committed to as they always were
+        row["shown"] = check.shown
     told = {"session": str(check.session_id), "result": stored_json(check.result), "wiped": check.sealed_text is None}
     return digest(row | told)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ from streaming.audit.rows import (
     stored_json,
 )
 from streaming.models import AuditEntry, AuditHead, AuditSession, DeferredCheck, Finding, Message, Review, Upstream
-from streaming.texts import CANNOT_BE_OPENED
+from streaming.texts import CANNOT_BE_OPENED, Unopened
 
 _READ = "SELECT seq, hash FROM streaming_audithead WHERE id = 1"
 _WRITE = "INSERT INTO streaming_auditentry (seq, kind, session, at, body, before, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -226,29 +226,40 @@ def late_finding(*, finding: Finding, check: DeferredCheck) -> None:
     _note(Draft(AuditEntry.Kind.FINDING, str(finding.session_id), body))
 
 
-def rotate_texts() -> int:
+def texts_stored() -> int:
+    """How many texts ``rotate_texts`` has to encrypt anew."""
+    notes, keys = Review.objects.exclude(note=""), Upstream.objects.exclude(key="")
+    return Message.objects.count() + notes.count() + keys.count()
+
+
+def rotate_texts(*, told: Callable[[], None] = lambda: None) -> int:
     """Encrypt every stored text anew with the first key; returns how many. Safe to be cut off and run again.
+
+    ``told`` is called once for each.
 
     Raises ``Unreadable`` at a text that cannot be opened with the keys that are set; it is left as it is.
     """
     done = 0
     for message in Message.objects.order_by("pk").iterator(chunk_size=500):
-        if message.content == CANNOT_BE_OPENED:
+        if message.content == CANNOT_BE_OPENED or isinstance(message.metadata, Unopened):
             raise Unreadable(f"message {message.pk} cannot be opened with the keys that are set")
         with transaction.atomic():
             locked = Message.objects.select_for_update().get(pk=message.pk)
             locked.save(update_fields=["content", "metadata"])
         done += 1
+        told()
     for review in Review.objects.exclude(note="").order_by("pk").iterator(chunk_size=500):
         if review.note == CANNOT_BE_OPENED:
             raise Unreadable(f"the note of review {review.pk} cannot be opened with the keys that are set")
         with transaction.atomic():
             Review.objects.select_for_update().get(pk=review.pk).save(update_fields=["note"])
         done += 1
+        told()
     for upstream in Upstream.objects.exclude(key="").order_by("pk"):
         if upstream.key == CANNOT_BE_OPENED:
             raise Unreadable(f"the key of the upstream {upstream.name} cannot be opened with the keys that are set")
         with transaction.atomic():
             Upstream.objects.select_for_update().get(pk=upstream.pk).save(update_fields=["key"])
         done += 1
+        told()
     return done

@@ -65,7 +65,7 @@ def ask(*, by: str) -> tuple[ChainCheck, bool]:
 def run(check_id: int) -> ChainCheck:
     """Make a check that waits. One that is made already, by a task delivered twice, is left as it is."""
     if not ChainCheck.objects.filter(pk=check_id, state=State.WAITING).update(
-        state=State.CHECKING, heartbeat_at=timezone.now(), total=_steps()
+        state=State.CHECKING, heartbeat_at=timezone.now(), total=steps()
     ):
         return ChainCheck.objects.get(pk=check_id)
     faults: list[dict[str, object]] = []
@@ -86,7 +86,8 @@ def run(check_id: int) -> ChainCheck:
     return ChainCheck.objects.get(pk=check_id)
 
 
-def _steps() -> int:
+def steps() -> int:
+    """What ``log_faults`` tells of a log, about: one for each entry, and one more for each that commits to rows."""
     return AuditEntry.objects.count() + AuditEntry.objects.filter(kind=AuditEntry.Kind.SEALED).count()
 
 

@@ -9,6 +9,7 @@ What cannot be read at all is pointed at like what was altered, and everything e
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from django.db import DatabaseError, connection, transaction
@@ -24,10 +25,11 @@ from django.db.models import QuerySet, TextField
 from django.db.models.functions import Cast
 
 from guardrails.signing import PublicKey, Purpose, SignatureRefused, SigningKey, canonical_bytes, sign, verify
-from streaming.audit.chain import GENESIS, Entry, Fault, commitment, faults, next_entry
+from streaming.audit.chain import GENESIS, Entry, Fault, Walk, commitment, next_entry
 from streaming.audit.people import review_body
 from streaming.audit.rows import (
     KEPT_METADATA,
+    TEXT_REMOVED,
     beside_digest,
     check_digest,
     check_name,
@@ -38,7 +40,7 @@ from streaming.audit.rows import (
     stored_json,
 )
 from streaming.models import AuditEntry, AuditHead, AuditSession, DeferredCheck, Finding, Message, Review
-from streaming.texts import CANNOT_BE_OPENED
+from streaming.texts import CANNOT_BE_OPENED, Unopened
 
 AT_ONCE = 500
 """Rows that are read together."""
@@ -56,9 +58,16 @@ def stored_entries() -> Iterator[Entry]:
     """The log in the order of its sequence. What cannot be read is given as something that no hash fits: a body that is
     no JSON object any more as text under "damaged", a row that the database cannot give at all as one of empty columns.
     """
-    for seq, entry in _each(_entries, AuditEntry.objects.order_by("seq").values_list("seq", flat=True)):
+    for seq, entry in _each(_entries, _pages(AuditEntry.objects.order_by("seq").values_list("seq", flat=True), "seq")):
         number = seq if isinstance(seq, int) else -1
         yield entry or Entry(number, "", "", "", {"damaged": "this row cannot be read"}, "", "")
+
+
+def entries_between(after: int, last: int, most: int) -> list[Entry]:
+    """The next entries behind ``after``, up to ``last``, at most so many; what cannot be read as above."""
+    keys = AuditEntry.objects.filter(seq__gt=after, seq__lte=last).order_by("seq").values_list("seq", flat=True)
+    damaged = {"damaged": "this row cannot be read"}
+    return [entry or Entry(seq, "", "", "", damaged, "", "") for seq, entry in _each(_entries, keys[:most])]
 
 
 def _entries(keys: Sequence[int]) -> dict[int, Entry]:
@@ -76,6 +85,9 @@ def _entry(seq: int, kind: str, session: str, at: str, written: str, before: str
     return Entry(seq, str(kind), str(session), str(at), body, str(before), str(digest))  # a column may hold anything
 
 
+DAMAGE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, DatabaseError)
+
+
 def _each(read: Callable[[Sequence[K]], Mapping[K, T]], keys: Iterable[K]) -> Iterator[tuple[K, T | None]]:
     """What is read of each key, many at once; where that fails, one by one, and None for what cannot be read."""
     waiting = iter(keys)
@@ -88,12 +100,34 @@ def _each(read: Callable[[Sequence[K]], Mapping[K, T]], keys: Iterable[K]) -> It
             yield from {key: None}.items() if alone is None else alone.items()
 
 
+def _pages(keys: QuerySet[Any, K], name: str) -> Iterator[K]:
+    """The keys of rows in their order, few in memory at a time; ``name`` is their column, by which they are ordered."""
+    done, page = 0, list(keys[:AT_ONCE])
+    while page:
+        yield from page
+        done += len(page)
+        # A damaged column may hold what cannot be compared; such are the last, and few.
+        last = page[-1]
+        page = list(keys.filter(**{f"{name}__gt": last})[:AT_ONCE] if isinstance(last, int | UUID) else keys[done:])
+        if not isinstance(last, int | UUID):
+            yield from page
+            return
+
+
 def _try(read: Callable[[], T]) -> T | None:
     """None where rows are damaged: columns of another type, text that is no text, or what the database refuses."""
     try:
         with transaction.atomic():  # after an error the database may refuse everything but the way back to here
             return read()
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, DatabaseError):
+    except DAMAGE:
+        return None
+
+
+def _made(make: Callable[[], T]) -> T | None:
+    """The same of what is at hand: no statement is sent."""
+    try:
+        return make()
+    except DAMAGE:
         return None
 
 
@@ -125,39 +159,66 @@ def one_moment() -> Iterator[None]:
 class _Noted:
     """What a walk over the log has to remember: the last entry, and what the entries say of rows.
 
-    ``opened``: by session, of those that no entry has sealed yet.
+    ``opened``: by session, of those that no entry has sealed yet. ``sealed``: those that are still to be compared with
+    their rows. What grows with the log is not remembered, but for what people did: reviews, and notes that are gone.
     """
 
     last: Head = (0, GENESIS)
     opened: dict[str, Entry] = field(default_factory=dict)
     sealed: list[Entry] = field(default_factory=list)
-    late: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
-    late_checks: defaultdict[str, dict[str, object]] = field(default_factory=lambda: defaultdict(dict))
     reviews: dict[tuple[str, object, object], Entry] = field(default_factory=dict)
-    purged: dict[tuple[str, object], int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
-    def walk(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def take(self, entry: Entry) -> None:
+        self.last = (entry.seq, entry.hash)
+        match entry.kind:
+            case AuditEntry.Kind.OPENED:
+                self.opened[entry.session] = entry
+            case AuditEntry.Kind.SEALED:
+                self.opened.pop(entry.session, None)
+                self.sealed.append(entry)
+            case AuditEntry.Kind.REVIEW:
+                which = (entry.body.get(name) for name in ("finding", "version"))
+                finding, version = (one if isinstance(one, int) else str(one) for one in which)
+                self.reviews[entry.session, finding, version] = entry
+            case AuditEntry.Kind.PURGE if NOTE in _purged_of(entry):
+                self.notes[entry.session] = entry.seq
+
+
+@dataclass(slots=True)
+class _Since:
+    """What entries say of some sessions beside that they were sealed: findings that came late, texts that are gone."""
+
+    late: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
+    checks: defaultdict[str, dict[str, object]] = field(default_factory=lambda: defaultdict(dict))
+    purged: set[tuple[str, str]] = field(default_factory=set)
+
+    KINDS: ClassVar = (AuditEntry.Kind.FINDING, AuditEntry.Kind.PURGE)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> _Since:
+        since = cls()
         for entry in entries:
-            self.last = (entry.seq, entry.hash)
-            match entry.kind:
-                case AuditEntry.Kind.OPENED:
-                    self.opened[entry.session] = entry
-                case AuditEntry.Kind.SEALED:
-                    self.opened.pop(entry.session, None)
-                    self.sealed.append(entry)
-                case AuditEntry.Kind.FINDING:
-                    self.late[entry.session].append(entry.body.get("row"))
-                    if isinstance(checks := entry.body.get("checks"), dict):
-                        self.late_checks[entry.session] |= checks
-                case AuditEntry.Kind.REVIEW:
-                    which = (entry.body.get(name) for name in ("finding", "version"))
-                    finding, version = (one if isinstance(one, int) else str(one) for one in which)
-                    self.reviews[entry.session, finding, version] = entry
-                case AuditEntry.Kind.PURGE:
-                    texts = entry.body.get("texts")
-                    for name in texts if isinstance(texts, list) else ():
-                        self.purged[entry.session, str(name)] = entry.seq
-            yield entry
+            if entry.kind == AuditEntry.Kind.FINDING:
+                since.late[entry.session].append(entry.body.get("row"))
+                if isinstance(checks := entry.body.get("checks"), dict):
+                    since.checks[entry.session] |= checks
+            elif entry.kind == AuditEntry.Kind.PURGE:
+                since.purged |= {(entry.session, name) for name in _purged_of(entry)}
+        return since
+
+    @classmethod
+    def stored(cls, sealed: Sequence[Entry]) -> _Since:
+        """As the log has it now. Whether those entries are as they were written is found when the walk is there."""
+        keys = [entry.session for entry in sealed]
+        rows = AuditEntry.objects.filter(session__in=keys, kind__in=cls.KINDS).order_by("seq")
+        seqs = _try(lambda: list(rows.values_list("seq", flat=True))) or ()
+        return cls.of(entry for _, entry in _each(_entries, seqs) if entry is not None)
+
+
+def _purged_of(entry: Entry) -> set[str]:
+    texts = entry.body.get("texts")
+    return {str(name) for name in texts} if isinstance(texts, list) else set()
 
 
 def log_faults(heads: Heads = (), *, told: Callable[[], None] = lambda: None) -> Iterator[Fault]:
@@ -165,27 +226,31 @@ def log_faults(heads: Heads = (), *, told: Callable[[], None] = lambda: None) ->
 
     ``told`` is called once for each entry and once for each that commits to a session's rows.
     """
-    noted = _Noted()
-    yield from faults(_counted(noted.walk(stored_entries()), told), heads=heads)
+    noted, walk = _Noted(), Walk(heads)
+    for entry in stored_entries():
+        yield from walk.take(entry)
+        noted.take(entry)
+        told()
+        if len(noted.sealed) >= AT_ONCE:
+            yield from _sealed_faults(noted, told)
+    yield from walk.end()
     stored = _try(lambda: AuditHead.objects.filter(pk=AuditHead.ONLY).first())
     last = noted.last
     if (stored.seq, stored.hash) != last if stored else last[0]:
         names = stored.seq if stored else 0
         yield Fault(last[0], "cut_off", f"The log ends at entry {last[0]}, and its head names entry {names}.")
-    for start in range(0, len(noted.sealed), AT_ONCE):
-        some = noted.sealed[start : start + AT_ONCE]
-        yield from _row_faults(some, noted)
-        for _ in some:
-            told()
+    yield from _sealed_faults(noted, told)
     yield from _unsealed_faults(noted)
     yield from _added_faults(noted)
     yield from _review_faults(noted)
 
 
-def _counted(entries: Iterable[Entry], told: Callable[[], None]) -> Iterator[Entry]:
-    for entry in entries:
-        yield entry
+def _sealed_faults(noted: _Noted, told: Callable[[], None]) -> Iterator[Fault]:
+    """Of the sealed sessions that the walk has come by; then they are forgotten."""
+    yield from _row_faults(noted.sealed, _Since.stored(noted.sealed))
+    for _ in noted.sealed:
         told()
+    noted.sealed.clear()
 
 
 def session_faults(session: AuditSession) -> tuple[list[Entry], list[Fault]]:
@@ -199,15 +264,16 @@ def session_faults(session: AuditSession) -> tuple[list[Entry], list[Fault]]:
     stored = {seq: entry for seq, entry in _each(_entries, sorted(around)) if entry is not None}
     noted = _Noted()
     found: list[Fault] = []
-    entries = list(noted.walk(stored[seq] for seq in seqs if seq in stored))
+    entries = [stored[seq] for seq in seqs if seq in stored]
     for entry in entries:
+        noted.take(entry)
         found += _place_faults(entry, stored)
     kinds = {entry.kind for entry in entries}
     over = session.state == AuditSession.State.COMPLETE
     for kind in [AuditEntry.Kind.OPENED, *([AuditEntry.Kind.SEALED] if over else [])]:
         if kind not in kinds and (kind == AuditEntry.Kind.OPENED or AuditEntry.Kind.OPENED not in kinds):
             found.append(Fault(0, "entry_missing", f"No entry says that the session was {kind.value}."))
-    found += _row_faults(noted.sealed, noted)
+    found += _row_faults(noted.sealed, _Since.of(entries))
     found += _unsealed_faults(noted)
     found += _review_faults(noted, Review.objects.filter(finding__session=session))
     return entries, found
@@ -246,13 +312,13 @@ def _place_faults(entry: Entry, stored: Mapping[int, Entry]) -> Iterator[Fault]:
             yield Fault(entry.seq, "cut_off", f"No entry follows entry {entry.seq}, and the head names another.")
 
 
-def _row_faults(sealed: list[Entry], noted: _Noted) -> Iterator[Fault]:
+def _row_faults(sealed: list[Entry], since: _Since) -> Iterator[Fault]:
     rows = dict(_each(_sessions, [entry.session for entry in sealed if _is_id(entry.session)]))
     for entry in sealed:
         if entry.session not in rows:
             yield Fault(entry.seq, "session_missing", f"Entry {entry.seq}: session {entry.session} is gone.")
         else:
-            yield from _session_faults(entry, rows[entry.session], noted)
+            yield from _session_faults(entry, rows[entry.session], since)
 
 
 def _unsealed_faults(noted: _Noted) -> Iterator[Fault]:
@@ -279,13 +345,16 @@ def _unsealed(keys: Sequence[str]) -> dict[str, tuple[bool, dict[str, object]]]:
 
 def _added_faults(noted: _Noted) -> Iterator[Fault]:
     """Of sessions that stand in the database and never began."""
-    known = {*noted.opened, *(entry.session for entry in noted.sealed)}
-    keys = _try(lambda: [str(key) for key in AuditSession.objects.order_by("pk").values_list("pk", flat=True)])
-    if keys is None:
-        yield Fault(noted.last[0], "session_unreadable", "A session has an id that cannot be read.")
-    for key in keys or ():
-        if key not in known:
-            yield Fault(noted.last[0], "session_added", f"No entry tells of session {key}.")
+    began = AuditEntry.objects.filter(kind__in=(AuditEntry.Kind.OPENED, AuditEntry.Kind.SEALED)).order_by()
+    keys = _pages(AuditSession.objects.order_by("pk").values_list("pk", flat=True), "pk")
+    while (some := _try(lambda: [str(key) for key in islice(keys, AT_ONCE)])) is not None:
+        if not some:
+            return
+        known = set(began.filter(session__in=some).values_list("session", flat=True))
+        for key in some:
+            if key not in known:
+                yield Fault(noted.last[0], "session_added", f"No entry tells of session {key}.")
+    yield Fault(noted.last[0], "session_unreadable", "A session has an id that cannot be read.")
 
 
 def _sessions(keys: Sequence[str]) -> dict[str, _Session]:
@@ -336,7 +405,7 @@ def _messages(keys: Sequence[UUID]) -> dict[UUID, Message]:
     return {row.pk: row for row in Message.objects.filter(pk__in=keys)}
 
 
-def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Iterator[Fault]:
+def _session_faults(entry: Entry, read: _Session | None, since: _Since) -> Iterator[Fault]:
     session = read or _Session.in_parts(entry.session)
     if session.digest is None or session.beside is None:
         yield Fault(entry.seq, "session_unreadable", f"Entry {entry.seq}: session {entry.session} cannot be read.")
@@ -346,10 +415,10 @@ def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Itera
     if session.findings is None:
         words = f"Entry {entry.seq}: the findings of session {entry.session} cannot be read."
         yield Fault(entry.seq, "findings_unreadable", words)
-    elif not isinstance(said, list) or session.findings != [*said, *noted.late[entry.session]]:
+    elif not isinstance(said, list) or session.findings != [*said, *since.late[entry.session]]:
         words = f"Entry {entry.seq}: the findings of session {entry.session} were altered."
         yield Fault(entry.seq, "findings_altered", words)
-    yield from _check_faults(entry, session, noted)
+    yield from _check_faults(entry, session, since)
     for name in _TEXTS:
         where = f"Entry {entry.seq}: the {name} of {entry.session}"
         if session.texts is None:
@@ -357,19 +426,19 @@ def _session_faults(entry: Entry, read: _Session | None, noted: _Noted) -> Itera
         elif name not in session.texts:
             if (
                 name in _named(entry, "texts")
-                and not {(entry.session, role) for role in Message.Role.values} & noted.purged.keys()
+                and not {(entry.session, role) for role in Message.Role.values} & since.purged
             ):
                 yield Fault(entry.seq, "text_missing", f"{where} was removed, and no entry says so.")
         elif (message := session.texts[name]) is None:
             yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
-        elif (fault := _message_fault(entry, name, message, noted)) is not None:
+        elif (fault := _message_fault(entry, name, message, since)) is not None:
             yield Fault(entry.seq, fault[0], f"{where} {fault[1]}")
 
 
-def _message_fault(entry: Entry, name: str, message: Message, noted: _Noted) -> tuple[str, str] | None:
+def _message_fault(entry: Entry, name: str, message: Message, since: _Since) -> tuple[str, str] | None:
     """A fault's code and words; the first one tells enough of a message."""
-    purged = not message.salt
-    if purged and (entry.session, message.role) not in noted.purged:
+    purged = message.salt in ("", TEXT_REMOVED)
+    if purged and (entry.session, message.role) not in since.purged:
         return "text_missing", "was removed, and no entry says so."
     if purged and message.content:
         return "text_altered", "was removed, and another one stands in its place."
@@ -387,6 +456,8 @@ def _message_fault(entry: Entry, name: str, message: Message, noted: _Noted) -> 
         return "message_altered", "was altered in its row: nobody could have committed to it."
     if added:
         return "text_altered", "was removed, and words stand beside it."
+    if isinstance(message.metadata, Unopened):
+        return "text_unreadable", "has words beside it that cannot be opened with the keys that are set."
     if row != _named(entry, "messages").get(name) or (
         beside is not None and beside != _named(entry, "metadata").get(name)
     ):
@@ -394,14 +465,14 @@ def _message_fault(entry: Entry, name: str, message: Message, noted: _Noted) -> 
     return None
 
 
-def _check_faults(entry: Entry, session: _Session, noted: _Noted) -> Iterator[Fault]:
+def _check_faults(entry: Entry, session: _Session, since: _Since) -> Iterator[Fault]:
     """Of deferred checks. A log that was begun before they were committed to says nothing of them."""
     if "checks" not in entry.body:
         return
     where = f"Entry {entry.seq}: the deferred checks of session {entry.session}"
     if session.checks is None:
         yield Fault(entry.seq, "checks_unreadable", f"{where} cannot be read.")
-    elif session.checks != _named(entry, "checks") | noted.late_checks[entry.session]:
+    elif session.checks != _named(entry, "checks") | since.checks[entry.session]:
         yield Fault(entry.seq, "checks_altered", f"{where} were altered.")
 
 
@@ -428,7 +499,7 @@ def _review_faults(noted: _Noted, rows: QuerySet[Review] | None = None) -> Itera
     said = dict(noted.reviews)
     rows = Review.objects.all() if rows is None else rows
     for key, review in _each(_reviews, rows.order_by("pk").values_list("pk", flat=True)):
-        if review is None or (present := _try(partial(review_body, review, review.finding.n))) is None:
+        if review is None or (present := _made(partial(review_body, review, review.finding.n))) is None:
             yield Fault(noted.last[0], "review_unreadable", f"Review {key} cannot be read.")
             continue
         session, n = str(review.finding.session_id), review.finding.n
@@ -439,7 +510,7 @@ def _review_faults(noted: _Noted, rows: QuerySet[Review] | None = None) -> Itera
             continue
         found, told = dict(present), dict(entry.body)
         if not review.salt:
-            if noted.purged.get((session, NOTE), 0) < entry.seq:
+            if noted.notes.get(session, 0) < entry.seq:
                 words = f"Entry {entry.seq}: the note of {which} was removed, and no entry says so."
                 yield Fault(entry.seq, "text_missing", words)
             elif review.note:
@@ -469,15 +540,33 @@ def read_head(compact: str, keys: dict[str, PublicKey]) -> Head:
         raise SignatureRefused("form", "it is not the head of an audit log") from None
 
 
-def read_heads(text: str, keys: dict[str, PublicKey]) -> list[Head]:
-    """All heads of a file, one a line. Raises ``SignatureRefused``, also when there is none."""
-    found = [read_head(line, keys) for line in text.splitlines() if line.strip()]
-    if not found:
+def read_heads(text: str, keys: dict[str, PublicKey]) -> tuple[list[Head], list[Fault]]:
+    """All heads of a file, one a line, and a fault for each line that is none: the others count all the same.
+
+    Raises ``SignatureRefused`` when no line says anything.
+    """
+    found: list[Head] = []
+    refused: list[Fault] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                found.append(read_head(line, keys))
+            except SignatureRefused as error:
+                refused.append(Fault(0, "head_refused", f"Line {number} of the kept heads is not believed: {error}."))
+    if not found and not refused:
         raise SignatureRefused("form", "there is no head in it")
-    return [head for head in found if head[0]]
+    return [head for head in found if head[0]], refused
 
 
 def keep_head(path: Path, key: SigningKey) -> None:
-    """Add the present head to a file as a line of its own. Raises ``OSError``."""
-    with path.open("a", encoding="ascii") as file:
-        file.write(signed_head(key) + "\n")
+    """Add the present head to a file as a line of its own, and wait until it lies there. Raises ``OSError``.
+
+    A line that was cut off in the middle (a full disk, a loss of power) is ended first: it spoils itself alone.
+    """
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if torn else b"") + signed_head(key).encode("ascii") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

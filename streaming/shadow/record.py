@@ -46,7 +46,8 @@ class ShadowRecord:
     """One session's shadow. ``would_have``: what the version would have done as the active one, at its worst.
 
     ``unanswered`` counts texts that no verdict came for in time, ``failures`` failed checks by guardrail; ``not_run``
-    names guardrails that a shadow is never asked for here. ``ms``: what it cost the stream's own thread.
+    names guardrails that a shadow is not asked for here. ``ms``: what it cost the stream's own thread. ``acted``:
+    whether the active version did, for verdicts that come later.
     """
 
     version: int
@@ -59,6 +60,7 @@ class ShadowRecord:
     failures: Mapping[str, int] = field(default_factory=dict)
     not_run: tuple[str, ...] = ()
     ms: float = 0.0
+    acted: bool = False
 
     def details(self) -> dict[str, object]:
         """What is stored beside the columns, JSON-ready."""
@@ -72,6 +74,7 @@ class ShadowRecord:
             "failures": dict(self.failures),
             "not_run": list(self.not_run),
             "ms": round(self.ms, 3),
+            "acted": self.acted,
         }
 
 
@@ -111,6 +114,7 @@ def recorded(
         failures=dict(failures or {}),
         not_run=tuple(not_run),
         ms=ms,
+        acted=active_acted,
     )
 
 

@@ -25,12 +25,13 @@ FILES = ("test_audit_chain.py", "test_audit_fields.py", "test_audit_damage_postg
 def test_it_works(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["XDG_RUNTIME_DIR"] = str(tmp_path)
-    with postgres(env, tmp_path / "postgres.log") as uri:
+    with postgres(env, tmp_path / "postgres.log") as served:
+        there = env | {"TESTS_DATABASE_URL": served.uri}
         options = ("-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not long", "-k", ELSEWHERE)
         command = [sys.executable, "-m", "pytest", *options]
         ran = subprocess.run(
             [*command, *(f"tests/streaming/{name}" for name in FILES)],
-            cwd=ROOT, env=env | {"TESTS_DATABASE_URL": uri}, capture_output=True, text=True, timeout=1_400, check=False,
+            cwd=ROOT, env=there, capture_output=True, text=True, timeout=1_400, check=False,
         )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4_000:] + ran.stderr[-2_000:]
     passed = re.search(r"(\d+) passed", ran.stdout)

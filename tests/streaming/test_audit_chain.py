@@ -66,6 +66,9 @@ def unlocked(db: None) -> Iterator[None]:
 
 def alter(sql: str, *values: object) -> None:
     with connection.cursor() as cursor:
+        if connection.vendor == "postgresql" and sql.startswith("DELETE FROM streaming_auditentry"):
+            # as whoever owns the table can do it; who only writes to it is refused (test_audit_damage_postgresql)
+            cursor.execute("DROP TRIGGER IF EXISTS streaming_auditentry_kept ON streaming_auditentry")
         cursor.execute(sql, values)
 
 

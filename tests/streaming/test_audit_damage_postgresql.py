@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connection
+from django.core.management.color import no_style
+from django.db import connection, transaction
+from django.db.utils import DatabaseError
 
 from streaming.audit.people import record_review
-from streaming.models import AuditSession, DeferredCheck, Finding, Review
+from streaming.audit.retention import purge
+from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, Review
 
 from .test_audit_chain import alter, codes, session, unlocked
 from .test_audit_fields import recorded, verified
@@ -108,3 +111,26 @@ def test_a_deleted_row_is_pointed_at(log: list[str]) -> None:
     DeferredCheck.objects.filter(session__pk=log[1]).delete()
     alter("DELETE FROM streaming_finding WHERE session_id = %s", log[0])
     assert verified() == [(2, "findings_altered"), (4, "checks_altered")]
+
+
+def test_an_entry_is_not_deleted_while_the_table_can_still_be_emptied(log: list[str]) -> None:
+    """Not by a row, not by all rows, not by the model; texts that are due go, and `flush` truncates."""
+    for refused in (
+        lambda: alter_as_writer("DELETE FROM streaming_auditentry WHERE seq = 3"),
+        lambda: alter_as_writer("DELETE FROM streaming_auditentry"),
+        lambda: AuditEntry.objects.filter(seq=6).delete(),
+    ):
+        with pytest.raises(DatabaseError, match="cannot be deleted"), transaction.atomic():
+            refused()
+    assert codes() == []
+    assert purge(log) == 3
+    assert codes() == []
+    statements = connection.ops.sql_flush(no_style(), ["streaming_auditentry"])
+    assert statements == ['TRUNCATE "streaming_auditentry";']
+    alter_as_writer(statements[0])
+    assert not AuditEntry.objects.exists()
+
+
+def alter_as_writer(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)

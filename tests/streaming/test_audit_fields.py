@@ -35,7 +35,10 @@ LEFT_OUT: dict[type[models.Model], dict[str, str]] = {
         "id": "the database's own; a finding is named by its session and number",
         "created": "when the row was stored; the log's own entry says when that was at the latest",
     },
-    DeferredCheck: {"id": "the database's own; a check is named by its session, guardrail and text"},
+    DeferredCheck: {
+        "id": "the database's own; a check is named by its session, guardrail and text",
+        "conversed": "how the text was sealed, which is gone",
+    },
     Message: {"id": "other rows refer to it: the database refuses"},
 }
 CODES: dict[type[models.Model], set[str]] = {

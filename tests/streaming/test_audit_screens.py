@@ -310,6 +310,31 @@ def test_a_page_costs_the_same_queries_however_much_it_shows(reviewer: Client, c
     assert queries(f"{LIST}?cursor={cursor}", **HTMX) == part
 
 
+def test_one_session_and_the_queue_cost_the_same_queries_with_five_findings_and_with_fifty(reviewer: Client) -> None:
+    key = session()
+    one = AuditSession.objects.get(pk=key)
+    addresses = [reverse("audit:session", args=[key]), "/audit/review/", "/audit/review/?show=all", "/audit/precision/"]
+
+    def queries(findings: int) -> list[int]:
+        for n in range(one.findings.count() + 1, findings + 1):
+            found = find(one, f"g{n % 3}", n, start=n * 10, end=n * 10 + 5)
+            if n % 2:
+                Review.objects.create(finding=found, version=1, label="unclear", by="r")
+            DeferredCheck.objects.create(session=one, guardrail=f"g{n}", applies_to="response", state="passed")
+        assert one.findings.count() == findings
+        taken = []
+        for address in addresses:
+            with CaptureQueriesContext(connection) as caught:
+                assert reviewer.get(address).status_code == 200
+            taken.append(len(caught.captured_queries))
+        return taken
+
+    queries(5)
+    few = queries(5)
+    assert queries(50) == few
+    assert max(few) <= 25, dict(zip(addresses, few, strict=True))
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -571,7 +596,8 @@ def test_the_page_of_a_session_tells_its_times_its_costs_and_what_came_late(revi
         finished_at=datetime(2026, 3, 1, 12, 30, 45, tzinfo=UTC), error="The second try took too long.", digest="d",
     )  # fmt: skip
     page = reviewer.get(reverse("audit:session", args=[started.session_id])).content.decode()
-    assert (page.count('class="arrival"'), page.count('class="release"')) == (2, 2)
+    drawn = [re.findall(rf'class="{line}" d="([^"]*)"', page)[0].count("M") for line in ("arrival", "release")]
+    assert drawn == [2, 2]
     said = html.unescape(" ".join(re.sub(r"<[^>]+>", " ", page).split()))
     for line in (
         "first chunk arrived 120 ms first release 130 ms total 900 ms most held 30 characters",

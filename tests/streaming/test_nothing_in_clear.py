@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 
 import pytest
 import redis
@@ -18,6 +20,7 @@ from guardrails.kinds.ai_judge import AiJudgeKind
 from guardrails.kinds.base import CheckRequest, Services
 from streaming import registry, tasks
 from streaming.audit.people import record_review
+from streaming.audit.retention import purge
 from streaming.chat import Asked, Own, start_chat
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.frames import StartFrame
@@ -102,8 +105,15 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-def found(where: Iterator[tuple[str, str]]) -> set[tuple[str, str]]:
-    return {(name, secret) for name, text in where for secret in SECRETS if secret.lower() in text.lower()}
+def found(where: Iterator[tuple[str, str]], secrets: Collection[str] = SECRETS) -> set[tuple[str, str]]:
+    return {(name, secret) for name, text in where for secret in secrets if secret.lower() in text.lower()}
+
+
+def digests(*texts: str) -> set[str]:
+    """By which whoever guesses a text would know that the guess is right, however they are written."""
+    made = [hashlib.sha256(text.encode()).digest() for text in texts if text]
+    written = (bytes.hex, lambda one: b64encode(one).decode(), lambda one: urlsafe_b64encode(one).decode().rstrip("="))
+    return {write(one) for one in made for write in (*written, text_of)}
 
 
 async def quoting(self: AiJudgeKind, request: CheckRequest, services: Services) -> Verdict:
@@ -174,6 +184,33 @@ async def test_streams_checks_and_the_gateway_leave_nothing_in_clear_either(monk
     await ended(headers["X-Sluicegate-Session"])
     await made_all()
     await nothing_is_found()
+
+
+async def test_no_column_has_a_digest_of_a_text_before_and_after_it_is_purged() -> None:
+    """A digest without a salt is the text for whoever can guess it: a number, a name, yes or no."""
+    session_id = await streamed()
+    status, _, headers = await ask(await gateway_key("demo"), "scripted/clean", f"{PROMPT} {SAID}", stream=True)
+    assert status == 200
+    through = headers["X-Sluicegate-Session"]
+    await ended(through)
+    shown = [content async for content in Message.objects.values_list("content", flat=True)]
+    assert len(shown) == 4
+    known = digests(f"What of the {PROMPT}? I am {MAIL}.", SAID, f"{PROMPT} {SAID}", *shown)
+
+    @database_sync_to_async
+    def none_is_there() -> None:
+        assert found(tables(), known) == set()
+        assert found(keys(), known) == set()
+
+    assert await DeferredCheck.objects.filter(session_id=session_id).acount() > 0
+    await none_is_there()
+    await made_all()
+    await none_is_there()
+    assert await database_sync_to_async(purge)([session_id, through]) == 2
+    await none_is_there()
+    await DeferredCheck.objects.aupdate(error=hashlib.sha256(SAID.encode()).hexdigest())
+    with pytest.raises(AssertionError):  # or the above would say nothing
+        await none_is_there()
 
 
 async def test_what_stands_in_clear_is_found() -> None:

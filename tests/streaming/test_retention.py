@@ -8,21 +8,29 @@ from io import StringIO
 from unittest.mock import Mock
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.utils import OperationalError
 from django.utils import timezone
 
+from guardrails.findings import Outcome
+from streaming import sessions
 from streaming.audit import retention
 from streaming.audit.people import record_review
 from streaming.audit.retention import due, parse_retention, purge
 from streaming.audit.verify import log_faults
 from streaming.models import AuditEntry, AuditSession, Message, Review
+from streaming.sessions import Ending, NewSession, Visitor
 
 from .test_audit_chain import session
 
 pytestmark = pytest.mark.django_db
+
+
+class Keys:
+    SLUICEGATE_TEXT_KEYS: list[str]
 
 
 @pytest.fixture
@@ -73,6 +81,56 @@ def test_a_step_that_fails_removes_nothing(aged: list[str], monkeypatch: pytest.
         purge(aged)
     assert not AuditSession.objects.filter(answer__salt="").exists()
     assert list(log_faults()) == [], "no text is gone that no entry tells of"
+
+
+def test_a_text_that_no_key_opens_waits_for_its_key_and_the_record_stays_true(settings: Keys) -> None:
+    """There is no text to tell by, only what stands beside it: provider and usage outlive the words."""
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    settings.SLUICEGATE_TEXT_KEYS = [old]
+    started = sessions.start_session(
+        NewSession(Visitor(session_key="b"), "", {"name": "p", "version": 1, "digest": "d"}, "x", "m", blocked=True)
+    )
+    ending = Ending(
+        Outcome.ALLOWED, Message.Status.COMPLETE, metadata={"thinking": "quiet words", "provider": "x", "usage": {}}
+    )
+    sessions.finish_streaming(session_id=started.session_id, ending=ending)
+    settings.SLUICEGATE_TEXT_KEYS = [new]
+    assert "text_unreadable" in [fault.code for fault in log_faults()]
+    purge([started.session_id])
+    settings.SLUICEGATE_TEXT_KEYS = [new, old]
+    answer = Message.objects.get(pk=started.answer_id)
+    assert answer.metadata == {"thinking": "quiet words", "provider": "x", "usage": {}}
+    assert answer.salt, "it is due as before"
+    assert list(log_faults()) == []
+    assert purge([started.session_id]) == 1
+    answer.refresh_from_db()
+    assert (answer.metadata, answer.salt) == ({"provider": "x", "usage": {}}, "")
+    assert list(log_faults()) == []
+
+
+def test_words_that_can_be_read_are_removed_and_what_no_key_opens_beside_them_waits(
+    aged: list[str], settings: Keys
+) -> None:
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    beside = {"thinking": "quiet words", "provider": "x"}
+    settings.SLUICEGATE_TEXT_KEYS = [old]
+    answer = Message.objects.get(sessions_answered__pk=aged[1])
+    answer.metadata = beside
+    answer.save(update_fields=["metadata"])
+    settings.SLUICEGATE_TEXT_KEYS = [new]
+    assert purge([aged[1]]) == 1
+    assert purge([aged[1]]) == 0, "there is nothing more to remove without the key"
+    answer.refresh_from_db()
+    assert (answer.content, answer.metadata) == ("", {}), "no words, and nothing that could be read"
+    assert "text_unreadable" in [fault.code for fault in log_faults()]
+    settings.SLUICEGATE_TEXT_KEYS = [new, old]
+    answer.refresh_from_db()
+    assert answer.metadata == beside, "it is as it was found"
+    assert aged[1] in due(timezone.now(), {"*": 5}), "and words that the key brings back are due"
+    assert purge([aged[1]]) == 1
+    answer.refresh_from_db()
+    assert (answer.content, answer.metadata, answer.salt) == ("", {"provider": "x"}, "")
+    assert aged[1] not in due(timezone.now(), {"*": 5})
 
 
 def test_every_policy_may_have_a_time_of_its_own(aged: list[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from guardrails.loading import PolicyUnavailable, verified_document
 from guardrails.models import PolicyVersion
+from streaming import stops
 from streaming.audit.chain import Entry, Fault
 from streaming.audit.rows import finding_digest
 from streaming.audit.screens.overlay import Hit, Overlay, overlay
@@ -110,6 +111,17 @@ class SessionView:
         """In words."""
         return outcome_words(self.session.outcome)
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the provider ended the answer, as it said; empty: it did not say."""
+        answer = self.session.answer
+        return str(answer.metadata.get("stop_reason") or "") if answer is not None else ""
+
+    @property
+    def cut(self) -> str:
+        """Why the answer is not complete, in words; empty: nothing says so."""
+        return stops.cut(self.stop_reason or "stop")
+
 
 def session_view(session: AuditSession, revealed: Mapping[str, str] | None = None) -> SessionView:
     """``session`` with prompt and answer selected. ``revealed``: texts that the log says were looked at just now."""
@@ -124,7 +136,7 @@ def session_view(session: AuditSession, revealed: Mapping[str, str] | None = Non
         texts=[_text(name, message, rows, revealed) for name, message in _messages(session)],
         findings=[_judged(row, said) for row, said in zip(rows, sealed, strict=True)],
         more_findings=number - len(rows),
-        timeline=TimelineView.of(session.timing) if session.timing else None,
+        timeline=TimelineView.of(session.timing) if "calls" in session.timing else None,
         costs=_costs(session.timing),
         signature=signature_of(session),
         deferred=deferred,
