@@ -9,8 +9,9 @@ set -euo pipefail
 URL=${SLUICEGATE_URL:-http://127.0.0.1:8000}
 KEY=${SLUICEGATE_KEY:?set it to a key: manage.py create_api_key example --scope check --scope stream --scope rules}
 
-# A call: path, JSON body, more curl arguments. What got no answer is sent again with the same body, which the API
-# takes for the same call; curl obeys Retry-After by itself.
+# A call: path, JSON body, more curl arguments. What got no answer is sent again with the same body; curl obeys
+# Retry-After by itself. The API takes an update or a finish that comes again for the same call, and a start that has an
+# Idempotency-Key. A check or a chat that comes again is a new one: it is judged, counted and recorded once more.
 call() {
   local path=$1 body=$2
   shift 2
@@ -43,7 +44,8 @@ stream() {
   echo "$started"
   session=$(field session_id <<<"$started")
 
-  echo '# update: only what is new; "released" is what may be shown now'
+  echo '# update: only what is new; "released" is what may be shown now. "chunks", in every call that has a delta, says how'
+  echo '# many of your model are in it: then the audit page shows what a check of each chunk would have cost'
   call /v1/stream/update '{"session_id": "'"$session"'", "seq": 2, "delta": "22-8145, and it "}'
 
   echo '# the same call again: the same answer, nothing is applied twice'

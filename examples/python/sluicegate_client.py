@@ -30,7 +30,7 @@ import httpx
 State: TypeAlias = Literal["ACTIVE", "MONITORING", "COMPLETE"]
 Json: TypeAlias = dict[str, object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-EARLIEST, LATEST = 0.65, 0.75
+EARLIEST, LATEST = 0.8, 0.95
 """Shares of ``flush_ms`` after which text is sent: the call itself takes a moment, and no text waits longer. The
 smaller one where the last call took long."""
 SILENCE_S = 45.0
@@ -78,14 +78,28 @@ class Answer(TypedDict):
     stream_token: NotRequired[str]
 
 
+class Guardrail(TypedDict):
+    """One guardrail of the policy in one stream; times in milliseconds, None where nothing was measured."""
+
+    checkpoint: Literal["IMMEDIATE", "BATCHED", "DEFERRED"]
+    mode: Literal["BLOCK", "MONITOR", "DISABLED"]
+    state: str
+    checks: int
+    hits: int
+    errors: int
+    ms: float
+    last_ms: float | None
+    p95_ms: float | None
+
+
 class Status(TypedDict):
-    """What the server knows of a stream."""
+    """What the server knows of a stream. ``guardrails`` by name, all of the policy."""
 
     session_id: str
     state: State
     outcome: str
     counts: dict[str, int]
-    guardrails: dict[str, dict[str, float]]
+    guardrails: dict[str, Guardrail]
     deferred: list[dict[str, str]]
     held_chars: int
     expected_seq: int
@@ -213,13 +227,14 @@ class Sluicegate:
         stream = self.stream(policy=policy, kind=kind, conversation_id=conversation_id, rules_version=rules_version)
         collected = _Collected(aiter(chunks), self.clock)
         try:
-            for event in await stream.start(await collected.first()):
+            first = await collected.first()
+            for event in await stream.start(first, collected.count()):
                 yield event
             while not stream.blocked and (delta := await collected.next(stream.hints)) is not None:
-                for event in await stream.update(delta):
+                for event in await stream.update(delta, collected.count()):
                     yield event
             rest = "" if stream.blocked else collected.rest()
-            for event in await stream.finish(rest):
+            for event in await stream.finish(rest, collected.count()):
                 yield event
         finally:
             await collected.close()
@@ -309,10 +324,10 @@ class Stream:
     gate: Sluicegate
     opening: Json
     session_id: str = ""
-    hints: Hints = field(default_factory=lambda: Hints(max_delta_chars=1_000, flush_ms=1_000))
+    hints: Hints = field(default_factory=lambda: Hints(max_delta_chars=1_000, flush_ms=800))
     blocked: bool = False
-    _sent: list[str] = field(default_factory=list)
-    """The delta of each seq, for the case that the server asks for one again."""
+    _sent: list[Json] = field(default_factory=list)
+    """The delta of each seq with its chunks, for the case that the server asks for one again."""
     _visible: str = ""
     """The visible text as the server's last answer leaves it."""
     _shown: str = ""
@@ -320,28 +335,28 @@ class Stream:
     _told: set[tuple[int, str, str, int, int]] = field(default_factory=set)
     _found: list[Finding] = field(default_factory=list)
 
-    async def start(self, delta: str | None = None) -> list[Event]:
-        """Begin; a repeated start is the same start."""
-        body = self.opening if delta is None else {**self.opening, "delta": delta}
-        self._sent = [] if delta is None else [delta]
+    async def start(self, delta: str | None = None, chunks: int | None = None) -> list[Event]:
+        """Begin; a repeated start is the same start. ``chunks``: so many of the model's are in the delta."""
+        self._sent = [] if delta is None else [_delta(delta, chunks)]
+        body = {**self.opening, **(self._sent[0] if self._sent else {})}
         answer = await self._start(body, {"Idempotency-Key": str(uuid4())})
         self.session_id = answer["session_id"]
         self._take(answer)
         return self._events()
 
-    async def update(self, delta: str) -> list[Event]:
-        """Send what is new."""
-        self._sent.append(delta)
+    async def update(self, delta: str, chunks: int | None = None) -> list[Event]:
+        """Send what is new; ``chunks``: so many of the model's are in it."""
+        self._sent.append(_delta(delta, chunks))
         await self._send_from(len(self._sent))
         return self._events()
 
-    async def finish(self, delta: str = "") -> list[Event]:
+    async def finish(self, delta: str = "", chunks: int | None = None) -> list[Event]:
         """Send the last of the text and end it; the last of the events is ``Ended``."""
         while True:
             # Always with its seq: a server that lost its newest state must not take this for the end of what it has.
             body: Json = {"session_id": self.session_id, "seq": len(self._sent) + 1}
             try:
-                answer = await self._post("finish", {**body, "delta": delta} if delta else body)
+                answer = await self._post("finish", {**body, **_delta(delta, chunks)} if delta else body)
                 break
             except OutOfTurn as error:
                 await self._send_from(self._asked_for(error, below=len(self._sent) + 1))
@@ -366,7 +381,7 @@ class Stream:
 
     async def _send_from(self, seq: int) -> None:
         while seq <= len(self._sent):
-            body: Json = {"session_id": self.session_id, "seq": seq, "delta": self._sent[seq - 1]}
+            body: Json = {"session_id": self.session_id, "seq": seq, **self._sent[seq - 1]}
             try:
                 self._take(await self._post("update", body))
                 seq += 1
@@ -405,12 +420,17 @@ class Stream:
         return events
 
 
+def _delta(text: str, chunks: int | None) -> Json:
+    """Of a call; a server that knows how many chunks came can say what a check of each would have cost."""
+    return {"delta": text} if chunks is None else {"delta": text, "chunks": chunks}
+
+
 class _Collected:
     """Chunks joined into deltas of the size that the hints allow; a pause of the model does not keep text waiting."""
 
     def __init__(self, chunks: AsyncIterator[str], clock: Callable[[], float]) -> None:
         self._chunks, self._clock = chunks, clock
-        self._text, self._called = "", 0.0
+        self._text, self._called, self._came = "", 0.0, 0
         self._coming: asyncio.Future[str | None] | None = None
         self._over = False
 
@@ -431,7 +451,7 @@ class _Collected:
         """
         most, flush_s = max(1, hints["max_delta_chars"]), hints["flush_ms"] / 1000
         took_s = self._clock() - self._called
-        due = self._called + min(LATEST * flush_s, max(EARLIEST * flush_s, 0.85 * flush_s - 1.5 * took_s))
+        due = self._called + min(LATEST * flush_s, max(EARLIEST * flush_s, 1.05 * flush_s - 1.5 * took_s))
         while len(self._text) <= most and not self._over:
             left_s = due - self._clock() if self._text else None
             if left_s is not None and left_s <= 0:
@@ -442,6 +462,11 @@ class _Collected:
         delta, self._text = self._text[:most], self._text[most:]
         self._called = self._clock()
         return delta
+
+    def count(self) -> int:
+        """How many chunks have come since this was last asked: those of the delta that is sent now."""
+        came, self._came = self._came, 0
+        return came
 
     def rest(self) -> str:
         """What was collected and not sent."""
@@ -466,6 +491,7 @@ class _Collected:
             self._over = True
         else:
             self._text += chunk
+            self._came += 1
 
 
 async def _events_of(response: httpx.Response) -> AsyncGenerator[Json, None]:

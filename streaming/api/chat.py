@@ -19,11 +19,12 @@ from streaming.api.auth import Key, check_origin
 from streaming.api.errors import ApiError, refusals
 from streaming.chat import Asked, start_chat
 from streaming.conf import conf
-from streaming.frames import FrameError, StartFrame, parse_frame
+from streaming.frames import FrameError, StartFrame, frame_of
 from streaming.limits import Spends
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
+from streaming.open_sessions import RETRY_S, TooManyOpen
 from streaming.rollout import marks_of
 from streaming.selectors import owned_session
 from streaming.sse import event_stream
@@ -82,7 +83,7 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     settings = conf()
     try:
         # One reading of the fields for sockets and calls; ninja's own has only said what the document promises.
-        frame = parse_frame(json.dumps({**json.loads(request.body), "type": "start"}), settings)
+        frame = frame_of({**json.loads(request.body), "type": "start"}, settings)
         if not isinstance(frame, StartFrame):
             raise FrameError("not_an_object", "The body is not a JSON object.")
         asked = Asked(
@@ -93,8 +94,9 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
         )
         started = await start_chat(frame, asked, shared_log(), settings)
     except FrameError as error:
-        status = 413 if error.code == "too_large" else 422
-        raise ApiError(status, str(error), code=error.code, field=error.field) from None
+        status = 429 if error.code == TooManyOpen.code else 422
+        headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
+        raise ApiError(status, str(error), code=error.code, field=error.field, headers=headers) from None
     except LogUnavailable:
         raise ApiError(503, "The session log cannot be reached, so nothing can be streamed now.") from None
     out = ChatOut(
@@ -134,7 +136,10 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
         raise ApiError(404, "There is no such session.", field="session_id") from None
     except LogUnavailable:
         raise ApiError(503, "The session log cannot be reached now.") from None
-    frames = event_stream(log, str(session.pk), after, conf(), correlation_id=session.correlation_id)
+    frames = event_stream(
+        log, str(session.pk), after, conf(), correlation_id=session.correlation_id, key=access.key,
+        until=access.until,
+    )  # fmt: skip
     response = StreamingHttpResponse(frames, content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"

@@ -88,11 +88,19 @@ class Open(Given):
 
 
 class Context(Open):
-    """What the client says about the call; ``conversation_id`` makes calls with the same one a conversation."""
+    """What the client says about the call; ``conversation_id`` makes calls with the same one a conversation.
+
+    Earlier plugins say ``sessionId`` in its place.
+    """
 
     conversation_id: Short = ""
     userId: Short = ""
     sessionId: Short = ""
+
+    @property
+    def conversation(self) -> str:
+        """The conversation's name, empty for none."""
+        return self.conversation_id or self.sessionId
 
 
 class ConfigIn(Given):
@@ -174,7 +182,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     access = _access(request)
     if len(payload.text) > conf().max_own_text_chars:
         raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
-    named = payload.context.conversation_id or payload.context.sessionId
+    named = payload.context.conversation
     wished, said_in = payload.wished
     try:
         running = await load_running(wished or access.policy, Subject(named, access.visitor.user_id))

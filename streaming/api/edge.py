@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from channels.db import database_sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -20,7 +19,8 @@ from django.utils.cache import patch_vary_headers
 from django.utils.text import compress_string
 
 from guardrails.selectors import origin_is_known
-from streaming.api.errors import Refusal, error_response
+from streaming.api.errors import Refusal, database_away, error_response
+from streaming.database import AWAY, in_database
 from streaming.gateway.errors import PATHS, worded
 from streaming.gateway.upstream import Dialect
 from streaming.limits import Allowance
@@ -30,6 +30,9 @@ ALLOWANCE = "sluicegate.allowance"
 """Where the key's check leaves what is left of the limit, in ``request.META``."""
 ORIGIN = "sluicegate.origin"
 """Where it leaves the origin of another site's page that may read the answer."""
+NOT_ALLOWED = "origin_not_allowed"
+CODE_HEADER = "X-Sluicegate-Code"
+"""The refusal's code beside an error that a dialect words."""
 WORTH_COMPRESSING = 500
 """Bytes; below that gzip's own header eats the gain."""
 
@@ -38,7 +41,8 @@ _ALLOWED_HEADERS = (
     "X-Correlation-ID"
 )
 _EXPOSED_HEADERS = (
-    "ETag, X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token"
+    "ETag, X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token, "
+    "X-Response-Time, X-Sluicegate-Session, X-Sluicegate-Policy, X-Sluicegate-Code"
 )
 _PREFLIGHT_S = 600
 
@@ -65,7 +69,7 @@ class EdgeMiddleware:
         response = _unpack(request) or _in_shape(await self.get_response(request))
         if response.status_code >= 400 and (dialect := PATHS.get(request.path)) is not None:
             response = _reworded(response, dialect)
-        _say_origin(request, response)
+        await _say_origin(request, response)
         allowance = request.META.get(ALLOWANCE)
         if isinstance(allowance, Allowance):
             for name, value in allowance.headers().items():
@@ -76,8 +80,12 @@ class EdgeMiddleware:
 async def _preflight(request: HttpRequest) -> HttpResponseBase:
     """A preflight carries no key, so it asks whether any key names the origin; the call itself asks its own."""
     origin = request.headers.get("Origin", "")
-    if not await database_sync_to_async(origin_is_known)(origin):
-        return error_response(403, "No API key may be used from pages of this origin.", code="origin_not_allowed")
+    try:
+        known = await in_database(origin_is_known)(origin)
+    except AWAY as error:
+        return database_away(error, request.path)
+    if not known:
+        return error_response(403, "No API key may be used from pages of this origin.", code=NOT_ALLOWED)
     response = HttpResponse(status=204)
     response["Access-Control-Allow-Origin"] = origin
     response["Access-Control-Allow-Methods"] = "GET, POST"
@@ -106,18 +114,37 @@ def _reworded(response: HttpResponseBase, dialect: Dialect) -> HttpResponseBase:
     said = worded(dialect, response.status_code, error["code"], error["message"], error.get("field", ""))
     status = 400 if response.status_code == 422 else response.status_code
     made = JsonResponse(said, status=status)
-    made["X-Sluicegate-Code"] = error["code"]
+    made[CODE_HEADER] = error["code"]
     for name in ("Retry-After", "WWW-Authenticate", "Allow"):
         if name in response.headers:
             made[name] = response.headers[name]
     return made
 
 
-def _say_origin(request: HttpRequest, response: HttpResponseBase) -> None:
-    if origin := request.META.get(ORIGIN):
+async def _say_origin(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Say whose page may read the answer. A call that was refused before its key was known is treated like a preflight:
+    its page has to see why, or it would take the refusal for a network that is down.
+    """
+    origin = request.META.get(ORIGIN) or await _refused_to(request, response)
+    if origin:
         response["Access-Control-Allow-Origin"] = origin
         response["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
     patch_vary_headers(response, ["Origin"])
+
+
+async def _refused_to(request: HttpRequest, response: HttpResponseBase) -> str:
+    """The origin of a page that may read why it was refused, where no key has said so."""
+    origin = request.headers.get("Origin", "")
+    if not origin or response.status_code < 400 or _code(response) == NOT_ALLOWED:
+        return ""
+    try:
+        return origin if await in_database(origin_is_known)(origin) else ""
+    except AWAY:
+        return ""
+
+
+def _code(response: HttpResponseBase) -> str:
+    return str(response.headers.get(CODE_HEADER, "") or getattr(response, "refusal", {}).get("code", ""))
 
 
 def _unpack(request: HttpRequest) -> HttpResponse | None:

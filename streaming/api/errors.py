@@ -12,11 +12,13 @@ from typing import NotRequired
 
 import structlog
 from django.core.exceptions import RequestDataTooBig
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from ninja import NinjaAPI, Schema
 from ninja.errors import HttpError, ValidationError
 from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 only this one
 
+from streaming import away
 from streaming.frames import place_of
 
 logger = structlog.get_logger(__name__)
@@ -98,6 +100,14 @@ def error_response(
     return response
 
 
+def database_away(error: BaseException, path: str) -> JsonResponse:
+    """The refusal while the database cannot be reached, which is logged in one line."""
+    away.noted(error, path=path)
+    response = error_response(503, away.SAID, code=away.CODE)
+    response["Retry-After"] = str(away.AGAIN_S)
+    return response
+
+
 def install(api: NinjaAPI) -> None:
     """Give the API its handlers."""
 
@@ -114,7 +124,8 @@ def install(api: NinjaAPI) -> None:
     def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
         first = error.errors[0] if error.errors else {}
         # ("body", "payload", "text"): where it stands and what our argument is called is not the client's business.
-        field = place_of(first.get("loc", ())[2:])
+        place = first.get("loc", ())
+        field = place_of(place[1 if place[:1] == ("query",) else 2 :])
         said = str(first.get("msg", "The request is not valid.")).removeprefix("Value error, ")
         return error_response(422, f"“{field}”: {said}." if field else f"{said}.", field=field)
 
@@ -130,6 +141,11 @@ def install(api: NinjaAPI) -> None:
     @api.exception_handler(Http404)
     def not_found(request: HttpRequest, error: Http404) -> HttpResponse:
         return error_response(404, "There is nothing here.")
+
+    @api.exception_handler(OperationalError)
+    @api.exception_handler(InterfaceError)
+    def no_database(request: HttpRequest, error: Exception) -> HttpResponse:
+        return database_away(error, request.path)
 
     @api.exception_handler(Exception)
     def failed(request: HttpRequest, error: Exception) -> HttpResponse:

@@ -7,12 +7,11 @@ inline ones, and the page's Content-Security-Policy allows neither.
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 
-from streaming.api import chat, check, rules, stream
+from streaming.api import audit, chat, check, docs_page, rules, stream
 from streaming.api.errors import error_response, install
 from streaming.api.gateway import anthropic, ollama, openai
 
@@ -63,6 +62,7 @@ api.add_router("", check.router)
 api.add_router("", chat.router)
 api.add_router("", stream.router)
 api.add_router("", rules.router)
+api.add_router("", audit.router)
 api.add_router("", openai.router)
 api.add_router("", anthropic.router)
 
@@ -70,14 +70,7 @@ api.add_router("", anthropic.router)
 @require_safe
 def docs(request: HttpRequest) -> HttpResponse:
     """Every call with its fields, from the OpenAPI document."""
-    schema = api.get_openapi_schema()
-    calls = [
-        {"method": method.upper(), "path": path, **operation}
-        for path, operations in schema["paths"].items()
-        for method, operation in operations.items()
-    ]
-    shapes = schema.get("components", {}).get("schemas", {})
-    return render(request, "api/docs.html", {"info": schema["info"], "calls": calls, "shapes": shapes})
+    return docs_page.page(request, api.get_openapi_schema())
 
 
 def nothing_here(request: HttpRequest) -> HttpResponse:

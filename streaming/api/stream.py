@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
 import structlog
-from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema, Status
 from pydantic import AliasChoices, Field
@@ -25,27 +24,26 @@ from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
 from streaming.api.check import Context, Given, Open, Short, Text
 from streaming.api.errors import ApiError, refusals
+from streaming.away import AGAIN_S
 from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.core.events import PolicyRef
+from streaming.database import in_database
+from streaming.guarded.about import Counts, DeferredAbout, GuardrailAbout, about
 from streaming.guarded.hints import Hints
-from streaming.guarded.rows import about
-from streaming.guarded.service import (
-    Beginning,
-    NoSuchStream,
-    OutOfTurn,
-    StateLost,
-    Streams,
-    TooLong,
-    digest_of,
-)
+from streaming.guarded.record import Answer
+from streaming.guarded.refusals import NoSuchStream, OutOfTurn, StateForeign, StateLost, TooLong
+from streaming.guarded.rows import OutcomeName, Summary
+from streaming.guarded.service import Beginning, Streams, digest_of
 from streaming.limits import Spends
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
+from streaming.open_sessions import RETRY_S, TooManyOpen
 from streaming.sessions import is_session_id
 
 router = Router(tags=["stream"])
 MAX_KEY_CHARS = 200
+MAX_CHUNKS = 1_000_000
 REPEAT_PARAMETER = {
     "in": "header", "name": "Idempotency-Key", "schema": {"type": "string", "maxLength": MAX_KEY_CHARS},
     "description": "The same key with the same body begins one stream.",
@@ -60,12 +58,19 @@ class Client(Open):
     rules_version: Short = ""
 
 
+Chunks = Annotated[
+    int | None,
+    Field(ge=0, le=MAX_CHUNKS, strict=True, description="How many chunks of the model the client had for this delta."),
+]
+
+
 class StartIn(Given):
     """The first call of a stream; a delta in it has seq 1."""
 
     policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
     kind: Literal["prompt", "response"] = "response"
     delta: Text | None = None
+    chunks: Chunks = None
     context: Context = Context()
     client: Client = Client()
     channels: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
@@ -77,6 +82,7 @@ class UpdateIn(Given):
     session_id: Short
     seq: int = Field(ge=1, strict=True)
     delta: Text
+    chunks: Chunks = None
     channel: Literal["text"] = "text"
 
 
@@ -86,6 +92,7 @@ class FinishIn(Given):
     session_id: Short
     seq: int | None = Field(default=None, ge=1, strict=True)
     delta: Text | None = None
+    chunks: Chunks = None
 
 
 class Released(Schema):
@@ -118,21 +125,21 @@ class StartOut(UpdateOut):
 class FinishOut(Released):
     """What is left when the text is over; ``state`` MONITORING while deferred checks run."""
 
-    summary: dict[str, object]
+    summary: Summary
 
 
 class StatusOut(Schema):
-    """What is known of a stream."""
+    """What is known of a stream. ``outcome`` is empty while it is open."""
 
     session_id: str
-    state: str
-    outcome: str
+    state: Literal["ACTIVE", "MONITORING", "COMPLETE"]
+    outcome: OutcomeName | Literal[""]
     policy: PolicyRef
-    counts: dict[str, int]
-    guardrails: dict[str, dict[str, float]]
-    deferred: list[dict[str, str]]
-    held_chars: int
-    expected_seq: int
+    counts: Counts
+    guardrails: dict[str, GuardrailAbout]
+    deferred: list[DeferredAbout]
+    held_chars: Annotated[int, Field(ge=0)]
+    expected_seq: Annotated[int, Field(ge=1)]
 
 
 @router.post(
@@ -148,8 +155,14 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     key = request.headers.get("Idempotency-Key", "")
     if len(key) > MAX_KEY_CHARS:
         raise ApiError(422, f"“Idempotency-Key” has at most {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
+    digest = digest_of("start", payload.model_dump(mode="json", exclude={"chunks"}))
+    async with _refusals():
+        streams = Streams(shared_log(), conf())
+        before = await streams.begun(access.visitor, key, digest) if key else None
+    if before is not None:
+        return _begun(before, access, response)
     try:
-        whose = Subject(payload.context.conversation_id, access.visitor.user_id)
+        whose = Subject(payload.context.conversation, access.visitor.user_id)
         running = await load_running(payload.policy or access.policy, whose)
     except StartRefused as error:
         raise ApiError(422, str(error), code=error.code, field="policy") from None
@@ -159,14 +172,22 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
         shadow=running.shadow,
         kind=AppliesTo(payload.kind),
         delta=payload.delta,
-        conversation_key=payload.context.conversation_id,
+        chunks=payload.chunks,
+        conversation_key=payload.context.conversation,
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
         repeat_key=key,
         rules_version=payload.client.rules_version,
-        body_digest=digest_of("start", payload.model_dump(mode="json")),
+        body_digest=digest,
     )
-    async with _refusals():
-        said = await Streams(shared_log(), conf()).start(asked)
+    try:
+        async with _refusals():
+            said = await streams.start(asked)
+    except TooManyOpen as error:
+        raise ApiError(429, str(error), code=error.code, headers={"Retry-After": str(RETRY_S)}) from None
+    return _begun(said, access, response)
+
+
+def _begun(said: Answer, access: Access, response: HttpResponse) -> Status[dict[str, object]]:
     token = access.stream_token(str(said["session_id"]))
     response[RENEWED] = token
     return Status(201, {**said, "stream_token": token})
@@ -183,7 +204,9 @@ async def update(request: HttpRequest, payload: UpdateIn, response: HttpResponse
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     async with _refusals(payload.session_id):
         streams = Streams(shared_log(), conf())
-        said = await streams.update(access.visitor, payload.session_id, payload.seq, payload.delta)
+        said = await streams.update(
+            access.visitor, payload.session_id, payload.seq, payload.delta, chunks=payload.chunks
+        )
     response[RENEWED] = access.stream_token(payload.session_id)
     return said
 
@@ -199,7 +222,9 @@ async def finish(request: HttpRequest, payload: FinishIn, response: HttpResponse
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     async with _refusals(payload.session_id):
         streams = Streams(shared_log(), conf())
-        said = await streams.finish(access.visitor, payload.session_id, payload.seq, payload.delta)
+        said = await streams.finish(
+            access.visitor, payload.session_id, payload.seq, payload.delta, chunks=payload.chunks
+        )
     response[RENEWED] = access.stream_token(payload.session_id)
     return said
 
@@ -219,7 +244,7 @@ async def status(request: HttpRequest, response: HttpResponse, session_id: str =
         raise ApiError(422, "“session_id” is missing.", field="session_id")
     async with _refusals(session_id):
         record = await Streams(shared_log(), conf()).status(access.visitor, session_id)
-        said: dict[str, object] = await database_sync_to_async(about)(session_id=session_id, record=record)
+        said: dict[str, object] = await in_database(about)(session_id=session_id, record=record)
     response[RENEWED] = access.stream_token(session_id)
     return said
 
@@ -240,6 +265,9 @@ async def _refusals(session_id: str = "") -> AsyncIterator[None]:
         raise ApiError(409, str(error), code=error.code, expected_seq=error.expected_seq) from None
     except StateLost:
         raise ApiError(410, "The state of this stream is lost; begin a new one.") from None
+    except StateForeign:
+        said = "The state of this stream is not for this process; the same call may be sent again."
+        raise ApiError(503, said, code="state_foreign", headers={"Retry-After": str(AGAIN_S)}) from None
     except TooLong as error:
         raise ApiError(422, str(error), field="delta") from None
     except PolicyUnavailable as error:

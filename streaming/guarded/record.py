@@ -4,7 +4,8 @@ Exists because any process may get the next call. Protects two rules: what is st
 digest of the request and answer can only be there together; and it is encrypted wherever it lies, because it holds
 text that nobody may see.
 
-    RecordBroken     the bytes are not a record of this session, or their key or form has changed
+    RecordBroken     the bytes are not a record of this session
+    ForeignRecord    they were written in another form or sealed with another key: whoever wrote them can read them
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ from base64 import b85decode, b85encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from guardrails.findings import Action, Finding, FindingDict, Mode, Outcome
 from streaming.core.snapshot import GateState
 from streaming.pace import Points, Timeline
-from streaming.sealed import SealBroken, seal, unseal
+from streaming.sealed import SealBroken, key_name, seal, unseal
 from streaming.totals import AllTotals
 
-FORM = 1
+FORM = 3
+"""Of what is stored. A field that is added, goes or means something else makes another one."""
+_MARK = b"sg-stream"
 
 
 class RecordBroken(ValueError):
     """A stored record that cannot be read any more. Permanent."""
 
     permanent = True
+
+
+class ForeignRecord(RecordBroken):
+    """A stored record that is not for this process: while versions or keys change there are others that can read it."""
 
 
 class ShadowState(TypedDict):
@@ -56,17 +63,24 @@ class Block(TypedDict):
 
 
 class Earlier(TypedDict):
-    """What an earlier call was and what it was answered; ``size`` is that of the answer in bytes."""
+    """An update, as far as its answer cannot be told from the record: of the visible text and of the findings it is
+    the part from … to. ``digest`` begins that of the call.
+    """
 
     digest: str
-    answer: Answer
-    size: int
+    seq: int
+    shown: tuple[int, int]
+    found: tuple[int, int]
+    held: int
+    action: str
 
 
 POINTS = 100
 """Of a stream's timeline, each way: it travels with every call."""
-KEPT_ANSWERS, KEPT_BYTES = 4, 65_536
-"""So many answers, and so much of them, are kept for copies of calls that come late; the last one always."""
+KEPT_CALLS = 200
+"""So many updates are known by their digests, for copies that come late; so does the state, with every call."""
+DIGEST_CHARS = 16
+"""Of a digest that are kept; 64 bits are enough to tell the bodies of one seq apart."""
 
 
 @dataclass(slots=True)
@@ -76,7 +90,7 @@ class Record:
     ``rev`` counts commits, ``seq`` the client's deltas. ``raw`` is kept only where a worker shall judge the whole text
     afterwards. ``ended`` is the outcome, empty while the stream is open; ``over`` when
     all that follows from the end is done, and only answers are left here; ``gate`` is dropped then. ``covered``: the
-    client's own rules are those of the policy. ``earlier``: calls before the last one, oldest first.
+    client's own rules are those of the policy. ``earlier``: the last updates, oldest first.
     """
 
     session_id: str
@@ -116,10 +130,21 @@ class Record:
     aside: list[str] = field(default_factory=list)
     """Those of them that are asked about sentences all the same, after the end (``streaming.aside``)."""
     shadow: ShadowState | None = None
+    naive: int | None = None
+    """Chunks that the client had received for all deltas so far; None from the first delta on that does not say it."""
     arrivals: list[tuple[int, int]] = field(default_factory=list)
     """[ms since the start, characters] of what came, and of what was held no longer: shown, or hidden for good."""
     releases: list[tuple[int, int]] = field(default_factory=list)
     settled: int = 0
+    behind: bool = False
+    """The client may have been answered more calls than are known here: this came from the database in the place of a
+    newer state that the store has lost. The next call that says its ``seq`` settles it."""
+
+    def took(self, chunks: int | None) -> None:
+        """A delta is applied, for which the client had received so many chunks."""
+        self.chunks += 1
+        known = self.naive if self.chunks > 1 else 0
+        self.naive = None if known is None or chunks is None else known + chunks
 
     def came(self, chars: int) -> None:
         """So many characters have come now."""
@@ -152,20 +177,43 @@ class Record:
         """The answer of this very call, when it is one of the last."""
         if digest == self.digest:
             return self.answer
-        return next((one["answer"] for one in self.earlier if one["digest"] == digest), None)
+        one = next((one for one in self.earlier if digest.startswith(one["digest"])), None)
+        if one is None:
+            return None
+        return {
+            "session_id": self.session_id,
+            "state": "ACTIVE",
+            "seq": one["seq"],
+            "released": self.visible[slice(*one["shown"])],
+            "released_chars": one["shown"][1],
+            "held_chars": one["held"],
+            "action": one["action"],
+            "findings": self.findings[slice(*one["found"])],
+            "hints": self.start_answer["hints"],
+        }
+
+    def applied(self, seq: int) -> bool | None:
+        """Whether it is known with what body this delta came; None where it has not come yet."""
+        if seq > self.seq:
+            return None
+        return seq == self.seq or any(one["seq"] == seq for one in self.earlier)
 
     def keep(self, digest: str, answer: Answer) -> None:
-        """The answer of the call that is being committed; the oldest one gives way to it."""
-        if self.digest:
-            size = len(json.dumps(self.answer))
-            self.earlier.append(Earlier(digest=self.digest, answer=self.answer, size=size))
-        left = KEPT_BYTES - len(json.dumps(answer))
-        first = len(self.earlier)
-        while first > max(0, len(self.earlier) - KEPT_ANSWERS + 1) and self.earlier[first - 1]["size"] <= left:
-            first -= 1
-            left -= self.earlier[first]["size"]
-        self.earlier = self.earlier[first:]
+        """The answer of the call that is being committed, and that the record has been brought to."""
         self.digest, self.answer = digest, answer
+        if "held_chars" not in answer:  # a finish: nothing comes behind it
+            return
+        shown, found = len(self.visible), len(self.findings)
+        released, findings = cast("str", answer["released"]), cast("list[FindingDict]", answer["findings"])
+        this = Earlier(
+            digest=digest[:DIGEST_CHARS],
+            seq=self.seq,
+            shown=(shown - len(released), shown),
+            found=(found - len(findings), found),
+            held=self.held,
+            action=str(answer["action"]),
+        )
+        self.earlier = [*self.earlier[1 - KEPT_CALLS :], this]
 
     def hits(self) -> list[Finding]:
         """All findings so far."""
@@ -183,19 +231,23 @@ class Record:
 
     def seal(self) -> bytes:
         """The record as it is stored."""
-        plain = json.dumps({"form": FORM, **asdict(self)}, ensure_ascii=False, separators=(",", ":"))
+        plain = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
         packed = b85encode(zlib.compress(plain.encode(), level=1)).decode("ascii")
-        return seal(packed, context=_context(self.session_id))
+        return _head() + seal(packed, context=_context(self.session_id))
 
 
 def unsealed(data: bytes, session_id: str) -> Record:
-    """The record again. Raises ``RecordBroken``."""
+    """The record again. Raises ``RecordBroken``, and ``ForeignRecord`` where another process could read it."""
+    data, head = bytes(data), _head()
+    if not data.startswith(head):
+        if data.startswith(_MARK):
+            raise ForeignRecord("the stored state has another form or key")
+        if _is_of_the_first_form(data, session_id):
+            raise ForeignRecord("the stored state has the first form")
+        raise RecordBroken("the stored state is none")
     try:
-        packed = b85decode(unseal(bytes(data), context=_context(session_id)))
-        found = json.loads(zlib.decompress(packed))
-        if found.pop("form") != FORM:
-            raise RecordBroken("the stored state has another form")
-        record = Record(**found)
+        packed = b85decode(unseal(data[len(head) :], context=_context(session_id)))
+        record = Record(**json.loads(zlib.decompress(packed)))
     except (SealBroken, ValueError, TypeError, KeyError, zlib.error) as error:
         raise RecordBroken("the stored state cannot be read") from error
     record.redactions = [(int(at), str(label)) for at, label in record.redactions]
@@ -204,9 +256,23 @@ def unsealed(data: bytes, session_id: str) -> Record:
     return record
 
 
+def _is_of_the_first_form(data: bytes, session_id: str) -> bool:
+    """It was sealed as a whole, with nothing in clear before it: that it opens is all that tells it from damage."""
+    try:
+        unseal(data, context=_context(session_id))
+    except SealBroken:
+        return False
+    return True
+
+
 def finding_of(data: FindingDict) -> Finding:
     """A finding out of its JSON form."""
     return Finding(**{**data, "mode": Mode(data["mode"]), "action": Action(data["action"])})  # type: ignore[arg-type]
+
+
+def rows_of(record: Record) -> int:
+    """Rows of the audit record: the session's, its two entries of the log, and one for each finding."""
+    return 3 + len(record.findings)
 
 
 def action_of(findings: Sequence[FindingDict]) -> str:
@@ -215,6 +281,11 @@ def action_of(findings: Sequence[FindingDict]) -> str:
     if "block" in said:
         return "block"
     return "redact" if said & {"redact", "mask"} else "warn" if "warn" in said else "allow"
+
+
+def _head() -> bytes:
+    """In clear before what is sealed: form and key."""
+    return _MARK + bytes([FORM]) + key_name()
 
 
 def _context(session_id: str) -> str:

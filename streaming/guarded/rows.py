@@ -8,28 +8,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import (
+    Annotated,
+    Literal,
+    NotRequired,  # pydantic reads it, and before Python 3.12 only this one
+)
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from guardrails.findings import AppliesTo, Outcome
 from guardrails.kinds.base import Turn
-from streaming import models, sessions
+from streaming import conversing, models, sessions
 from streaming.audit import services as audit
-from streaming.guarded.record import Record, finding_of
+from streaming.guarded.record import Record, finding_of, rows_of
+from streaming.guarded.telling import message_status, metadata
 from streaming.models import AuditSession, GuardedStream, Message
 from streaming.pace import BY_CLIENT
 from streaming.sessions import DeferredText, Ending, State, Visitor, finding_row
 from streaming.shadow.record import ShadowRecord
+from streaming.totals import AllTotals
 
 LOST = "state_lost"
-_STATUS = {
-    Outcome.BLOCKED: Message.Status.BLOCKED,
-    Outcome.EXPIRED: Message.Status.INTERRUPTED,
-}
+NOT_BEGUN = "log_unavailable"
+
+
+OutcomeName = Literal["allowed", "redacted", "blocked", "warned", "interrupted", "abandoned", "expired", "error"]
+"""The values of ``Outcome``, as a schema says them."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class Counted(TypedDict):
+    """The audit record's counters. ``chunks`` are the client's deltas; ``naive_calls``: what a check of every
+    chunk that it received would have taken, where it says how many those were.
+    """
+
+    calls: Count
+    chunks: Count
+    checks: Count
+    audit_rows: Count
+    naive_calls: NotRequired[Count]
+    guardrails: AllTotals
+
+
+class Summary(Counted):
+    """The same when the stream is over, with how it ended and what became of its characters."""
+
+    outcome: OutcomeName
+    chars_in: Count
+    released: Count
+    withheld: Count
+    exposed: Count
+    findings: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +141,12 @@ def write_through(*, record: Record, blob: bytes) -> None:
 def _keep_what_is_shown(record: Record) -> None:
     chars_in, released, withheld, exposed = record.counts
     AuditSession.objects.filter(pk=record.session_id, state=State.ACTIVE).update(
-        heartbeat_at=Now(), chars_in=chars_in, released=released, withheld=withheld, exposed=exposed
+        heartbeat_at=Now(),
+        chars_in=chars_in,
+        released=released,
+        withheld=withheld,
+        exposed=exposed,
+        timing=_timing(record),
     )
     Message.objects.filter(pk=record.message_id).update(content=record.visible)
     rows = [finding_row(record.session_id, hit) for hit in record.hits()]
@@ -119,20 +159,19 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
     Done once; whoever comes again is told what it came to.
     """
     outcome = Outcome(record.ended)
-    status = _STATUS.get(outcome, Message.Status.COMPLETE)
     chars_in, released, _, exposed = record.counts
     ending = Ending(
         outcome=outcome,
-        status=status,
+        status=message_status(outcome),
         content=record.visible,
-        metadata={"status": status.value, "redactions": [list(pair) for pair in record.redactions]},
+        metadata=metadata(record, outcome),
         findings=tuple(finding_of(data) for data in record.findings),
         deferred=tuple(DeferredText(name, record.kind, record.raw, name in record.aside) for name in record.deferred),
         chars_in=chars_in,
         released=released,
         withheld=chars_in - released,
         exposed=exposed,
-        timing={**summary(record), "arrivals": record.arrivals, "releases": record.releases, BY_CLIENT: True},
+        timing=_timing(record),
         last_seq=last_seq,
         streaming=True,
         shadow=shadow,
@@ -150,55 +189,30 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
 
 def forget(before: datetime, at_once: int = 500) -> None:
     """Wipe the answers of streams that were over before then, few at a time: nobody waits long for the database."""
-    over = GuardedStream.objects.filter(sealed_state__isnull=False, session__answered_at__lt=before)
+    # ``answered_at`` is by the clock of whoever ended it; the last sign of life is its end, by the database's clock.
+    ended = {"session__heartbeat_at__lt": before, "session__state__in": (State.MONITORING, State.COMPLETE)}
+    over = GuardedStream.objects.filter(sealed_state__isnull=False, **ended)
     while names := list(over.values_list("pk", flat=True)[:at_once]):
         GuardedStream.objects.filter(pk__in=names).update(sealed_state=None)
 
 
-def summary(record: Record) -> dict[str, object]:
-    """The audit record's counters. ``naive_calls``: what a check of every chunk would have taken."""
-    return {
-        "calls": record.calls,
-        "chunks": record.chunks,
-        "checks": record.checks,
-        "audit_rows": 3 + len(record.findings),
-        "naive_calls": record.chunks,
-        "guardrails": {name: dict(totals) for name, totals in record.guardrails.items()},
-    }
-
-
-def about(*, session_id: str, record: Record | None) -> dict[str, object]:
-    """What a status says: of an open stream by its record, of one that is over by the audit record."""
-    session = AuditSession.objects.prefetch_related("deferred_checks").get(pk=session_id)
-    stream = GuardedStream.objects.filter(session__pk=session_id).first()
-    chars_in, released, withheld, exposed = (
-        record.counts if record else (session.chars_in, session.released, session.withheld, session.exposed)
+def summary(record: Record) -> Counted:
+    """What is counted so far."""
+    counted = Counted(
+        calls=record.calls,
+        chunks=record.chunks,
+        checks=record.checks,
+        audit_rows=rows_of(record),
+        guardrails={name: totals.copy() for name, totals in record.guardrails.items()},
     )
-    told = summary(record) if record else session.timing
-    return {
-        "session_id": str(session.pk),
-        "state": session.state,
-        "outcome": session.outcome,
-        "policy": {
-            "name": session.policy_name,
-            "version": session.policy_version,
-            "digest": session.policy_digest,
-        },
-        "counts": {
-            "chars_in": chars_in,
-            "released": released,
-            "withheld": withheld,
-            "exposed": exposed,
-            **{name: told[name] for name in ("calls", "chunks", "checks") if name in told},
-        },
-        "guardrails": told.get("guardrails", {}),
-        "deferred": [
-            {"guardrail": check.guardrail, "applies_to": check.applies_to, "state": check.state}
-            for check in session.deferred_checks.all()
-        ],
-        "held_chars": record.held if record else 0,
-        "expected_seq": record.expected_seq if record else (stream.seq + 1 if stream else 1),
-    }
+    if record.naive is not None:
+        counted["naive_calls"] = record.naive
+    return counted
+
+
+def _timing(record: Record) -> dict[str, object]:
+    """The counters with the timeline, as the session's row has them."""
+    return {**summary(record), "arrivals": record.arrivals, "releases": record.releases, BY_CLIENT: True}
 
 
 def lose(*, session_id: str) -> None:
@@ -209,6 +223,18 @@ def lose(*, session_id: str) -> None:
             stale_before=timezone.now() + timedelta(days=1),
             error="The state of this stream was lost; what had been shown is kept.",
             code=LOST,
+        )
+        GuardedStream.objects.filter(session__pk=session_id).update(sealed_state=None)
+
+
+def withdraw(*, session_id: str) -> None:
+    """A stream that began here alone, and whose client was refused: it is over, on record, before it was one."""
+    with transaction.atomic():
+        sessions.end_lost(
+            session_id=session_id,
+            stale_before=timezone.now() + timedelta(days=1),
+            error="The store of streams could not be reached; the stream did not begin.",
+            code=NOT_BEGUN,
         )
         GuardedStream.objects.filter(session__pk=session_id).update(sealed_state=None)
 
@@ -232,6 +258,24 @@ def silent(before: datetime, most: int) -> QuerySet[AuditSession]:
     return rows[:most]
 
 
+def unheard(before: datetime, most: int, behind: str = "") -> list[tuple[str, int]]:
+    """Open streams that were last written before then, each with the state that is written; in the order of their ids,
+    those behind one of them.
+    """
+    rows = GuardedStream.objects.filter(
+        session__state=State.ACTIVE, session__origin=AuditSession.Origin.STREAM, session__heartbeat_at__lt=before
+    ).order_by("pk")
+    if behind:
+        rows = rows.filter(pk__gt=behind)
+    return [(str(pk), rev) for pk, rev in rows.values_list("pk", "rev")[:most]]
+
+
+def silent_for(*, session_id: str) -> float:
+    """For how many seconds the database has not heard of an open stream, by its own clock; 0 for one that is over."""
+    session = AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).annotate(now=Now()).first()
+    return (session.now - session.heartbeat_at).total_seconds() if session and session.heartbeat_at else 0.0
+
+
 def heard_of(*, session_id: str, ago_s: float) -> None:
     """The store knows of a call that the database does not."""
     AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(heartbeat_at=Now() - timedelta(seconds=ago_s))
@@ -243,6 +287,6 @@ def turns(record: Record, most: int) -> tuple[Turn, ...]:
         Message.objects.filter(conversation_id=record.conversation_id)
         .exclude(pk=record.message_id)
         .exclude(content="")
-        .order_by("-created")[:most]
+        .order_by("-created")[: most + 1]
     )
-    return tuple(Turn(row.role, row.content) for row in reversed(rows))
+    return conversing.newest([Turn(row.role, row.content) for row in reversed(rows)], most)

@@ -3,12 +3,8 @@
 Exists apart from the calls' HTTP form so that the rules stand in one place. Protects these: an answer goes out only
 after the state that follows from it is stored, so that a call repeated after a crash gets the very answer that was
 lost; the events that follow from a call are stored with it, and once; a call that is refused changes nothing; a stream
-is seen and continued by the key that began it alone.
-
-    NoSuchStream   not there, or another key's
-    OutOfTurn      gap, other body, lost race, after the end; ``expected_seq`` is what to send
-    StateLost      no store has the state any more; the session has been ended
-    TooLong        the whole text is over the limit
+is seen and continued by the key that began it alone. What is refused is in ``streaming.guarded.refusals``, which of two
+copies of a state counts in ``streaming.guarded.states``.
 """
 
 from __future__ import annotations
@@ -18,68 +14,56 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import cast
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import structlog
-from channels.db import database_sync_to_async
 
 from guardrails.findings import AppliesTo, FindingDict
 from guardrails.kinds.base import Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import PolicyUnavailable, ShadowPolicy, policy_by_digest
-from streaming import metrics, tasks, totals
+from streaming import conversing, metrics, tasks, totals
 from streaming.answer import block_reason
 from streaming.aside import set_aside
 from streaming.checks import CheckedText, settled
 from streaming.conf import Conf
-from streaming.core.events import Json
 from streaming.core.gate import Gate
-from streaming.core.snapshot import StateError
+from streaming.database import AWAY, in_database
 from streaming.guarded import rows, shadow
 from streaming.guarded.hints import hints
-from streaming.guarded.record import Answer, Block, Record, RecordBroken, action_of, unsealed
-from streaming.guarded.store import Behind, Following, Found, Store, Swapped
-from streaming.guarded.telling import LAST, events_after, last_events
+from streaming.guarded.late import Late
+from streaming.guarded.record import Answer, Block, ForeignRecord, Record, RecordBroken, action_of
+from streaming.guarded.refusals import NoSuchStream, OutOfTurn, TooLong, in_turn
+from streaming.guarded.states import States
+from streaming.guarded.store import Swapped
+from streaming.guarded.telling import LAST, last_events
+from streaming.log import LogUnavailable
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession
+from streaming.open_sessions import place
 from streaming.selectors import named_turns
-from streaming.sessions import Visitor, is_session_id
+from streaming.sessions import Visitor
+from streaming.slices import fed
 from streaming.together import together
 
 logger = structlog.get_logger(__name__)
 State = AuditSession.State
 
 
-class NoSuchStream(Exception):
-    """There is no such stream for this client."""
-
-
-class OutOfTurn(Exception):
-    """Nothing was applied; ``expected_seq`` is the seq of the next delta."""
-
-    def __init__(self, code: str, message: str, expected_seq: int) -> None:
-        super().__init__(message)
-        self.code = code
-        self.expected_seq = expected_seq
-
-
-class StateLost(Exception):
-    """The state is gone for good."""
-
-
-class TooLong(Exception):
-    """The text of the stream would become longer than a text may be."""
-
-
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a start says. ``repeat_key``: the client's ``Idempotency-Key``, empty if it sent none."""
+    """What a start says. ``repeat_key``: the client's ``Idempotency-Key``, empty if it sent none.
+
+    ``chunks``: so many had come to the client for the delta, None where it does not say.
+    """
 
     visitor: Visitor
     policy: Policy
     kind: AppliesTo
     delta: str | None = None
+    chunks: int | None = None
     conversation_key: str = ""
     correlation_id: str = ""
     repeat_key: str = ""
@@ -98,18 +82,13 @@ class Streams:
 
     def __init__(self, log: RedisLog, settings: Conf) -> None:
         self._log, self._settings = log, settings
-        self._store = Store(log)
-        self._ttl_s = max(float(settings.log_ttl_s), 2 * settings.stream_expiry_s)
+        self._states = States(log, settings)
+        self._late = log.companion(Late)
 
     async def start(self, asked: Beginning) -> Answer:
         """Begin a stream; the same ``repeat_key`` with the same body begins it once."""
         client = asked.visitor.client
-        if asked.repeat_key:
-            session_id = str(uuid5(NAMESPACE_OID, f"sluicegate stream {client}\n{asked.repeat_key}"))
-            if (before := await self._started_before(session_id, asked)) is not None:
-                return before
-        else:
-            session_id = str(uuid4())
+        session_id = _repeatable(client, asked.repeat_key) if asked.repeat_key else str(uuid4())
         policy, aside = set_aside(asked.policy, asked.kind)
         record = Record(
             session_id=session_id,
@@ -131,18 +110,21 @@ class Streams:
         )
         gate = Gate(policy, asked.kind, _channel(record))
         text = CheckedText()
-        if asked.delta is not None:
-            record.seq, record.chunks = 1, 1
-            limit = self._settings.history_messages
-            turns = await named_turns(asked.visitor, asked.conversation_key, limit, asked.kind, policy)
-            text = await self._fed(gate, record, asked.delta, turns)
-            await shadow.fed(record, gate, asked.delta)
+        async with place(self._log, client, session_id, self._settings):
+            if asked.delta is not None:
+                record.seq = 1
+                record.took(asked.chunks)
+                limit = self._settings.history_messages
+                turns = await named_turns(asked.visitor, asked.conversation_key, limit, asked.kind, policy)
+                text = await self._fed(gate, record, asked.delta, turns)
+                await shadow.fed(record, gate, asked.delta)
+            now_ms = await self._states.store.now_ms()
         self._settle(gate, record, text, policy)
         record.start_answer = record.answer = {
             "session_id": session_id,
             "state": State.ACTIVE.value,
             "policy": {"name": policy.name, "version": policy.version, "digest": policy.digest},
-            "expires_at": self._expires(await self._store.touch(session_id)),
+            "expires_at": self._expires(now_ms),
             "seq": record.seq,
             "released": text.visible,
             "released_chars": len(record.visible),
@@ -160,24 +142,52 @@ class Streams:
         )
         begun = await together(begin)
         if not begun:  # another process was first with the same Idempotency-Key
-            before = await self._started_before(session_id, asked)
+            before = await self.begun(asked.visitor, asked.repeat_key, asked.body_digest)
             if before is None:
                 raise OutOfTurn("seq_conflict", "The stream is being started by another call.", 1)
             return before
-        await self._put(record, 0, 0, kept=True)
+        try:
+            await self._states.put(record, 0, 0, kept=True)
+        except LogUnavailable:
+            if not asked.repeat_key:  # nobody knows its name: no call will ever continue it
+                await in_database(rows.withdraw)(session_id=session_id)
+            raise
         return record.start_answer
 
-    async def update(self, visitor: Visitor, session_id: str, seq: int, delta: str) -> Answer:
-        """Apply the next delta."""
-        record = await self._load(visitor, session_id, seq)
+    async def begun(self, visitor: Visitor, repeat_key: str, body_digest: str) -> Answer | None:
+        """What the start with this ``repeat_key`` was answered; None where there was none.
+
+        Asked before anything else of a start is looked at: what has been answered does not depend on what holds now.
+        """
+        try:
+            record = await self._states.load(visitor, _repeatable(visitor.client, repeat_key))
+        except NoSuchStream:
+            return None
+        if record.start_digest != body_digest:
+            said = "The Idempotency-Key was used for another start."
+            raise OutOfTurn("idempotency_conflict", said, record.expected_seq)
+        if not record.ended:
+            # Who began the stream may have been cut off before it was in the store, and its events in the log: then
+            # nothing newer was lost, and what is answered here is all that its client has been answered.
+            record.behind = record.behind and record.rev > 1
+            await self._states.put(record, record.rev, 0)
+        return record.start_answer
+
+    async def update(
+        self, visitor: Visitor, session_id: str, seq: int, delta: str, *, chunks: int | None = None
+    ) -> Answer:  # fmt: skip
+        """Apply the next delta. ``chunks``: so many had come to the client for it, if it says so."""
+        record = await self._states.load(visitor, session_id, seq)
         digest = digest_of("update", session_id, seq, delta)
         if (before := record.answered(digest)) is not None:
+            if not record.ended:
+                await self._states.keep_open(record)
             return before
-        self._in_turn(record, seq)
-        found, told = len(record.findings), record.events
-        seen, policy = record.rev, await self._policy(record)
-        gate = self._gate(record, policy)
-        record.chunks += 1
+        in_turn(record, seq)
+        policy = await self._policy(record)
+        record, gate = await self._states.gate(visitor, record, policy, seq)
+        found, told, seen = len(record.findings), record.events, record.rev
+        record.took(chunks)
         text = await self._fed(gate, record, delta, await self._turns(record, policy))
         await shadow.fed(record, gate, delta)
         self._settle(gate, record, text, policy)
@@ -198,24 +208,27 @@ class Streams:
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
         if new or swapped.unkept_s >= self._settings.write_through_s:
-            await database_sync_to_async(rows.write_through)(record=record, blob=blob)
-            await self._store.kept(session_id)
+            await self._write_through(record, blob)
+        else:
+            self._late.leave(session_id, self._settings.write_through_s - swapped.unkept_s)
         return answer
 
-    async def finish(self, visitor: Visitor, session_id: str, seq: int | None, delta: str | None) -> Answer:
-        """Apply the last delta, if there is one, and end the text."""
-        record = await self._load(visitor, session_id, seq)
+    async def finish(
+        self, visitor: Visitor, session_id: str, seq: int | None, delta: str | None, *, chunks: int | None = None
+    ) -> Answer:
+        """Apply the last delta, if there is one, and end the text. ``chunks`` as in ``update``."""
+        record = await self._states.load(visitor, session_id, seq)
         digest = digest_of("finish", session_id, seq, delta)
         if digest == record.digest:
             await self._conclude(record)  # little to do but after a crash
             return record.answer
-        self._in_turn(record, record.expected_seq if seq is None else seq)
-        found, told = len(record.findings), record.events
-        seen, policy = record.rev, await self._policy(record)
-        gate = self._gate(record, policy)
+        in_turn(record, seq)
+        policy = await self._policy(record)
+        record, gate = await self._states.gate(visitor, record, policy, seq)
+        found, told, seen = len(record.findings), record.events, record.rev
         if delta is not None:
             record.seq += 1
-            record.chunks += 1
+            record.took(chunks)
         text = await self._fed(gate, record, delta or "", await self._turns(record, policy), last=True)
         await shadow.fed(record, gate, delta or "")
         self._settle(gate, record, text, policy)
@@ -237,18 +250,19 @@ class Streams:
         swapped, _ = await self._commit(record, seen, told, digest, answer)
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
+        self._late.written(session_id)  # or will be now, and by whoever brings the end to its end
         await self._conclude(record)
         return answer
 
     async def status(self, visitor: Visitor, session_id: str) -> Record | None:
         """The open stream, whose expiry begins anew; None when it is over. Raises ``NoSuchStream``."""
         try:
-            record = await self._load(visitor, session_id)
+            record = await self._states.load(visitor, session_id)
         except OutOfTurn:
             return None
         if record.ended:
             return None
-        await self._store.touch(session_id)
+        await self._states.keep_open(record)
         return record
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -258,39 +272,47 @@ class Streams:
 
         A finish whose process died half way is brought to its end instead. Held text stays held.
         """
-        found = await self._store.read(session_id)
         quiet_s = self._settings.stream_expiry_s
         try:
-            if found is not None:
-                record = unsealed(found.blob, session_id)
-                if (newer := await self._newer(session_id, found)) is not None:
-                    record = unsealed(newer.blob or b"", session_id)
-                    await self._put_forward(record, found.rev)
-                    await database_sync_to_async(rows.heard_of)(session_id=session_id, ago_s=0.0)
-                    return ""  # it has its five minutes from now on
-            elif (kept := await database_sync_to_async(rows.kept)(session_id)) is not None and kept.blob is not None:
-                record = unsealed(kept.blob, session_id)
-            else:
-                raise RecordBroken("there is none")
+            known = await self._states.known(session_id)
+        except ForeignRecord as error:
+            return await self._leave(session_id, error)
         except RecordBroken:
-            await self._lose(session_id)
+            await self._states.lose(session_id)
             return rows.LOST
+        record, idle_s = known.record, quiet_s if known.idle_s is None else known.idle_s
+        alive = idle_s < quiet_s
+        if known.again and (alive or record.ended):
+            await self._states.put_forward(record, known.seen)
+        if alive and (known.again or not record.ended):
+            await in_database(rows.heard_of)(session_id=session_id, ago_s=idle_s)
+            return ""
         if not record.ended:
-            if found is not None and found.idle_s < quiet_s:
-                await database_sync_to_async(rows.heard_of)(session_id=session_id, ago_s=found.idle_s)
-                return ""
-            seen = record.rev
+            seen = known.seen
             record.ended = "blocked" if record.gate is not None and record.gate["blocked"] else "expired"
             try:  # what was shown is judged, also where its client never said that it was all
                 record.deferred = _deferred(record, await self._policy(record))
             except PolicyUnavailable as error:
                 logger.error("deferred_checks_cannot_be_made", session=session_id, error=str(error))
-            record.rev, record.gate = seen + 1, None
-            swapped, _ = await self._put(record, seen, record.events, quiet_s=quiet_s)
+            record.rev, record.gate = max(record.rev, seen) + 1, None
+            swapped, _ = await self._states.put(record, seen, record.events, quiet_s=quiet_s)
             if swapped is None:
                 return ""
         await self._conclude(record)
         return record.ended
+
+    async def _leave(self, session_id: str, error: ForeignRecord) -> str:
+        """Leave a stream that cannot be read here to who can, for as long again as streams may be silent."""
+        quiet_s = self._settings.stream_expiry_s
+        found = await self._states.store.read(session_id)
+        idle_s = await in_database(rows.silent_for)(session_id=session_id) if found is None else found.idle_s
+        if idle_s >= 2 * quiet_s:
+            logger.error("stream_state_of_another_engine", session=session_id, error=str(error))
+            await self._states.lose(session_id)
+            return rows.LOST
+        if idle_s < quiet_s:
+            await in_database(rows.heard_of)(session_id=session_id, ago_s=idle_s)
+        return ""
 
     async def _conclude(self, record: Record) -> None:
         """What follows from an end that the store has: record, readers, workers, and the tombstone in its place.
@@ -317,149 +339,40 @@ class Streams:
             if ended.first:
                 metrics.shadowed(record.policy, beside)
             last = last_events(record, ended.state, ended.outcome)
-            await self._put(
+            await self._states.put(
                 tombstone, record.rev, record.events, last=last, ttl_s=self._settings.tombstone_s, kept=True
             )
         if record.deferred:
             await tasks.queue_session(record.session_id)
 
-    async def _lose(self, session_id: str) -> None:
-        logger.error("stream_state_lost", session=session_id)
-        await database_sync_to_async(rows.lose)(session_id=session_id)
-
     # -- the record ---------------------------------------------------------------------------------------------
 
-    async def _started_before(self, session_id: str, asked: Beginning) -> Answer | None:
-        try:
-            record = await self._load(asked.visitor, session_id)
-        except NoSuchStream:
-            return None
-        if record.start_digest != asked.body_digest:
-            said = "The Idempotency-Key was used for another start."
-            raise OutOfTurn("idempotency_conflict", said, record.expected_seq)
-        if not record.ended:
-            # Who began the stream may have been cut off before it was in the store, and its events in the log.
-            await self._put(record, record.rev, 0)
-        return record.start_answer
-
-    async def _load(self, visitor: Visitor, session_id: str, seq: int | None = None) -> Record:
-        """The record as the newer of the two stores has it. ``seq``: of the delta that the client has now."""
-        if not is_session_id(session_id):
-            raise NoSuchStream
-        found = await self._store.read(session_id)
-        if found is None:
-            kept: rows.Kept | None = await database_sync_to_async(rows.kept)(session_id)
-            if kept is None:
-                raise NoSuchStream
-            return await self._kept(visitor, session_id, kept)
-        record = await self._unsealed(found.blob, session_id)
-        if not _may(visitor, record.client, session_id):
-            raise NoSuchStream
-        doubted = seq not in (None, record.expected_seq) or found.unkept_s >= self._settings.write_through_s
-        if not doubted or (kept := await self._newer(session_id, found)) is None:
-            return record
-        record = await self._kept(visitor, session_id, kept)
-        await self._put_forward(record, found.rev)
-        return record
-
-    async def _kept(self, visitor: Visitor, session_id: str, kept: rows.Kept) -> Record:
-        """The record as the database has it."""
-        if not _may(visitor, kept.client, session_id):
-            raise NoSuchStream
-        if kept.error_code == rows.LOST:
-            raise StateLost
-        if kept.state is not State.ACTIVE and kept.blob is None:
-            raise OutOfTurn("stream_ended", f"The stream is over ({kept.outcome}).", kept.expected_seq)
-        return await self._unsealed(kept.blob, session_id)
-
-    async def _unsealed(self, blob: bytes | None, session_id: str) -> Record:
-        try:
-            if blob is None:
-                raise RecordBroken("there is none")
-            return unsealed(blob, session_id)
-        except RecordBroken:
-            await self._lose(session_id)
-            raise StateLost from None
-
-    async def _newer(self, session_id: str, found: Found) -> rows.Kept | None:
-        """What the database has, where it has a newer state than the store: then the store was put back to an older
-        one (from a copy of its data), and what it says of this stream is not to be built upon.
-        """
-        kept: rows.Kept | None = await database_sync_to_async(rows.kept)(session_id)
-        if kept is None or kept.rev <= found.rev:
-            return None
-        again = await self._store.read(session_id)
-        if again is not None and again.rev >= kept.rev:
-            return None  # another call has gone on meanwhile
-        logger.error("stream_store_put_back", session=session_id, store_rev=found.rev, database_rev=kept.rev)
-        return kept
-
-    async def _put_forward(self, record: Record, seen: int) -> None:
-        """The database's state in the place of the store's older one; that of a stream that is over stays there."""
-        if not record.over:
-            await self._put(record, seen, record.events, kept=True)
-
-    @staticmethod
-    def _in_turn(record: Record, seq: int) -> None:
-        if record.ended:
-            raise OutOfTurn("stream_ended", f"The stream is over ({record.ended}).", record.expected_seq)
-        if seq != record.expected_seq:
-            said = f"seq {record.expected_seq} comes next; nothing was applied."
-            if seq == record.seq:
-                said = f"seq {seq} was sent before with another body; nothing was applied."
-            raise OutOfTurn("seq_conflict", said, record.expected_seq)
-
     async def _policy(self, record: Record) -> Policy:
-        policy: Policy = await database_sync_to_async(policy_by_digest)(record.policy_digest)
+        policy: Policy = await in_database(policy_by_digest)(record.policy_digest)
         return policy.demoted({name: Checkpoint(checkpoint) for name, checkpoint in record.demoted.items()})
-
-    def _gate(self, record: Record, policy: Policy) -> Gate:
-        if record.gate is None:
-            raise StateLost
-        try:
-            return Gate.restore(policy, record.gate)
-        except StateError as error:
-            logger.error("stream_state_of_another_engine", session=record.session_id, error=str(error))
-            raise StateLost from error
 
     async def _commit(
         self, record: Record, seen: int, told: int, digest: str, answer: Answer
     ) -> tuple[Swapped | None, bytes]:
         """Store what a call led to. ``told``: so many events had followed before it."""
-        record.rev, record.calls = seen + 1, record.calls + 1
+        record.rev, record.calls, record.behind = seen + 1, record.calls + 1, False
         record.keep(digest, answer)
-        return await self._put(record, seen, told)
+        return await self._states.put(record, seen, told)
 
-    async def _put(
-        self,
-        record: Record,
-        seen: int,
-        told: int,
-        *,
-        last: list[Json] | None = None,
-        ttl_s: float | None = None,
-        quiet_s: float = 0.0,
-        kept: bool = False,
-    ) -> tuple[Swapped | None, bytes]:
-        """The record in the place of the state ``seen``, and the events behind the first ``told``, or neither.
-
-        A log that has lost events gets them again, with the seqs that they had.
-        """
-        blob = record.seal()
-        ms = round((datetime.now(UTC) - datetime.fromisoformat(record.started_at)).total_seconds() * 1000)
-        while True:
-            events = Following(told, [*events_after(record, told), *(last or [])], last=last is not None)
-            swapped = await self._store.swap(
-                record.session_id, seen, record.rev, blob, events,
-                ms=ms, ttl_s=ttl_s or self._ttl_s, quiet_s=quiet_s, kept=kept,
-            )  # fmt: skip
-            if not isinstance(swapped, Behind):
-                return swapped, blob
-            told = swapped.seq
+    async def _write_through(self, record: Record, blob: bytes) -> None:
+        """Bring the database to this state. The call has been applied: where one of the two is away, it is answered
+        all the same, and it is written later."""
+        try:
+            await in_database(rows.write_through)(record=record, blob=blob)
+            await self._states.store.kept(record.session_id)
+            self._late.written(record.session_id)
+        except (LogUnavailable, *AWAY) as error:
+            logger.warning("stream_not_written_through", session=record.session_id, error=str(error))
+            self._late.leave(record.session_id, self._settings.write_through_s)
 
     async def _after_the_race(self, visitor: Visitor, session_id: str, digest: str) -> Answer:
         """Another writer was first: with the same call, then its answer is ours, or with another one."""
-        record = await self._load(visitor, session_id)
+        record = await self._states.load(visitor, session_id)
         if (answer := record.answered(digest)) is not None:
             return answer
         said = "Another call changed the stream at the same time; nothing was applied."
@@ -473,7 +386,7 @@ class Streams:
         if record.counts[0] + len(delta) > self._settings.max_own_text_chars:
             raise TooLong(f"The text has more than {self._settings.max_own_text_chars:,} characters.")
         record.came(len(delta))
-        effects = gate.feed(delta)
+        effects = await fed(gate, delta)
         if last:
             effects = [*effects, *gate.finish()]
         out = await settled(gate, effects, conversation=turns)
@@ -502,23 +415,32 @@ class Streams:
         record.checks += totals.add(record.guardrails, findings=text.findings, statuses=text.statuses)
 
     async def _turns(self, record: Record, policy: Policy) -> tuple[Turn, ...]:
-        if not any(g.impl.wants_conversation for g in policy.running(AppliesTo(record.kind))):
+        if not (wanted := conversing.turns_wanted(AppliesTo(record.kind), policy)):
             return ()
-        found: tuple[Turn, ...] = await database_sync_to_async(rows.turns)(record, self._settings.history_messages)
+        found: tuple[Turn, ...] = await in_database(rows.turns)(record, max(wanted, self._settings.history_messages))
         return found
 
-    def _summary(self, record: Record) -> Answer:
+    def _summary(self, record: Record) -> rows.Summary:
         chars_in, released, _, exposed = record.counts
-        said = {"outcome": record.ended, "chars_in": chars_in, "released": released, "withheld": chars_in - released}
-        total = {**rows.summary(record), "calls": record.calls + 1, "findings": len(record.findings)}
-        return {**said, "exposed": exposed, **total}
+        counted = rows.summary(record)
+        counted["calls"] += 1  # this one
+        return rows.Summary(
+            **counted,
+            outcome=cast("rows.OutcomeName", record.ended),
+            chars_in=chars_in,
+            released=released,
+            withheld=chars_in - released,
+            exposed=exposed,
+            findings=len(record.findings),
+        )
 
     def _expires(self, now_ms: int) -> str:
         return datetime.fromtimestamp(now_ms / 1000 + self._settings.stream_expiry_s, UTC).isoformat()
 
 
-def _may(visitor: Visitor, client: str, session_id: str) -> bool:
-    return visitor.only_session == session_id if visitor.only_session else visitor.client == client
+def _repeatable(client: str, repeat_key: str) -> str:
+    """The id of the stream that this client begins with this key, however often."""
+    return str(uuid5(NAMESPACE_OID, f"sluicegate stream {client}\n{repeat_key}"))
 
 
 def _deferred(record: Record, policy: Policy) -> list[str]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from channels.db import database_sync_to_async
 
 from guardrails.findings import Action, AppliesTo, Mode
 from guardrails.performance import Checkpoint
@@ -20,6 +19,7 @@ from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy, policy_by_digest
 from streaming.core import gate as gates
 from streaming.core.gate import Gate
+from streaming.database import in_database
 from streaming.guarded.record import Record, ShadowState, finding_of
 from streaming.shadow.record import ShadowRecord, acted, recorded, with_exposure
 
@@ -54,7 +54,7 @@ async def ended(record: Record) -> ShadowRecord | None:
         return None
     policy: Policy | None = None
     with _alone(record, state):
-        whole: Policy = await database_sync_to_async(policy_by_digest)(state["digest"])
+        whole: Policy = await in_database(policy_by_digest)(state["digest"])
         if not state["error"] and record.chunks:
             gate = _gate(record, state, whole.only(Checkpoint.IMMEDIATE))
             _take(state, gate.finish())
@@ -78,7 +78,7 @@ async def ended(record: Record) -> ShadowRecord | None:
 
 
 async def _immediate(state: ShadowState) -> Policy:
-    policy: Policy = await database_sync_to_async(policy_by_digest)(state["digest"])
+    policy: Policy = await in_database(policy_by_digest)(state["digest"])
     return policy.only(Checkpoint.IMMEDIATE)
 
 

@@ -57,13 +57,25 @@ return 1
 """
 )
 
+DROP = "return redis.call('DEL', KEYS[1])"
+
+REVS = """
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('HGET', key, 'rev') end
+return found
+"""
+
 TOUCH = (
     _NOW
     + """
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'at', now) end
-return now
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'at', now)
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
 """
 )
+
+NOW = _NOW + "return now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +164,22 @@ class Store:
         """The database has been written now."""
         await self._log.evaluate(KEPT, [_key(session_id)], [])
 
-    async def touch(self, session_id: str) -> int:
-        """A call has come that changes nothing; returns the store's time in ms."""
-        return int(cast("int", await self._log.evaluate(TOUCH, [_key(session_id)], [])))
+    async def drop(self, session_id: str) -> None:
+        """Forget the state; its events stay."""
+        await self._log.evaluate(DROP, [_key(session_id)], [])
+
+    async def revs(self, session_ids: Sequence[str]) -> list[int | None]:
+        """Which states these are, in this order, in one call; None for each that the store has not."""
+        answer = await self._log.evaluate(REVS, [_key(session_id) for session_id in session_ids], [])
+        return [None if rev is None else int(rev) for rev in cast("list[bytes | None]", answer)]
+
+    async def touch(self, session_id: str, ttl_s: float) -> bool:
+        """A call has come that changes nothing; False where the store has no such stream."""
+        return bool(await self._log.evaluate(TOUCH, [_key(session_id)], [round(ttl_s * 1000)]))
+
+    async def now_ms(self) -> int:
+        """The store's time, ms since 1970."""
+        return int(cast("int", await self._log.evaluate(NOW, [], [])))
 
 
 def _key(session_id: str) -> str:

@@ -8,6 +8,7 @@ they can be told again to a log that has lost them, and a reader who had them se
 
 from __future__ import annotations
 
+from guardrails.findings import Outcome
 from streaming.core.events import (
     Blocked,
     Done,
@@ -18,12 +19,30 @@ from streaming.core.events import (
     PolicyRef,
     ServerEvent,
     StateChange,
+    Timing,
 )
-from streaming.guarded.record import Record, finding_of
+from streaming.guarded.record import Record, finding_of, rows_of
 from streaming.models import AuditSession, Message
 
-LAST = 3
+LAST = 4
 """So many events end an answer."""
+
+
+_STATUS = {
+    Outcome.BLOCKED: Message.Status.BLOCKED,
+    Outcome.EXPIRED: Message.Status.INTERRUPTED,
+    Outcome.ERROR: Message.Status.ERROR,
+}
+
+
+def message_status(outcome: Outcome) -> Message.Status:
+    """What the message is called, in its row and to its readers."""
+    return _STATUS.get(outcome, Message.Status.COMPLETE)
+
+
+def metadata(record: Record, outcome: Outcome) -> dict[str, object]:
+    """What is known of the message beside its text."""
+    return {"status": message_status(outcome).value, "redactions": [list(pair) for pair in record.redactions]}
 
 
 def events_after(record: Record, before: int) -> list[Json]:
@@ -45,9 +64,9 @@ def events_after(record: Record, before: int) -> list[Json]:
 
 def last_events(record: Record, state: AuditSession.State, outcome: str) -> list[Json]:
     """The last events of the answer."""
-    metadata = {"status": Message.Status.COMPLETE.value, "redactions": [list(pair) for pair in record.redactions]}
     last: list[ServerEvent] = [
-        MessageUpdate(record.message_id, record.visible, metadata),
+        MessageUpdate(record.message_id, record.visible, metadata(record, Outcome(outcome))),
+        Timing(record.arrivals, record.releases, record.calls, rows_of(record), record.naive or 0),
         Done(record.visible, outcome),
         StateChange(state.value, outcome),
     ]

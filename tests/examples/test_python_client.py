@@ -103,6 +103,7 @@ async def test_it_works(servers: Stack) -> None:
     assert seen.places == rows_of(servers, seen.ended.session_id)
     assert (seen.ended.state, seen.ended.outcome) == ("MONITORING", "redacted")
     assert seen.ended.summary["calls"] == gate.calls == gate.tries
+    assert seen.ended.summary["naive_calls"] == len(pieces(TEXT, 12)), "it says how many chunks there were"
     assert sessions(servers) == before + 1
 
 

@@ -126,7 +126,7 @@ async def test_a_store_that_lost_everything_takes_no_counter_with_it_and_doubles
         await forget_store()
         assert (await client.update(session_id, seq, chunk))[0] == 200
     await forget_store()
-    assert (await client.finish(session_id))[0] == 200
+    assert (await client.finish(session_id, seq=len(CHUNKS) + 1))[0] == 200
     row = await judged(session_id)
     assert characters(row) == COUNTED
     assert totals(row) == {"pii": (0, 1, 0), "heron": (0, 1, 0), "tone": (3, 1, 0)}
@@ -181,7 +181,7 @@ def test_times_and_failures_are_added_up() -> None:
     statuses = [GuardrailStatus("judge", "BATCHED", state, ms) for state, ms in said]
     assert add(sums, statuses=statuses[:2]) == 2
     assert add(sums, statuses=statuses[2:]) == 2
-    assert sums == {"judge": {"checks": 4, "hits": 0, "errors": 2, "ms": 6.75, "last_ms": 0.25}}
+    assert sums == {"judge": {"checks": 4, "hits": 0, "errors": 2, "ms": 6.75, "last_ms": 0.25, "state": "hit"}}
 
 
 async def test_one_id_leads_from_the_socket_to_the_session_and_to_what_the_worker_logs(
