@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from typing import overload
 from urllib.parse import parse_qsl
 
-from channels.db import database_sync_to_async
-
 from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey
 from guardrails.selectors import api_key_for
 from streaming import stream_tokens
 from streaming.conf import demo_mode
+from streaming.database import in_database
 from streaming.selectors import key_of_session
 from streaming.sessions import Visitor
 
 PAGE_POLICY = "demo"
 KEY_POLICY = "basic"
+NO_TOKEN = "The stream token is not valid or has expired."  # noqa: S105
 
 
 class Refused(Exception):
@@ -39,7 +39,7 @@ class Access:
     """Who it is, the policy that runs when a call names none, and what the key allows.
 
     ``origins``: browser origins other than our own that may use it. ``by_key_at``: of a stream token, when a key last
-    stood behind it.
+    stood behind it. ``key``: the key's prefix, empty where it is none. ``answers_at_once`` None: as the setting says.
     """
 
     visitor: Visitor
@@ -48,6 +48,13 @@ class Access:
     calls_per_minute: int = CALLS_PER_MINUTE
     updates_per_second: int = UPDATES_PER_SECOND
     by_key_at: int | None = None
+    key: str = ""
+    answers_at_once: int | None = None
+
+    @property
+    def until(self) -> float | None:
+        """When what was opened with a stream token ends (seconds since 1970); None where it was none."""
+        return None if self.by_key_at is None else self.by_key_at + stream_tokens.RENEWABLE_S
 
     def stream_token(self, session_id: str) -> str:
         """A fresh token for this session."""
@@ -74,7 +81,7 @@ def key_in(headers: Iterable[tuple[str, str]]) -> str:
 
 async def access_by_key(plaintext: str, scope: str) -> Access:
     """The access that a key gives. Raises ``Refused``."""
-    key = await database_sync_to_async(api_key_for)(plaintext)
+    key = await in_database(api_key_for)(plaintext)
     if key is None:
         raise Refused("unauthenticated", "The API key is not known or has been revoked.")
     if scope not in key.scopes:
@@ -84,7 +91,8 @@ async def access_by_key(plaintext: str, scope: str) -> Access:
 
 def _access_of(key: ApiKey, visitor: Visitor) -> Access:
     return Access(
-        visitor, key.policy or KEY_POLICY, tuple(key.origins), key.calls_per_minute, key.updates_per_second
+        visitor, key.policy or KEY_POLICY, tuple(key.origins), key.calls_per_minute, key.updates_per_second,
+        key=key.prefix, answers_at_once=key.answers_at_once,
     )  # fmt: skip
 
 
@@ -111,9 +119,9 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
 async def access_by_token(token: str) -> Access:
     """The access to one session that a stream token gives, as far as its key still stands. Raises ``Refused``."""
     said = stream_tokens.opened(token)
-    key = await database_sync_to_async(key_of_session)(said.session_id) if said else None
+    key = await in_database(key_of_session)(said.session_id) if said else None
     if key is None or said is None:
-        raise Refused("unauthenticated", "The stream token is not valid or has expired.")
+        raise Refused("unauthenticated", NO_TOKEN)
     return replace(_access_of(key, Visitor(only_session=said.session_id)), by_key_at=said.by_key_at)
 
 

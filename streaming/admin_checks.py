@@ -9,22 +9,41 @@ from __future__ import annotations
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 
 from guardrails.admin.base import ReadOnlyAdmin, remember
+from streaming.breakers import NOT_ASKED
+from streaming.database_clock import database_now
 from streaming.models import DeferredCheck
 from streaming.presentation import milliseconds
 from streaming.retry import NotRetried, retry
+from streaming.standing import state_of
 
 RETRY = "streaming.retry_deferredcheck"
+
+
+class HeldUp(admin.SimpleListFilter):
+    """Those that wait until their guardrail may be asked again."""
+
+    title = "circuit"
+    parameter_name = "circuit"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        """One choice beside all."""
+        return [("open", "Circuit open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[DeferredCheck]) -> QuerySet[DeferredCheck]:
+        """The same rule as ``standing.state_of``."""
+        if self.value() != "open":
+            return queryset
+        return queryset.filter(state=DeferredCheck.State.WAITING, error__startswith=NOT_ASKED)
 
 
 @admin.register(DeferredCheck)
 class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
     """The outbox of checks that workers make."""
 
-    list_display = ("guardrail", "state", "attempts", "queued_at", "waited", "took", "error", "its_session")
-    list_filter = ("state", "guardrail", "applies_to", "session__policy_name")
+    list_display = ("guardrail", "its_state", "attempts", "queued_at", "waited", "took", "error", "its_session")
+    list_filter = ("state", HeldUp, "guardrail", "applies_to", "session__policy_name")
     list_per_page = 50
     search_fields = ("session__id",)
     readonly_fields = ("waited", "took")
@@ -34,6 +53,11 @@ class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
     def has_retry_permission(self, request: HttpRequest) -> bool:
         """For the action below."""
         return request.user.has_perm(RETRY)
+
+    @admin.display(description="State", ordering="state")
+    def its_state(self, check: DeferredCheck) -> str:
+        """As readers are told it."""
+        return "Circuit open" if state_of(check) == "circuit_open" else str(check.get_state_display())
 
     @admin.display(description="Session", ordering="session")
     def its_session(self, check: DeferredCheck) -> str:
@@ -59,7 +83,7 @@ class DeferredCheckAdmin(ReadOnlyAdmin[DeferredCheck]):
         for check in queryset.select_related(None):
             named = f"{check.guardrail} of session {check.session_id}"
             try:
-                retry(check_id=check.pk, now=timezone.now())
+                retry(check_id=check.pk, now=database_now())
             except NotRetried as error:
                 messages.error(request, f"{named}: {error}.")
                 continue

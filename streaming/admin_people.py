@@ -60,7 +60,9 @@ class RevealForm(forms.Form):
     """Why somebody looks."""
 
     reason = forms.CharField(
-        max_length=REASON_CHARS, widget=UnfoldAdminTextInputWidget({"autocomplete": "off"}), label="Why do you look?"
+        max_length=REASON_CHARS,
+        widget=UnfoldAdminTextInputWidget({"autocomplete": "off", "dir": "auto"}),
+        label="Why do you look?",
     )
 
 
@@ -69,7 +71,10 @@ class ReviewForm(forms.Form):
 
     label = forms.ChoiceField(choices=Review.Label.choices, widget=UnfoldAdminRadioSelectWidget(), label="Verdict")
     note = forms.CharField(
-        max_length=NOTE_CHARS, required=False, widget=UnfoldAdminTextareaWidget({"rows": 4}), label="Note (optional)"
+        max_length=NOTE_CHARS,
+        required=False,
+        widget=UnfoldAdminTextareaWidget({"rows": 4, "dir": "auto"}),
+        label="Note (optional)",
     )
     seen = forms.IntegerField(min_value=0, widget=forms.HiddenInput())
 

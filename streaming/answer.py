@@ -10,18 +10,21 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.policy import Policy
-from streaming import totals
-from streaming.agent import MAX_CALLS, MAX_NAME_CHARS, NOT_OVER, NOT_RUN, WITHHELD, Call, Said, ToolCalls, name_shown
+from streaming import stops, totals
+from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, shown_as
+from streaming.answer_lanes import HOLD_EVERY_MS, NOTHING, Key, Lane, Question, Round, Telling
+from streaming.calls import MAX_CALLS, MAX_NAME_CHARS, Call, ToolCalls
 from streaming.checks import Look, Looked
 from streaming.core import gate as gates
 from streaming.core.events import (
     Blocked,
     ErrorEvent,
     FindingEvent,
+    GuardrailStatus,
     Hold,
     MessageStream,
     ModelNamed,
@@ -34,75 +37,18 @@ from streaming.core.events import (
     Stopped,
     TextDelta,
     ThinkingDelta,
+    ToolCall,
     ToolCallDelta,
     ToolResult,
     Usage,
+    joined,
 )
-from streaming.core.gate import Gate, SentenceCheck
+from streaming.core.gate import Gate
+from streaming.core.text import mend
+from streaming.foreign_words import fit, model_name
 from streaming.pace import Timeline
 from streaming.providers.base import ChatMessage, ProviderTimeout, ToolCallMade
-
-HOLD_EVERY_MS = 50
-"""A hold is told at most this often."""
-
-NOTHING = (0, "", "")
-
-Key = tuple[str, int]
-
-
-@dataclass(slots=True)
-class Telling:
-    """What readers were last told to be held in a channel (characters, guardrail, rule), and when in ms."""
-
-    channel: str
-    told: tuple[int, str, str] = (0, "", "")
-    told_at: int = -HOLD_EVERY_MS
-
-
-@dataclass(slots=True)
-class Lane:
-    """One channel of one choice: its gate and what is visible of it."""
-
-    gate: Gate
-    channel: str
-    choice: int
-    parts: list[str] = field(default_factory=list)
-    redactions: list[tuple[int, str]] = field(default_factory=list)
-    told: tuple[int, str, str] = (0, "", "")
-    told_at: int = -HOLD_EVERY_MS
-    streamed: bool = False
-    settled: int = 0
-    found: list[Finding] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Returned:
-    """What a tool that the provider ran has returned. Not told before its gate has decided about all of it."""
-
-    id: str
-    text: str
-    failed: bool
-    lane: Lane
-    told: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A text that a guardrail has to be asked about."""
-
-    key: Key
-    check: SentenceCheck
-    applies_to: AppliesTo
-
-
-@dataclass(slots=True)
-class Round:
-    """What one round of the model has said so far: where its visible parts begin, and its raw thinking."""
-
-    text: int = 0
-    thinking: int = 0
-    thought: list[str] = field(default_factory=list)
-    signature: str = ""
+from streaming.returned import Returned, name_lane
 
 
 class Answer:
@@ -123,26 +69,32 @@ class Answer:
         self._now = now_ms
         self._look = look
         self._lanes: dict[Key, Lane] = {}
-        self._returned: dict[Key, Returned] = {}  # those that a guardrail is still asked about
+        self._returned: dict[int, Returned] = {}  # those that a guardrail is still asked about
         self._returns = 0
         self.tools = ToolCalls()
         self._crowded = False  # a call too many has been told
+        self._markup: set[str] = set()  # what has been told of calls written as text
         self._tool_texts = (Telling("tool_arguments"), Telling("tool_result"))
         self._overtaken: list[ServerEvent] = []
         self.findings: list[Finding] = []
         self.totals: totals.AllTotals = {}
+        self.lines: dict[str, GuardrailStatus] = {}  # those that the record keeps, as last told
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
         self.stopped: Blocked | None = None
         self.usage: dict[str, int] = {}
-        self.model = ""
+        self._used: dict[str, int] = {}  # in the rounds that are over
+        self.model = self._named = ""
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
+        self._cut: tuple[str, ...] = ()
         self.notices: Counter[tuple[str, str]] = Counter()  # by provider and code
         self.timed_out: Counter[str] = Counter()  # by provider: its last try was over time, and another was asked
         self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
+        self.first_ms: int | None = None  # when the first token came
         self._raw: list[str] = []
+        self._thoughts: list[str] = []
         self._round = Round()
 
     # -- in -----------------------------------------------------------------------------------------------------
@@ -151,6 +103,8 @@ class Answer:
         """What a provider event leads to. Once blocked, nothing any more."""
         if self.blocked is not None:
             return []
+        if self.first_ms is None and isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
+            self.first_ms = self._now()
         match event:
             case TextDelta(text, choice):
                 if choice == 0:
@@ -158,6 +112,7 @@ class Answer:
                 return self._feed("text", choice, text)
             case ThinkingDelta(text, choice, signature):
                 if choice == 0:
+                    self._thoughts.append(text)
                     self._round.thought.append(text)
                     self._round.signature += signature
                 return self._feed("thinking", choice, text) if text else []
@@ -169,31 +124,47 @@ class Answer:
             case ProviderToolResult(id_, result, error):
                 return self._tool_result(id_, result, error)
             case Usage():
-                self.usage |= event.as_dict()
+                # Within a round the counts are those so far; every round is paid for.
+                self._round.usage |= event.as_dict()
+                self.usage = _sum(self._used, self._round.usage)
             case ProviderChosen():
-                if self.chosen is not None and ProviderTimeout.code in event.fallback.split(", "):
-                    self.timed_out[self.chosen.provider] += 1
-                self.chosen = event
+                earlier = ""
+                if self.chosen is not None:
+                    earlier = self.chosen.fallback
+                    if event.after == ProviderTimeout.code:
+                        self.timed_out[self.chosen.provider] += 1
+                # Every reason of the whole answer, of the rounds before this one too.
+                self.chosen, self.stop_reason = replace(event, fallback=joined(earlier, event.fallback)), ""
             case ModelNamed(model):
-                self.model = model
+                if model != self._named:  # as the endpoint says it
+                    self._named, self.model = model, model_name(self.policy, mend(model), monitor=self.monitor)
             case Stopped(reason, choice):
-                self.stop_reason = reason if choice == 0 else self.stop_reason
+                return self._ended(reason, choice)
             case ProviderNotice(code, message):
                 self.notices[self.chosen.provider if self.chosen else "", code] += 1
-                return [ErrorEvent(code, message, recoverable=True)]
+                if code == "tool_markup":
+                    if message in self._markup:
+                        return []
+                    self._markup.add(message)
+                return [ErrorEvent(code, self.fit(mend(message)), recoverable=True)]
         return []
+
+    def fit(self, words: str) -> str:
+        """What somebody says of a failure, as readers and the record may have it."""
+        return fit(self.policy, words, monitor=self.monitor)
 
     def verdict(self, question: Question, guardrail: str, verdict: Verdict) -> list[ServerEvent]:
         """The answer to a question; one that a block has made moot changes nothing."""
-        returned = self._returned.get(question.key)
-        lane = self._lanes.get(question.key) if returned is None else returned.lane
+        channel, number = question.key
+        returned = self._returned.get(number) if channel in ("tool_arguments", "tool_result") else None
+        lane = self._lanes.get(question.key) if returned is None else returned.lanes.get(channel)
         if lane is None:
             return []
         # One blocks, all stop: a verdict that comes with the one that blocked releases nothing any more.
         effects = lane.gate.stop() if self.blocked is not None else []
         with contextlib.suppress(KeyError):
             effects = [*effects, *lane.gate.verdict(question.check.id, guardrail, verdict)]
-        return self._events(lane, effects) if returned is None else self._return(question.key, returned, effects)
+        return self._events(lane, effects) if returned is None else self._return(returned, lane, effects)
 
     def finish(self) -> list[ServerEvent]:
         """The provider has ended: settle what is held."""
@@ -203,8 +174,9 @@ class Answer:
                 out += self._events(lane, lane.gate.stop())
             out += self._events(lane, lane.gate.finish())
         if self.blocked is not None:
-            for key, returned in list(self._returned.items()):
-                out += self._return(key, returned, returned.lane.gate.stop())
+            for returned in list(self._returned.values()):
+                for lane in returned.lanes.values():
+                    out += self._return(returned, lane, lane.gate.stop())
         return out
 
     def said(self, said: Said) -> list[ServerEvent]:
@@ -227,9 +199,10 @@ class Answer:
         """
         text, thinking = self.content[self._round.text :], self.visible("thinking")[self._round.thinking :]
         raw, signature = "".join(self._round.thought), self._round.signature
+        self._used = self.usage
         self._round = Round(len(self.content), len(self.visible("thinking")))
         whole = thinking == raw
-        made = tuple(ToolCallMade(call.id, call.name, call.sendable) for call in calls)
+        made = tuple(ToolCallMade(call.id, call.sent_name, call.sendable) for call in calls)
         return (
             ChatMessage("assistant", text, made, thinking=raw if whole else "", signature=signature if whole else ""),
             *(ChatMessage("tool", call.result, tool_call_id=call.id, failed=call.failed) for call in calls),
@@ -251,7 +224,7 @@ class Answer:
     def _asking(self) -> Iterator[Lane]:
         """Every lane that may have asked a guardrail."""
         yield from self._lanes.values()
-        yield from (returned.lane for returned in self._returned.values())
+        yield from (lane for returned in self._returned.values() for lane in returned.lanes.values())
 
     @property
     def content(self) -> str:
@@ -262,6 +235,12 @@ class Answer:
     def raw(self) -> str:
         """All that the provider sent as choice 0's text; for guardrails only."""
         return "".join(self._raw)
+
+    @property
+    def thought(self) -> tuple[str, int]:
+        """The first choice's thinking as the provider said it, and how many characters of it were shown."""
+        lane = self._lanes.get(("thinking", 0))
+        return "".join(self._thoughts), lane.gate.counters.released if lane is not None else 0
 
     @property
     def redactions(self) -> list[tuple[int, str]]:
@@ -332,23 +311,24 @@ class Answer:
         """Arguments and results that are kept back, in one piece each."""
         yield from (call.held for call in self.tools.made if call.held is not None)
         for returned in self._returned.values():
-            if not returned.told and (hold := returned.lane.gate.hold) is not None:
-                yield "tool_result", replace(hold, chars=len(returned.text))
+            yield from returned.held()
 
     def let_go(self) -> None:
         """The answer is over: what is held of tool calls stays withheld, and each call that is overtaken says so."""
         for returned in self._returned.values():
             if not returned.told:
                 returned.told = True
-                self.tools.came_of(returned.id, WITHHELD, failed=True)
-                self._overtaken.append(ToolResult(returned.id, error=WITHHELD))
+                returned.call.refuse(WITHHELD)
+                if returned.call.told:
+                    self._overtaken.append(ToolResult(returned.call.id, error=WITHHELD))
         self.tools.end()
         for call in self.tools.made:
             call.name = call.name or name_shown(call.wanted, self.policy, monitor=self.monitor)
-            if call.over or call.ran_by_provider:
+            if call.over:
                 continue
             held = "" if call.held is None else call.held[0]
-            call.result = WITHHELD if held == "tool_result" else NOT_OVER if call.told else NOT_RUN
+            begun = call.told or call.ran_by_provider
+            call.result = WITHHELD if held == "tool_result" else NOT_OVER if begun else NOT_RUN
             call.failed = call.over = True
             if call.told:
                 self._overtaken.append(ToolResult(call.id, error=call.result))
@@ -406,9 +386,19 @@ class Answer:
     def _settle(self, lane: Lane) -> None:
         """Note what is held no longer: shown, or hidden for good. Arrivals less these is what was held at any time."""
         settled = lane.gate.settled
-        if self.blocked is None and lane.channel != "tool_result" and settled > lane.settled:
+        if self.blocked is None and lane.channel in ("text", "thinking") and settled > lane.settled:
             self.releases.add(self._now(), settled - lane.settled)
             lane.settled = settled
+
+    def _ended(self, reason: str, choice: int) -> list[ServerEvent]:
+        """A choice is over. One that is not complete says so, once for every reason."""
+        if choice == 0:
+            self.stop_reason = stops.kept(reason)
+        words = stops.cut(reason)
+        if not words or words in self._cut:
+            return []
+        self._cut = (*self._cut, words)
+        return self.take(ProviderNotice("answer_cut", words))
 
     def _found(self, finding: Finding) -> FindingEvent:
         return FindingEvent(self.number(finding))
@@ -419,31 +409,69 @@ class Answer:
         return self.stopped
 
     def _tool_result(self, id_: str, result: str, error: str) -> list[ServerEvent]:
-        """What the provider's own tool returned passes the gate as a whole text before it is shown."""
-        gate = Gate(self.policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=self.monitor)
-        self._returns += 1
-        key = ("tool_result", self._returns)
-        returned = Returned(id_[:MAX_NAME_CHARS], result or error, bool(error), Lane(gate, *key))
-        self._returned[key] = returned
-        return self._return(key, returned, [*gate.feed(returned.text), *gate.finish()])
+        """What the provider's own tool returned: the call it answers is over, and is told before what came of it.
 
-    def _return(self, key: Key, returned: Returned, effects: list[gates.Effect]) -> list[ServerEvent]:
-        """Events of a tool's result: the result itself once no deciding guardrail has to answer, in one piece."""
-        lane = returned.lane
+        Name, arguments and result pass the gate as whole texts before they are shown.
+        """
+        call = self.tools.answered(id_[:MAX_NAME_CHARS])
+        if call is None:
+            return []
+        out: list[ServerEvent] = []
+        if not call.told:
+            lane = name_lane(self.policy, call.wanted, monitor=self.monitor)
+            out += self._unseen(lane, _whole(lane, call.wanted))
+            call.name = shown_as(call.wanted, "".join(lane.parts))
+            self._looked(lane, call.wanted)
+        self._returns += 1
+        returned = Returned.of(self._returns, call, result or error, bool(error), self.policy, monitor=self.monitor)
+        self._returned[self._returns] = returned
+        out += self._return(returned, returned.asked, _whole(returned.asked, returned.arguments))
+        if self.blocked is None:
+            returned.fed = True
+            out += self._return(returned, returned.said, _whole(returned.said, returned.text))
+        return out
+
+    def _unseen(self, lane: Lane, effects: list[gates.Effect]) -> list[ServerEvent]:
+        """Events of a text that is told in one piece, without its pieces."""
         events = self._events(lane, effects)
-        out = [event for event in events if not isinstance(event, MessageStream | Redaction)]
-        if not returned.told and (self.blocked is not None or not lane.gate.waiting):
+        return [event for event in events if not isinstance(event, MessageStream | Redaction)]
+
+    def _looked(self, lane: Lane, text: str) -> None:
+        if self._look is not None:
+            released = lane.gate.counters.released
+            self._look(Looked(text, lane.gate.applies_to, lane.channel, tuple(lane.found), released))
+
+    def _return(self, returned: Returned, lane: Lane, effects: list[gates.Effect]) -> list[ServerEvent]:
+        """Events of a call that the provider ran: the call, and then its result, each in one piece.
+
+        Each once no deciding guardrail has to answer about it.
+        """
+        if lane is returned.asked:
+            returned.shown.append(returned.written.encode(effects))
+        out = self._unseen(lane, effects)
+        if not returned.asked_over and (self.blocked is not None or not returned.asked.gate.waiting):
+            returned.asked_over = True
+            if not returned.call.told:
+                self._looked(returned.asked, returned.arguments)
+                returned.call.run = "".join(returned.shown) + returned.written.finish()
+                if self.blocked is None:
+                    returned.call.told = True
+                    out.append(ToolCall(returned.call.id, returned.call.name, returned.call.run))
+        over = self.blocked is not None or not returned.said.gate.waiting
+        if returned.asked_over and not returned.told and over and returned.fed:
             returned.told = True
-            if self._look is not None:
-                released = lane.gate.counters.released
-                self._look(Looked(returned.text, lane.gate.applies_to, lane.channel, tuple(lane.found), released))
-            if self.blocked is None or lane.gate.block is not None:
-                shown = "".join(lane.parts)
-                self.tools.came_of(returned.id, shown, failed=returned.failed)
-                told = ToolResult(returned.id, error=shown) if returned.failed else ToolResult(returned.id, shown)
+            self._looked(returned.said, returned.text)
+            if returned.call.told and (self.blocked is None or returned.said.gate.block is not None):
+                shown = "".join(returned.said.parts)
+                returned.call.result, returned.call.failed = shown, returned.failed
+                told = (
+                    ToolResult(returned.call.id, error=shown)
+                    if returned.failed
+                    else ToolResult(returned.call.id, shown)
+                )
                 out.append(self._counted(told))
-        if not lane.gate.unanswered:
-            self._returned.pop(key, None)
+        if returned.fed and not any(one.gate.unanswered for one in returned.lanes.values()):
+            self._returned.pop(returned.number, None)
         return out
 
     def _counted(self, event: ServerEvent) -> ServerEvent:
@@ -452,6 +480,14 @@ class Answer:
             self.tools_ok += event.error is None
             self.tools_failed += event.error is not None
         return event
+
+
+def _whole(lane: Lane, text: str) -> list[gates.Effect]:
+    return [*lane.gate.feed(text), *lane.gate.finish()]
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in (*one, *(n for n in other if n not in one))}
 
 
 def block_reason(finding: Finding, where: str) -> str:

@@ -20,6 +20,7 @@ from guardrails.policy import Guardrail, Policy
 from streaming.checks import Checked, Later, run_check, settled, status_after
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Gate
+from streaming.slices import fed
 
 AT_ONCE = 8
 """Sentences of one text that are asked about at the same time; of what computes, one after the other."""
@@ -40,12 +41,14 @@ def set_aside(policy: Policy, applies_to: AppliesTo) -> tuple[Policy, tuple[str,
 class Judged:
     """What all sentences of a text came to: one verdict for the check, and every finding at its place.
 
-    ``statuses``: one for every sentence that was asked about, as a call would have counted them.
+    ``statuses``: one for every sentence that was asked about, as a call would have counted them. ``exposed``: the
+    findings say how much of them was shown; else that is yet to be counted.
     """
 
     checked: Checked
     findings: tuple[Finding, ...] = ()
     statuses: tuple[GuardrailStatus, ...] = ()
+    exposed: bool = False
 
 
 async def judge_sentences(
@@ -65,7 +68,7 @@ async def judge_sentences(
     """
     channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
     gate = Gate(policy.alone(guardrail), applies_to, channel, monitor=True)
-    effects = [*gate.feed(text), *gate.finish()]
+    effects = [*await fed(gate, text), *gate.finish()]
     asked = (await settled(gate, effects, conversation=turns, clock=clock, later=True)).later
     turn = asyncio.Semaphore(1 if guardrail.apart is not None or guardrail.impl.computes else AT_ONCE)
     began = clock()
@@ -75,15 +78,15 @@ async def judge_sentences(
             if clock() - began >= limit_s:
                 late = Verdict(hit=False, error=f"not asked: the text took longer than {limit_s:g} s")
                 return Checked(late, 0.0, timed_out=True, permanent=True)
-            return await run_check(guardrail, question.request, clock)
+            return await run_check(guardrail, question.request, clock, tries=1)
 
     results = await asyncio.gather(*map(one, asked))
     found = [finding for question, each in zip(asked, results, strict=True) for finding in question.findings(each)]
     statuses = tuple(status_after(guardrail, each) for each in results)
-    return Judged(_together(results), tuple(sorted(found, key=lambda finding: finding.start)), statuses)
+    return Judged(worst_of(results), tuple(sorted(found, key=lambda finding: finding.start)), statuses)
 
 
-def _together(results: list[Checked]) -> Checked:
+def worst_of(results: list[Checked]) -> Checked:
     """The worst of them speaks for all: a hit with the highest score; beside it, the first failure's words."""
     failed = [each for each in results if each.verdict.error is not None]
     hits = [each.verdict for each in results if each.verdict.error is None and each.verdict.hit]
@@ -99,6 +102,7 @@ def _together(results: list[Checked]) -> Checked:
         timed_out=all(each.timed_out for each in failed),
         permanent=all(each.permanent for each in failed),
         circuit_open=all(each.circuit_open for each in failed),
+        answered=all(each.answered for each in failed),
     )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guardrails.findings import AppliesTo, Outcome
+from guardrails.kinds.base import Turn
 from guardrails.performance import Checkpoint
-from guardrails.policy import Policy
+from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import ShadowPolicy
-from streaming import totals
+from streaming import conversing, totals
 from streaming.answer import Answer, block_reason
 from streaming.checks import CheckedText, Looked, immediate_state
 from streaming.core.events import (
@@ -41,7 +42,8 @@ class Run:
     """What the pump works on. ``prompt_raw`` is for guardrails only; ``prompt`` is what they made of it.
 
     ``fallback``: why it was decided not to stream, before anybody was asked. ``shadow``: the version that runs beside;
-    ``looked``: the texts that the prompt's guardrails have looked at.
+    ``looked``: the texts that the prompt's guardrails have looked at. ``earlier``: what was said before the messages of
+    the request, for guardrails that want to know. ``handed_over``: nobody but the client has the conversation.
     """
 
     started: Started
@@ -54,6 +56,13 @@ class Run:
     fallback: str = ""
     shadow: ShadowPolicy | None = None
     looked: tuple[Looked, ...] = ()
+    earlier: tuple[Turn, ...] = ()
+    handed_over: bool = False
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation before the answer, as guardrails that want it are told it."""
+        return (*self.earlier, *(Turn(message.role, message.text) for message in self.request.messages))
 
     @property
     def provider(self) -> Provider:
@@ -87,6 +96,7 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
     lines = {status.guardrail: status for status in run.prompt.statuses}
     asked = [status for status in run.prompt.statuses if status.checkpoint == Checkpoint.BATCHED.value]
     totals.add(answer.totals, statuses=asked)
+    answer.lines.update(lines)
     if (block := run.prompt.blocked) is not None:
         withheld = len(run.prompt_raw) - run.prompt.counters.released
         events += lines.values()
@@ -95,12 +105,17 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
     for guardrail in run.policy.running(AppliesTo.RESPONSE):
         state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
         lines[guardrail.name] = GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state)
+        answer.lines.pop(guardrail.name, None)
     return [*events, *lines.values()]
 
 
-def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
-    """What is stored about the end of the answer. What was held at its end stays withheld."""
+def ending(run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: list[float]) -> Ending:
+    """What is stored about the end of the answer. What was held at its end stays withheld.
+
+    ``feeds_ms``: how long the gates took, by provider event, in milliseconds.
+    """
     answer.let_go()
+    answer.lines.update({line.guardrail: line for line in _immediate(run, answer, feeds_ms)})
     prompt_blocked = run.prompt.blocked is not None
     outcome = result.outcome or answer.outcome()
     chars_in, released, withheld, exposed = answer.counts()
@@ -124,7 +139,7 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int) -> Ending:
         # Where nobody answered, it was the first one whose failure is told.
         provider=chosen(run, answer).provider if answer.arrivals.count or not result.error_code else "",
         model=answer.model,
-        timing={**_timing(answer).payload(), **_counts(answer)},
+        timing={**_timing(answer).payload(), **_counts(answer), **_lines(answer)},
         last_seq=last_seq,
         error_code=result.error_code,
         error=result.error,
@@ -155,6 +170,7 @@ def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, obj
         "usage": answer.usage,
         "in_reply_to": run.started.prompt_id,
         "streaming": who.streaming,
+        "stop_reason": answer.stop_reason,
         "status": status.value,
         "redactions": [list(pair) for pair in answer.redactions],
     }
@@ -176,12 +192,22 @@ def _deferred(run: Run, answer: Answer) -> list[DeferredText]:
     """What workers shall judge: MONITOR guardrails only, those that decide have been asked by the gate."""
     texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, answer.raw))
     return [
-        DeferredText(guardrail.name, applies_to.value, text)
+        DeferredText(guardrail.name, applies_to.value, text, turns=_handed_over(run, guardrail, applies_to))
         for applies_to, text in texts
         if text
         for guardrail in run.policy.deferred(applies_to)
         if not guardrail.decides or run.monitor
     ]
+
+
+def _handed_over(run: Run, guardrail: Guardrail, applies_to: AppliesTo) -> tuple[Turn, ...] | None:
+    """What was said before, where it is stored nowhere; None: a worker reads it in the conversation."""
+    if not run.handed_over or not guardrail.impl.wants_conversation:
+        return None
+    turns = run.turns
+    if applies_to is AppliesTo.PROMPT:
+        turns = turns[: max((n for n, turn in enumerate(turns) if turn.role == "user"), default=0)]
+    return conversing.told(guardrail, turns)
 
 
 def closing(
@@ -192,30 +218,43 @@ def closing(
     state: State | None,
     *,
     workers: bool,
-    feeds_ms: list[float],
 ) -> list[ServerEvent]:
-    """What readers are told when the end has been stored.
-
-    ``workers``: any of them lives. ``feeds_ms``: how long the gates took, by provider event, in milliseconds.
-    """
+    """What readers are told when the end has been stored. ``workers``: any of them lives."""
     events = answer.closings()
     if result.error_code:
         events.append(ErrorEvent(result.error_code, result.error, result.recoverable))
     events.append(MessageUpdate(run.started.answer_id, stored.content, stored.metadata))
     events.append(_timing(answer))
     if run.prompt.blocked is None:
-        last, p95 = _last_and_p95(feeds_ms)
-        for guardrail in run.policy.running(AppliesTo.RESPONSE):
-            if guardrail.checkpoint is Checkpoint.IMMEDIATE:
-                said = immediate_state(guardrail, answer.findings)
-                events.append(GuardrailStatus(guardrail.name, guardrail.checkpoint.value, said, last, p95))
+        immediate = Checkpoint.IMMEDIATE.value
+        running = {guardrail.name for guardrail in run.policy.running(AppliesTo.RESPONSE)}
+        events += [line for name, line in answer.lines.items() if line.checkpoint == immediate and name in running]
     note = None if workers else "No worker is running: the check waits until one is back."
-    for name in dict.fromkeys(item.guardrail for item in stored.deferred):
+    held = {item.guardrail for item in stored.deferred if item.held}
+    for name in dict.fromkeys(item.guardrail for item in stored.deferred if not item.held):
         events.append(GuardrailStatus(name, Checkpoint.DEFERRED.value, "waiting", error=note))
+    events += [GuardrailStatus(name, Checkpoint.DEFERRED.value, "checking") for name in sorted(held)]
     events.append(Done(stored.content, stored.outcome.value))
     if state is not None:
         events.append(StateChange(state.value, stored.outcome.value))
     return events
+
+
+def _immediate(run: Run, answer: Answer, feeds_ms: list[float]) -> list[GuardrailStatus]:
+    """How the IMMEDIATE guardrails' lines end. Their times are those of the gates, which ask all of them at once."""
+    if run.prompt.blocked is not None:
+        return []
+    last, p95 = _last_and_p95(feeds_ms)
+    return [
+        GuardrailStatus(each.name, each.checkpoint.value, immediate_state(each, answer.findings), last, p95)
+        for each in run.policy.running(AppliesTo.RESPONSE)
+        if each.checkpoint is Checkpoint.IMMEDIATE
+    ]
+
+
+def _lines(answer: Answer) -> dict[str, object]:
+    """The panel's lines as they stand at the end, for a page that is loaded later."""
+    return {"lines": {name: line.payload() for name, line in answer.lines.items()}} if answer.lines else {}
 
 
 def policy_ref(policy: Policy) -> PolicyRef:

@@ -24,7 +24,7 @@ import structlog
 from streaming.chat import Asked, start_chat
 from streaming.conf import Conf, conf
 from streaming.correlation import correlation_of
-from streaming.frames import StartFrame, parse_frame
+from streaming.frames import StartFrame, frame_of
 from streaming.log import SessionLog
 from streaming.reader import follow
 from streaming.sessions import Started, Visitor
@@ -95,7 +95,7 @@ async def start_stream(
     ``correlation_id``: the one of what you do it for; without one, or with one that is not well formed, a new one.
     """
     settings = settings or conf()
-    frame = parse_frame(json.dumps({**start, "type": "start"}), settings)
+    frame = frame_of(json.loads(json.dumps({**start, "type": "start"})), settings)
     assert isinstance(frame, StartFrame)
     asked = Asked(visitor, policy, correlation_id=correlation_of(correlation_id))
     started = await start_chat(frame, asked, log, settings)

@@ -15,23 +15,24 @@ from functools import partial
 from uuid import uuid4
 
 import structlog
-from channels.db import database_sync_to_async
 from django.core.exceptions import ObjectDoesNotExist
 
 from guardrails.cohorts import Subject as Whose
+from guardrails.findings import AppliesTo
 from guardrails.policy import Policy
 from guardrails.selectors import NOBODY, PolicyUnavailable, Running, running_policy
-from streaming import demotion, prompting, rollout, selectors, sessions, tasks
+from streaming import conversing, demotion, prompting, rollout, selectors, sessions, tasks
 from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.conf import Conf, conf
 from streaming.core.text import unusable
 from streaming.correlation import correlation_of
+from streaming.database import in_database
 from streaming.frames import FrameError, StartFrame, check_lengths
 from streaming.log import SessionLog
 from streaming.messages import BadMessages
+from streaming.open_sessions import TooManyOpen, place
 from streaming.prompting import Prompted
 from streaming.providers.base import (
-    ChatMessage,
     Provider,
     ProviderRequest,
     UnknownProvider,
@@ -96,7 +97,12 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
     running = Running(own.policy) if own.policy else await load_running(frame.policy or asked.default_policy, whose)
     policy = running.policy
     provider, request = _provider(frame, own)
-    prompted = await _prompted(frame, asked, policy, prompt, settings)
+    session_id = str(uuid4())
+    try:
+        async with place(log, asked.visitor.client, session_id, settings):
+            prompted = await _prompted(frame, asked, running, prompt, settings)
+    except TooManyOpen as error:
+        raise StartRefused(error.code, str(error)) from None
     request = replace(request, messages=prompted.messages)
     new = NewSession(
         visitor=asked.visitor,
@@ -111,6 +117,7 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         correlation_id=asked.correlation_id or correlation_of(""),
         fresh_id=fresh_id,
         shadow=running.shadow.version if running.shadow else 0,
+        session_id=session_id,
     )
     subject = Subject(
         frame.conversation_id or fresh_id, asked.visitor.user_id, frame.use_streaming, asked.marks, own.flagged
@@ -127,6 +134,8 @@ async def start_chat(frame: StartFrame, asked: Asked, log: SessionLog, settings:
         fallback=decision.fallback,
         shadow=running.shadow,
         looked=prompted.looked,
+        earlier=prompted.earlier,
+        handed_over=frame.messages is not None,
     )
     alive = _always if own.queue_checks else workers_alive
     around = Surroundings(log, settings, own.queue_checks or tasks.queue_session, alive)
@@ -155,7 +164,7 @@ def _provider(frame: StartFrame, own: Own) -> tuple[Provider, ProviderRequest]:
     try:
         provider = own.provider or get_provider(frame.provider)
         offered = specs() if frame.tools or frame.scenario in TOOL_SCENARIOS else ()
-        request = ProviderRequest((), frame.model, frame.scenario, frame.text, offered)
+        request = ProviderRequest((), frame.model, frame.scenario, frame.text, offered, max_tokens=frame.max_tokens)
         provider.validate(request)
     except UnknownProvider as error:
         raise StartRefused("unknown_provider", f"{str(error).capitalize()}.", "provider") from None
@@ -164,11 +173,14 @@ def _provider(frame: StartFrame, own: Own) -> tuple[Provider, ProviderRequest]:
     return provider, request
 
 
-async def _prompted(frame: StartFrame, asked: Asked, policy: Policy, prompt: str, settings: Conf) -> Prompted:
+async def _prompted(frame: StartFrame, asked: Asked, running: Running, prompt: str, settings: Conf) -> Prompted:
     """Prompt and history after the guardrails; messages that a client hands over are the whole history."""
-    history = await _history(asked.visitor, frame.conversation_id, settings)
+    policy = running.policy
+    beside = () if running.shadow is None or running.shadow.policy is None else (running.shadow.policy,)
+    wanted = max(conversing.turns_wanted(kind, policy, *beside) for kind in AppliesTo)
+    earlier, history = await _history(asked.visitor, frame.conversation_id, settings, wanted)
     if frame.messages is None:
-        return await prompting.with_history(policy, prompt, history, monitor=asked.monitor)
+        return await prompting.with_history(policy, prompt, history, earlier=earlier, monitor=asked.monitor)
     try:
         return await prompting.handed_over(policy, frame.messages, monitor=asked.monitor)
     except BadMessages as error:
@@ -199,7 +211,7 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
 async def load_running(name: str, whose: Whose = NOBODY) -> Running:
     """The version of that policy that this conversation runs, and its shadow. Raises ``StartRefused``."""
     try:
-        running: Running = await database_sync_to_async(_running)(name, whose)
+        running: Running = await in_database(_running)(name, whose)
     except PolicyUnavailable as error:
         raise StartRefused("policy_unavailable", str(error), "policy") from None
     return running
@@ -211,10 +223,12 @@ def _running(name: str, whose: Whose) -> Running:
     return replace(running, policy=demotion.scheduled(running.policy))
 
 
-async def _history(visitor: Visitor, conversation_id: str, settings: Conf) -> tuple[ChatMessage, ...]:
+async def _history(visitor: Visitor, conversation_id: str, settings: Conf, wanted: int) -> selectors.History:
     if not conversation_id:
-        return ()
+        return (), ()
     try:
-        return await database_sync_to_async(selectors.history)(visitor, conversation_id, settings.history_messages)
+        return await in_database(selectors.history_and_earlier)(
+            visitor, conversation_id, settings.history_messages, wanted
+        )
     except ObjectDoesNotExist:
         raise StartRefused("unknown_conversation", "There is no such conversation.", "conversation_id") from None

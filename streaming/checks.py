@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from prometheus_client import Counter
@@ -34,10 +35,14 @@ from streaming.providers.base import (
     UnknownProvider,
     get_provider,
 )
-from streaming.verdicts import book, computing
+from streaming.slices import fed
+from streaming.tries import TRIES, wait_within_s
+from streaming.verdicts import Computing, book
 
 logger = structlog.get_logger(__name__)
 Clock = Callable[[], float]
+rest = asyncio.sleep
+"""Between two tries."""
 
 FAILURES = Counter(
     "sluicegate_guardrail_failures",
@@ -46,8 +51,12 @@ FAILURES = Counter(
     registry=None,
 )
 """Stands in the registry of ``streaming.metrics``, which needs this page."""
+MAX_UNANSWERED = 10
+"""Texts of one answer, or of one whole text, that guardrails are asked about at once; the others wait."""
 CATEGORY_CHARS = 100
 """What the column takes."""
+ERROR_CHARS = 500
+"""Of a failure's words: rows, events and logs carry them, and a page shows them in a line."""
 FAILURES_WITHIN_S = 30.0
 """Seconds within which failures of a guardrail add up to open its breaker."""
 
@@ -57,7 +66,8 @@ class Checked:
     """A verdict with how long it took, in milliseconds, and the guardrail's 95th percentile so far.
 
     ``slow``: the guardrail is slower than the class that it declares. ``remembered``: nobody was asked again.
-    ``permanent``: asking again would fail again. ``circuit_open``: nobody was asked, the breaker is open.
+    ``permanent``: asking again would fail again. ``circuit_open``: nobody was asked, the breaker is open. ``answered``:
+    whoever was asked did answer, also where no verdict can be read out of that.
     """
 
     verdict: Verdict
@@ -68,6 +78,7 @@ class Checked:
     remembered: bool = False
     permanent: bool = False
     circuit_open: bool = False
+    answered: bool = False
 
 
 async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str:
@@ -77,11 +88,45 @@ async def complete(provider: str, turns: list[Turn], time_limit_s: float) -> str
         return await get_provider(provider).complete(request)
 
 
-async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = time.monotonic) -> Checked:
-    """One guardrail's verdict; never raises but for cancellation."""
+async def run_check(
+    guardrail: Guardrail, request: CheckRequest, clock: Clock = time.monotonic, *, tries: int = TRIES
+) -> Checked:
+    """One guardrail's verdict; never raises but for cancellation.
+
+    One that goes over the network is asked up to ``tries`` times when it fails in a way that may pass, all within its
+    one time limit; its breaker counts each of them. Workers ask once: a check of theirs is queued again.
+    """
     kept = book(guardrail.impl)
     if (verdict := kept.remembered(request, clock)) is not None:
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, slow=kept.slower_than_declared, remembered=True)
+    checked = await _once(guardrail, request, clock, guardrail.time_limit_s)
+    left_s = guardrail.time_limit_s - checked.took_ms / 1000
+    for attempt in range(1, tries if guardrail.impl.performance.network else 1):
+        if not _may_pass(checked) or left_s <= 0:
+            break
+        wait_s = wait_within_s(attempt, left_s)
+        await rest(wait_s)
+        left_s -= wait_s
+        found = await _once(guardrail, request, clock, left_s)
+        if found.circuit_open:  # what it failed of says more
+            break
+        left_s -= found.took_ms / 1000
+        checked = replace(found, took_ms=(guardrail.time_limit_s - left_s) * 1000)
+    if checked.verdict.error is not None:
+        result = "circuit_open" if checked.circuit_open else "timeout" if checked.timed_out else "error"
+        FAILURES.labels(guardrail.name, result).inc()
+    return checked
+
+
+def _may_pass(checked: Checked) -> bool:
+    """Did it fail on the way? An answer out of form speaks of one text, which could have itself judged three times."""
+    over = checked.permanent or checked.timed_out or checked.circuit_open or checked.answered
+    return checked.verdict.error is not None and not over
+
+
+async def _once(guardrail: Guardrail, request: CheckRequest, clock: Clock, limit_s: float) -> Checked:
+    """One try, within ``limit_s`` seconds."""
+    kept = book(guardrail.impl)
     started = clock()
     timed_out = permanent = asking = answered = False
     tried = None
@@ -89,16 +134,16 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         tried = await breakers.breaker(breakers.GUARDRAIL + guardrail.circuit, within_s=FAILURES_WITHIN_S)
     failure: Exception | None = None
     try:
-        async with asyncio.timeout(guardrail.time_limit_s), kept.slot(), _turn(guardrail):
+        # The limit is the guardrail's, so it begins when it is its turn: else our own queue would decide about texts.
+        async with kept.slot(), _turn(guardrail, limit_s) as turn, asyncio.timeout(limit_s):
             if tried is not None:
                 await tried.enter()
             asking = True
             started = clock()  # what is measured is the guardrail, not the queue before it
-            verdict = _storable(await _verdict(guardrail, request))
+            verdict = await _verdict(guardrail, request, turn)
         answered = True
     except breakers.CircuitOpen:
-        verdict = Verdict(hit=False, error="not asked: the circuit is open after repeated failures")
-        FAILURES.labels(guardrail.name, "circuit_open").inc()
+        verdict = Verdict(hit=False, error=breakers.NOT_ASKED)
         return Checked(verdict, 0.0, p95_ms=kept.p95_ms, permanent=True, circuit_open=True)
     except asyncio.CancelledError:
         if tried is not None:
@@ -111,7 +156,7 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
         permanent = isinstance(error, UnknownProvider) or bool(getattr(error, "permanent", False))
         answered = isinstance(error, NoVerdict)
         failure = error if _counts(error, permanent) else None
-        verdict = Verdict(hit=False, error=str(error))
+        verdict = Verdict(hit=False, error=_ours(error))
     except Exception as error:  # a kind's own bug must not take the stream down
         permanent = True
         logger.exception("check_failed", guardrail=guardrail.name, kind=guardrail.kind)
@@ -123,18 +168,30 @@ async def run_check(guardrail: Guardrail, request: CheckRequest, clock: Clock = 
             await tried.succeeded()
         else:
             await tried.given_up()  # it never came to asking, or what failed is ours
-    if verdict.error is not None:
-        FAILURES.labels(guardrail.name, "timeout" if timed_out else "error").inc()
+    verdict = _storable(verdict)
     took_ms = (clock() - started) * 1000
     kept.measured(took_ms, clock)
     kept.remember(request, verdict, clock)
-    return Checked(verdict, took_ms, timed_out, kept.p95_ms, kept.slower_than_declared, permanent=permanent)
+    slow = kept.slower_than_declared
+    return Checked(verdict, took_ms, timed_out, kept.p95_ms, slow, permanent=permanent, answered=answered)
 
 
 def _storable(verdict: Verdict) -> Verdict:
     """The verdict in words that any database takes: whoever judges may say what it likes."""
-    category = verdict.category[:CATEGORY_CHARS].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    return verdict if category == verdict.category else replace(verdict, category=category)
+    category = _words(verdict.category, CATEGORY_CHARS)
+    error = None if verdict.error is None else _words(verdict.error, ERROR_CHARS)
+    return replace(verdict, category=category, error=error)
+
+
+def _words(said: str, chars: int) -> str:
+    return said[:chars].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _ours(error: Exception) -> str:
+    """What is told of a failure: not what a model's endpoint says of it, behind the colon, which may quote the text."""
+    said = str(error)
+    quotes = isinstance(error, ProviderError) and not isinstance(error, ProviderAuthError)
+    return said.partition(": ")[0] if quotes else said
 
 
 def _counts(error: Exception, permanent: bool) -> bool:
@@ -146,13 +203,13 @@ def _counts(error: Exception, permanent: bool) -> bool:
     return isinstance(error, ProviderAuthError) or not (permanent or isinstance(error, NoVerdict))
 
 
-def _turn(guardrail: Guardrail) -> AbstractAsyncContextManager[object]:
-    return computing() if guardrail.apart is not None or guardrail.impl.computes else nullcontext()
+def _turn(guardrail: Guardrail, limit_s: float) -> AbstractAsyncContextManager[Computing | None]:
+    return Computing(limit_s) if guardrail.apart is not None or guardrail.impl.computes else nullcontext()
 
 
-async def _verdict(guardrail: Guardrail, request: CheckRequest) -> Verdict:
-    if guardrail.apart is not None or guardrail.impl.computes:
-        return await asyncio.to_thread(_computed, guardrail, request)
+async def _verdict(guardrail: Guardrail, request: CheckRequest, turn: Computing | None) -> Verdict:
+    if turn is not None:
+        return await turn.run(partial(_computed, guardrail, request))
     return await guardrail.impl.check(request, Services(complete, outbound.post, outbound.secret))
 
 
@@ -190,6 +247,10 @@ def status_after(guardrail: Guardrail, checked: Checked) -> GuardrailStatus:
     return GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state, took, p95, checked.verdict.error)
 
 
+Outside = Callable[[SentenceCheck], str]
+"""The text of a check as a guardrail that goes over the network is told it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Later:
     """What a guardrail that does not decide has yet to be asked about a text. Nobody waits for its verdict."""
@@ -198,20 +259,22 @@ class Later:
     check: SentenceCheck
     guardrail: Guardrail
     conversation: tuple[Turn, ...] = ()
+    outside: Outside | None = None
 
     @property
     def request(self) -> CheckRequest:
         """What the guardrail is asked."""
-        return _request(self.check, self.guardrail, self.gate.applies_to, self.conversation)
+        return _request(self.check, self.guardrail, self.gate.applies_to, self.conversation, self.outside)
 
     def findings(self, checked: Checked) -> list[Finding]:
         """What the verdict amounts to, now that it is there."""
-        _warned(self.guardrail, checked)
+        warned(self.guardrail, checked)
         effects = self.gate.verdict(self.check.id, self.guardrail.name, checked.verdict)
         return [effect[1] for effect in effects if effect[0] == gates.FOUND]
 
 
-def _warned(guardrail: Guardrail, checked: Checked) -> None:
+def warned(guardrail: Guardrail, checked: Checked) -> None:
+    """A failure whose ``on_error`` is to warn is said in the log. One that decides leaves a finding as well."""
     if checked.verdict.error is not None and guardrail.on_error is OnError.WARN and not guardrail.decides:
         logger.warning("check_error", guardrail=guardrail.name, error=checked.verdict.error)
 
@@ -270,18 +333,22 @@ async def check_text(
     held: Callable[[Hold], object] | None = None,
     later: bool = False,
     written: JsonChannel | None = None,
+    outside: Outside | None = None,
 ) -> CheckedText:
     """Run a whole text through the gate, asking BATCHED and holding DEFERRED guardrails as it demands.
 
     ``later``: guardrails that do not decide are not asked here; what they are to be asked is handed back. ``held`` is
     told, before anybody is asked, when the text is kept back until guardrails that decide have answered. ``written``:
-    what the text was decoded by; what is visible of it is JSON again.
+    what the text was decoded by; what is visible of it is JSON again. ``outside``: what is told over the network
+    instead of the text of a check; None: the text.
     """
     gate = Gate(policy, applies_to, channel, monitor=monitor)
-    effects = [*gate.feed(text), *gate.finish()]
+    effects = [*await fed(gate, text), *gate.finish()]
     if held is not None and gate.waiting and (hold := gate.hold) is not None:
         held(hold)
-    out = await settled(gate, effects, conversation=conversation, clock=clock, later=later, written=written)
+    out = await settled(
+        gate, effects, conversation=conversation, clock=clock, later=later, written=written, outside=outside
+    )
     out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out
@@ -295,37 +362,49 @@ async def settled(
     clock: Clock = time.monotonic,
     later: bool = False,
     written: JsonChannel | None = None,
+    outside: Outside | None = None,
 ) -> CheckedText:
-    """What these effects come to once every guardrail that the gate asks for has answered, all at the same time.
+    """What these effects come to once every guardrail that the gate asks for has answered: about one text at the same
+    time, and about ``MAX_UNANSWERED`` texts at most.
 
     ``later``: once every one that decides has; the others are not asked. Findings stand in the order in which they
     became certain; the counters are the gate's own, since its beginning.
     """
     policy, out = gate.policy, CheckedText()
     parts: list[str] = []
+    slots = asyncio.Semaphore(MAX_UNANSWERED)
+
+    async def asked(check: SentenceCheck, guardrails: Sequence[Guardrail]) -> list[Checked]:
+        async with slots:
+            requests = [(one, _request(check, one, gate.applies_to, conversation, outside)) for one in guardrails]
+            return await asyncio.gather(*(run_check(one, request, clock) for one, request in requests))
+
     waiting = _collect(effects, out, parts, written)
     while waiting:
-        jobs = [(check, policy.guardrail(name)) for check in waiting for name in check.guardrails]
-        if later:
-            aside = [(check, guardrail) for check, guardrail in jobs if gate.monitor or not guardrail.decides]
-            out.later += [Later(gate, check, guardrail, conversation) for check, guardrail in aside]
-            jobs = [job for job in jobs if job not in aside]
-        results = await asyncio.gather(
-            *(run_check(guardrail, _request(check, guardrail, gate.applies_to, conversation), clock)
-              for check, guardrail in jobs)
-        )  # fmt: skip
+        jobs: list[tuple[SentenceCheck, list[Guardrail]]] = []
+        for check in waiting:
+            guardrails = [policy.guardrail(name) for name in check.guardrails]
+            aside = [one for one in guardrails if later and (gate.monitor or not one.decides)]
+            out.later += [Later(gate, check, one, conversation, outside) for one in aside]
+            jobs.append((check, [one for one in guardrails if one not in aside]))
+        results = await asyncio.gather(*(asked(check, guardrails) for check, guardrails in jobs))
         waiting = []
-        for (check, guardrail), checked in zip(jobs, results, strict=True):
+        for check, guardrail, checked in (
+            (check, guardrail, checked)
+            for (check, guardrails), said in zip(jobs, results, strict=True)
+            for guardrail, checked in zip(guardrails, said, strict=True)
+        ):
             out.statuses.append(status_after(guardrail, checked))
             if checked.verdict.error is not None:
                 out.failed.append(guardrail.name)
-                _warned(guardrail, checked)
+                warned(guardrail, checked)
             try:
                 effects = gate.verdict(check.id, guardrail.name, checked.verdict)
             except KeyError:  # a block before this sentence has made the question moot
                 continue
             waiting += _collect(effects, out, parts, written)
-    out.later = [question for question in out.later if gate.awaits(question.check.id)]
+    awaited = gate.awaited
+    out.later = [question for question in out.later if question.check.id in awaited]
     if written is not None and out.blocked is None:
         parts.append(written.finish())
     out.visible = "".join(parts)
@@ -335,10 +414,15 @@ async def settled(
 
 
 def _request(
-    check: SentenceCheck, guardrail: Guardrail, applies_to: AppliesTo, conversation: tuple[Turn, ...]
+    check: SentenceCheck,
+    guardrail: Guardrail,
+    applies_to: AppliesTo,
+    conversation: tuple[Turn, ...],
+    outside: Outside | None,
 ) -> CheckRequest:
     turns = conversation if guardrail.impl.wants_conversation else ()
-    return CheckRequest(check.text, applies_to, turns, guardrail.time_limit_s)
+    told = check.text if outside is None or not guardrail.impl.performance.network else outside(check)
+    return CheckRequest(told, applies_to, turns, guardrail.time_limit_s)
 
 
 def _collect(

@@ -48,7 +48,7 @@ class CompareConsumer(ChatConsumer):
 
     async def start(self, frame: StartFrame, access: Access) -> None:
         """Refuse what cannot be compared, clear the page, and begin. Raises ``StartRefused``."""
-        if self.active:
+        if self.active and self.race is not None:
             raise StartRefused("busy", "A comparison is under way here; wait for its end.")
         if not offered(frame.scenario):
             raise StartRefused(
@@ -57,6 +57,8 @@ class CompareConsumer(ChatConsumer):
             )  # fmt: skip
         if frame.conversation_id or frame.messages is not None:
             raise StartRefused("not_a_conversation", "A comparison stands alone.", "conversation_id")
+        if self.active:
+            await self._let_go(access)
         running = await load_running(frame.policy or access.policy, Subject("", access.visitor.user_id))
         await self._stop()
         self.race, self.gated = Race(running.policy), Figures()
@@ -76,6 +78,13 @@ class CompareConsumer(ChatConsumer):
         await super().interrupt(session_id, access)
         if self.teed is not None:
             self.teed.stop()
+
+    async def _let_go(self, access: Access) -> None:
+        """End the gated lane of a comparison that was cut off with the socket before this one."""
+        session_id, self.active = self.active, ""
+        if place := self.readers.pop(session_id, None):
+            place.stop()
+        await super().interrupt(session_id, access)
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """The event, and what it means for the gated lane's figures."""
@@ -111,6 +120,7 @@ class CompareConsumer(ChatConsumer):
             raise
         except Exception:
             logger.exception("comparison_failed")
+            await self.send(text_data=render_to_string(f"{_TEMPLATE}#failed"))
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True))
 
     async def _figures(self, lane: str, figures: Figures) -> None:

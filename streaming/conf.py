@@ -1,7 +1,7 @@
 """The streaming app's settings with their defaults and units, in one typed place.
 
 Exists so that no module reads a setting by a string of its own. Every name is ``SLUICEGATE_`` plus the upper-cased
-field; a setting that is absent has the default below.
+field, in the settings as in the environment (docs/settings.md); one that is absent has the default below.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from django.conf import settings
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +45,39 @@ class Conf:
     tokens_per_s: float = 30.0
     usual_answer_tokens: int = 500
     gateway_at_once: int = 20
+    gateway_heartbeat_s: float = 10.0
+    sessions_at_once: int = 2_000
 
 
 _conf = lru_cache(maxsize=1)(Conf)
 """Every session and every socket keeps one."""
 
 
+_now: Conf | None = None
+"""What was read of the settings last; it is asked for several times a token, and there are many of them."""
+
+
 def conf() -> Conf:
     """The settings as they stand now (tests override them); the same object for as long as they stay the same."""
+    global _now
+    if _now is None:
+        _now = _read()
+    return _now
+
+
+def _read() -> Conf:
     given = {
         f.name: value
         for f in fields(Conf)
         if (value := getattr(settings, f"SLUICEGATE_{f.name.upper()}", None)) is not None
     }
     return _conf(**given)
+
+
+@receiver(setting_changed)
+def _changed(**_: object) -> None:
+    global _now
+    _now = None
 
 
 def redis_url() -> str:

@@ -8,6 +8,7 @@ an error that names the field, and a reader never sees a traceback.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -15,19 +16,22 @@ import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ObjectDoesNotExist
 
-from streaming.access import Access, Refused, headers_of, query_of, visitor_of
+from streaming import away, stream_tokens
+from streaming.access import NO_TOKEN, Access, Refused, headers_of, query_of, token_in, visitor_of
 from streaming.chat import Asked, Own, StartRefused, start_chat
 from streaming.conf import conf
-from streaming.core.events import ErrorEvent
+from streaming.core.events import ErrorEvent, ServerEvent
 from streaming.core.wire import to_json
 from streaming.correlation import correlation_of
+from streaming.database import AWAY
 from streaming.fragments import FragmentContext, render
 from streaming.frames import AckFrame, FrameError, InterruptFrame, ResumeFrame, StartFrame, parse_frame
+from streaming.key_watch import look
 from streaming.limits import Spends, take
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
-from streaming.reader import follow, from_database, over
+from streaming.reader import Batch, follow, from_database, over
 from streaming.rollout import Marks
 from streaming.selectors import owned_session
 from streaming.unacked import Unacked
@@ -36,14 +40,19 @@ from streaming.wake import Wake
 logger = structlog.get_logger(__name__)
 
 REFUSED = 4401
+UNKNOWN = "sluicegate.unknown"
+"""Where the scope says why nobody could find out who opens the socket."""
+TRY_AGAIN = 1013
+"""What a socket that nobody can let in now is closed with (RFC 6455's registry)."""
+OWNED = "The text of this stream comes from its client, who ends it with POST /v1/stream/finish."
 AGAIN_S = 0.5
 """Seconds between two looks for a log that is away."""
 
 
 @dataclass(slots=True)
 class Place:
-    """Where a reader is in a session. ``told``: the client knows how the answer ended; ``warned``: that the log is
-    away."""
+    """Where a reader is in a session. ``told``: the client knows how the answer ended; ``warned``: that the log
+    or the database is away. ``task``: what reads. ``owned``: the session's text comes from its client."""
 
     session_id: str
     conversation_id: str
@@ -52,6 +61,13 @@ class Place:
     resumed: bool
     told: bool = False
     warned: bool = False
+    owned: bool = False
+    task: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Read no further."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 class SessionSocket(AsyncWebsocketConsumer):
@@ -65,30 +81,45 @@ class SessionSocket(AsyncWebsocketConsumer):
     async def connect(self) -> None:
         """Accept, and say why not if the visitor may not be here."""
         self.settings = conf()
-        self.readers: dict[str, asyncio.Task[None]] = {}
+        self.readers: dict[str, Place] = {}
+        self.key = ""
+        self.until: float | None = None
         self.active = ""
         self.last_read = ""
         self.unacked = Unacked()
         self.room = Wake(is_set=True)
         await self.accept()
+        self.access: Access | None = None
         try:
-            self.access: Access | None = await visitor_of(self.scope, keys=self.takes_keys)
+            if isinstance(unknown := self.scope.get(UNKNOWN), AWAY):
+                raise unknown
+            self.access = await visitor_of(self.scope, keys=self.takes_keys)
+            self.key, self.until = self.access.key, self.access.until
         except Refused as error:
-            self.access = None
             await self.say(ErrorEvent(error.code, str(error), recoverable=False))
             await self.close(code=REFUSED)
+        except AWAY as error:
+            await self.say(away.noted(error, path=self.scope["path"]))
+            await self.close(code=TRY_AGAIN)
 
     async def disconnect(self, code: int) -> None:
         """The readers go with the socket; the sessions stay."""
-        for task in self.readers.values():
-            task.cancel()
-        await asyncio.gather(*self.readers.values(), return_exceptions=True)
+        places = list(self.readers.values())
+        for place in places:
+            place.stop()
+        await asyncio.gather(*(place.task for place in places if place.task), return_exceptions=True)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        """One client frame."""
-        access = self.access
-        if access is None:
+        """One client frame. What is logged meanwhile bears an id, the session's as soon as it is known."""
+        if (access := self.access) is None:
             return
+        given = dict(headers_of(self.scope)).get("x-correlation-id", "")
+        # One of its own for each frame, unless the socket's opener gave one: a socket lives for hours.
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_of(given)):
+            await self.take_frame(text_data, access)
+
+    async def take_frame(self, text_data: str | None, access: Access) -> None:
+        """Do what a frame asks for, or say why not."""
         try:
             if text_data is None:
                 raise FrameError("not_text", "Frames are JSON text, not bytes.")
@@ -97,28 +128,50 @@ class SessionSocket(AsyncWebsocketConsumer):
                 case StartFrame():
                     await self.start(frame, await self.still())
                 case InterruptFrame():
+                    self.token_stands(access)
+                    await look(self.key, now=True)
                     await self.interrupt(frame.session_id or self.active, access)
                 case ResumeFrame():
                     await self.resume(frame, await self.still())
                 case AckFrame():
+                    await look(self.key, until=self.until)
                     self.acknowledge(frame.session_id or self.last_read, frame.seq)
         except Refused as error:
-            self.access = None
-            await self.say(ErrorEvent(error.code, str(error), recoverable=False))
-            await self.close(code=REFUSED)
+            await self.refuse(error)
         except FrameError as error:
             await self.say(ErrorEvent(error.code, str(error), recoverable=True, field=error.field or None))
         except LogUnavailable as error:
             await self.say(log_error(error))
         except ObjectDoesNotExist:
             await self.say(ErrorEvent("unknown_session", "There is no such session.", True, "session_id"))
+        except AWAY as error:
+            await self.say(away.noted(error, path=self.scope["path"]))
         except Exception:
             logger.exception("frame_failed")
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True))
 
+    async def refuse(self, error: Refused) -> None:
+        """Say why, read nothing more, and close."""
+        if self.access is None:
+            return
+        self.access = None
+        for place in self.readers.values():
+            if place.task is not asyncio.current_task():
+                place.stop()
+        await self.say(ErrorEvent(error.code, str(error), recoverable=False))
+        await self.close(code=REFUSED)
+
     async def still(self) -> Access:
         """The access as it is now: a socket outlives neither its key nor its token. Raises ``Refused``."""
         return await visitor_of(self.scope, keys=self.takes_keys)
+
+    def token_stands(self, access: Access) -> None:
+        """Whether the token that opened the socket is still good, if it was one. Raises ``Refused``.
+
+        The database is not asked: an answer can be stopped while it is away.
+        """
+        if access.by_key_at is not None and stream_tokens.opened(token_in(self.scope)) is None:
+            raise Refused("unauthenticated", NO_TOKEN)
 
     async def start(self, frame: StartFrame, access: Access) -> None:
         """Begin a session and read along."""
@@ -129,15 +182,13 @@ class SessionSocket(AsyncWebsocketConsumer):
         await self.count(access)
         headers = headers_of(self.scope)
         marks = Marks(headers, query_of(self.scope))
-        # One of its own for each answer, unless the socket's opener gave one: a socket lives for hours.
-        correlation_id = correlation_of(dict(headers).get("x-correlation-id", ""))
+        correlation_id = str(structlog.contextvars.get_contextvars()["correlation_id"])
         policy, own = frame.policy or access.policy, self.own(frame)
         asked = Asked(access.visitor, policy, correlation_id=correlation_id, own=own, marks=marks)
         # Busy from now on: two frames sent back to back must not begin two answers.
         self.active = "starting"
         try:
-            with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
-                started = await start_chat(frame, asked, self.log(), self.settings)
+            started = await start_chat(frame, asked, self.log(), self.settings)
         except BaseException:
             self.active = ""
             raise
@@ -157,23 +208,34 @@ class SessionSocket(AsyncWebsocketConsumer):
             raise StartRefused("too_many_calls", wait)
 
     async def interrupt(self, session_id: str, access: Access) -> None:
-        """Ask for the session's end; nothing happens when there is none."""
+        """Ask for the session's end; nothing happens when there is none. A stream that its client owns has no pump
+        here that could be stopped: its client ends it."""
         if not session_id or session_id == "starting":
             return
-        if session_id not in self.readers:
-            await owned_session(access.visitor, session_id)
+        if place := self.readers.get(session_id):
+            _bind(place.correlation_id)
+            owned = place.owned
+        else:
+            found = await owned_session(access.visitor, session_id)
+            _bind(found.correlation_id)
+            owned = found.origin == found.Origin.STREAM
+        if owned:
+            raise FrameError("not_ours_to_stop", OWNED, "session_id")
         await self.log().interrupt(session_id)
 
     async def resume(self, frame: ResumeFrame, access: Access) -> None:
         """Read on from where the client is, in place of a reader that this socket already has."""
         found = await owned_session(access.visitor, frame.session_id)
+        _bind(found.correlation_id)
         session_id = str(found.pk)
         if old := self.readers.pop(session_id, None):
-            old.cancel()
+            old.stop()
         if found.state == found.State.ACTIVE:
             self.active = session_id
         conversation_id = str(found.conversation_id or "")
-        self.read(Place(session_id, conversation_id, found.correlation_id, frame.last_seq, resumed=True))
+        owned = found.origin == found.Origin.STREAM
+        place = Place(session_id, conversation_id, found.correlation_id, frame.last_seq, resumed=True, owned=owned)
+        self.read(place)
 
     def log(self) -> SessionLog:
         """The process's session log. Raises ``LogUnavailable``."""
@@ -181,26 +243,40 @@ class SessionSocket(AsyncWebsocketConsumer):
 
     def read(self, place: Place) -> None:
         """Deliver the session's events beside whatever else the socket does."""
-        self.readers[place.session_id] = asyncio.get_running_loop().create_task(self.deliver(place))
+        self.readers[place.session_id] = place
+        place.task = asyncio.get_running_loop().create_task(self.deliver(place))
 
     async def deliver(self, place: Place) -> None:
         """Every event of the session from there on; through a log that goes away and comes back."""
-        task, session_id = asyncio.current_task(), place.session_id
+        session_id = place.session_id
         try:
             while not await self.read_on(place):  # noqa: ASYNC110
                 # Nothing here tells us when a store is back, so we look again.
                 await asyncio.sleep(AGAIN_S)
+        except Refused as error:
+            await self.refuse(error)
         except Exception:
             logger.exception("reader_failed", session=session_id, correlation_id=place.correlation_id)
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), place)
         finally:
             if self.active == session_id:
                 self.active = ""
-            if self.readers.get(session_id) is task:
+            if self.readers.get(session_id) is place:
                 del self.readers[session_id]
 
     async def read_on(self, place: Place) -> bool:
-        """Read until the session is COMPLETE (True) or the log is away (False, and the client knows)."""
+        """Read until the session is COMPLETE (True) or log or database are away (False, and the client knows)."""
+        try:
+            return await self.read_log(place)
+        except AWAY as error:
+            event = away.noted(error, session=place.session_id, correlation_id=place.correlation_id)
+            if not place.warned:
+                await self.say(event, place)
+            place.warned = place.resumed = True
+            return False
+
+    async def read_log(self, place: Place) -> bool:
+        """The same while the database is there."""
         try:
             batches = follow(
                 self.log(),
@@ -210,10 +286,12 @@ class SessionSocket(AsyncWebsocketConsumer):
                 correlation_id=place.correlation_id,
                 resumed=place.resumed,
                 told=place.told,
+                session_over=self.ended,
             )
             async with aclosing(batches):
                 async for batch in batches:
-                    for event in batch:
+                    await look(self.key, until=self.until)
+                    for event in self.worth_sending(batch):
                         await self.pass_on(event, place.conversation_id)
                         place.after = max(place.after, int(str(event["seq"])))
         except LogUnavailable as error:
@@ -221,7 +299,7 @@ class SessionSocket(AsyncWebsocketConsumer):
                 await self.say(log_error(error), place)
             place.warned = place.resumed = True
             # Without a log the database still says how the answer ended, as soon as the pump has recorded it.
-            state, said = await over(place.session_id)
+            state, said = await self.ended(place.session_id)
             complete = state is AuditSession.State.COMPLETE
             news = said if not place.told else said[-1:] if complete else ()
             for item in news:
@@ -230,6 +308,15 @@ class SessionSocket(AsyncWebsocketConsumer):
             place.told = bool(said)
             return complete
         return True
+
+    def worth_sending(self, batch: Batch) -> Batch:
+        """What of events that were read together is sent."""
+        return batch
+
+    async def ended(self, session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:
+        """How a session ended, which a quiet reader asks the database, and so about its key as well."""
+        await look(self.key, until=self.until)
+        return await over(session_id)
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """Send one stamped event, once the client has room for it."""
@@ -275,9 +362,20 @@ class StreamConsumer(SessionSocket):
 class ChatConsumer(SessionSocket):
     """``/ws/chat/``: HTML fragments for the demo page."""
 
+    def worth_sending(self, batch: Batch) -> Batch:
+        """A row shows its guardrail's latest state: those before it in the same batch would only be painted over."""
+        latest = {event["guardrail"]: event["seq"] for event in batch if event["type"] == "guardrail_status"}
+        return [one for one in batch if one["type"] != "guardrail_status" or latest[one["guardrail"]] == one["seq"]]
+
     def write(self, event: dict[str, object], conversation_id: str) -> str:
         """The event as fragments with their out-of-band targets."""
         return render(event, context=FragmentContext(conversation_id=conversation_id))
+
+
+def _bind(correlation_id: str) -> None:
+    """From here on it is about this session; ``receive`` takes it back."""
+    if correlation_id:
+        structlog.contextvars.bind_contextvars(correlation_id=correlation_id)
 
 
 def log_error(error: LogUnavailable) -> ErrorEvent:

@@ -7,17 +7,16 @@ a worker that was taken for dead and comes back late changes nothing. The raw te
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import structlog
 from channels.db import database_sync_to_async
-from django.db import connection, transaction
-from django.db.models import F, Max
+from django.db import transaction
+from django.db.models import Max, Q, QuerySet
 from django.utils import timezone
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Verdict, would_have
@@ -25,58 +24,43 @@ from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
-from streaming import models, sessions, totals
+from streaming import breakers, conversing, models, sessions, totals
 from streaming.aside import HIDES, SHARE_OF_LEASE, Judged, judge_sentences, shown_of
 from streaming.audit import services as audit
-from streaming.checks import Checked, run_check, state_after
+from streaming.checks import Checked, run_check, state_after, warned
 from streaming.conf import conf
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
+from streaming.leases import Busy, Lease, give_back, take_lease
 from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession, DeferredCheck
 from streaming.sealed import SealBroken, unseal
+from streaming.shadow.late import reuse
+from streaming.standing import line_of, lines_of, untold
+from streaming.tries import LONGEST_WAIT_S, TRIES, wait_s
 
 logger = structlog.get_logger(__name__)
+
+__all__ = ["Again", "Busy", "Lease", "Recorded", "record_result", "run_deferred", "take_lease", "tell", "wait_s"]
 
 SEQ_RESERVE = 1_000
 """The stored seq lags behind the log; after a lost log, counting goes on this much above it."""
 
-FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 1.0, 10.0, 1.0
-"""Seconds from a failed attempt to the next one: twice as many each time, with a random part so that they spread."""
-
-LEASES = 7_306
-"""Advisory locks of PostgreSQL are numbers that an application chooses; this one stands for leases."""
-
 CheckState = DeferredCheck.State
 Again = Callable[[int, float], object]
-_RANK = ["waiting", "checking", "would_block", "hit", "expired", "timeout", "error", "passed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A check that this worker may make now."""
-
-    check_id: int
-    session_id: str
-    guardrail: str
-    applies_to: str
-    attempt: int
-    sealed: bytes
-    policy_digest: str
-    monitor: bool
-    started_at: datetime
-    last_seq: int
-    correlation_id: str = ""
-    sentences: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What storing a result led to. ``completed``: this call took the session to COMPLETE."""
+    """What storing a result led to. ``completed``: this call took the session to COMPLETE.
+
+    ``others``: what is stored of the session's other checks then, of which a worker that died may have told nothing.
+    """
 
     findings: tuple[Finding, ...]
     status: GuardrailStatus
     completed: bool
     outcome: str
+    others: Sequence[ServerEvent] = ()
 
 
 async def run_deferred(
@@ -101,7 +85,6 @@ async def run_deferred(
 
 
 async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again: Again | None) -> bool:
-    await _tell(log, lease, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "checking")])
     guardrail: Guardrail | None = None
     text = ""
     try:
@@ -112,17 +95,24 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
         # A check that outlived its lease would be made by two workers and believed from neither.
         limit_s = min(guardrail.time_limit_s, conf().check_lease_s * SHARE_OF_LEASE)
         guardrail = replace(guardrail, time_limit_s=limit_s)
-        text = unseal(lease.sealed, context=sessions.seal_context(lease.session_id, lease.guardrail, lease.applies_to))
+        text, turns = _opened(lease)
     except (PolicyUnavailable, KeyError, SealBroken) as error:
         judged = Judged(Checked(Verdict(hit=False, error=f"the check cannot be made: {error}"), 0.0))
     else:
-        turns = await database_sync_to_async(_conversation)(lease) if guardrail.impl.wants_conversation else ()
-        judged = await _judged(policy, guardrail, text, lease, turns, clock)
+        if not await _refused(guardrail):
+            await _tell(log, lease, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "checking")])
+        if guardrail.impl.wants_conversation and not lease.conversed:
+            turns = await database_sync_to_async(_conversation)(lease, guardrail)
+        tries = TRIES if again is None else 1  # else it is queued again instead, and nobody waits here
+        judged = await _judged(policy, guardrail, text, lease, turns, clock, tries)
+        if not lease.sentences:  # each of those has been looked at by itself
+            warned(guardrail, judged.checked)
         if again is not None and _may_pass(guardrail, judged.checked, lease):
             words = f"{judged.checked.verdict.error}; trying again"
             spent = not judged.checked.circuit_open
             if await database_sync_to_async(give_back)(lease=lease, words=words, spent=spent):
-                status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, "waiting", error=words)
+                state = "waiting" if spent else "circuit_open"
+                status = GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, state, error=words)
                 await _tell(log, lease, [status])
                 again(lease.check_id, wait_s(lease.attempt) if spent else LONGEST_WAIT_S)
             return False
@@ -131,23 +121,40 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
     )
     if recorded is None:
         return False
-    events: list[ServerEvent] = [FindingEvent(finding) for finding in recorded.findings]
-    events.append(recorded.status)
-    if recorded.completed:
-        events.append(StateChange(AuditSession.State.COMPLETE.value, recorded.outcome))
-    await _tell(log, lease, events)
+    await tell_recorded(log, lease, recorded)
     return True
 
 
+async def tell_recorded(log: SessionLog, lease: Lease, recorded: Recorded) -> None:
+    """Tell the readers what storing a result led to: its findings, its guardrail's line, and the session's end."""
+    events: list[ServerEvent] = [FindingEvent(finding) for finding in recorded.findings]
+    events.append(recorded.status)
+    if recorded.completed:
+        events += await untold(log, lease.session_id, recorded.others, after=lease.last_seq)
+        events.append(StateChange(AuditSession.State.COMPLETE.value, recorded.outcome))
+    await _tell(log, lease, events)
+
+
+async def _refused(guardrail: Guardrail) -> bool:
+    """Will nobody be asked, because the guardrail's circuit is open?"""
+    return guardrail.impl.performance.network and await breakers.refuses(breakers.GUARDRAIL + guardrail.circuit)
+
+
 async def _judged(
-    policy: Policy, guardrail: Guardrail, text: str, lease: Lease, turns: tuple[Turn, ...], clock: Callable[[], float]
+    policy: Policy,
+    guardrail: Guardrail,
+    text: str,
+    lease: Lease,
+    turns: tuple[Turn, ...],
+    clock: Callable[[], float],
+    tries: int,
 ) -> Judged:
     applies_to = AppliesTo(lease.applies_to)
     if lease.sentences:
         limit_s = conf().check_lease_s * SHARE_OF_LEASE
         return await judge_sentences(policy, guardrail, text, applies_to, turns=turns, limit_s=limit_s, clock=clock)
     request = CheckRequest(text, applies_to, turns, guardrail.time_limit_s)
-    return Judged(await run_check(guardrail, request, clock))
+    return Judged(await run_check(guardrail, request, clock, tries=tries))
 
 
 async def _tell(log: SessionLog, lease: Lease, events: list[ServerEvent]) -> None:
@@ -167,77 +174,16 @@ async def tell(
         logger.warning("readers_not_told", session=session_id)
 
 
-class Busy:
-    """The check's guardrail has all the checks under way that it may have."""
-
-
 def _may_pass(guardrail: Guardrail, checked: Checked, lease: Lease) -> bool:
     """Did it fail on the way to somebody else, and are there attempts left? Where nobody was asked there always are.
 
-    That ends as well: a session waits for its checks for so long, and then the sweep lets them expire.
+    That ends as well: a session waits for its checks for so long, and then the sweep lets them expire. An answer out of
+    form is final, as it is in a stream: a text could have itself judged three times.
     """
     if checked.circuit_open:
         return True
-    failed = checked.verdict.error is not None and not checked.permanent
+    failed = checked.verdict.error is not None and not (checked.permanent or checked.answered)
     return failed and guardrail.impl.performance.network and lease.attempt < conf().check_attempts
-
-
-def wait_s(attempt: int, chance: Callable[[], float] = random.random) -> float:
-    """Seconds from the failure of the ``attempt``-th attempt (from 1) to the next one; ``chance`` gives 0..1."""
-    return min(FIRST_WAIT_S * 2.0 ** (attempt - 1) + JITTER_S * chance(), LONGEST_WAIT_S)
-
-
-def give_back(*, lease: Lease, words: str, spent: bool = True) -> bool:
-    """Let the check wait again, with why. False when the lease is not held any more.
-
-    Its attempts stay counted, but for one that was not ``spent`` because nobody was asked.
-    """
-    rows = DeferredCheck.objects.filter(pk=lease.check_id, state=CheckState.CHECKING, attempts=lease.attempt)
-    attempts = lease.attempt if spent else lease.attempt - 1
-    return bool(rows.update(state=CheckState.WAITING, queued_at=timezone.now(), attempts=attempts, error=words))
-
-
-def take_lease(*, check_id: int) -> Lease | Busy | None:
-    """Mark an open check as being made; None when it is not open or another worker holds it.
-
-    Leases that have run out do not count as under way. Workers that look at the same moment look one after another.
-    """
-    with transaction.atomic():
-        name = DeferredCheck.objects.filter(pk=check_id).values_list("guardrail", flat=True).first()
-        if name is None:
-            return None
-        _one_at_a_time(name)
-        held_since = timezone.now() - timedelta(seconds=conf().check_lease_s)
-        under_way = DeferredCheck.objects.filter(state=CheckState.CHECKING, started_at__gte=held_since, guardrail=name)
-        if under_way.exclude(pk=check_id).count() >= conf().checks_at_once:
-            return Busy()
-        taken = DeferredCheck.objects.filter(pk=check_id, state=CheckState.WAITING).update(
-            state=CheckState.CHECKING, attempts=F("attempts") + 1, started_at=timezone.now()
-        )
-        if not taken:
-            return None
-        row = DeferredCheck.objects.select_related("session").get(pk=check_id)
-    return Lease(
-        check_id=row.pk,
-        session_id=str(row.session_id),
-        guardrail=row.guardrail,
-        applies_to=row.applies_to,
-        attempt=row.attempts,
-        sealed=bytes(row.sealed_text or b""),
-        policy_digest=row.session.policy_digest,
-        monitor=row.session.monitor,
-        started_at=row.session.started_at,
-        last_seq=row.session.last_seq,
-        correlation_id=row.session.correlation_id,
-        sentences=row.sentences,
-    )
-
-
-def _one_at_a_time(guardrail: str) -> None:
-    """Until the transaction is over nobody else counts this guardrail's checks. A file has one writer anyway."""
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [LEASES, guardrail])
 
 
 def record_result(
@@ -252,7 +198,7 @@ def record_result(
 
     ``judged``: what was found in single sentences; without that a hit is one of the whole text. None when the lease is
     not held any more: then somebody else's result stands and nothing is changed, but for a hit of a check that has
-    expired meanwhile (``_late_hit``).
+    expired meanwhile or was given up (``_late_hit``).
     """
     verdict, found = checked.verdict, judged.findings if judged is not None else ()
     state = CheckState(_check_state(guardrail, checked))
@@ -263,9 +209,7 @@ def record_result(
     }  # fmt: skip
     with transaction.atomic():
         session = AuditSession.objects.select_for_update().get(pk=lease.session_id)
-        stored = DeferredCheck.objects.filter(
-            pk=lease.check_id, state=CheckState.CHECKING, attempts=lease.attempt
-        ).update(
+        stored = _still_ours(session, lease).update(
             state=state,
             finished_at=timezone.now(),
             sealed_text=None,
@@ -274,47 +218,70 @@ def record_result(
         )
         if not stored:
             if found or (verdict.error is None and verdict.hit):
-                _late_hit(session, lease, _findings(session, lease, guardrail, verdict, judged_chars, found), result)
+                late = _findings(session, lease, guardrail, verdict, judged_chars, found, judged)
+                _late_hit(session, lease, late, result)
             return None
-        findings = _findings(session, lease, guardrail, verdict, judged_chars, found)
+        findings = _findings(session, lease, guardrail, verdict, judged_chars, found, judged)
         for finding in findings:
             sessions.finding_row(lease.session_id, finding).save(force_insert=True)
         worst = sessions.worst_would_have(findings)
         if session.would_have != "blocked" and worst:
             AuditSession.objects.filter(pk=session.pk).update(would_have=worst)
-        _count(session, findings, judged.statuses if judged is not None else ())
+        if judged is not None and lease.sentences and guardrail is not None:
+            # Sentences count as if they had been asked about while the answer was made.
+            _count(session, findings, judged.statuses, exposed=sum(finding.exposed for finding in findings))
+        else:
+            took_ms = round(checked.took_ms, 3)
+            _count(session, findings, [GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, state, took_ms)])
+        if guardrail is not None and session.shadow:
+            # Of sentences a shadow asks for itself.
+            reuse(session, guardrail, findings, shared=not lease.sentences and verdict.error is None)
         status = _panel_status(lease, checked.took_ms)
         completed = sessions.complete_if_done(lease.session_id)
-    return Recorded(findings, status, completed, session.outcome)
+        others = lines_of(lease.session_id, but=lease.guardrail) if completed else ()
+    return Recorded(findings, status, completed, session.outcome, others)
 
 
-def _count(session: AuditSession, findings: Sequence[Finding], statuses: Sequence[GuardrailStatus]) -> None:
-    """Rows of findings count in the session's record, whoever made them.
+def _still_ours(session: AuditSession, lease: Lease) -> QuerySet[DeferredCheck]:
+    """The check's row, if a result made under this lease may be stored: while nobody took it over.
 
-    Sentences do as if they had been asked about while the answer was made.
+    Of a check that the sweep has given up, because the last worker seemed dead, a result counts until the session is
+    sealed: it says more than that there is none.
     """
+    ours = DeferredCheck.objects.filter(pk=lease.check_id, attempts=lease.attempt)
+    held = Q(state=CheckState.CHECKING)
+    if session.state == AuditSession.State.MONITORING:
+        held |= Q(state=CheckState.ERROR, result__isnull=True)
+    return ours.filter(held)
+
+
+def _count(
+    session: AuditSession, findings: Sequence[Finding], statuses: Sequence[GuardrailStatus], *, exposed: int = 0
+) -> None:
+    """Rows of findings and questions asked count in the session's record, whoever made them."""
     if not findings and not statuses:
         return
     timing: dict[str, Any] = session.timing  # as a call has written it
     counted = {"audit_rows": len(findings)}
-    exposed = session.exposed
     if statuses:
         counted["checks"] = totals.add(timing.setdefault("guardrails", {}), findings=findings, statuses=statuses)
-        exposed += sum(finding.exposed for finding in findings)
     for name, more in counted.items():
         timing[name] = timing.get(name, 0) + more
-    AuditSession.objects.filter(pk=session.pk).update(timing=timing, exposed=exposed)
+    AuditSession.objects.filter(pk=session.pk).update(timing=timing, exposed=session.exposed + exposed)
 
 
 def _late_hit(session: AuditSession, lease: Lease, findings: Sequence[Finding], result: dict[str, object]) -> None:
     """The session did not wait for this hit, and its record is sealed; each finding is told by an entry of its own.
 
-    The check stays "expired": that is what its readers saw.
+    The check stays "expired", or "error" where it was given up: that is what its readers saw.
     """
-    expired = DeferredCheck.objects.filter(
-        pk=lease.check_id, state=CheckState.EXPIRED, attempts=lease.attempt, result__isnull=True
+    ended = DeferredCheck.objects.filter(
+        pk=lease.check_id,
+        state__in=(CheckState.EXPIRED, CheckState.ERROR),
+        attempts=lease.attempt,
+        result__isnull=True,
     )
-    if findings and expired.update(result=result):
+    if findings and ended.update(result=result):
         check = DeferredCheck.objects.get(pk=lease.check_id)
         for finding in findings:
             row = sessions.finding_row(lease.session_id, finding)
@@ -336,12 +303,15 @@ def _findings(
     verdict: Verdict,
     judged_chars: int,
     found: Sequence[Finding],
+    judged: Judged | None,
 ) -> tuple[Finding, ...]:
     """What is to be stored, behind what the session has already; of what was shown it is said how much."""
     last = session.findings.aggregate(last=Max("n"))["last"] or 0
     if not found:
         hit = guardrail is not None and verdict.error is None and verdict.hit
         return (_whole(session, lease, guardrail, verdict, judged_chars, last + 1),) if hit and guardrail else ()
+    if judged is not None and judged.exposed:
+        return tuple(replace(finding, n=last + n) for n, finding in enumerate(found, start=1))
     rows = session.findings.filter(mode=Mode.BLOCK.value, action__in=HIDES, channel="text")
     hidden = [(row.start, row.end) for row in rows if row.action != Action.BLOCK.value]
     prompt = lease.applies_to == AppliesTo.PROMPT.value
@@ -366,23 +336,35 @@ def _whole(
         end=judged_chars,
         mode=mode,
         action=guardrail.action,
-        channel="prompt" if prompt else "text",
+        channel=_channel(lease),
         score=verdict.score,
-        exposed=0 if prompt else min(session.released, judged_chars),
+        exposed=0 if prompt else min(session.released if lease.shown is None else lease.shown, judged_chars),
         n=n,
         would_have=would_have(mode, guardrail.action),
     )
 
 
+def _channel(lease: Lease) -> str:
+    """Where the judged text was said. One beside prompt and answer is all that the session has of its kind."""
+    if lease.shown is not None or lease.applies_to == AppliesTo.PROMPT.value:
+        return lease.applies_to
+    return f"choices[{lease.part}]" if lease.part else "text"
+
+
 def _panel_status(lease: Lease, took_ms: float) -> GuardrailStatus:
     """One guardrail may judge prompt and answer; its one line says the worst of what is known of both."""
     rows = DeferredCheck.objects.filter(session__pk=lease.session_id, guardrail=lease.guardrail)
-    worst = min(rows, key=lambda row: _RANK.index(row.state))
-    took = round(took_ms, 3)
-    return GuardrailStatus(lease.guardrail, Checkpoint.DEFERRED.value, worst.state, took, took, worst.error or None)
+    return line_of(list(rows), round(took_ms, 3))
 
 
-def _conversation(lease: Lease) -> tuple[Turn, ...]:
+def _opened(lease: Lease) -> tuple[str, tuple[Turn, ...]]:
+    """The text, and what was said before it where that came with it. Raises ``SealBroken``."""
+    context = sessions.seal_context(lease.session_id, lease.guardrail, lease.place, conversed=lease.conversed)
+    text = unseal(lease.sealed, context=context)
+    return conversing.apart(text) if lease.conversed else (text, ())
+
+
+def _conversation(lease: Lease, guardrail: Guardrail) -> tuple[Turn, ...]:
     """Earlier messages, and for an answer its prompt; visible text only.
 
     A check has a message only in a conversation that it names, and a stream one alone: what is earlier is what was
@@ -393,7 +375,7 @@ def _conversation(lease: Lease) -> tuple[Turn, ...]:
     if session.conversation_id is None:
         return ()
     before = session.started_at if until is None else until.created
-    earlier = models.Message.objects.filter(conversation_id=session.conversation_id, created__lt=before).order_by(
-        "created"
-    )
-    return tuple(Turn(message.role, message.content) for message in earlier if message.content)
+    most = conversing.most_of(guardrail)
+    rows = models.Message.objects.filter(conversation_id=session.conversation_id, created__lt=before)
+    newest_first = rows.exclude(content="").order_by("-created")[: most + 1]
+    return conversing.newest([Turn(message.role, message.content) for message in newest_first][::-1], most)

@@ -33,12 +33,20 @@ VALUES = (
     "DE89 3704 0044 0532 0130 00",
     "192.0.2.17",
     "ghp_" + "16C7e42F292c6912E7710c838347Ae178B4a",
+    "Blue Heron",
 )
-"""A mail address, a social security number, a card, a telephone, an account, an address of a machine, a token."""
+"""A mail address, a social security number, a card, a telephone, an account, an address of a machine, a token, and a
+code name."""
+CODE_NAMES = {"name": "own_code_names", "kind": "keywords", "action": "redact", "config": {"keywords": ["Blue Heron"]}}
+"""What an operator adds for the last one: no release knows it."""
 
 SENTENCE = "I looked it up for you: ~, as you asked."
 
+BEHIND = "\\n"
+"""What may stand right before a value and is no part of it."""
+
 _LIKE = str.maketrans("aceopxyABCEHIKMOPTXijs", "асеорхуАВСЕНІКМОРТХіјѕ")
+_JSON_SIGNS = {ord(sign): f"\\u{ord(sign):04X}" for sign in "@- "}
 _WIDE_DIGITS = str.maketrans({digit: chr(ord(digit) + 0xFEE0) for digit in "0123456789"})
 
 
@@ -49,6 +57,8 @@ def _halves(value: str) -> Sequence[str]:
 DISGUISES: tuple[tuple[str, Callable[[str], Sequence[str]]], ...] = (
     ("as it is", lambda value: [value]),
     ("percent-encoded (`%40`, `%2D`, `%20`)", lambda value: [quote(value, safe="()").replace("-", "%2D")]),
+    ("signs as JSON escapes them (`\\u0040`, `\\u002D`, `\\u0020`)", lambda value: [value.translate(_JSON_SIGNS)]),
+    ("behind an escape of JSON or code (`\\n`)", lambda value: [BEHIND + value]),
     ("full-width digits", lambda value: [value.translate(_WIDE_DIGITS)]),
     ("look-alike letters (Cyrillic)", lambda value: [value.translate(_LIKE)]),
     ("invisible characters between all", lambda value: ["\u200b".join(value)]),
@@ -65,9 +75,10 @@ DISGUISES: tuple[tuple[str, Callable[[str], Sequence[str]]], ...] = (
 
 
 def starters() -> dict[str, Policy]:
-    """The policies that come with the release, by name; their guardrails that answer at once."""
+    """The policies that come with the release, by name, with a code name: their guardrails that answer at once."""
     folder = Path(guardrails.__path__[0]) / "starters"
-    found = (compile_policy(json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("*.json")))
+    documents = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [compile_policy({**one, "guardrails": [*one["guardrails"], CODE_NAMES]}) for one in documents]
     return {policy.name: policy.only(Checkpoint.IMMEDIATE) for policy in found}
 
 
@@ -90,7 +101,8 @@ def hidden(policy: Policy, text: str, start: int, end: int) -> bool:
 def caught(policy: Policy, written: Sequence[str]) -> bool:
     """Is everything hidden that stands for a value, each part in a channel of its own?"""
     at = SENTENCE.index("~")
-    return all(hidden(policy, SENTENCE.replace("~", part), at, at + len(part)) for part in written)
+    texts = ((SENTENCE.replace("~", part), at + len(part), part.removeprefix(BEHIND)) for part in written)
+    return all(hidden(policy, text, end - len(said), end) for text, end, said in texts)
 
 
 def table() -> str:

@@ -174,14 +174,7 @@ def _message_update(event: Event, context: FragmentContext) -> str:
 
 
 def _guardrail_status(event: Event, context: FragmentContext) -> str:
-    status = StatusView(
-        guardrail=_text(event, "guardrail"),
-        state=_text(event, "state"),
-        last_ms=_ms(event, "last_ms"),
-        p95_ms=_ms(event, "p95_ms"),
-        error=_text(event, "error"),
-    )
-    return render_to_string("streaming/panel.html#status", {"status": status, "oob": True})
+    return render_to_string("streaming/panel.html#status", {"status": StatusView.of(event), "oob": True})
 
 
 def _finding(event: Event, context: FragmentContext) -> str:

@@ -9,7 +9,7 @@ input: whatever arrives, the answer is a clear error that names the field, never
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
@@ -41,7 +41,17 @@ def _yes_or_no(value: object) -> object:
 
 YesOrNo = Annotated[bool | None, BeforeValidator(_yes_or_no)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+MAX_TOKENS = 1_000_000
+"""More than any model writes."""
 Seq = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+
+
+def _number_or_nothing(value: object) -> object:
+    """A field of a form that is left empty says nothing."""
+    return None if isinstance(value, str) and not value.strip() else _whole_number(value)
+
+
+Tokens = Annotated[Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None, BeforeValidator(_number_or_nothing)]
 
 
 class _Frame(BaseModel):
@@ -53,7 +63,8 @@ class StartFrame(_Frame):
     """Begin a session with a ``prompt``, or with ``messages`` that a client keeps itself.
 
     ``tools`` offers the tools that are registered here. ``use_streaming`` false asks for an answer in one piece; null
-    and true leave it to the rollout flag. ``text`` is what the scenario ``own_text`` streams.
+    and true leave it to the rollout flag. ``max_tokens`` bounds the answer; null leaves that to the provider. ``text``
+    is what the scenario ``own_text`` streams.
     """
 
     type: Literal["start"]
@@ -61,6 +72,7 @@ class StartFrame(_Frame):
     messages: list[MessageIn] | None = None
     tools: YesOrNo = False
     use_streaming: YesOrNo = None
+    max_tokens: Tokens = None
     provider: Name = "scripted"
     model: Name = ""
     policy: Name = ""
@@ -99,7 +111,7 @@ _TYPES = "start, interrupt, resume, ack"
 
 def parse_frame(text: str, limits: Conf) -> Frame:
     """The frame that ``text`` is. Raises ``FrameError``."""
-    if len(text) > limits.max_frame_bytes * 2:
+    if len(text) > limits.max_frame_bytes or len(text.encode(errors="surrogatepass")) > limits.max_frame_bytes:
         raise FrameError("too_large", f"A frame may have at most {limits.max_frame_bytes:,} bytes.")
     try:
         value = json.loads(text)
@@ -107,6 +119,11 @@ def parse_frame(text: str, limits: Conf) -> Frame:
         raise FrameError("not_json", "The frame is not JSON.") from None
     if not isinstance(value, dict):
         raise FrameError("not_an_object", "The frame is not a JSON object.")
+    return frame_of(value, limits)
+
+
+def frame_of(value: Mapping[str, object], limits: Conf) -> Frame:
+    """The frame with these fields, however they came. Raises ``FrameError``."""
     if value.get("type") not in ("start", "interrupt", "resume", "ack"):
         raise FrameError("unknown_type", f"The frame's type must be one of: {_TYPES}.", "type")
     for name, part in value.items():

@@ -11,6 +11,7 @@ could only refuse what it now guards. Without a worker the stream still flows, s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Literal, TypedDict
 
@@ -23,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 
 from guardrails.selectors import PolicyInfo, policy_choices
 from streaming.at_work import guardrails_at_work
+from streaming.audit.heads import age_s, heads_file, late_s
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.metrics import REGISTRY, provider_breakers, read_shared
@@ -56,11 +58,13 @@ async def ready(request: HttpRequest) -> JsonResponse:
         "policies": _policies(),
         "providers": _providers(),
         "guardrails": _guardrails(),
+        "audit": _audit(),
     }
     found = await asyncio.gather(*(_within(part) for part in asked.values()))
     parts = dict(zip(asked, found, strict=True))
-    if parts["guardrails"]["state"] == "down":  # nobody could say how they are, which is no reason to be unready
-        parts["guardrails"]["state"] = "degraded"
+    for name in ("guardrails", "audit"):
+        if parts[name]["state"] == "down":  # nobody could say how they are, which is no reason to be unready
+            parts[name]["state"] = "degraded"
     down = [name for name, part in parts.items() if part["state"] == "down"]
     status = "down" if down else "degraded" if any(p["state"] != "ok" for p in parts.values()) else "ok"
     return JsonResponse({"status": status, "parts": parts}, status=503 if down else 200)
@@ -150,6 +154,19 @@ async def _providers() -> Part:
     if broken:
         return Part(state="degraded", detail="breakers are not closed: " + ", ".join(broken))
     return Part(state="ok", detail="all breakers are closed")
+
+
+async def _audit() -> Part:
+    """Nobody misses a signed head until the log has been rewritten; a file on a dead volume must not wait that long."""
+    if heads_file() is None:
+        return Part(state="ok", detail="no signed heads are put aside (SLUICEGATE_AUDIT_HEADS_FILE)")
+    age = await asyncio.to_thread(age_s, time.time())
+    if age is None:
+        return Part(state="degraded", detail="no signed head of the audit log can be seen where they are put aside")
+    minutes = f"{age / 60:,.0f} minutes"
+    if age > late_s():
+        return Part(state="degraded", detail=f"the newest signed head of the audit log is {minutes} old")
+    return Part(state="ok", detail=f"the newest signed head of the audit log is {minutes} old")
 
 
 async def _guardrails() -> Part:

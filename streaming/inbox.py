@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from guardrails.findings import Outcome
 from guardrails.policy import Guardrail
 from streaming.agent import Said
-from streaming.answer import Question
+from streaming.answer_lanes import Question
 from streaming.checks import Checked, Later
 from streaming.core.events import ProviderEvent
 from streaming.providers.base import ProviderError

@@ -58,6 +58,12 @@ class SessionLog(Protocol):
     async def interrupted(self, session_id: str) -> bool:
         """Whether somebody asked: what the running process looks at in case the wake was lost."""
 
+    async def say_alive(self, session_id: str) -> None:
+        """The running process cannot tell the database that it is there."""
+
+    async def alive(self, session_id: str) -> bool:
+        """Whether it has said so lately."""
+
 
 class LocalEvents:
     """The events of readers and pumps of this process, by session; both logs lean on it."""
@@ -158,3 +164,10 @@ class MemoryLog:
     async def interrupted(self, session_id: str) -> bool:
         """See ``SessionLog``."""
         return session_id in self._stopped
+
+    async def say_alive(self, session_id: str) -> None:
+        """See ``SessionLog``: nobody but this process asks."""
+
+    async def alive(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        return session_id in self._runners

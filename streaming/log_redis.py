@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar, cast
+from typing import Protocol, TypedDict, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -38,6 +38,16 @@ from streaming.sealed import SealBroken, seal, unseal
 from streaming.wake import Wake
 
 T = TypeVar("T")
+
+
+class Companion(Protocol):
+    """Something that leans on a log and ends with it."""
+
+    async def aclose(self) -> None:
+        """Stop."""
+
+
+C = TypeVar("C", bound=Companion)
 logger = structlog.get_logger(__name__)
 
 APPENDING = """
@@ -161,6 +171,7 @@ class RedisLog:
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[object]] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._companions: dict[Callable[..., Companion], Companion] = {}
 
     def append(
         self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
@@ -236,6 +247,15 @@ class RedisLog:
         """See ``SessionLog``."""
         return bool(await self._reach(self._redis.exists(_key("stop", session_id))))
 
+    async def say_alive(self, session_id: str) -> None:
+        """See ``SessionLog``."""
+        ttl_ms = round(self._conf.stale_s * 1000)
+        await self._reach(self._redis.set(_key("alive", session_id), self._channel, px=ttl_ms))
+
+    async def alive(self, session_id: str) -> bool:
+        """See ``SessionLog``."""
+        return bool(await self._reach(self._redis.exists(_key("alive", session_id))))
+
     async def ping(self) -> None:
         """Raises ``LogUnavailable`` when the store cannot be reached."""
         await self._reach(self._redis.ping())
@@ -289,8 +309,17 @@ class RedisLog:
 
         return await self._reach(scan())
 
+    def companion(self, make: Callable[[RedisLog], C]) -> C:
+        """What this log's event loop has one of, made at the first time and closed before the log is."""
+        if make not in self._companions:
+            self._companions[make] = make(self)
+        return cast("C", self._companions[make])
+
     async def aclose(self) -> None:
         """Stop the background tasks and close the connections."""
+        for companion in self._companions.values():
+            await companion.aclose()
+        self._companions.clear()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._under_way, return_exceptions=True)

@@ -13,28 +13,35 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 
 import structlog
 from channels.db import database_sync_to_async
 from django.db.models import Count
+from django.utils import timezone
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from guardrails.findings import Outcome
 from guardrails.models import Rollout
 from guardrails.selectors import policy_choices
-from streaming import breakers, registry
+from streaming import breakers, registry, swept
 from streaming.answer import Answer
 from streaming.at_work import guardrails_at_work
+from streaming.audit.heads import age_s
 from streaming.bookends import Result, Run, chosen
 from streaming.checks import FAILURES
+from streaming.database import AWAY
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
-from streaming.models import AuditSession
+from streaming.models import AuditSession, DeferredCheck
 from streaming.providers.base import ProviderTimeout, available
 from streaming.shadow.record import ShadowRecord
+from streaming.upstreams import offered_now
 
 logger = structlog.get_logger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -49,6 +56,8 @@ SAMPLES = 200
 """Chunks of one answer that are observed, evenly spread; so that a long answer's end takes no longer than a short's."""
 
 BREAKER_STATES = ("closed", "open", "half_open")
+CHECKS_S = 3_600
+"""Seconds that deferred checks are counted for."""
 OPEN_STATES = (AuditSession.State.ACTIVE, AuditSession.State.MONITORING)
 
 _WHO = ("provider", "model")
@@ -140,21 +149,21 @@ GATEWAY_HEARTBEATS = Counter(
 )
 FIRST_TOKEN = Histogram(
     "sluicegate_time_to_first_token_seconds",
-    "From the answer's start to the provider's first text or reasoning.",
+    "From the answer's start to the provider's first token: text, reasoning or a piece of a tool call.",
     _HOW,
     registry=REGISTRY,
     buckets=_WAITS,
 )
 COMPLETION = Histogram(
     "sluicegate_time_to_completion_seconds",
-    "From the answer's start to its end, whatever the outcome.",
+    "From the answer's start until its provider had said all or was left, whatever the outcome.",
     _HOW,
     registry=REGISTRY,
     buckets=_WHOLE,
 )
 GAP = Histogram(
     "sluicegate_chunk_gap_seconds",
-    "Between two arrivals from the provider.",
+    "Between two times that text was taken from the provider, which is at the readers' pace.",
     _HOW,
     registry=REGISTRY,
     buckets=_GAPS,
@@ -195,6 +204,23 @@ GUARDRAIL_SLOW = Gauge(
 SESSIONS = Gauge(
     "sluicegate_sessions", "Sessions that are not over yet, of all processes, by state.", ("state",), registry=REGISTRY
 )
+CHECKS = Gauge(
+    "sluicegate_deferred_checks",
+    "Deferred checks that were queued within the last hour, of all processes, by how they stand.",
+    ("guardrail", "state"),
+    registry=REGISTRY,
+)
+NOT_REPAIRED = Gauge(
+    "sluicegate_not_repaired",
+    "Things that the last sweep could not repair, whichever worker made it, by part.",
+    ("part",),
+    registry=REGISTRY,
+)
+AUDIT_HEAD_AGE = Gauge(
+    "sluicegate_audit_head_age_seconds",
+    "Since a signed head of the audit log was put aside; NaN: none can be seen, or none is to be kept.",
+    registry=REGISTRY,
+)
 ROLLOUTS = Gauge(
     "sluicegate_rollouts",
     "Rollouts of versions that a policy has had, by outcome; rolled_back: a limit was left.",
@@ -211,7 +237,7 @@ STORE_MEMORY = Gauge("sluicegate_store_memory_bytes", "Memory that the store's d
 STORE_KEYS = Gauge("sluicegate_store_keys", "Keys in the store.", registry=REGISTRY)
 NOT_READ = Counter(
     "sluicegate_metrics_not_read",
-    "Times that a part of this page could not be asked for: breakers, policies, sessions, store or rollouts.",
+    "Times that a part of this page could not be asked for: one of those that docs/metrics.md names.",
     ("part",),
     registry=REGISTRY,
 )
@@ -224,8 +250,11 @@ _upstream = Bounded(MAX_CODES)
 
 
 async def provider_breakers() -> dict[str, str]:
-    """State by name of every provider that is offered here; those that nobody has asked yet are closed."""
+    """State by name of every provider that is offered here, those of the admin among them; those that nobody has asked
+    yet are closed."""
     names = list(available())
+    with suppress(*AWAY):  # those of the environment are known all the same
+        names = list((await database_sync_to_async(offered_now)()).providers)
     found = await breakers.states([breakers.PROVIDER + name for name in names])
     return {name: found.get(breakers.PROVIDER + name, "closed") for name in names}
 
@@ -235,7 +264,9 @@ async def read_breakers() -> None:
 
     What is asked is in hand before a gauge is touched: whoever fails to answer takes no figure away.
     """
-    for provider, state in (await provider_breakers()).items():
+    states = await provider_breakers()
+    BREAKERS.clear()  # an upstream that was taken away has no state
+    for provider, state in states.items():
         for each in BREAKER_STATES:
             BREAKERS.labels(provider, each).set(each == state)
     found = await guardrails_at_work()
@@ -266,6 +297,35 @@ async def read_sessions() -> None:
 def _sessions_unknown() -> None:
     for state in OPEN_STATES:
         SESSIONS.labels(state.value).set(math.nan)
+
+
+def _checks() -> list[tuple[str, str, int]]:
+    since = timezone.now() - timedelta(seconds=CHECKS_S)
+    # Every state is named so that the index on (state, queued_at) answers; what is older is not looked at.
+    rows = DeferredCheck.objects.filter(state__in=DeferredCheck.State.values, queued_at__gte=since).order_by()
+    return list(rows.values_list("guardrail", "state").annotate(number=Count("pk")))
+
+
+async def read_checks() -> None:
+    """How deferred checks ended, or that they wait: workers make them, and have no such page."""
+    found = await database_sync_to_async(_checks)()
+    CHECKS.clear()
+    for guardrail, state, number in found:
+        CHECKS.labels(guardrail, state).set(number)
+
+
+async def read_head() -> None:
+    """How old the newest head is that was put aside."""
+    age = await asyncio.to_thread(age_s, time.time())
+    AUDIT_HEAD_AGE.set(math.nan if age is None else age)
+
+
+async def read_swept() -> None:
+    """What the last round of repair left; nothing where no worker has made one lately. Raises ``LogUnavailable``."""
+    found = await swept.noted(shared_log())
+    NOT_REPAIRED.clear()
+    for part, number in found.items():
+        NOT_REPAIRED.labels(part).set(number)
 
 
 def _rollouts() -> list[tuple[str, str, int]]:
@@ -314,8 +374,11 @@ PARTS = {
     "breakers": Part(read_breakers),
     "policies": Part(read_policies, POLICY_UNHEALTHY.clear),
     "sessions": Part(read_sessions, _sessions_unknown),
+    "checks": Part(read_checks, CHECKS.clear),
     "store": Part(read_store, _store_unknown),
+    "audit": Part(read_head, lambda: AUDIT_HEAD_AGE.set(math.nan)),
     "rollouts": Part(read_rollouts, ROLLOUTS.clear),
+    "sweep": Part(read_swept, NOT_REPAIRED.clear),
 }
 
 
@@ -335,7 +398,7 @@ async def _read(name: str, part: Part, limit_s: float) -> None:
     except Exception as error:
         part.unknown()
         failed.inc()
-        known = isinstance(error, TimeoutError | LogUnavailable)
+        known = isinstance(error, (TimeoutError, LogUnavailable, *AWAY))
         logger.warning(f"{name}_not_read", error=type(error).__name__, exc_info=not known)
 
 
@@ -379,8 +442,8 @@ def _answered(
         if number:
             TOOLS.labels(*who, said).inc(number)
     arrivals = [ms / 1000 for ms, _ in answer.arrivals.points]
-    if arrivals:
-        FIRST_TOKEN.labels(*how).observe(arrivals[0])
+    if answer.first_ms is not None:
+        FIRST_TOKEN.labels(*how).observe(answer.first_ms / 1000)
     COMPLETION.labels(*how).observe(took_ms / 1000)
     _observe(GAP.labels(*how), [after - before for before, after in pairwise(arrivals)])
     _observe(FEED.labels(*how), [ms / 1000 for ms in feeds_ms])

@@ -3,8 +3,8 @@
 Exists because whoever writes policies must not be able to make this server talk to what only this server can reach.
 Protects that rule at the one place where it can hold: the name is resolved here, every address that it has must be
 public (or allowed by ``SLUICEGATE_HOOK_HOSTS``), and the connection goes to that very address, so that a second answer
-of the name server changes nothing; a redirect is a new address and is asked the same. The environment's proxies are
-not followed.
+of the name server changes nothing; a redirect is a new address and is asked the same, and none leads from https to
+http. The environment's proxies are not followed.
 
     SecretMissing      the secret that a policy names is not set
     AddressRefused     the address is not http(s), or leads to where policies may not send anything
@@ -18,6 +18,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
@@ -27,6 +28,7 @@ from guardrails.kinds.base import HOOK_SECRET, CheckFailed, NoVerdict, Reply
 
 MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 1_048_576
+NAMES_AT_ONCE = 16
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -65,6 +67,8 @@ async def _follow(url: str, body: bytes, headers: Mapping[str, str], resolve: Re
             if not location:
                 return reply
             moved = target.join(location)
+            if target.scheme == "https" and moved.scheme != "https":
+                raise AddressRefused("a redirect leads from https to http, where the text could be read on the way")
             if (moved.scheme, moved.host, moved.port) != (target.scheme, target.host, target.port):
                 # What proves us to one host must not be shown to another.
                 headers = {name: value for name, value in headers.items() if name in ("Content-Type", "Accept")}
@@ -127,9 +131,13 @@ async def address_of(host: str, port: int, resolve: Resolve | None = None) -> st
     return found[0]
 
 
+_names = ThreadPoolExecutor(NAMES_AT_ONCE, thread_name_prefix="names")
+"""Threads of its own: a name server that does not answer keeps one for many seconds, whatever limit its caller has."""
+
+
 async def _resolve(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_names, ask)
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
 
@@ -137,17 +145,20 @@ _NEVER = tuple(map(ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10",
 """What is no private address by name: metadata addresses of clouds, old site-local ones, and ones for documents."""
 
 
+_CARRY = tuple(map(ip_network, ("64:ff9b::/96", "::ffff:0:0/96")))
+"""NAT64 (RFC 6052) and mapped addresses: an IPv4 address in the last four bytes, which is where the call goes."""
+
+
 def _public(address: Address) -> bool:
-    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
+    if isinstance(address, IPv6Address) and any(address in one for one in _CARRY):
+        # Of itself the outer address says nothing: it lies in what is reserved.
+        return _public(IPv4Address(int(address) & 0xFFFF_FFFF))
     teredo = getattr(address, "teredo", None)
-    for part in (address, inner, *(teredo or ())):
+    for part in (address, getattr(address, "sixtofour", None), *(teredo or ())):
         if part is None:
             continue
         if not part.is_global or part.is_multicast or part.is_reserved or any(part in one for one in _NEVER):
             return False
-    # NAT64 carries an IPv4 address in its last four bytes (RFC 6052).
-    if isinstance(address, IPv6Address) and address in ip_network("64:ff9b::/96"):
-        return _public(IPv4Address(int(address) & 0xFFFF_FFFF))
     return True
 
 

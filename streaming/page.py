@@ -16,7 +16,8 @@ from guardrails import selectors as policies
 from guardrails.findings import Mode
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
-from streaming.models import AuditSession, Conversation, Finding, Message
+from streaming import stops
+from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 from streaming.presentation import (
     BlockView,
     FindingView,
@@ -31,6 +32,7 @@ from streaming.presentation import (
 from streaming.providers.reading import objects
 from streaming.selectors import conversation_messages
 from streaming.sessions import Visitor, conversation_of
+from streaming.standing import line_of
 from streaming.timeline import TimelineView
 from streaming.verdicts import book
 
@@ -69,7 +71,7 @@ class StoredConversation:
     live: Sequence[str] = ()
     latest: AuditSession | None = None
     hits: Mapping[str, int] = field(default_factory=dict)
-    deferred: Mapping[str, StatusView] = field(default_factory=dict)
+    lines: Mapping[str, StatusView] = field(default_factory=dict)
 
     @property
     def timeline(self) -> TimelineView | None:
@@ -94,7 +96,7 @@ def _row(guardrail: Guardrail, stored: StoredConversation) -> Row:
     return Row(
         name=guardrail.name,
         does=_does(guardrail),
-        status=stored.deferred.get(guardrail.name) or _before(guardrail),
+        status=stored.lines.get(guardrail.name) or _before(guardrail),
         hits=stored.hits.get(guardrail.name, 0),
     )
 
@@ -146,26 +148,34 @@ def stored_conversation(conversation: Conversation) -> StoredConversation:
     by_message = {key: session for session in sessions for key in (session.prompt_id, session.answer_id) if key}
     latest = sessions[-1] if sessions else None
     hits: dict[str, int] = {}
-    deferred: dict[str, StatusView] = {}
+    lines: dict[str, StatusView] = {}
     if latest is not None:
         for finding in latest.findings.all():
             hits[finding.guardrail] = hits.get(finding.guardrail, 0) + 1
-        for check in latest.deferred_checks.all():
-            took = check.finished_at - check.started_at if check.finished_at and check.started_at else None
-            deferred[check.guardrail] = StatusView(
-                check.guardrail,
-                state=check.state,
-                last_ms=took.total_seconds() * 1000 if took is not None else None,
-                error=check.error,
-            )
+        lines = _lines(latest)
     return StoredConversation(
         id=str(conversation.pk),
         messages=[_message(message, by_message.get(message.pk)) for message in messages],
         live=[str(s.pk) for s in sessions if s.state != AuditSession.State.COMPLETE],
         latest=latest,
         hits=hits,
-        deferred=deferred,
+        lines=lines,
     )
+
+
+def _lines(session: AuditSession) -> dict[str, StatusView]:
+    """What the panel's lines said last of this session: as the answer left them, then what workers came to."""
+    told = session.timing.get("lines") if isinstance(session.timing, Mapping) else None
+    kept = told.values() if isinstance(told, Mapping) else ()
+    lines = {view.guardrail: view for line in kept if isinstance(line, Mapping) for view in [StatusView.of(line)]}
+    checks: dict[str, list[DeferredCheck]] = {}
+    for check in session.deferred_checks.all():
+        checks.setdefault(check.guardrail, []).append(check)
+    for name, rows in checks.items():
+        ended = [(row.finished_at, row.pk, row.result or {}) for row in rows if row.finished_at is not None]
+        took = max(ended)[2].get("took_ms") if ended else None
+        lines[name] = StatusView.of(line_of(rows, took).payload())
+    return lines
 
 
 def _message(message: Message, session: AuditSession | None) -> MessageView | PromptView:
@@ -193,6 +203,7 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),
         fallback=str(metadata.get("fallback") or ""),
+        cut=stops.cut(str(metadata.get("stop_reason") or "stop")),
         thinking=str(metadata.get("thinking") or ""),
         tools=[_tool(session_id, made) for made in objects(metadata.get("tools"))],
     )
@@ -201,12 +212,6 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
 def _tool(session_id: str, made: Mapping[str, object]) -> ToolView:
     words = (str(made.get(key) or "") for key in ("id", "name", "arguments", "result", "error"))
     return ToolView(session_id, *words)
-
-
-def _policy(session: AuditSession | None) -> str:
-    if session is None:
-        return ""
-    return policy_words({"name": session.policy_name, "version": session.policy_version})
 
 
 def _values(finding: Finding) -> dict[str, object]:

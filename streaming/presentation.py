@@ -124,6 +124,18 @@ class StatusView:
         "slower_than_declared": ("◔", "slower than declared"),
     }
 
+    @classmethod
+    def of(cls, line: Mapping[str, object]) -> StatusView:
+        """From a ``guardrail_status`` event, told or kept."""
+        last, p95 = line.get("last_ms"), line.get("p95_ms")
+        return cls(
+            guardrail=str(line.get("guardrail") or ""),
+            state=str(line.get("state") or "idle"),
+            last_ms=float(last) if isinstance(last, int | float) else None,
+            p95_ms=float(p95) if isinstance(p95, int | float) else None,
+            error=str(line.get("error") or ""),
+        )
+
     @property
     def id(self) -> str:
         """Id of the row; its cells add ``-state``, ``-last``, ``-p95`` and ``-hits``."""
@@ -273,6 +285,7 @@ class MessageView:
     error: str = ""
     usage: str = ""
     fallback: str = ""
+    cut: str = ""
     thinking: str = ""
     tools: Sequence[ToolView] = ()
     is_answer: bool = True

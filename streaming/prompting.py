@@ -33,17 +33,21 @@ class Prompted:
     checked: CheckedText
     messages: tuple[ChatMessage, ...]
     looked: tuple[Looked, ...] = ()
+    earlier: tuple[Turn, ...] = ()
 
 
-async def with_history(policy: Policy, prompt: str, history: tuple[ChatMessage, ...], *, monitor: bool) -> Prompted:
-    """A prompt that goes on a conversation of ours."""
-    turns = tuple(Turn(message.role, message.text) for message in history)
+async def with_history(
+    policy: Policy, prompt: str, history: tuple[ChatMessage, ...], *, earlier: tuple[Turn, ...] = (), monitor: bool
+) -> Prompted:
+    """A prompt that goes on a conversation of ours. ``earlier``: what was said before the history that a model is
+    shown, for guardrails that want to know."""
+    turns = (*earlier, *(Turn(message.role, message.text) for message in history))
     checked = await check_text(
         policy, prompt, applies_to=AppliesTo.PROMPT, monitor=monitor, channel="prompt", conversation=turns, later=True
     )
     checked.statuses += immediate_statuses(policy, AppliesTo.PROMPT, checked.findings)
     looked = looked_at(checked, prompt, AppliesTo.PROMPT, "prompt", turns)
-    return Prompted(prompt, checked, (*history, ChatMessage("user", checked.visible)), (looked,))
+    return Prompted(prompt, checked, (*history, ChatMessage("user", checked.visible)), (looked,), earlier)
 
 
 async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bool) -> Prompted:

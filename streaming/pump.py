@@ -15,18 +15,19 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import structlog
-from channels.db import database_sync_to_async
 
 from guardrails.findings import AppliesTo, Outcome
 from guardrails.kinds.base import Turn
-from streaming import metrics, sessions, trials
-from streaming.agent import MAX_ROUNDS, TOO_LATE, Agent, Call, Said
+from streaming import endings, metrics, trials
+from streaming.agent import MAX_ROUNDS, TOO_LATE, Agent, Said
 from streaming.answer import Answer
 from streaming.asking import Asking
+from streaming.beside import Beside
 from streaming.bookends import Result, Run, closing, ending, opening
+from streaming.calls import Call
+from streaming.checks import MAX_UNANSWERED, Looked
 from streaming.conf import Conf
 from streaming.core.events import (
     ProviderEvent,
@@ -35,6 +36,7 @@ from streaming.core.events import (
     TextDelta,
     ThinkingDelta,
 )
+from streaming.endless import Measure
 from streaming.inbox import (
     Arrived,
     Broken,
@@ -49,18 +51,16 @@ from streaming.inbox import (
 )
 from streaming.log import LogUnavailable, SessionLog
 from streaming.outlet import Outlet
-from streaming.providers.base import ProviderError, ProviderRequest
-from streaming.sessions import State
+from streaming.overheard import Overheard
+from streaming.providers.base import Deadline, ProviderError, ProviderRequest
+from streaming.resilience import answer_s
+from streaming.sessions import DeferredText, State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Shadow
-from streaming.together import together
 from streaming.tools.base import all_tools
 from streaming.wake import Line, Wake
 
 logger = structlog.get_logger(__name__)
-
-MAX_UNANSWERED = 10
-"""Sentences that may wait for verdicts; then what the provider says waits, and with it the provider."""
 
 READ_AHEAD = 64
 """Provider events that may lie in the inbox; then the provider waits."""
@@ -86,6 +86,7 @@ class _Marks:
     kept: tuple[int, ...] = ()
     kept_at: float = 0.0
     unattended_since: float | None = None
+    said_ms: int | None = None  # since the start: when the provider had nothing more to say, or was left
     feeds_ms: list[float] = field(default_factory=list)
 
 
@@ -97,7 +98,8 @@ class Pump:
         self._around = around
         self._marks = _Marks(around.clock())
         self._shadow = self._shadowed()
-        look = self._shadow.look if self._shadow is not None else None
+        self._beside = Beside(run.policy, run.monitor)
+        look = self._look if self._shadow is not None or self._beside.texts else None
         self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms, look=look)
         self._inbox = Line[Item]()
         self._parked: list[Item] = []
@@ -121,6 +123,11 @@ class Pump:
         self._taken: list[ProviderEvent] = []
         self._writing: asyncio.Task[bool] | None = None
 
+    def _look(self, looked: Looked) -> None:
+        self._beside.look(looked)
+        if self._shadow is not None:
+            self._shadow.look(looked)
+
     def _shadowed(self) -> Shadow | None:
         if (which := self._run.shadow) is None:
             return None
@@ -129,16 +136,42 @@ class Pump:
 
     async def run(self) -> None:
         """From the first event to the last."""
-        result = Result()
+        result, overheard = Result(), None
         try:
             result = await self._guarded()
-            await self._hear_out()
+            if result.outcome is Outcome.INTERRUPTED:
+                overheard = self._let_go()
+            else:
+                await self._hear_out()
         except asyncio.CancelledError:
             self._asking.give_up()
             result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
-            await self._surely(self._end(result))
+            await self._surely(self._end(result, ()))
             raise
-        await self._surely(self._end(result))
+        if overheard is None:
+            await self._surely(self._end(result, ()))
+        else:
+            await self._end_and_overhear(result, overheard)
+
+    def _let_go(self) -> Overheard | None:
+        """Whoever stops an answer waits for nobody: what guardrails have yet to say comes behind its end."""
+        events, out = self._asking.let_go()
+        self._outlet.coming += events
+        return Overheard(self._run.started.session_id, out) if out else None
+
+    async def _end_and_overhear(self, result: Result, overheard: Overheard) -> None:
+        log = self._around.log
+        try:
+            try:
+                await self._surely(self._end(result, overheard.deferred))
+                await overheard.settle(self._asking, log)
+            except asyncio.CancelledError:
+                self._asking.give_up()
+                await self._surely(overheard.give_up(log))
+                raise
+        except Exception:  # the sweep ends what is left
+            self._asking.give_up()
+            logger.exception("overheard_not_stored", session=self._run.started.session_id)
 
     @staticmethod
     async def _surely(work: Coroutine[None, None, None]) -> None:
@@ -153,7 +186,10 @@ class Pump:
     async def _guarded(self) -> Result:
         try:
             async with self._around.log.run(self._run.started.session_id) as stop:
-                return await self._stream(stop)
+                try:
+                    return await self._stream(stop)
+                finally:
+                    self._said_all()
         except LogUnavailable as error:
             logger.warning("session_log_lost", session=self._run.started.session_id, error=str(error))
             return Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)
@@ -167,6 +203,7 @@ class Pump:
         self._outlet.coming += opening(self._run, self._answer)
         self._outlet.coming += self._asking.ask_later(self._run.prompt.later)
         await self._outlet.tell()
+        self._beside.given(self._run.looked, self._run.request.messages)
         if self._shadow is not None:
             for looked in self._run.looked:
                 self._shadow.look(looked)
@@ -195,9 +232,11 @@ class Pump:
             self._idle, self._in_passing, self._called = False, 0, False
             while not self._inbox.empty():
                 batch.append(self._inbox.get_nowait())
-            for item in batch:
-                if isinstance(item, Stop):
-                    return Result(item.outcome)
+            if stop := next((item for item in batch if isinstance(item, Stop)), None):
+                for item in batch:
+                    if isinstance(item, JudgedLater):  # it belongs to the session all the same
+                        self._inbox.put_nowait(item)
+                return Result(stop.outcome)
             events = self._outlet.coming  # what is in there is told, even if something below fails
             for item in self._in_turn(batch):
                 if isinstance(item, Arrived):
@@ -238,7 +277,8 @@ class Pump:
             if blocked:
                 return Result()
             if ended is not None and ended.error is not None:
-                return Result(Outcome.ERROR, ended.error.code, str(ended.error), not ended.error.permanent)
+                words = self._answer.fit(str(ended.error))
+                return Result(Outcome.ERROR, ended.error.code, words, not ended.error.permanent)
             if ended is not None and not self._asking.busy and self._inbox.empty():
                 return Result()
 
@@ -369,7 +409,7 @@ class Pump:
             logger.exception("pump_failed", session=self._run.started.session_id)
 
     def _turns(self) -> tuple[Turn, ...]:
-        return tuple(Turn(message.role, message.text) for message in self._run.request.messages)
+        return self._run.turns
 
     def _holds(self) -> list[ServerEvent]:
         events, later_ms = self._answer.holds()
@@ -381,12 +421,16 @@ class Pump:
 
     async def _feed(self) -> None:
         """Provider -> inbox, no faster than the loop takes it; round after round."""
+        # One deadline for all rounds: it is the answer that has a limit, not what its tools lead to.
+        self._request = replace(self._request, deadline=Deadline.after(answer_s(self._run.upstreams.providers)))
         request: ProviderRequest | None = self._request
+        measure = Measure()
         try:
             while request is not None:
                 self._resting = False
                 async with aclosing(self._run.upstreams.ask(request)) as events:
                     async for event in events:
+                        measure.add(event)
                         self._resting = isinstance(event, TextDelta)
                         if self._take_in_passing(event):
                             continue
@@ -395,6 +439,7 @@ class Pump:
                         self._inbox.put_nowait(Arrived(event))
                 self._inbox.put_nowait(RoundEnded())
                 request = await self._next.get()
+            self._said_all()
         except ProviderError as error:
             self._inbox.put_nowait(ProviderEnded(error))
         except Exception:
@@ -402,6 +447,10 @@ class Pump:
             self._inbox.put_nowait(ProviderEnded(ProviderError("the provider's adapter failed")))
         else:
             self._inbox.put_nowait(ProviderEnded())
+
+    def _said_all(self) -> None:
+        if self._marks.said_ms is None:
+            self._marks.said_ms = self._ms()
 
     def _tick(self) -> None:
         self._inbox.put_nowait(Tick())
@@ -417,12 +466,15 @@ class Pump:
             return
         self._marks.wrote = now
         await self._outlet.tell_all()  # what is written is never ahead of what was told
+        if self._writing is not None and not self._writing.done():
+            await endings.say_that_it_lives(self._around.log, self._run.started.session_id)
         if self._lost_the_session():
             self._inbox.put_nowait(Stop(Outcome.ERROR))
         elif self._to_write(now):
             chars_in, released, _, _ = self._answer.counts()
             self._writing = asyncio.create_task(
-                database_sync_to_async(sessions.keep_partial)(
+                endings.keep_partial(
+                    self._around.log,
                     session_id=self._run.started.session_id,
                     content=self._answer.content,
                     released=released,
@@ -461,22 +513,31 @@ class Pump:
 
     # -- first and last events ----------------------------------------------------------------------------------
 
-    async def _end(self, result: Result) -> None:
-        """Store the end in one transaction, then tell the readers, then hand over the deferred checks."""
+    async def _end(self, result: Result, owed: tuple[DeferredText, ...]) -> None:
+        """Store the end in one transaction, then tell the readers, then hand over the deferred checks.
+
+        ``owed``: those that this process has in hand itself.
+        """
         if self._writing is not None:
             with contextlib.suppress(Exception):
                 await self._writing
-        stored = ending(self._run, self._answer, result, self._outlet.seq)
+        stored = ending(self._run, self._answer, result, self._outlet.seq, self._marks.feeds_ms)
         feeds_ms = self._marks.feeds_ms
-        metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=self._ms(), feeds_ms=feeds_ms)
+        if self._run.prompt.blocked is None:
+            self._beside.add(AppliesTo.THINKING, *self._answer.thought)
+            owed = (*self._beside.deferred(), *owed)
+        stored = replace(stored, deferred=(*stored.deferred, *owed))
+        took_ms = self._ms() if self._marks.said_ms is None else self._marks.said_ms
+        metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=took_ms, feeds_ms=feeds_ms)
         if self._shadow is not None:
             self._accompany()  # the loop may have ended between taking and telling
             did = acted(self._run.policy, self._answer.findings, monitor=self._run.monitor)
-            stored = replace(stored, shadow=await self._shadow.record(self._answer, acted=did))
+            grace_s = 0.0 if stored.outcome is Outcome.INTERRUPTED else None
+            shadow = await self._shadow.record(self._answer, acted=did, grace_s=grace_s)
+            stored = replace(stored, shadow=shadow)
             metrics.shadowed(self._run.policy.name, stored.shadow)
         try:
-            finish = partial(sessions.finish_streaming, session_id=self._run.started.session_id, ending=stored)
-            state = await together(finish)
+            state = await endings.store(stored, session_id=self._run.started.session_id, log=self._around.log)
         except Exception:
             # The sweep will find the session by its missing heartbeat; readers are told now.
             logger.exception("ending_not_stored", session=self._run.started.session_id)
@@ -489,7 +550,7 @@ class Pump:
             workers = await self._around.workers_alive()
         if not result.log_down:
             try:
-                last = closing(self._run, self._answer, result, stored, state, workers=workers, feeds_ms=feeds_ms)
+                last = closing(self._run, self._answer, result, stored, state, workers=workers)
                 self._outlet.coming += last
                 await self._outlet.tell_all()
             except LogUnavailable:

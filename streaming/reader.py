@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-from channels.db import database_sync_to_async
-
 from streaming import selectors
 from streaming.conf import Conf
 from streaming.core.buffer import coalesce_stamped
 from streaming.core.events import ErrorEvent, ServerEvent, StateChange, stamp
+from streaming.database import in_database
 from streaming.log import SessionLog
 from streaming.models import AuditSession
+from streaming.standing import untold
 
 State = AuditSession.State
 READ_AT_ONCE = 500
 Batch = list[dict[str, object]]
 Over = Callable[[str], Awaitable[tuple[State, Sequence[ServerEvent]]]]
 
-over: Over = database_sync_to_async(selectors.session_over)
+over: Over = in_database(selectors.session_over)
 LOST = ErrorEvent("events_lost", "Some events are no longer stored; what follows is complete again.", recoverable=True)
 
 
@@ -61,6 +61,7 @@ async def follow(
                 if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
+                    said = await untold(log, session_id, said)
                     yield [
                         from_database(event, session_id, correlation_id)
                         for event in said
@@ -76,6 +77,7 @@ async def follow(
                 state, said = await session_over(session_id)
                 if state is State.COMPLETE and not await log.read(session_id, after, 1):
                     # The last step was taken but never told, or the log is gone: the database tells it.
+                    said = await untold(log, session_id, said)
                     yield [from_database(event, session_id, correlation_id) for event in said]
                     return
                 if said and not told and not await log.read(session_id, 0, 1):

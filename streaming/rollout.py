@@ -22,7 +22,6 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
 
 import structlog
-from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.db import DatabaseError
@@ -30,7 +29,8 @@ from django.http import HttpRequest, QueryDict
 from django.utils.functional import SimpleLazyObject
 
 from streaming.conf import Conf, conf, demo_mode
-from streaming.core.events import ProviderChosen, ProviderEvent
+from streaming.core.events import ProviderChosen, ProviderEvent, joined
+from streaming.database import in_database
 from streaming.flags import CONVERSATION, RolloutFlag, Stage
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.resilience import Upstreams
@@ -173,21 +173,16 @@ def _user(user_id: int | None) -> object:
     return user or AnonymousUser()
 
 
-def joined(*reasons: str) -> str:
-    """Reasons in the order in which they came about, as they are stored."""
-    return ", ".join(dict.fromkeys(reason for reason in reasons if reason))
-
-
 class RolledOut:
     """Upstreams under the flag. The first request goes as was decided; before each later one the flag is asked again.
 
-    A tool loop makes several requests for one answer: switching the flag off reaches the next one of them. The way
-    back is not taken within an answer: one that fell to the standard path stays there.
+    A tool loop makes several requests for one answer, and so do retries and fallbacks: switching the flag off reaches
+    the next one of them. The way back is not taken within an answer: one that fell to the standard path stays there.
     """
 
     def __init__(self, inner: Upstreams, first: Decision, subject: Subject, settings: Conf) -> None:
         self._inner = inner
-        self._decision = first
+        self._decision = self._first = first
         self._subject = subject
         self._settings = settings
         self._asked = False
@@ -204,19 +199,30 @@ class RolledOut:
 
     async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events; whoever is chosen carries the reason for not streaming. Raises ``ProviderError``."""
-        if self._asked and self._decision.streaming:
+
+        async def still() -> bool:
+            """Whether the next request of this round streams, too."""
             self._decision = await self._again(request)
+            return self._decision.streaming
+
+        if self._asked and self._decision.streaming:
+            await still()
         self._asked = True
-        inner = replace(self._inner, streaming=self._decision.streaming)
+        inner = replace(self._inner, streaming=self._decision.streaming, still=still)
         async with aclosing(inner.ask(request)) as events:
             async for event in events:
                 if isinstance(event, ProviderChosen) and self._decision.fallback:
-                    event = replace(event, fallback=joined(self._decision.fallback, event.fallback))
+                    event = replace(event, fallback=self._reasons(event.fallback))
                 yield event
+
+    def _reasons(self, others: str) -> str:
+        """What was decided before anybody was asked comes first; a switch in between comes where it came about."""
+        mine, first = self._decision.fallback, self._first.fallback
+        return joined(first, others, mine)
 
     async def _again(self, request: ProviderRequest) -> Decision:
         try:
-            decision: Decision = await database_sync_to_async(decide)(self._subject, request, self._settings)
+            decision: Decision = await in_database(decide)(self._subject, request, self._settings)
         except DatabaseError as error:
             # The answer's end may yet be stored; that the flag cannot be read is no reason to break it off.
             logger.warning("flag_unread", error=type(error).__name__)

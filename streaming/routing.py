@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
+from channels.auth import AuthMiddlewareStack
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.urls import path
 
 from streaming.access import headers_of, key_in, token_in
 from streaming.compare_socket import CompareConsumer
-from streaming.consumers import ChatConsumer, StreamConsumer
+from streaming.consumers import UNKNOWN, ChatConsumer, StreamConsumer
+from streaming.database import AWAY
 
 KEYED = "/ws/stream/"
+_REACHED = "sluicegate.reached"
 
 # Channels routes ASGI applications with Django's path(); the stubs know only views there.
 websocket_urlpatterns = [
@@ -24,6 +27,28 @@ websocket_urlpatterns = [
     path("ws/compare/", CompareConsumer.as_asgi()),  # type: ignore[arg-type]
     path(KEYED.lstrip("/"), StreamConsumer.as_asgi()),  # type: ignore[arg-type]
 ]
+
+
+class Visitors:
+    """ASGI middleware: who it is, by session and user; where the database is away the socket opens and says so."""
+
+    def __init__(self, sockets: Any) -> None:
+        self._sockets = sockets
+        self._known: Any = AuthMiddlewareStack(self._reached)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Hand the socket on."""
+        asked = {**scope, _REACHED: []}
+        try:
+            await self._known(asked, receive, send)
+        except AWAY as error:
+            if asked[_REACHED]:
+                raise
+            await self._sockets({**scope, UNKNOWN: error}, receive, send)
+
+    async def _reached(self, scope: Any, receive: Any, send: Any) -> None:
+        scope.pop(_REACHED).append(True)
+        await self._sockets(scope, receive, send)
 
 
 class CheckedOrigins:

@@ -41,6 +41,17 @@ def unseal(data: bytes, *, context: str) -> str:
         raise SealBroken("the stored text cannot be opened with this installation's key") from error
 
 
+def key_name() -> bytes:
+    """Four bytes that name this installation's key and say nothing about it: whoever cannot open something knows by
+    them whether it was sealed with another key, or is damaged."""
+    return _name(settings.SECRET_KEY)
+
+
+@lru_cache(maxsize=4)
+def _name(secret_key: str) -> bytes:
+    return HKDF(algorithm=SHA256(), length=4, salt=None, info=b"sluicegate key name 1").derive(secret_key.encode())
+
+
 @lru_cache(maxsize=4)
 def _cipher(secret_key: str) -> AESGCM:
     """Kept: deriving it takes longer than to encrypt an event."""

@@ -16,7 +16,6 @@ count is the answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -29,10 +28,11 @@ from django.utils import timezone
 
 from guardrails.findings import Finding as FoundHit
 from guardrails.findings import Outcome
-from streaming import models
+from guardrails.kinds.base import Turn
+from streaming import conversing, models
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
-from streaming.models import AuditSession, Conversation, DeferredCheck, Message
+from streaming.models import AuditSession, Conversation, DeferredCheck, Message, place_of
 from streaming.pace import Pace
 from streaming.salvage import Salvaged
 from streaming.sealed import seal
@@ -68,8 +68,8 @@ class NewSession:
     """What a session begins with. ``prompt`` is the visible prompt, after its guardrails.
 
     ``conversation_id`` continues a conversation; ``fresh_id`` is the id of the one that begins, when it has to be
-    known before. ``streaming`` and ``fallback``: what was decided; the end says what it came to. ``shadow``: the number
-    of the version that runs beside, 0 for none.
+    known before, and ``session_id`` the session's. ``streaming`` and ``fallback``: what was decided; the end says what
+    it came to. ``shadow``: the number of the version that runs beside, 0 for none.
     """
 
     visitor: Visitor
@@ -87,6 +87,7 @@ class NewSession:
     fallback: str = ""
     shadow: int = 0
     origin: AuditSession.Origin = AuditSession.Origin.CHAT
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,22 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class DeferredText:
-    """A text that a worker shall judge, as a whole or sentence by sentence."""
+    """A text that a worker shall judge, as a whole or sentence by sentence.
+
+    ``held``: the process that made the answer has asked already, and holds the check as if it were a worker. The text
+    is not stored then: if that process dies, the check ends as an error. ``part``: which of several texts of that sort
+    it is. ``turns``: what was said before, where no conversation is stored that says it; sealed with the text.
+    ``shown``: of a text beside prompt and answer, how many of its characters were shown.
+    """
 
     guardrail: str
     applies_to: str
     text: str
     sentences: bool = False
+    held: bool = False
+    part: int = 0
+    turns: tuple[Turn, ...] | None = None
+    shown: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +187,7 @@ def start_session(new: NewSession) -> Started:
         )
         Message.objects.bulk_create([prompt, answer])
         session = AuditSession.objects.create(
+            id=UUID(new.session_id) if new.session_id else uuid4(),
             origin=new.origin,
             conversation=conversation,
             prompt=prompt,
@@ -350,27 +362,35 @@ def finding_row(session_id: str, hit: FoundHit) -> models.Finding:
     )
 
 
-def seal_context(session_id: str, guardrail: str, applies_to: str) -> str:
-    """What a sealed text is bound to."""
-    return f"{session_id}/{guardrail}/{applies_to}"
+def seal_context(session_id: str, guardrail: str, place: str, *, conversed: bool = False) -> str:
+    """What a sealed text is bound to; ``place``: ``DeferredCheck.place``."""
+    return f"{session_id}/{guardrail}/{place}" + ("/conversed" if conversed else "")
 
 
 def _outbox_row(session_id: str, item: DeferredText, now: datetime) -> DeferredCheck:
-    context = seal_context(session_id, item.guardrail, item.applies_to)
+    conversed = item.turns is not None
+    context = seal_context(session_id, item.guardrail, place_of(item.applies_to, item.part), conversed=conversed)
+    text = item.text if item.turns is None else conversing.together(item.text, item.turns)
     return DeferredCheck(
         session_id=UUID(session_id),
         guardrail=item.guardrail,
         applies_to=item.applies_to,
-        queued_at=now,
-        digest="sha256:" + hashlib.sha256(item.text.encode()).hexdigest(),
-        sealed_text=seal(item.text, context=context),
+        queued_at=Now(),  # the sweep compares it with the database's clock
+        shown=item.shown,
+        sealed_text=None if item.held else seal(text, context=context),
         sentences=item.sentences,
+        part=item.part,
+        conversed=conversed,
+        **({"state": DeferredCheck.State.CHECKING, "attempts": 1, "started_at": Now()} if item.held else {}),
     )
 
 
 def worst_would_have(findings: Sequence[FoundHit]) -> str:
     """``blocked`` before ``redacted`` before nothing."""
-    said = {hit.would_have for hit in findings}
+    return _worst([hit.would_have or "" for hit in findings])
+
+
+def _worst(said: Sequence[str]) -> str:
     return "blocked" if "blocked" in said else "redacted" if "redacted" in said else ""
 
 
@@ -417,8 +437,16 @@ def end_lost(
         answer.update(status=Message.Status.ERROR)
         if salvaged is not None:
             _put_back(session, salvaged, answer)
+        _count_what_is_there(session)
         audit.sealed(session_id=session_id)
     return True
+
+
+def _count_what_is_there(session: AuditSession) -> None:
+    """Counters of an answer whose process cannot say them: what was written through, and the findings in the table."""
+    said = list(models.Finding.objects.filter(session=session).values_list("would_have", flat=True))
+    timing = {**session.timing, "findings": len(said), "audit_rows": 3 + len(said)}
+    AuditSession.objects.filter(pk=session.pk).update(would_have=_worst(said), timing=timing)
 
 
 def _put_back(session: AuditSession, salvaged: Salvaged, answer: QuerySet[Message]) -> None:
@@ -426,7 +454,6 @@ def _put_back(session: AuditSession, salvaged: Salvaged, answer: QuerySet[Messag
     models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
     released = max(session.released, salvaged.released)
     AuditSession.objects.filter(pk=session.pk).update(
-        would_have=worst_would_have(salvaged.findings),
         released=released,
         chars_in=max(session.chars_in, released),
         last_seq=max(session.last_seq, salvaged.last_seq),

@@ -1,7 +1,7 @@
 """System checks of the streaming app: what is wrong with a provider's settings is said before a request finds out.
 
 Ids are stable: sluicegate.E020 a provider's setting is ill-formed, E021 a provider's base URL cannot be used, E022 a
-fallback is not offered, E023 a provider is its own fallback.
+fallback is not offered, E023 a provider is its own fallback, E024 nobody can say how long texts are to be kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
+from streaming.audit import retention
 from streaming.providers import base
 
 
@@ -65,6 +66,22 @@ def check_fallbacks(app_configs: Sequence[AppConfig] | None, **kwargs: object) -
         if (why := _own_fallback(name, named, askers))
     ]
     return messages
+
+
+@register
+def check_retention(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[CheckMessage]:
+    """``SLUICEGATE_RETENTION`` can be read: texts that nobody removes are found when it is too late."""
+    try:
+        retention.configured()
+    except ValueError as error:
+        return [
+            Error(
+                f"SLUICEGATE_RETENTION cannot be read: {error}.",
+                hint="Write a number of days, and days by policy if you like: “90 medical=3650” (docs/audit.md).",
+                id="sluicegate.E024",
+            )
+        ]
+    return []
 
 
 def _own_fallback(name: str, named: Sequence[str], askers: set[str]) -> str:

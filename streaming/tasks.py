@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import structlog
 from asgiref.sync import async_to_sync
 from celery import current_task, shared_task
 from channels.db import database_sync_to_async
-from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -22,23 +20,29 @@ from guardrails.keys import signing_key
 from guardrails.signing import KeyRefused, Purpose
 from streaming import cohorts
 from streaming.audit import retention, verification
+from streaming.audit.heads import heads_file
 from streaming.audit.verify import keep_head
 from streaming.correlation import correlation_in, task_id_of
 from streaming.database_clock import database_now
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
 from streaming.selectors import open_checks
+from streaming.sweep import WATCHED as WATCHED_ORIGINS
 from streaming.sweep import sweep as sweep_once
 from streaming.workers import workers_alive
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["check", "keep_audit_head", "purge", "queue_chain_check", "queue_check", "queue_session", "sweep",
-           "verify_chain", "watch_rollouts", "workers_alive"]  # fmt: skip
+__all__ = ["check", "keep_audit_head", "purge", "queue_chain_check", "queue_check", "queue_session",
+           "queue_watched", "sweep", "verify_chain", "watch_rollouts", "workers_alive"]  # fmt: skip
 
 
+WATCHED = 3
+"""Priority of checks whose answer somebody reads, 0 first: the sweep, which repairs, waits behind none."""
 CHECKS = 5
-"""Priority of checks, 0 first: the sweep, which repairs, must not wait behind a thousand of them."""
+"""Priority of all other checks: of one-shot calls, of the gateway, and whatever else comes in bulk."""
+PURGE_S = 45.0
+"""How long one purge begins further steps; well before the time at which a task is ended."""
 
 
 @shared_task(name="streaming.tasks.check", acks_late=True, ignore_result=True)
@@ -62,9 +66,11 @@ def sweep() -> None:
 
 async def _sweep() -> None:
     async with own_log() as log:
-        done = await sweep_once(await database_sync_to_async(database_now)(), log, queue_check)
-    if done.lost or done.requeued or done.expired:
-        logger.info("swept", lost=len(done.lost), requeued=len(done.requeued), expired=len(done.expired))
+        done = await sweep_once(await database_sync_to_async(database_now)(), log, queue_check, watched=queue_watched)
+    failed = done.failures.number.total()
+    if done.lost or done.requeued or done.expired or failed:
+        counts = {"lost": len(done.lost), "requeued": len(done.requeued), "expired": len(done.expired)}
+        logger.info("swept", **counts, **({"failed": failed} if failed else {}))
 
 
 @shared_task(name="streaming.tasks.watch_rollouts", ignore_result=True, expires=30)
@@ -74,20 +80,33 @@ def watch_rollouts() -> None:
 
 
 @shared_task(name="streaming.tasks.purge", ignore_result=True, expires=3_600)
-def purge() -> None:
-    """Remove texts that have been kept long enough; runs every hour."""
-    done = retention.purge(retention.due(timezone.now(), retention.configured()))
-    if done:
+def purge(begin: str = "") -> None:
+    """Remove texts that have been kept long enough; runs every hour, and goes on at once behind what else waits when
+    its time is over before the work is: with the session ``begin``, so that texts which no key opens, and which stay
+    due, keep nothing behind them from being reached."""
+    try:
+        days = retention.configured()
+    except ValueError as error:
+        logger.error("retention_refused", error=str(error))
+        return
+    wanted = retention.all_due(timezone.now(), days, begin=begin)
+    if done := retention.purge(wanted, budget_s=PURGE_S):
         logger.info("texts_purged", sessions=done)
+    if (left := next(wanted, None)) is not None:
+        try:
+            purge.apply_async((left,), retry=False, priority=CHECKS)
+        except (OperationalError, OSError) as error:  # then in an hour
+            logger.warning("purge_not_queued", error=type(error).__name__)
 
 
 @shared_task(name="streaming.tasks.keep_audit_head", ignore_result=True, expires=3_600)
 def keep_audit_head() -> None:
-    """Put the signed head of the audit log aside, where ``SLUICEGATE_AUDIT_HEADS_FILE`` says; runs every hour."""
-    if not (name := settings.SLUICEGATE_AUDIT_HEADS_FILE):
+    """Put the signed head of the audit log aside, where ``SLUICEGATE_AUDIT_HEADS_FILE`` says; every
+    ``SLUICEGATE_AUDIT_HEADS_EVERY_S`` seconds and whenever a worker starts."""
+    if (file := heads_file()) is None:
         return
     try:
-        keep_head(Path(name), signing_key(Purpose.AUDIT))
+        keep_head(file, signing_key(Purpose.AUDIT))
     except (OSError, KeyRefused) as error:
         logger.error("audit_head_not_kept", error=str(error))
 
@@ -110,23 +129,29 @@ def queue_chain_check(check_id: int) -> bool:
     return True
 
 
-def queue_check(check_id: int, delay_s: float = 0.0) -> bool:
+def queue_check(check_id: int, delay_s: float = 0.0, *, priority: int = CHECKS) -> bool:
     """Hand a check to the workers; a broker that is away is no error (False), the sweep queues it later.
 
     The task is named after the correlation id that is bound here, so that all lines about it lead to the call.
     """
     task_id = task_id_of(str(structlog.contextvars.get_contextvars().get("correlation_id", "")))
     try:
-        check.apply_async((check_id,), task_id=task_id, retry=False, priority=CHECKS, countdown=delay_s)
+        check.apply_async((check_id,), task_id=task_id, retry=False, priority=priority, countdown=delay_s)
     except (OperationalError, OSError) as error:
         logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
         return False
     return True
 
 
+def queue_watched(check_id: int) -> bool:
+    """The same before those that nobody waits for."""
+    return queue_check(check_id, priority=WATCHED)
+
+
 def queue_again(check_id: int, delay_s: float) -> bool:
-    """The same after a while."""
-    return queue_check(check_id, delay_s)
+    """The same after a while, as urgent as the task that is under way."""
+    said = (check.request.delivery_info or {}).get("priority")
+    return queue_check(check_id, delay_s, priority=CHECKS if said is None else int(said))
 
 
 async def queue_session(session_id: str) -> None:
@@ -136,7 +161,7 @@ async def queue_session(session_id: str) -> None:
     database work shares must go on.
     """
     checks = await database_sync_to_async(
-        lambda: list(open_checks(session_id).values_list("pk", "session__correlation_id"))
+        lambda: list(open_checks(session_id).values_list("pk", "session__correlation_id", "session__origin"))
     )()
     await asyncio.get_running_loop().run_in_executor(_publisher, _publish, session_id, checks)
 
@@ -144,9 +169,9 @@ async def queue_session(session_id: str) -> None:
 _publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
 
 
-def _publish(session_id: str, checks: list[tuple[int, str]]) -> None:
-    for check_id, correlation_id in checks:
+def _publish(session_id: str, checks: list[tuple[int, str, str]]) -> None:
+    for check_id, correlation_id, origin in checks:
         # A thread of its own knows nothing of the call, and a finish is another call than the one that began it all.
         with structlog.contextvars.bound_contextvars(correlation_id=correlation_id, session=session_id):
-            if not queue_check(check_id):
+            if not (queue_watched if origin in WATCHED_ORIGINS else queue_check)(check_id):
                 return

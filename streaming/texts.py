@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +28,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 logger = structlog.get_logger(__name__)
 
 MARK = "sg1:"
+_told: ContextVar[bool] = ContextVar("told", default=True)
 CANNOT_BE_OPENED = "(This text cannot be opened with the keys of this installation.)"
+
+
+class Unopened(dict[str, Any]):
+    """A stored object that none of the keys opens: empty for whoever reads it, and written back as it was found."""
+
+    def __init__(self, stored: str) -> None:
+        super().__init__()
+        self.stored = stored
 
 
 def encrypt(text: str) -> str:
@@ -41,8 +52,19 @@ def decrypt(stored: str) -> str:
     try:
         return _fernet().decrypt(stored[len(MARK) :]).decode()
     except (InvalidToken, ValueError):  # the latter for what is no token at all
-        logger.error("stored_text_cannot_be_opened")
+        if _told.get():
+            logger.error("stored_text_cannot_be_opened")
         return CANNOT_BE_OPENED
+
+
+@contextmanager
+def counted_by_caller() -> Iterator[None]:
+    """In here no line says of each single text that it cannot be opened: the caller tells of all of them in one."""
+    before = _told.set(False)
+    try:
+        yield
+    finally:
+        _told.reset(before)
 
 
 def _fernet() -> MultiFernet:
@@ -74,7 +96,9 @@ class SealedJSONField(models.JSONField):
 
     def get_db_prep_value(self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False) -> Any:
         """On the way in."""
-        if isinstance(value, dict) and value:
+        if isinstance(value, Unopened):
+            value = {MARK[:-1]: value.stored}
+        elif isinstance(value, dict) and value:
             value = {MARK[:-1]: encrypt(json.dumps(value))}
         return super().get_db_prep_value(value, connection, prepared)
 
@@ -82,6 +106,7 @@ class SealedJSONField(models.JSONField):
         """On the way out."""
         found = super().from_db_value(value, expression, connection)
         if isinstance(found, dict) and found.keys() == {MARK[:-1]}:
-            text = decrypt(str(found[MARK[:-1]]))
-            return {} if text == CANNOT_BE_OPENED else json.loads(text)
+            stored = str(found[MARK[:-1]])
+            text = decrypt(stored)
+            return Unopened(stored) if text == CANNOT_BE_OPENED else json.loads(text)
         return found

@@ -1,7 +1,9 @@
 """The timeline of one answer as a drawing: when text arrived, when it was settled, what was held in between.
 
-Exists so that the page can show the price of the gate beside its work. Protects the rule that the figures are those
-that were measured: nothing here is smoothed or guessed, a drawing unit is a millisecond or a character.
+Exists so that the page can show the price of the gate beside its work. Protects two rules. The figures are those that
+were measured: nothing here is smoothed or guessed. And however long an answer is, its drawing is small: what falls on
+one column of the drawing is one mark, as high as the highest there, and all marks of a kind are one path (a thousand
+elements of a long answer kept the page busy for longer than a frame may take).
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from streaming.presentation import count, milliseconds, whole_number
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One arrival or release in the drawing's units."""
+    """The arrivals or the releases of one column, in the drawing's units."""
 
-    x: float
+    x: int
     y: float
     height: float
 
@@ -39,9 +41,20 @@ class TimelineView:
     empty: bool = False
 
     WIDTH = 1000
+    COLUMN = 2
     MIDDLE = 50
     REACH = 32
     BAND = 12
+
+    @property
+    def arrivals_path(self) -> str:
+        """All of them as a path."""
+        return _path(self.arrivals)
+
+    @property
+    def releases_path(self) -> str:
+        """All of them as a path."""
+        return _path(self.releases)
 
     @classmethod
     def of(cls, event: Mapping[str, object]) -> TimelineView:
@@ -50,8 +63,8 @@ class TimelineView:
         end = max([ms for ms, _ in arrivals + releases], default=0) or 1
         tallest = max([chars for _, chars in arrivals + releases], default=1) or 1
         return cls(
-            arrivals=[_mark(ms, chars, end, tallest, up=True) for ms, chars in arrivals],
-            releases=[_mark(ms, chars, end, tallest, up=False) for ms, chars in releases],
+            arrivals=_marks(arrivals, end, tallest, up=True),
+            releases=_marks(releases, end, tallest, up=False),
             held=_held_outline(arrivals, releases, end),
             first_token=milliseconds(arrivals[0][0] if arrivals else None),
             first_release=milliseconds(releases[0][0] if releases else None),
@@ -64,15 +77,29 @@ class TimelineView:
         )
 
 
-def _mark(ms: int, chars: int, end: int, tallest: int, *, up: bool) -> Mark:
+def _marks(found: Sequence[tuple[int, int]], end: int, tallest: int, *, up: bool) -> list[Mark]:
+    highest: dict[int, int] = {}
+    for ms, chars in found:
+        x = _column(ms, end)
+        highest[x] = max(highest.get(x, 0), chars)
+    return [_mark(x, chars, tallest, up=up) for x, chars in highest.items()]
+
+
+def _column(ms: int, end: int) -> int:
+    """Where its column begins."""
+    return TimelineView.WIDTH * ms // end // TimelineView.COLUMN * TimelineView.COLUMN
+
+
+def _mark(x: int, chars: int, tallest: int, *, up: bool) -> Mark:
     # By square root: one long release after a hold must not flatten everything else.
     height = round(max(2.0, TimelineView.REACH * (chars / tallest) ** 0.5), 1)
     off = TimelineView.BAND + 2
-    return Mark(
-        x=round(TimelineView.WIDTH * ms / end, 1),
-        y=round(TimelineView.MIDDLE - off - height, 1) if up else TimelineView.MIDDLE + off,
-        height=height,
-    )
+    return Mark(x=x, y=round(TimelineView.MIDDLE - off - height, 1) if up else TimelineView.MIDDLE + off, height=height)
+
+
+def _path(marks: Sequence[Mark]) -> str:
+    width = TimelineView.COLUMN
+    return "".join(f"M{mark.x},{mark.y:g}h{width}v{mark.height:g}h-{width}z" for mark in marks)
 
 
 def _held(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -90,19 +117,28 @@ def _held(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int
 
 
 def _held_outline(arrivals: Sequence[tuple[int, int]], releases: Sequence[tuple[int, int]], end: int) -> str:
-    """``points`` of a step polygon around the middle line: thick where much is held."""
+    """``points`` of a step polygon around the middle line: thick where much is held. A column has two: most, last."""
     steps = _held(arrivals, releases)
     most = max((held for _, held in steps), default=0)
     if not most:
         return ""
+    columns: dict[int, tuple[int, int]] = {}
+    for ms, held in steps:
+        x = _column(ms, end)
+        columns[x] = (max(held, columns.get(x, (0, 0))[0]), held)
     upper: list[str] = []
     lower: list[str] = []
     before = 0.0
-    for ms, held in steps:
-        x = round(TimelineView.WIDTH * ms / end, 1)
-        half = round(TimelineView.BAND * held / most, 2)
-        for y in (before, half):
-            upper.append(f"{x},{TimelineView.MIDDLE - y}")
-            lower.append(f"{x},{TimelineView.MIDDLE + y}")
-        before = half
-    return " ".join(upper + lower[::-1])
+    for x, of_column in columns.items():
+        for held in of_column:
+            half = round(TimelineView.BAND * held / most, 2)
+            if half == before:
+                continue
+            for y in (before, half):
+                upper.append(f"{x},{TimelineView.MIDDLE - y:g}")
+                lower.append(f"{x},{TimelineView.MIDDLE + y:g}")
+            before = half
+    if before:  # to its last column
+        upper.append(f"{TimelineView.WIDTH},{TimelineView.MIDDLE - before:g}")
+        lower.append(f"{TimelineView.WIDTH},{TimelineView.MIDDLE + before:g}")
+    return ",".join(upper + lower[::-1])

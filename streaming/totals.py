@@ -6,20 +6,29 @@ Exists so that streams, answers and single checks count alike; the sums stand in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import (
+    NotRequired,  # pydantic reads it, and before Python 3.12 only this one
+    cast,
+)
+
+from typing_extensions import TypedDict
 
 from guardrails.findings import Finding
-from streaming.core.events import GuardrailStatus
+from streaming.core.events import GuardrailStatus, StatusState
 
 
 class Totals(TypedDict):
-    """One guardrail: findings, questions that it was asked, how many of those failed; times are milliseconds."""
+    """One guardrail: findings, questions that it was asked, how many of those failed; times are milliseconds.
+
+    ``state``: what the last question came to, in the words of the event ``guardrail_status``.
+    """
 
     checks: int
     hits: int
     errors: int
     ms: float
     last_ms: float
+    state: NotRequired[StatusState]
 
 
 AllTotals = dict[str, Totals]
@@ -37,9 +46,15 @@ def add(totals: AllTotals, *, findings: Iterable[Finding] = (), statuses: Iterab
         mine["checks"] += 1
         mine["errors"] += status.state in ("error", "timeout")
         mine["last_ms"] = status.last_ms or 0.0
+        mine["state"] = cast("StatusState", status.state)
         mine["ms"] = round(mine["ms"] + mine["last_ms"], 3)
     return asked
 
 
 def _of(totals: AllTotals, guardrail: str) -> Totals:
-    return totals.setdefault(guardrail, Totals(checks=0, hits=0, errors=0, ms=0.0, last_ms=0.0))
+    return totals.setdefault(guardrail, nothing())
+
+
+def nothing() -> Totals:
+    """Of a guardrail that has done nothing yet."""
+    return Totals(checks=0, hits=0, errors=0, ms=0.0, last_ms=0.0)

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+from django_htmx.http import HttpResponseClientRefresh
 
 from guardrails import selectors as policies
 from streaming import demotion, page
@@ -30,7 +31,8 @@ def demo(request: HttpRequest) -> HttpResponse:
     page with a note, the same one for a conversation that never was.
     """
     if not demo_mode() and not request.user.is_authenticated:
-        return redirect_to_login(request.get_full_path())
+        # Following a redirect, htmx would put the whole login page where the lanes are.
+        return HttpResponseClientRefresh() if _is_fragment(request) else redirect_to_login(request.get_full_path())
     if not request.session.session_key:
         # The socket finds the visitor by this cookie; without it a reload could not prove whose conversation it is.
         request.session.create()

@@ -45,9 +45,10 @@ def start_beating(**_: object) -> None:
     """The worker takes tasks from now on; also look at once for what was left behind while none did."""
     _stop.clear()
     threading.Thread(target=_beat, name="worker-heartbeat", daemon=True).start()
-    from streaming.tasks import sweep  # tasks import this module
+    from streaming.tasks import keep_audit_head, sweep  # tasks import this module
 
     sweep.apply_async(retry=False)
+    keep_audit_head.apply_async(retry=False)
 
 
 @worker_shutdown.connect

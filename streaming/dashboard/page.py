@@ -20,7 +20,7 @@ from streaming.at_work import AtWork, guardrails_at_work_now
 from streaming.dashboard.charts import Chart, Mark, Series, bar, chart, percent, times, whole
 from streaming.dashboard.figures import Figures, Report, Version, report
 from streaming.dashboard.period import WORDS, Period
-from streaming.providers.base import available
+from streaming.upstreams import offered_now
 
 SESSIONS = "streaming.view_auditsession"
 AT_WORK = "streaming.view_demotion"
@@ -226,8 +226,8 @@ def _stack(each: Figures) -> dict[str, int]:
 
 
 def circuits() -> list[Circuit]:
-    """Breakers of the providers that are offered, and of the guardrails of active policies that leave the process."""
-    names = list(available())
+    """Breakers of all providers that are offered, and of guardrails of active policies that leave the process."""
+    names = list(offered_now().providers)
     found = breakers.states_now([breakers.PROVIDER + name for name in names])
     made = [Circuit(f"Provider {name}", _said(found.get(breakers.PROVIDER + name, "closed"))) for name in names]
     at_work: list[AtWork] = [one for one in guardrails_at_work_now() if one.breaker]

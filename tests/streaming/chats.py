@@ -9,7 +9,7 @@ from guardrails.policy import Policy
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import Conf
 from streaming.frames import StartFrame
-from streaming.log import MemoryLog
+from streaming.log import MemoryLog, SessionLog
 from streaming.models import AuditSession, Message
 from streaming.providers.base import Provider
 from streaming.sessions import Visitor
@@ -65,12 +65,13 @@ async def chat(
     frame: StartFrame | None = None,
     flagged: bool = False,
     settings: Conf = QUICK,
+    log: SessionLog | None = None,
 ) -> Chatted:
     """A session from its start frame to its end. ``flagged``: the rollout flag decides whether it streams.
 
     ``provider`` None: the one that the frame names, with whoever stands behind it.
     """
-    log = MemoryLog()
+    log = log or MemoryLog()
     own = Own(provider=provider, policy=policy, queue_checks=no_checks, flagged=flagged)
     frame = frame or StartFrame(type="start", prompt="hello")
     started = await start_chat(frame, Asked(Visitor(session_key="s"), "", own=own), log, settings)

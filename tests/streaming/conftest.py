@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 import redis
 import stamina
 
-from streaming import breakers
+from streaming import breakers, checks
 from streaming.resilience import TRIES
 
 
@@ -17,6 +18,12 @@ def store(valkey_url: str) -> Iterator[redis.Redis]:
     """The tests' Valkey, for looking at it from outside."""
     with redis.Redis.from_url(valkey_url) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def tries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guardrail that failed is asked again without a wait; ``test_tries`` looks at the waits."""
+    monkeypatch.setattr(checks, "rest", lambda seconds: asyncio.sleep(0))
 
 
 @pytest.fixture(autouse=True)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 
-from guardrails.findings import Verdict
+from guardrails.findings import AppliesTo, Verdict
 from guardrails.kinds.base import CheckRequest, Services
 from guardrails.policy import Policy
+from streaming.checks import MAX_UNANSWERED, check_text
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.log import MemoryLog, Payload
 from streaming.models import AuditSession
 from streaming.providers.base import Provider, ProviderRequest, StreamCutOff
 from streaming.providers.openai import OpenAIProvider
-from streaming.pump import MAX_UNANSWERED, READ_AHEAD
+from streaming.pump import READ_AHEAD
 from streaming.resilience import Upstreams
 from streaming.unread import MAX_UNREAD, Unread, size
 from tests.streaming.pumping import Controlled, Trial, policy_of, trial
@@ -107,6 +109,86 @@ async def test_it_works_ten_sentences_wait_for_their_checks_and_the_provider_for
     await asyncio.wait_for(task, WAIT_S)
     assert kind.most == MAX_UNANSWERED
     assert await case.shown() == "".join(sentences(SENTENCES))
+
+
+LIMIT_S = 61.5
+"""A time limit that nothing else here has."""
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How many time limits of ours run, noted whenever one begins."""
+    under_way: list[float] = []
+    noted: list[float] = []
+    plain = asyncio.timeout
+
+    @contextlib.asynccontextmanager
+    async def timeout(delay: float) -> AsyncGenerator[None, None]:
+        async with plain(delay):
+            under_way.append(delay)
+            noted.append(len(under_way))
+            try:
+                yield
+            finally:
+                under_way.pop()
+
+    def either(delay: float) -> object:
+        return timeout(delay) if delay == LIMIT_S else plain(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", either)
+    return noted
+
+
+class Slow(Counting):
+    """Answers by itself, but later than now."""
+
+    async def check(self, request: CheckRequest, services: Services) -> Verdict:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        try:
+            await asyncio.sleep(0.001)
+            return Verdict(hit=False)
+        finally:
+            self.waiting -= 1
+
+
+def everywhere(kind: Sentences) -> Policy:
+    """The guardrail for every text, not for answers alone."""
+    policy = batched(kind, limit_s=LIMIT_S)
+    guardrails = tuple(replace(one, applies_to=frozenset(AppliesTo)) for one in policy.guardrails)
+    return replace(policy, guardrails=guardrails, _plans={}, _scanners={})
+
+
+WHOLE = "".join(sentences(SENTENCES))
+
+
+@pytest.mark.parametrize("path", ["in one piece", "in large pieces", "in three channels"])
+async def test_of_300_sentences_that_come_at_once_ten_are_asked_about_and_the_clock_of_no_other_runs(
+    path: str, running: list[float]
+) -> None:
+    kind = Slow()
+    script: dict[str, list[str | ProviderEvent | Exception | asyncio.Event]] = {
+        "in one piece": [WHOLE],
+        "in large pieces": [WHOLE[:7_000], WHOLE[7_000:]],
+        "in three channels": [ThinkingDelta(WHOLE), ProviderToolResult("t", WHOLE), WHOLE],
+    }
+    case = await of(Fast(script[path]), everywhere(kind))
+    await asyncio.wait_for(case.pump.run(), WAIT_S)
+    assert kind.most == max(running) == MAX_UNANSWERED
+    assert len(running) >= SENTENCES
+    assert await case.shown() == WHOLE
+    (done,) = await case.of("done")
+    assert done["outcome"] == "allowed"
+    states = {event["state"] for event in await case.of("guardrail_status") if event["guardrail"] == "tone"}
+    assert states == {"idle", "checking", "passed"}
+
+
+async def test_of_a_whole_text_ten_sentences_are_asked_about_at_once(running: list[float]) -> None:
+    kind = Slow()
+    checked = await check_text(everywhere(kind), WHOLE, applies_to=AppliesTo.TOOL_RESULT)
+    assert (checked.visible, checked.failed) == (WHOLE, [])
+    assert kind.most == max(running) == MAX_UNANSWERED
+    assert len(running) == SENTENCES
 
 
 async def test_sentences_of_all_choices_together_are_ten() -> None:

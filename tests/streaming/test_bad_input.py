@@ -15,7 +15,7 @@ import pytest
 from channels.db import database_sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.http import HttpResponse
-from django.test import AsyncClient
+from django.test import AsyncClient, override_settings
 
 from guardrails.services import create_api_key
 from project.asgi import application
@@ -183,6 +183,35 @@ async def test_a_flood_of_sessions_from_one_key_is_held_back_and_others_notice_n
 @pytest.mark.long
 async def test_ten_thousand_sessions_from_one_key() -> None:
     await flood(10_000)
+
+
+async def crowd(starts: int, most: int) -> None:
+    """One key that may call as often as it likes leaves all its sessions open."""
+    greedy = Caller(await new_key("greedy", calls_per_minute=1_000_000))
+    other = Caller(await new_key("other", calls_per_minute=1_000_000))
+    _, running = await other.post("stream/start", delta="Hello. ")
+    with override_settings(SLUICEGATE_SESSIONS_AT_ONCE=most):
+        for n in range(starts):
+            status, said = await greedy.post("stream/start", delta="x")
+            assert status == (201 if n < most else 429), n
+            if status == 429:
+                assert (said["code"], int(greedy.last.headers["Retry-After"]) > 0) == ("too_many_sessions", True)
+            if n % (starts // 20) == 0:
+                assert (await other.post("stream/start", delta="Hello"))[0] in (201, 429)
+                assert (await other.post("check", text="Hello", kind="prompt"))[0] == 200
+    mine = AuditSession.objects.filter(state="ACTIVE").exclude(pk=running["session_id"])
+    assert await mine.acount() <= most + 20, "a refused call leaves nothing"
+    status, _ = await other.post("stream/update", session_id=running["session_id"], seq=2, delta="there.")
+    assert status == 200
+
+
+async def test_a_key_that_never_ends_its_sessions_gets_no_more_of_them() -> None:
+    await crowd(60, 20)
+
+
+@pytest.mark.long
+async def test_ten_thousand_open_sessions_from_one_key() -> None:
+    await crowd(10_000, 2_000)
 
 
 async def test_sockets_are_no_way_around_the_limit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,7 @@ from guardrails.kinds.base import CheckFailed, CheckRequest, NoVerdict, Reply, T
 from guardrails.policy import Guardrail, compile_policy
 from streaming import breakers, checks, outbound
 from streaming.breakers import OPEN_S, THRESHOLD
-from streaming.checks import check_text, run_check
+from streaming.checks import check_text
 from streaming.providers.base import (
     ProviderAuthError,
     ProviderProtocolError,
@@ -26,6 +27,8 @@ from streaming.providers.base import (
 from tests.streaming.test_outbound import endpoint as endpoint_at
 
 TEXTS = 50
+run_check = partial(checks.run_check, tries=1)
+"""What is asked again counts again (``test_tries``); here each text is asked about once."""
 CONFIGS: Mapping[str, Mapping[str, object]] = {
     "webhook": {"url": "https://checks.example/judge"},
     "moderation_api": {"url": "https://checks.example/moderate", "key": ""},

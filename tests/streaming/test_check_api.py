@@ -187,7 +187,7 @@ async def test_ready_names_every_part_and_missing_workers_do_not_make_it_unready
     said = json.loads(response.content)
     assert response.status_code == 200
     assert {name: part["state"] for name, part in said["parts"].items()} == {
-        "database": "ok", "broker": "ok", "workers": "degraded", "policies": "ok", "providers": "ok",
+        "database": "ok", "broker": "ok", "workers": "degraded", "policies": "ok", "providers": "ok", "audit": "ok",
         "guardrails": "ok",
     }  # fmt: skip
 

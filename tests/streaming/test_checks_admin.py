@@ -14,6 +14,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from streaming import tasks
+from streaming.breakers import NOT_ASKED
 from streaming.conf import conf
 from streaming.models import AuditSession, DeferredCheck
 from tests.streaming.test_tasks import monitoring
@@ -61,6 +62,17 @@ def test_it_works(client: Client, queued: list[int]) -> None:
     entry = LogEntry.objects.get()
     assert (entry.user, entry.object_id) == (operator, str(check.pk))
     assert AuditSession.objects.get(pk=started.session_id).state == "MONITORING"
+
+
+def test_checks_behind_an_open_circuit_can_be_found(client: Client) -> None:
+    signed_in(client, "Operator")
+    (_, held), (_, other) = monitoring(), monitoring()
+    DeferredCheck.objects.filter(pk=held.pk).update(error=f"{NOT_ASKED}; trying again")
+    shown = client.get(reverse(LIST), {"circuit": "open"}).content.decode()
+    assert "Circuit open</td>" in shown
+    assert str(held.session_id) in shown
+    assert str(other.session_id) not in shown
+    assert str(other.session_id) in client.get(reverse(LIST)).content.decode()
 
 
 @pytest.mark.parametrize("state", ["passed", "hit", "would_block", "error", "timeout", "expired"])

@@ -15,7 +15,7 @@ from streaming import sessions, tasks
 from streaming.conf import conf
 from streaming.database_clock import database_now
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import AuditSession
+from streaming.models import AuditSession, GuardedStream
 from streaming.sessions import DeferredText, Ending, NewSession, Visitor
 from tests.streaming.test_stream_api import Client, forget_store, new_key
 
@@ -129,6 +129,29 @@ def test_a_stream_of_which_the_store_alone_has_heard_is_as_old_as_the_store_says
     row = AuditSession.objects.get(pk=session_id)
     assert row.state == "ACTIVE"
     assert abs(database_now() - row.heartbeat_at) < timedelta(seconds=conf().stream_expiry_s)
+
+
+@pytest.mark.parametrize("ahead", [FAR, -FAR], ids=["ahead", "behind"])
+def test_the_answers_of_a_stream_are_kept_as_long_as_the_database_says(ahead: timedelta) -> None:
+    """Whatever the clock of the process that ended it says."""
+
+    async def over() -> str:
+        client = Client(await new_key())
+        session_id = str((await client.start(delta="One. "))["session_id"])
+        await client.finish(session_id)
+        await close_shared_log()
+        return session_id
+
+    def kept() -> bool:
+        return GuardedStream.objects.get(pk=session_id).sealed_state is not None
+
+    with clock(ahead):
+        session_id = async_to_sync(over)()
+    tasks.sweep()
+    assert kept()
+    AuditSession.objects.update(heartbeat_at=F("heartbeat_at") - timedelta(seconds=conf().tombstone_s + 2))
+    tasks.sweep()
+    assert not kept()
 
 
 def test_the_databases_clock_is_never_ahead_of_itself() -> None:

@@ -39,7 +39,7 @@ def failures() -> set[str]:
 
 def test_it_works() -> None:
     assert set(notices()) == {
-        "malformed_line", "provider_fallback", "too_many_rounds", "too_many_tool_calls", "tool_markup"
+        "answer_cut", "malformed_line", "provider_fallback", "too_many_rounds", "too_many_tool_calls", "tool_markup"
     }  # fmt: skip
     assert {"provider_error", "provider_auth", "circuit_open"} < failures()
 

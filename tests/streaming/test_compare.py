@@ -6,12 +6,14 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import replace
 
 import pytest
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.test import Client
 
+from guardrails import selectors as policies
 from guardrails.policy import Policy, compile_policy
 from streaming import registry
 from streaming.compare import OFFERED, Figures, Piece, Race, Teed, cut, hits, offered
@@ -309,6 +311,30 @@ async def test_a_reader_who_goes_leaves_no_task() -> None:
     assert not [task for task in asyncio.all_tasks() - before if "_lanes" in repr(task)]
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("quick")
+async def test_lanes_that_fail_say_so_and_wait_for_nothing_and_the_gated_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("streaming.compare.check_text", broken)
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "start", "provider": "scripted", "scenario": "pii"}))
+    sent = [await socket.receive_from(timeout=30)]
+    while not any('id="raw-figures"' in text and "cut off" in text for text in sent):
+        sent.append(await socket.receive_from(timeout=30))
+    assert sent[-1].count("cut off") == 6
+    assert "data-under-way" not in sent[-1]
+    assert re.search(r'id="buffered-wait"[^>]* hidden></p>', sent[-1])
+    while not any('id="gated-figures"' in text and "nothing that is hidden" in text for text in sent):
+        sent.append(await socket.receive_from(timeout=30))
+    assert any('data-error="internal"' in text for text in sent)
+    assert "out of luck" not in "".join(sent)
+    await socket.disconnect()
+
+
 @pytest.mark.django_db
 @pytest.mark.usefixtures("demo_policy")
 def test_the_pages_are_there_and_name_each_other(client: Client, settings: object) -> None:
@@ -325,6 +351,30 @@ def test_the_pages_are_there_and_name_each_other(client: Client, settings: objec
 def test_outside_the_demo_the_page_needs_a_login_and_the_welcome_none(client: Client, settings: object) -> None:
     settings.SLUICEGATE_DEMO = False  # type: ignore[attr-defined]
     assert client.get("/compare/").status_code == 302
-    welcome = client.get("/welcome/")
-    assert welcome.status_code == 200
-    assert "None is active" in welcome.content.decode()
+    assert client.get("/welcome/").status_code == 200
+
+
+@pytest.mark.django_db
+def test_without_a_policy_each_page_says_so_and_what_to_do(client: Client, settings: object) -> None:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    welcome, live, three = (client.get(address).content.decode() for address in ("/welcome/", "/", "/compare/"))
+    assert "None is active: publish, sign and activate one in the administration." in welcome
+    assert "No policy is active." in live
+    assert ">no policy</span>" in live
+    assert live.count("No guardrail of this policy runs here.") == 3
+    assert 'id="no-policy"' in three
+    assert '<span id="policy-used">none</span>' in three
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("demo_policy")
+def test_with_a_policy_that_cannot_be_used_each_page_says_so(
+    client: Client, settings: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    real = policies.policy_choices
+    monkeypatch.setattr(policies, "policy_choices", lambda: [replace(info, healthy=False) for info in real()])
+    welcome, live, three = (client.get(address).content.decode() for address in ("/welcome/", "/", "/compare/"))
+    assert re.search(r"demo v1\s+✕ unusable", welcome)
+    assert "✕</span> v1 unusable" in live
+    assert 'id="no-policy"' not in three

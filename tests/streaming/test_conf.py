@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
 from guardrails.models import Scope
 from guardrails.services import create_api_key
 from streaming.conf import Conf, conf
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+OTHERS = {"SLUICEGATE_OLLAMA_TOKEN_S"}
 
 
 def test_it_works(settings: object) -> None:
@@ -21,6 +28,22 @@ def test_it_works(settings: object) -> None:
 def test_times_are_the_promised_ones_where_nothing_is_set(name: str, seconds: float) -> None:
     assert getattr(Conf(), name) == seconds
     assert getattr(conf(), name) == seconds, "nor do this project's settings change it"
+
+
+def test_every_number_that_may_be_set_is_documented_with_its_default() -> None:
+    rows = re.findall(r"^\| `SLUICEGATE_(\w+)` \| .+ \| ([0-9.]+) \|$", DOCS.read_text("utf-8"), re.MULTILINE)
+    said = {name.lower(): float(default) for name, default in rows}
+    assert len(rows) == len(said)
+    assert said == {name: float(value) for name, value in asdict(Conf()).items()}
+
+
+def test_what_is_said_elsewhere_of_a_number_is_a_number_that_there_is() -> None:
+    """A variable that ends like one of these and is read by nobody would be set in vain."""
+    read = re.findall(r"SLUICEGATE_[A-Z_]+", (DOCS.parents[1] / "project" / "settings.py").read_text("utf-8"))
+    known = {f"SLUICEGATE_{name.upper()}" for name in asdict(Conf())} | set(read) | OTHERS
+    for page in (*DOCS.parent.glob("*.md"), DOCS.parents[1] / "README.md"):
+        named = re.findall(r"SLUICEGATE_[A-Z_]+_(?:S|CHARS|BYTES|AT_ONCE|EVENTS|ATTEMPTS)\b", page.read_text("utf-8"))
+        assert set(named) <= known, page.name
 
 
 @pytest.mark.django_db

@@ -218,7 +218,7 @@ async def test_conversation_of_somebody_else_does_not_exist_for_me() -> None:
         ('{"type": "resume", "session_id": "nope"}', "unknown_session", "session_id"),
         ('{"type": "resume", "session_id": "x", "last_seq": -1}', "invalid_field", "last_seq"),
         ('{"type": "ack", "seq": "many"}', "invalid_field", "seq"),
-        (json.dumps({"type": "start", "prompt": "x" * 1_048_576}), "too_long", "prompt"),
+        (json.dumps({"type": "start", "prompt": "x" * 1_000_000}), "too_long", "prompt"),
         (json.dumps({"type": "start", "prompt": "x" * 3_000_000}), "too_large", None),
     ],
     ids=lambda value: str(value)[:60],
@@ -381,3 +381,14 @@ async def test_unknown_key_is_refused_on_the_stream_socket() -> None:
     await socket.connect()
     assert json.loads(await socket.receive_from(timeout=5))["code"] == "unauthenticated"
     await socket.wait()
+
+
+def test_a_page_is_told_the_latest_state_of_a_guardrail_and_every_event_of_other_kinds() -> None:
+    """Of a batch that was read at once; a client of the JSON socket gets all of it."""
+    kinds = [("guardrail_status", "tone"), ("finding", "tone"), ("guardrail_status", "harm"),
+             ("message_stream", None), ("guardrail_status", "tone"), ("finding", "tone")]  # fmt: skip
+    batch: list[Event] = [
+        {"type": kind, "seq": seq, **({"guardrail": name} if name else {})} for seq, (kind, name) in enumerate(kinds, 1)
+    ]
+    assert [one["seq"] for one in consumers.ChatConsumer().worth_sending(batch)] == [2, 3, 4, 5, 6]
+    assert consumers.StreamConsumer().worth_sending(batch) == batch

@@ -123,6 +123,16 @@ async def test_the_delta_of_a_start_is_judged_with_the_same_turns_as_the_next_on
     assert Remembers.heard[1:] == [("And you? ", turns)]
 
 
+async def test_a_stream_takes_the_name_of_its_conversation_where_a_check_takes_it(client: Client) -> None:
+    """Clients of earlier systems say ``sessionId``; ``conversation_id`` wins where there are both."""
+    await said(client, "Who are you?")
+    Remembers.heard.clear()
+    for context in ({"sessionId": "c-1"}, {"sessionId": "c-2"}, {"sessionId": "c-2", "conversation_id": "c-1"}, {}):
+        await client.start(delta="A lock keeper. And", context=context)
+    known = [("user", "Who are you?")]
+    assert [turns for _, turns in Remembers.heard] == [known, [], [*known, ("assistant", "A lock keeper. ")], []]
+
+
 async def test_a_check_hears_the_streams_of_its_conversation(client: Client) -> None:
     await said(client, "Who are you?")
     Remembers.heard.clear()

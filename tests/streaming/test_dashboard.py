@@ -20,7 +20,7 @@ from streaming.dashboard.charts import BOTTOM, TOP, Series, bar, chart, percent,
 from streaming.dashboard.figures import Figures, Spread, report
 from streaming.dashboard.page import charts, tiles, versions
 from streaming.dashboard.period import Period
-from streaming.models import AuditSession, DeferredCheck
+from streaming.models import AuditSession, DeferredCheck, Upstream
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 3, 10, 15, 30, tzinfo=UTC)
@@ -232,6 +232,9 @@ def test_an_open_circuit_is_told(reviewer: Client, store: redis.Redis) -> None:
     store.hset(key, "state", "half_open")
     assert breakers.states_now(["provider:scripted"]) == {"provider:scripted": "half_open"}
     assert "▲ Provider scripted: half open" in _words(reviewer)
+    Upstream.objects.create(name="house", dialect="openai", base_url="http://h/v1", model_names="m")
+    store.hset("sg:breaker:state:{provider:house}", "state", "open")
+    assert "Provider house: open" in _words(reviewer)
 
 
 def _words(client: Client) -> str:

@@ -10,16 +10,19 @@ from channels.db import database_sync_to_async
 from django.utils import timezone
 
 from guardrails.findings import Outcome, Verdict
+from guardrails.kinds.ai_judge import UnparseableVerdict
 from guardrails.policy import Policy
 from streaming import breakers, deferred, sessions, sweep
 from streaming.audit.verify import log_faults, stored_entries
 from streaming.checks import FAILURES_WITHIN_S, Checked
 from streaming.conf import conf
+from streaming.database_clock import database_now
 from streaming.log import LogUnavailable, MemoryLog
 from streaming.models import AuditSession, DeferredCheck, Finding, Message
 from streaming.outbound import AddressRefused
 from streaming.providers.base import ProviderAuthError, ProviderUnavailable
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
+from streaming.standing import state_of
 from tests.streaming.pumping import policy_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -220,6 +223,10 @@ async def test_check_that_kills_its_workers_is_given_up() -> None:
     assert (stored.state, stored.attempts) == ("error", conf().check_attempts)
     await sweep.sweep(now, log, lambda _: None)
     assert (await row(started.session_id)).state == "COMPLETE"
+    assert await types(log, started.session_id) == [("guardrail_status", "error"), ("state", "COMPLETE")]
+    told = (await log.read(started.session_id, 0))[0]
+    assert told["error"] == stored.error
+    assert "Given up" in stored.error
 
 
 async def test_killed_pump_ends_as_error_with_what_was_written_through() -> None:
@@ -344,13 +351,17 @@ async def test_while_the_breaker_is_open_a_check_waits_and_spends_no_attempt(
         assert waiting.sealed_text, "the text is needed when the breaker lets it through"
     assert failing.queued == [(pk, 10.0)] * 5
     last = (await log.read(started.session_id, 0))[-1]
-    assert (last["type"], last["state"]) == ("guardrail_status", "waiting")
+    assert (last["type"], last["state"]) == ("guardrail_status", "circuit_open")
     assert "circuit is open" in str(last["error"]), "the page says so"
+    told = {state for kind, state in await types(log, started.session_id) if kind == "guardrail_status"}
+    assert told == {"circuit_open"}, "nobody is asked, so nobody is told that it is being checked"
+    assert await database_sync_to_async(state_of)(waiting) == "circuit_open", "a reload says the same"
     now[0] += breakers.OPEN_S
     assert await deferred.run_deferred(pk, log, again=failing.again)
     done = await check(pk)
     assert (done.state, done.attempts, done.error) == ("passed", 1, "")
     assert (await row(started.session_id)).state == "COMPLETE"
+    assert [state for _, state in await types(log, started.session_id)][-3:] == ["checking", "passed", "COMPLETE"]
 
 
 async def test_a_breaker_that_stays_open_lets_the_check_expire_and_says_why(
@@ -392,6 +403,46 @@ async def test_the_last_attempt_ends_as_an_error(policy: Policy, monkeypatch: py
     ended = await check(pk)
     assert (ended.state, ended.attempts, ended.error, ended.sealed_text) == ("error", 3, "away", None)
     assert (await row(started.session_id)).state == "COMPLETE"
+
+
+async def test_an_answer_out_of_form_is_final(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is where the verdict is waited for: a text could have itself judged three times."""
+    failing = Failing(policy, monkeypatch, UnparseableVerdict("the judge's answer is not JSON"))
+    log, (_, (pk,)) = MemoryLog(), await monitoring()
+    assert await deferred.run_deferred(pk, log, again=failing.again)
+    ended = await check(pk)
+    assert (ended.state, ended.attempts, ended.error) == ("error", 1, "the judge's answer is not JSON")
+    assert failing.queued == []
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=2), timedelta(hours=-2)], ids=["ahead", "behind"])
+async def test_a_worker_whose_clock_is_wrong_neither_keeps_nor_loses_a_check(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, settings: object, off: timedelta
+) -> None:
+    """Leases are written and judged by one clock, the database's: also while others wait for their turn."""
+    settings.SLUICEGATE_CHECKS_AT_ONCE = 1  # type: ignore[attr-defined]
+    failing = Failing(policy, monkeypatch, ProviderUnavailable("away"))
+    right = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: right() + off)
+    _, (first, second) = await monitoring(HARMFUL, "response", "prompt")
+    near = timedelta(minutes=1)
+    assert abs((await check(first)).queued_at - right()) < near
+    lease = await database_sync_to_async(deferred.take_lease)(check_id=first)
+    assert isinstance(lease, deferred.Lease)
+    started_at = (await check(first)).started_at
+    assert started_at is not None
+    assert abs(started_at - right()) < near
+    busy = await database_sync_to_async(deferred.take_lease)(check_id=second)
+    assert isinstance(busy, deferred.Busy), "the first one counts as under way"
+    assert abs((await check(second)).queued_at - right()) < near
+
+    swept = await database_sync_to_async(lambda: sweep.requeue(now=database_now()))()
+    assert swept == ([], []), "the first is being made"
+    lapsed = timedelta(seconds=conf().check_lease_s + 2)
+    requeued, _ = await database_sync_to_async(lambda: sweep.requeue(now=database_now() + lapsed))()
+    assert first in requeued, "its worker has died"
+    assert not await deferred.run_deferred(first, MemoryLog(), again=failing.again)
+    assert abs((await check(first)).queued_at - right()) < near, "it waits again since now"
 
 
 @pytest.mark.parametrize("error", [ProviderAuthError("no key"), AddressRefused("private"), KeyError("a bug")])

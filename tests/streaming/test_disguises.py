@@ -25,8 +25,9 @@ def test_it_works() -> None:
         assert f"`{name}`" in page
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and " of " in line]
     assert len(rows) == len(disguises.DISGUISES)
-    for row in rows[:2]:
-        assert all(cell.split()[0] == cell.split()[2] for cell in row[1:]), "what is encoded is caught like plain"
+    plain, encoded = ([cell.split() for cell in row[1:]] for row in rows[:2])
+    assert all(caught == looked_for for caught, _, looked_for, *_ in plain)
+    assert all(int(looked_for) - int(caught) == 1 for caught, _, looked_for, *_ in encoded), "all but the code name"
 
 
 def test_a_value_counts_only_when_all_of_it_is_hidden() -> None:

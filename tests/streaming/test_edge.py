@@ -186,6 +186,38 @@ async def test_a_page_of_an_origin_that_the_key_names_may_read_the_answer(caller
 
 
 @pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"x" * 1_048_577, {}, 413),
+        (b"not gzip at all", {"Content-Encoding": "gzip"}, 400),
+        (b"{}", {"Content-Encoding": "br"}, 415),
+        (b"{}", {"Authorization": "Bearer sg_nonsense"}, 401),
+        (b"{}", {"Authorization": ""}, 401),
+    ],
+    ids=["too large", "no gzip", "another encoding", "unknown key", "no key"],
+)
+@pytest.mark.parametrize("path", ["/v1/check", "/v1/chat/completions"])
+async def test_a_page_sees_why_it_was_refused_before_its_key_was_known(
+    caller: Caller, body: bytes, headers: dict[str, str], status: int, path: str
+) -> None:
+    """A browser would show its page a network error instead."""
+    for origin, shown in ((SHOP, SHOP), ("https://evil.example", None)):
+        given = {"Authorization": f"Bearer {caller.key}", "Origin": origin, **headers}
+        response = await caller.http.post(path, body, content_type="application/json", headers=given)
+        assert response.status_code == status
+        assert response.headers.get("Access-Control-Allow-Origin") == shown
+        assert "Origin" in response.headers["Vary"]
+
+
+async def test_a_page_may_read_the_headers_that_we_say_something_in(caller: Caller) -> None:
+    response = await caller.check(Origin=SHOP)
+    exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
+    said = {name for name in response.headers if name.startswith("X-")} - {"X-Content-Type-Options", "X-Frame-Options"}
+    assert "X-Response-Time" in said
+    assert said <= exposed
+
+
+@pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "https://shop.example.evil.example", SHOP + ":8443"]
 )
 async def test_a_page_of_any_other_origin_is_refused_and_nothing_happens(caller: Caller, origin: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
+from channels.testing import WebsocketCommunicator
 from django.test import AsyncClient
 from django.utils import timezone
 
@@ -24,9 +25,11 @@ from guardrails.kinds.base import CheckRequest, Config, Kind, Services
 from guardrails.performance import Checkpoint, Family, PerformanceCharacteristics, PerformanceClass
 from guardrails.policy import compile_policy
 from guardrails.selectors import Running
+from project.asgi import application
 from project.logs import logging_config
 from streaming import limits, registry, tasks
 from streaming.conf import conf
+from streaming.consumers import StreamConsumer
 from streaming.log import LogUnavailable
 from streaming.log_redis import RedisLog, close_shared_log, shared_log
 from streaming.models import AuditSession, DeferredCheck, GuardedStream
@@ -187,6 +190,63 @@ async def test_an_answer_of_ours_and_its_readers(monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(RedisLog, "read", broken)
             await client.events(session_id)
     assert session_id in {line.get("session") for line in lines.of("reader_failed")}
+
+
+@asynccontextmanager
+async def socket(key: str, **headers: str) -> AsyncIterator[WebsocketCommunicator]:
+    pairs = [(b"host", b"localhost"), (b"authorization", f"Bearer {key}".encode())]
+    pairs += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    made = WebsocketCommunicator(application, "/ws/stream/", headers=pairs)  # type: ignore[arg-type]
+    assert (await made.connect(timeout=60))[0]
+    yield made
+    await made.disconnect(timeout=60)
+
+
+async def until(made: WebsocketCommunicator, kind: str) -> Line:
+    while True:
+        said: Line = json.loads(await made.receive_from(timeout=60))
+        if said["type"] == kind:
+            return said
+
+
+async def test_frames_of_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its opener named bears that name; what is about a session that began elsewhere, the session's."""
+
+    def broken(*args: object) -> object:
+        raise RuntimeError("it does not work")
+
+    with logged() as lines:
+        async with caller() as client:
+            key = client.headers["Authorization"].removeprefix("Bearer ")
+            async with socket(key, x_correlation_id=ID) as made:
+                with monkeypatch.context() as patched:
+                    patched.setattr(limits, "shared_log", Away)
+                    await made.send_to('{"type": "start", "prompt": "Hello.", "provider": "scripted"}')
+                    session_id = (await until(made, "state"))["session_id"]
+                await until(made, "done")
+                lines.of("rate_limit_not_counted", "check_failed")
+            monkeypatch.setattr(StreamConsumer, "read", broken)
+            monkeypatch.setattr(RedisLog, "interrupt", broken)
+            async with socket(key) as another:
+                for kind in ("resume", "interrupt"):
+                    await another.send_to(json.dumps({"type": kind, "session_id": session_id}))
+                    await until(another, "error")
+    failed = [line for line in lines.of("frame_failed") if line["event"] == "frame_failed"]
+    assert len(failed) == 2
+
+
+async def test_every_frame_that_is_about_no_session_has_an_id_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> object:
+        raise RuntimeError("it does not work")
+
+    monkeypatch.setattr(StreamConsumer, "acknowledge", broken)
+    with logged() as lines:
+        async with caller() as client, socket(client.headers["Authorization"].removeprefix("Bearer ")) as made:
+            for _ in range(2):
+                await made.send_to('{"type": "ack", "seq": 1}')
+                await until(made, "error")
+    ids = [line.get("correlation_id") for line in lines.written if line["event"] == "frame_failed"]
+    assert len({*ids} - {None, ""}) == 2, lines.written
 
 
 async def test_a_stream_whose_state_is_lost() -> None:

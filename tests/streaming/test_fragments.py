@@ -228,7 +228,24 @@ def test_the_timeline_draws_every_arrival_and_what_was_held_between() -> None:
     assert (len(view.arrivals), len(view.releases)) == (3, 2)
     assert view.longest_hold == "4 characters"
     assert view.total == "40 ms"
-    assert view.held.startswith("0.0,")
+    # Nothing is held until the second arrival; at the last release, at most 4 characters less are held than arrived.
+    assert view.held.startswith("500,50,500,38,1000,38,")
+    assert view.held.endswith(",500,50")
+    assert view.arrivals_path.count("M") == 3
+
+
+def test_the_drawing_of_a_long_answer_is_small_and_hides_no_peak() -> None:
+    """What falls on one column is one mark: the highest, wherever in the column it stands."""
+    arrivals = [[ms, 400 if ms == 7_003 else 1] for ms in range(0, 20_000, 10)] + [[7_003, 400]]
+    releases = [[ms + 5, 1] for ms in range(0, 20_000, 10)]
+    view = TimelineView.of({"arrivals": sorted(arrivals), "releases": releases})
+    assert len(view.arrivals) <= TimelineView.WIDTH / TimelineView.COLUMN + 1
+    assert max(mark.height for mark in view.arrivals) == TimelineView.REACH
+    (peak,) = [mark.x for mark in view.arrivals if mark.height == TimelineView.REACH]
+    assert abs(peak - 1000 * 7_003 / 19_995) <= TimelineView.COLUMN
+    assert len(read(events.Timing(arrivals, releases)).swaps["timeline"]) > 0
+    drawn = render({**events.Timing(arrivals, releases).payload(), "seq": 1}, context=FragmentContext())
+    assert len(drawn) < 60_000
 
 
 def test_a_timeline_without_events_is_empty_and_does_not_divide_by_zero() -> None:

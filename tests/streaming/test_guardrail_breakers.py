@@ -65,7 +65,7 @@ def asked(text: str = "a") -> CheckRequest:
 
 async def trip(guardrail: Guardrail) -> None:
     for _ in range(THRESHOLD):
-        assert (await run_check(guardrail, asked())).verdict.error == "gone"
+        assert (await run_check(guardrail, asked(), tries=1)).verdict.error == "gone"
 
 
 async def state(guardrail: Guardrail) -> str:

@@ -7,6 +7,7 @@ are closed, whichever comes later.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import socket
@@ -27,6 +28,9 @@ PROMPT_S = 0.1
 TRIES = 12
 """Cores are shared: the best of so many counts."""
 OPENAI = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+PROMPT = "hello"
+HIT = json.dumps({"score": 1, "text_sha256": hashlib.sha256(PROMPT.encode()).hexdigest()}).encode()
+JUDGED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(HIT), HIT)
 BUSY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
 
@@ -46,7 +50,7 @@ class Case:
     """What the endpoint says, the event at which the client has had enough, and what stays of the answer.
 
     ``requests``: how many have been made by then, the web hook's among them. ``connected``: the provider has not ended
-    its answer.
+    its answer. ``aside``: the web hook is asked about the prompt, in MONITOR, and goes on after the end.
     """
 
     says: bytes
@@ -55,6 +59,7 @@ class Case:
     policy: str = "basic"
     requests: int = 1
     connected: bool = True
+    aside: bool = False
 
 
 CASES = {
@@ -70,6 +75,14 @@ CASES = {
         {"type": "guardrail_status", "guardrail": "each", "state": "checking"},
         policy="sentences",
         requests=2,
+    ),
+    "monitor": Case(
+        OPENAI + said({"content": "Well. "}),
+        {"type": "message_stream"},
+        "Well. ",
+        policy="aside",
+        requests=2,
+        aside=True,
     ),
     "retry": Case(BUSY, {"type": "error", "code": "provider_unavailable", "recoverable": True}, connected=False),
 }
@@ -89,7 +102,9 @@ def server(upstream: socket.socket, valkey_url: str, tmp_path_factory: pytest.Te
                  "action": "block", "time_limit_s": 30, "config": hook}  # fmt: skip
     policy = {"policy": "sentences", "guardrails": [guardrail]}
     app, folder = "tests.streaming.sentence_app:application", tmp_path_factory.mktemp("server")
-    with served(folder, upstream, clients=len(CASES), redis_url=valkey_url, app=app, policies=[policy]) as running:
+    beside = guardrail | {"applies_to": ["prompt"], "mode": "MONITOR"}
+    policies = [policy, {"policy": "aside", "guardrails": [beside]}]
+    with served(folder, upstream, clients=len(CASES), redis_url=valkey_url, app=app, policies=policies) as running:
         yield running
         log = running.said.read_text()
     assert "Traceback" not in log, log[-4000:]
@@ -104,11 +119,12 @@ class Endpoint:
     asked: int = 0
     judged: int = 0
     left_at: float = 0.0
+    answer: asyncio.Event = field(default_factory=asyncio.Event)
     alone: asyncio.Event = field(default_factory=asyncio.Event)
     heard: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
+        self.open, own = self.open + 1, 1
         self.alone.clear()
         try:
             with suppress(OSError):
@@ -118,14 +134,19 @@ class Endpoint:
                 self.heard.release()
                 if "/hook" in head.split("\r\n", 1)[0]:
                     self.judged += 1
+                    if self.case.aside:
+                        self.open, own = self.open - 1, 0  # it is no provider's
+                        await self.answer.wait()
+                        writer.write(JUDGED)
+                        await writer.drain()
                 else:
                     self.asked += 1
                     writer.write(self.case.says)
                     await writer.drain()
                 await reader.read()  # until the other side goes
         finally:
-            self.open -= 1
-            self.left_at = time.monotonic()
+            self.open -= own
+            self.left_at = time.monotonic() if own else self.left_at
             if not self.open:
                 self.alone.set()
             writer.close()
@@ -152,7 +173,8 @@ async def endpoint(upstream: socket.socket, case: Case) -> AsyncIterator[Endpoin
 async def stopped(client: Client, there: Endpoint, case: Case) -> tuple[float, list[Event]]:
     """Seconds from the interrupt to the end of everything, and the events of the answer."""
     client.seen.clear()
-    await client.send(type="start", prompt="hello", provider="openai", policy=case.policy, tools=True)
+    there.answer.clear()
+    await client.send(type="start", prompt=PROMPT, provider="openai", policy=case.policy, tools=True)
     kind, *fields = case.enough.items()
     await client.until(str(kind[1]), **dict(fields))
     while client.text() != case.final:
@@ -160,7 +182,9 @@ async def stopped(client: Client, there: Endpoint, case: Case) -> tuple[float, l
     for _ in range(case.requests):
         await there.heard.acquire()
     if case.connected:
-        assert there.open == case.requests, "somebody is connected to the provider when the interrupt comes"
+        assert there.open == case.requests - case.aside, (
+            "somebody is connected to the provider when the interrupt comes"
+        )
     sent = time.monotonic()
     await client.send(type="interrupt")
     await client.until("done")
@@ -168,6 +192,10 @@ async def stopped(client: Client, there: Endpoint, case: Case) -> tuple[float, l
     await there.alone.wait()
     events = list(client.seen)
     await client.over()
+    if case.aside:
+        assert client.seen[-1]["state"] == "MONITORING"
+        there.answer.set()
+        await client.over()
     return max(done, there.left_at) - sent, events
 
 
@@ -184,6 +212,9 @@ async def test_it_works(server: Served, upstream: socket.socket, waiting: str) -
             if waiting == "tool":
                 (result,) = [event for event in events if event["type"] == "tool_result"]
                 assert result["error"] == NOT_OVER
+            if waiting == "monitor":
+                assert not any(event["type"] == "finding" for event in events)
+                assert [event["type"] for event in client.seen[-3:]] == ["finding", "guardrail_status", "state"]
             if waiting == "sentence":
                 assert there.judged == len(took)
                 assert not any(event["type"] == "message_stream" and event["chunk"] for event in events)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import logging
+import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,6 +22,7 @@ from typing import cast
 
 import pytest
 import redis
+import stamina
 from channels.db import database_sync_to_async
 from django.conf import settings
 from django.test import override_settings
@@ -38,8 +41,11 @@ from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditSession, DeferredCheck, GuardedStream, Message
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.reader import follow
+from streaming.resilience import TRIES
 from streaming.sessions import Visitor
 from streaming.sweep import sweep
+from tests.streaming.faults.server import faulty
+from tests.streaming.faults.test_faults import FAULTS, LARGE, MAKE, PATIENT, RUSHED
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 SESSIONS, ENDED = 1_000, 100
@@ -47,6 +53,8 @@ SESSIONS, ENDED = 1_000, 100
 CHATS = 30
 ROUND = 500
 """Streams that a sweep ends at once."""
+SMALL = [fault for fault in FAULTS if fault not in LARGE]
+"""Ways to fail that take no megabytes."""
 VISITOR = Visitor(client="sg_leaks")
 PIECES = ("The lock chamber fills slowly, and the boat rises. ", "Call 536-22-8145 before noon. ", "Then it le")
 LONGEST_S, TOMBSTONE_S = 3_600, 300
@@ -116,14 +124,14 @@ class Held:
     def now(cls) -> Held:
         gc.collect()
         with store() as asked:
-            keys, memory = asked.dbsize(), int(asked.info("memory")["used_memory"])
+            memory = int(asked.info("memory")["used_memory"])
         return cls(
             blocks=sys.getallocatedblocks(),
             malloc_bytes=malloc_bytes(),
             files=len(list(Path("/proc/self/fd").iterdir())),
             tasks=len(asyncio.all_tasks()),
             pumps=len(registry.running()),
-            keys=keys,
+            keys=len(left_in_the_store()),
             store_bytes=memory,
             types=Counter(type(each).__qualname__ for each in gc.get_objects()),
         )
@@ -137,9 +145,10 @@ async def until(what: str, true: Callable[[], bool]) -> None:
 
 
 def left_in_the_store() -> list[str]:
-    """Keys, but for the one that all sessions of a provider share."""
+    """Keys, but for those of the installation: one of each provider, and one of the last sweep."""
+    others = (b"sg:breaker:", b"sg:swept")
     with store() as asked:
-        return [name.decode() for name in asked.scan_iter(count=1_000) if not name.startswith(b"sg:breaker:")]
+        return [name.decode() for name in asked.scan_iter(count=1_000) if not name.startswith(others)]
 
 
 def called_off() -> list[asyncio.TimerHandle]:
@@ -232,6 +241,27 @@ def every_key_expires(within_s: int) -> None:
     assert {name: ttl for name, ttl in left.items() if not 0 <= ttl <= within_s} == {}
 
 
+async def failed(order: Sequence[str], draw: random.Random) -> None:
+    """Whole chats, one behind the other, each with an endpoint that fails in one of these ways; some are stopped."""
+    for number, fault in enumerate(order):
+        if number % 4 == 0:  # the others find the breaker as those before have left it
+            with store() as asked:
+                asked.delete(*asked.scan_iter("sg:breaker:*"), "none")
+        adapter = draw.choice(list(MAKE))
+        limits = RUSHED if fault in ("stalls", "silent") else PATIENT
+        async with faulty(adapter, fault) as there:
+            own = Own(MAKE[adapter](there.url, limits), flagged=False)
+            frame = StartFrame(type="start", prompt="go on", tools=draw.random() < 0.5)
+            started = await start_chat(frame, Asked(VISITOR, "basic", own=own), shared_log())
+            if draw.random() < 0.3:
+                await asyncio.sleep(draw.random() * 0.02)
+                await shared_log().interrupt(started.session_id)
+            await until("the chat ends", lambda: not registry.running())
+        session = await AuditSession.objects.aget(pk=started.session_id)
+        assert session.state == "COMPLETE", fault
+        assert session.outcome in ("allowed", "error", "interrupted", "abandoned"), fault
+
+
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +289,40 @@ async def test_it_works() -> None:
     assert not await GuardedStream.objects.exclude(sealed_state=None).aexists()
     assert not await DeferredCheck.objects.exclude(sealed_text=None).aexists()
     assert not await Message.objects.filter(status__in=["pending", "streaming"], sessions_answered=None).aexists()
+
+
+@pytest.mark.parametrize("sessions", [len(SMALL), pytest.param(1_000, marks=pytest.mark.long)])
+@pytest.mark.timeout(3_600)
+async def test_chats_whose_providers_fail_in_every_way_leave_nothing_behind(
+    sessions: int, request: pytest.FixtureRequest
+) -> None:
+    logging.disable(logging.CRITICAL)  # what pytest keeps of retries' log lines is not a leak of ours
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
+    stamina.set_testing(True, attempts=TRIES, cap=True)
+    request.addfinalizer(lambda: stamina.set_testing(False))
+    draw = random.Random(20_264)
+    faults = SMALL if sessions == len(SMALL) else list(FAULTS)
+
+    async def settled() -> Held:
+        await until("all keys expire", lambda: not left_in_the_store())
+        await close_shared_log()
+        await until("the loop drops alarms that were called off", lambda: not called_off())
+        with store() as asked:
+            asked.delete(*asked.scan_iter("sg:breaker:*"), "none")
+        return Held.now()
+
+    with SHORT:
+        await failed(draw.sample(faults, len(faults)), draw)
+        before = await settled()
+        await failed([faults[n % len(faults)] for n in range(sessions)], draw)
+        after = await settled()
+    assert (after.tasks, after.pumps, after.keys) == (before.tasks, 0, before.keys)
+    assert after.files <= before.files + 2
+    grown = (after.types - before.types).most_common(12)
+    # A chat that stays is thousands of them; a few are what each kind of failure brings with it the first time.
+    assert after.blocks - before.blocks < 2_000 + sessions, f"there are {grown}"
+    assert after.malloc_bytes - before.malloc_bytes < 4_000_000, after.malloc_bytes - before.malloc_bytes
+    assert not await AuditSession.objects.exclude(state="COMPLETE").aexists()
 
 
 async def test_the_instrument_sees_one_small_object_for_each_session() -> None:

@@ -26,11 +26,11 @@ from guardrails.models import Activation, Policy
 from guardrails.policy import compile_policy
 from guardrails.selectors import PolicyInfo
 from streaming import at_work, breakers, health, metrics
-from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped
+from streaming.core.events import ModelNamed, ProviderChosen, ProviderNotice, ProviderToolResult, Stopped, ToolCallDelta
 from streaming.log import LogUnavailable
 from streaming.log_redis import RedisLog
 from streaming.metrics import REGISTRY, SAMPLES, Bounded, spread
-from streaming.models import AuditSession
+from streaming.models import AuditSession, Upstream
 from streaming.providers.base import ProviderTimeout, ProviderUnavailable
 from streaming.shadow.record import recorded
 from tests.streaming.pumping import Controlled, Time, Trial, trial
@@ -128,7 +128,7 @@ async def test_time_outs_before_another_try_and_before_a_fallback_count_for_the_
     """Two tries that were followed by another, the last one by a fallback: three, although the answer is well."""
     grown = Growth.since_now()
     late = ProviderNotice("provider_timeout", "trying again", 1, 1.0)
-    there = ProviderChosen("second", True, "request_type, provider_timeout")
+    there = ProviderChosen("second", True, "request_type, provider_timeout", after="provider_timeout")
     first = ProviderChosen("controlled", True, "request_type")
     session = await trial(
         [first, late, late, ProviderNotice("provider_fallback", "on"), there, ModelNamed("m-2"), "hi"]
@@ -182,6 +182,14 @@ async def test_times_are_seconds_on_the_pumps_clock() -> None:
     assert grown.of("sluicegate_chunk_gap_seconds_count") == 2
     assert 0.25 <= first < whole < 60
     assert 0.5 <= grown.of("sluicegate_chunk_gap_seconds_sum") < whole
+
+
+async def test_a_tool_call_is_a_first_token_and_no_gap() -> None:
+    grown = Growth.since_now()
+    call = ToolCallDelta(0, "c", "find", "{}", ran_by_provider=True)
+    await run(call, ToolCallDelta(1, "d", "find", "{}", ran_by_provider=True), Stopped("stop"))
+    assert grown.of("sluicegate_time_to_first_token_seconds_count") == 1
+    assert grown.of("sluicegate_chunk_gap_seconds_count") == 0
 
 
 async def test_an_answer_without_any_text_has_no_first_token() -> None:
@@ -261,6 +269,21 @@ async def test_an_open_breaker_shows_on_the_page_and_in_readiness() -> None:
     assert 'sluicegate_breaker_state{provider="scripted",state="closed"} 0.0' in text
     part = (await AsyncClient().get("/ready")).json()["parts"]["providers"]
     assert part == {"state": "degraded", "detail": "breakers are not closed: scripted: open"}
+
+
+async def test_the_breaker_of_an_upstream_of_the_admin_shows_until_the_upstream_is_taken_away() -> None:
+    row = await Upstream.objects.acreate(name="house", dialect="openai", base_url="http://h/v1", model_names="m")
+    breaker = await breakers.breaker(breakers.PROVIDER + "house")
+    for _ in range(breakers.THRESHOLD):
+        await breaker.enter()
+        await breaker.failed(ProviderUnavailable("gone"))
+    assert (
+        'sluicegate_breaker_state{provider="house",state="open"} 1.0'
+        in (await AsyncClient().get("/metrics")).content.decode()
+    )
+    assert "house: open" in (await health._providers())["detail"]
+    await row.adelete()
+    assert 'provider="house"' not in (await AsyncClient().get("/metrics")).content.decode()
 
 
 async def test_an_open_guardrails_breaker_shows_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,6 +465,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.ROLLOUTS.labels("trial", "running").set(1)
     metrics.POLICY_UNHEALTHY.labels("trial").set(0)
     metrics.FAILURES.labels("harm", "error")
+    metrics.NOT_REPAIRED.labels("streams").set(0)
     metrics.asked_of_gateway("openai", "", 400)
     metrics.fell_back("openai", "ollama", "provider_timeout")
     for counter in (metrics.GATEWAY_MASKED, metrics.GATEWAY_RESTORED, metrics.GATEWAY_HEARTBEATS):

@@ -18,12 +18,14 @@ from guardrails.policy import Policy, compile_policy
 from streaming import prompting, registry
 from streaming.chat import Asked, Own, start_chat
 from streaming.checks import check_text
+from streaming.deferred import run_deferred
 from streaming.frames import StartFrame
 from streaming.log import LogUnavailable, MemoryLog, Payload
-from streaming.models import AuditSession, Finding
+from streaming.metrics import REGISTRY
+from streaming.models import AuditSession, DeferredCheck, Finding
 from streaming.sessions import Started, Visitor
 
-from .pumping import QUICK, Controlled, Trial, trial
+from .pumping import QUICK, Controlled, Time, Trial, trial
 from .test_agent import Step, Tools, answer, asks, tools  # noqa: F401 -- ``tools`` is a fixture
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -186,10 +188,9 @@ async def test_a_blocked_prompt_keeps_what_is_found_before_the_block() -> None:
     assert (session.outcome, case.provider.asked) == ("blocked", [])
 
 
-@pytest.mark.parametrize("how", ["stopped", "blocked", "failed"])
+@pytest.mark.parametrize("how", ["blocked", "failed"])
 async def test_nothing_is_lost_when_the_answer_ends_otherwise_first(how: str) -> None:
     endings: dict[str, list[str | Exception | asyncio.Event]] = {
-        "stopped": ["Hello.", asyncio.Event()],
         "blocked": ["Hello. A blue heron.", asyncio.Event()],
         "failed": ["Hello.", RuntimeError("the adapter broke")],
     }
@@ -197,8 +198,6 @@ async def test_nothing_is_lost_when_the_answer_ends_otherwise_first(how: str) ->
     async with asyncio.timeout(LIMIT_S):
         pump = asyncio.create_task(case.pump.run())
         await case.until("message_stream")
-        if how == "stopped":
-            await case.log.interrupt(case.session_id)
         while not case.provider.closed:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert not pump.done(), "the end waits for the check, the provider is gone"
@@ -207,7 +206,93 @@ async def test_nothing_is_lost_when_the_answer_ends_otherwise_first(how: str) ->
         await pump
     session = await settled(case)
     assert ("slow", "prompt", "blocked") in await findings()
-    assert session.outcome == {"stopped": "interrupted", "blocked": "blocked", "failed": "error"}[how]
+    assert session.outcome == {"blocked": "blocked", "failed": "error"}[how]
+
+
+async def stopped(given: Policy) -> tuple[Trial, asyncio.Task[None]]:
+    """An answer that its reader has stopped while the check of its prompt is out."""
+    case = await trial(["Hello.", asyncio.Event()], prompt="One sentence.", policy=given)
+    pump = asyncio.create_task(case.pump.run())
+    await case.until("message_stream")
+    await case.log.interrupt(case.session_id)
+    await case.until("done")
+    await case.until("state", 2)
+    return case, pump
+
+
+async def test_a_stop_waits_for_no_check_and_what_it_finds_comes_behind_the_end() -> None:
+    async with asyncio.timeout(LIMIT_S):
+        case, pump = await stopped(policy())
+        told = await case.events()
+        assert states(told) == ["checking", "checking"]
+        assert (told[-2]["outcome"], told[-1]["state"]) == ("interrupted", "MONITORING")
+        assert await case.of("finding") == []
+        session = await AuditSession.objects.aget(pk=case.session_id)
+        assert (session.state, session.outcome) == ("MONITORING", "interrupted")
+        check = await DeferredCheck.objects.aget()
+        assert (check.state, check.sealed_text) == ("checking", None)
+        Slow.go.set()
+        await pump
+    late = (await case.events())[len(told) :]
+    assert [event["type"] for event in late] == ["finding", "guardrail_status", "state"]
+    assert (late[0]["channel"], late[1]["state"], late[2]["state"]) == ("prompt", "would_block", "COMPLETE")
+    assert await findings() == [("slow", "prompt", "blocked")]
+    session = await AuditSession.objects.aget(pk=case.session_id)
+    assert (session.state, session.would_have, session.timing["checks"]) == ("COMPLETE", "blocked", 1)
+    await check.arefresh_from_db()
+    assert check.state == "would_block"
+
+
+async def test_a_check_that_never_answers_keeps_a_stopped_session_open_for_its_time_limit_alone() -> None:
+    async with asyncio.timeout(LIMIT_S):
+        case, pump = await stopped(policy("MONITOR", "block", 0.3))
+        await pump
+    session = await AuditSession.objects.aget(pk=case.session_id)
+    assert (session.state, await findings(), states(await case.events())[-1]) == ("COMPLETE", [], "timeout")
+
+
+async def test_a_server_that_stops_behind_a_stopped_answer_leaves_an_error_and_no_open_session() -> None:
+    async with asyncio.timeout(LIMIT_S):
+        case, pump = await stopped(policy())
+        pump.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pump
+    check = await DeferredCheck.objects.aget()
+    session = await AuditSession.objects.aget(pk=case.session_id)
+    assert (session.state, check.state, "stopped" in check.error) == ("COMPLETE", "error", True)
+
+
+async def test_a_process_that_dies_behind_a_stopped_answer_leaves_a_check_that_ends() -> None:
+    async with asyncio.timeout(LIMIT_S):
+        case, pump = await stopped(policy())
+        row = await DeferredCheck.objects.aget()
+        # Its lease is over, and the sweep hands the row to a worker.
+        await DeferredCheck.objects.aupdate(state="waiting")
+        assert await run_deferred(row.pk, case.log)
+        await row.arefresh_from_db()
+        assert row.state == "error"
+        assert (await AuditSession.objects.aget(pk=case.session_id)).state == "COMPLETE"
+        Slow.go.set()
+        await pump
+    await row.arefresh_from_db()
+    assert (row.state, await findings()) == ("error", []), "who was taken for dead changes nothing"
+
+
+async def test_the_seconds_of_a_judge_are_not_booked_as_the_providers() -> None:
+    def took_s() -> float:
+        return sum(s.value for m in REGISTRY.collect() for s in m.samples
+                   if s.name == "sluicegate_time_to_completion_seconds_sum")  # fmt: skip
+
+    before, clock = took_s(), Time()
+    case = await trial(["Hello."], prompt="One sentence.", policy=policy(), clock=clock)
+    async with asyncio.timeout(LIMIT_S):
+        pump = asyncio.create_task(case.pump.run())
+        while case.pump._marks.said_ms is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        clock.now += 20
+        Slow.go.set()
+        await pump
+    assert took_s() - before < 1
 
 
 async def test_a_check_that_never_answers_costs_its_time_limit_and_says_so() -> None:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import httpx
 import pytest
 
-from guardrails.kinds.base import CheckFailed
+from guardrails.kinds.base import CheckFailed, Reply
 from streaming import outbound
 from streaming.outbound import AddressRefused, post, secret
 
@@ -94,6 +95,7 @@ async def test_it_works() -> None:
         "http://[::ffff:127.0.0.1]/",
         "http://[::ffff:169.254.169.254]/",
         "http://[64:ff9b::a9fe:a9fe]/",
+        "http://[64:ff9b::7f00:1]/",
         "http://[2002:7f00:1::]/",
         "http://[fe80::1]/",
         "http://[fd00::1]/",
@@ -124,6 +126,29 @@ async def test_what_is_private_is_refused_in_every_spelling(url: str) -> None:
     with pytest.raises(CheckFailed) as refused:
         await post(url, b"{}", HEADERS, 5)
     assert isinstance(refused.value, AddressRefused) or "no address" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2001:4860:4860::8888", "64:ff9b::808:808", "::ffff:8.8.8.8", "2002:808:808::1"]
+)
+async def test_what_is_public_is_allowed_in_every_spelling(address: str) -> None:
+    """Behind NAT64 every IPv4 host has such an address."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return [address]
+
+    assert await outbound.address_of("checks.example", 443, resolve) == address
+
+
+@pytest.mark.parametrize(
+    "address", ["64:ff9b::7f00:1", "::ffff:169.254.169.254", "::ffff:10.0.0.1", "64:ff9b:1::808:808"]
+)
+async def test_what_carries_a_private_address_is_refused(address: str) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return [address]
+
+    with pytest.raises(AddressRefused):
+        await outbound.address_of("checks.example", 443, resolve)
 
 
 async def test_a_name_with_one_private_address_among_public_ones_is_refused() -> None:
@@ -214,6 +239,21 @@ async def test_a_redirect_to_another_host_does_not_take_the_secrets_along() -> N
             await outbound._follow(f"http://127.0.0.1:{port}/", b"{}", HEADERS, resolve)
     assert b"secret" not in seen[0]
     assert b"x-sluicegate-signature" not in seen[0].lower()
+
+
+@pytest.mark.parametrize("last", ["http://judge.example/", "http://judge.example:443/", "http://other.example/"])
+async def test_a_redirect_does_not_lead_out_of_tls(last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text would go in clear, to wherever whoever answered likes."""
+    sent: list[str] = []
+
+    async def once(target: httpx.URL, *_: object) -> tuple[Reply, str]:
+        sent.append(str(target))
+        return Reply(307, b""), last if len(sent) == 2 else "https://judge.example/again"
+
+    monkeypatch.setattr(outbound, "_once", once)
+    with pytest.raises(AddressRefused, match="from https to http"):
+        await post("https://judge.example/", b"{}", HEADERS, 5)
+    assert sent == ["https://judge.example/", "https://judge.example/again"]
 
 
 @pytest.mark.usefixtures("local")

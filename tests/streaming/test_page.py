@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from dataclasses import replace
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from guardrails import selectors
 from guardrails.findings import Action, Finding, Mode, Outcome
 from streaming import sessions
-from streaming.core.events import PolicyRef
-from streaming.models import Message
-from streaming.sessions import Ending, NewSession, Started, Visitor
+from streaming.core.events import GuardrailStatus, PolicyRef
+from streaming.models import DeferredCheck, Message
+from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("demo_policy")]
 
@@ -73,6 +76,13 @@ def test_outside_of_demo_mode_a_stranger_is_sent_to_the_login(client: Client, se
     assert client.get("/").status_code == 200
 
 
+def test_a_part_of_the_page_sends_who_is_signed_out_to_the_login_as_a_page(client: Client, settings: Settings) -> None:
+    settings.SLUICEGATE_DEMO = False
+    for query in ("policy=basic", "provider=scripted"):
+        response = client.get(f"/?{query}", headers={"HX-Request": "true"})
+        assert (response.status_code, response["HX-Refresh"], response.content) == (200, "true", b"")
+
+
 def test_the_lanes_of_another_policy_are_a_fragment_of_the_same_page(client: Client) -> None:
     fragment = page(client, "?policy=basic", **{"HX-Request": "true"})
     assert "<html" not in fragment
@@ -103,6 +113,30 @@ def test_a_stored_answer_has_its_chip_its_findings_and_no_live_markup(client: Cl
     assert "redacted <span" in body
     assert 'data-live=""' in body
     assert '<span data-hits-of="pii">1</span>' in " ".join(body.split())
+
+
+def test_the_panel_stands_as_it_stood_when_the_answer_and_its_checks_were_over(client: Client) -> None:
+    told = [
+        GuardrailStatus("pii", "IMMEDIATE", "hit", 0.25, 1.5),
+        GuardrailStatus("tone", "BATCHED", "circuit_open", 0.0, 812.0, "not asked: <the circuit is open>"),
+        GuardrailStatus("words", "IMMEDIATE", "slower_than_declared", 0.25, 1.5),
+    ]
+    lines = {line.guardrail: line.payload() for line in told}
+    ending = replace(
+        REDACTED, timing={"lines": lines}, deferred=(DeferredText("harm", "response", "It is no number."),)
+    )
+    started = stored(client, ending=ending)
+    DeferredCheck.objects.update(
+        state="timeout", error="no verdict in time", finished_at=timezone.now(), result={"took_ms": 12_400.0}
+    )
+    body = page(client, f"?conversation={started.conversation_id}")
+    rows = re.findall(r'<tr id="g-(\w+)".*?</th>(.*?)</tr>', body, re.DOTALL)
+    shown = {name: " ".join(re.sub(r"<[^>]*>", " ", cells).split()) for name, cells in rows}
+    assert shown["pii"] == "● hit 0.2 ms 1.5 ms 1"
+    assert shown["tone"] == "✕ circuit open not asked: &lt;the circuit is open&gt; 0 µs 812 ms 0"
+    assert shown["words"] == "◔ slower than declared 0.2 ms 1.5 ms 0"
+    assert shown["harm"] == "✕ timed out no verdict in time 12 s 12 s 0"
+    assert shown["secrets"] == "○ idle – – 0"
 
 
 def test_a_session_that_has_not_ended_is_named_for_resuming(client: Client) -> None:

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+import stamina
 from channels.db import database_sync_to_async
 from django.contrib.auth.models import Group, User
 from django.db import DatabaseError
 
-from streaming import registry, rollout
+from streaming import breakers, registry, rollout
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import Conf
 from streaming.core.events import ProviderChosen, ProviderEvent, Stopped, TextDelta, ToolCallDelta
@@ -21,8 +22,8 @@ from streaming.flags import RolloutFlag, Stage, place
 from streaming.frames import StartFrame
 from streaming.log import MemoryLog
 from streaming.models import AuditSession, Message
-from streaming.providers.base import ChatMessage, ProviderRequest, ToolSpec
-from streaming.resilience import Upstreams
+from streaming.providers.base import ChatMessage, ProviderRequest, ProviderUnavailable, ToolSpec
+from streaming.resilience import TRIES, Upstreams
 from streaming.rollout import Decision, Marks, RolledOut, Subject, decide, estimate_s, supports_streaming
 from streaming.sessions import Visitor
 from tests.streaming.pumping import QUICK, Controlled, policy_of
@@ -414,6 +415,38 @@ async def test_switched_off_while_a_tool_is_called_its_result_goes_back_on_the_s
     assert answered.paths == ["stream", "standard"]
     assert answered.message.content == "Let me see. It is 42."
     assert (answered.row.streaming, answered.row.fallback) == (False, "flag_off")
+
+
+@dataclass(eq=False)
+class Fails(Both):
+    """Is away; while it is waited for, an admin switches streaming off."""
+
+    after: int = 1
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        self.paths.append("stream")
+        if self.paths.count("stream") == self.after:
+            await RolloutFlag.objects.aupdate(everyone=False)
+        raise ProviderUnavailable("it is down")
+        yield TextDelta("never")
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+async def test_switched_off_before_another_try_or_another_provider_the_next_request_does_not_stream(after: int) -> None:
+    await set_flag(everyone=True)
+    stamina.set_testing(True, attempts=TRIES, cap=True)
+    breakers.forget()
+    provider, other = Fails(script=["It is 42."], after=after), Both(script=["Not asked."])
+    other.name = "other"  # type: ignore[misc]
+    upstreams = RolledOut(Upstreams((provider, other)), Decision(True), subject(), Conf())
+    try:
+        events = [event async for event in upstreams.ask(PLAIN)]
+    finally:
+        stamina.set_testing(False)
+    chosen = [event for event in events if isinstance(event, ProviderChosen)]
+    assert chosen == [ProviderChosen("", True), ProviderChosen("", False, "provider_unavailable, flag_off")]
+    assert TextDelta("It is 42.") in events
+    assert (provider.paths, other.paths) == (["stream"] * after + ["standard"], [])
 
 
 async def test_a_flag_that_cannot_be_read_breaks_no_running_answer(monkeypatch: pytest.MonkeyPatch) -> None:

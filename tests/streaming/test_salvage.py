@@ -72,6 +72,7 @@ async def test_it_works() -> None:
     assert [(row.n, row.rule, row.start, row.end) for row in findings] == [(1, "ssn", 14, 25)]
     assert (session.released, session.last_seq) == (22, 7)
     assert session.chars_in >= session.released
+    assert session.timing == {"findings": 1, "audit_rows": 4}, "the session, opened and sealed, and the finding"
     last = (await log.read(started.session_id, 7))[-2]
     assert (last["type"], last["final"]) == ("done", answer.content), "readers are told what is on record"
 

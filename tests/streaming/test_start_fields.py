@@ -74,6 +74,10 @@ async def test_the_socket_takes_them_too() -> None:
         ({"messages": [*TALK, {"role": "king", "content": "a"}]}, "messages[3].role"),
         ({"prompt": "hello", "tools": "maybe"}, "tools"),
         ({"prompt": "hello", "use_streaming": 7}, "use_streaming"),
+        ({"prompt": "hello", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "hello", "max_tokens": 1_000_001}, "max_tokens"),
+        ({"prompt": "hello", "max_tokens": True}, "max_tokens"),
+        ({"prompt": "hello", "max_tokens": "many"}, "max_tokens"),
     ],
 )
 async def test_http_and_socket_refuse_the_same_and_name_the_same_place(
@@ -121,3 +125,18 @@ async def test_a_rollout_to_requests_with_tools_streams_those_alone(http: HttpCl
         _, said = await http.chat(prompt="hello", policy="basic", tools=tools)
         row = await AuditSession.objects.aget(pk=str(said["session_id"]))
         assert (row.streaming, row.fallback) == (tools, "" if tools else "request_type")
+
+
+async def test_a_limit_of_tokens_goes_to_the_provider_on_both(
+    http: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ProviderRequest] = []
+    monkeypatch.setattr(ScriptedProvider, "validate", lambda self, request: asked.append(request))
+    for said, limit in ((None, None), (500, 500), ("500", 500), ("", None)):
+        asked.clear()
+        await http.chat(prompt="hello", policy="basic", max_tokens=said)
+        async with connected() as socket:
+            await socket.send(type="start", prompt="hello", max_tokens=said)
+            await socket.until("done")
+        assert len(asked) >= 2
+        assert {request.max_tokens for request in asked} == {limit}

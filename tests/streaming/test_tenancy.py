@@ -22,7 +22,7 @@ from ninja.operation import PathView
 from guardrails.models import ApiKey, Scope
 from guardrails.services import create_api_key, revoke_api_key
 from project.asgi import application
-from streaming import registry, stream_tokens, tasks
+from streaming import key_watch, registry, stream_tokens, tasks
 from streaming.api.auth import Key
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import conf
@@ -71,6 +71,7 @@ TABLE = {
     "GET /v1/": Row(PUBLIC, own=404),
     "GET ^v1/": Row(PUBLIC, own=404),
     "GET /v1/rules": Row("rules", query="?policy=demo"),
+    "GET /v1/audit/export": Row("audit"),
     "POST /v1/check": Row("check", {"text": "Hello", "kind": "prompt"}),
     "POST /v1/chat": Row("stream", {"prompt": "Hello"}, own=201),
     "GET /v1/stream/events": Row("stream", query="?session_id={id}", token=True),
@@ -391,6 +392,86 @@ async def test_a_socket_that_stays_open_outlives_neither_its_key_nor_its_token(
     await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
     assert await refusal(made) == "unauthenticated"
     await made.disconnect()
+
+
+@pytest.fixture
+def watchful(settings: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at a key is due, and a quiet reader asks the database at once."""
+    monkeypatch.setattr(key_watch, "CHECK_S", 0.0)
+    settings.SLUICEGATE_IDLE_CHECK_S = settings.SLUICEGATE_LOG_POLL_S = 0.02  # type: ignore[attr-defined]
+
+
+NOTHING_NEW, NEWS = "quiet", "events come"
+
+
+@pytest.mark.parametrize("meanwhile", [NOTHING_NEW, NEWS])
+@pytest.mark.parametrize("by", ["key", "token"])
+@pytest.mark.parametrize("way", ["events", "socket"])
+async def test_an_open_reader_ends_with_its_key(
+    way: str, by: str, meanwhile: str, watchful: None, settings: object
+) -> None:
+    """It is told so, and nothing of what came after."""
+    if meanwhile == NEWS:
+        settings.SLUICEGATE_IDLE_CHECK_S = 600.0  # type: ignore[attr-defined]
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    query = f"?token={token}" if by == "token" else ""
+    plaintext = "" if by == "token" else key
+    if way == "socket":
+        made = await socket(query, key=plaintext)
+        await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
+        assert json.loads(await made.receive_from(timeout=60))["type"] == "state"
+        assert json.loads(await made.receive_from(timeout=60))["type"] == "message_new"
+    else:
+        headers = {"Authorization": f"Bearer {plaintext}"} if plaintext else {}
+        response = await AsyncClient().get(f"/v1/stream/events{query or '?session_id=' + session_id}", headers=headers)
+        parts = aiter(response)
+        assert b"event: state" in await anext(parts)
+    await revoke("owner")
+    if meanwhile == NEWS:
+        await shared_log().append(session_id, [{"type": "secret"}], ms=1)
+    if way == "socket":
+        assert await refusal(made) == "unauthenticated"
+        await made.disconnect()
+        return
+    async with asyncio.timeout(60):
+        rest = b"".join([part async for part in parts])
+    assert b'"code":"unauthenticated"' in rest.replace(b'": ', b'":')
+    assert b"secret" not in rest
+
+
+async def test_a_revoked_key_interrupts_nothing() -> None:
+    """Not even through a socket that was open before, and looked at a moment ago."""
+    key = await new_key("owner")
+    made = await socket(key=key)
+    slow = Waits()
+    asked = Asked(Visitor(client=key[:11]), "basic", own=Own(slow, flagged=False))
+    started = await start_chat(StartFrame(type="start", prompt="Hello"), asked, shared_log())
+    await revoke("owner")
+    await made.send_to(json.dumps({"type": "interrupt", "session_id": started.session_id}))
+    assert await refusal(made) == "unauthenticated"
+    assert not await shared_log().interrupted(started.session_id)
+    assert started.session_id in registry.running()
+    await made.disconnect()
+
+
+async def test_the_keys_of_many_readers_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    await new_key("owner")
+    prefix = (await ApiKey.objects.aget()).prefix
+    asked: list[str] = []
+
+    def stands(name: str) -> bool:
+        asked.append(name)
+        return True
+
+    monkeypatch.setattr(key_watch, "key_stands", stands)
+    monkeypatch.setattr(key_watch, "_stood", {})
+    monkeypatch.setattr(key_watch, "CHECK_S", 600.0)
+    for _ in range(20):
+        await key_watch.look(prefix)
+    assert asked == [prefix]
+    await key_watch.look(prefix, now=True)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == LOGIN and "GET" in name])

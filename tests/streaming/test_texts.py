@@ -60,6 +60,25 @@ def test_empty_text_can_be_asked_for_and_the_same_text_never_looks_the_same() ->
     assert len({column for column in columns() if column.startswith(MARK)}) == 2
 
 
+@pytest.mark.parametrize("content", ["", TEXT])
+def test_what_stands_beside_a_text_outlives_a_key_that_is_missing_for_a_while(settings: Settings, content: str) -> None:
+    """Also where there is no text to tell by: nothing that is read and written back wipes it, and rotating stops."""
+    settings.SLUICEGATE_TEXT_KEYS = [OLD]
+    stored = message(content, said=TEXT, provider="p")
+    before = columns()
+    settings.SLUICEGATE_TEXT_KEYS = [NEW]
+    with pytest.raises(CommandError, match="cannot be opened"):
+        call_command("audit", "rotate", stdout=StringIO())
+    assert columns() == before
+    found = Message.objects.get()
+    assert found.metadata == {}
+    found.save(update_fields=["metadata"])
+    Message.objects.bulk_update([found], ["metadata"])
+    Message.objects.update(metadata=found.metadata)
+    settings.SLUICEGATE_TEXT_KEYS = [NEW, OLD]
+    assert Message.objects.get(pk=stored.pk).metadata == {"said": TEXT, "provider": "p"}
+
+
 @pytest.mark.parametrize("text", [MARK, f"{MARK}abc", "ü" * 1000, "\u2028\n", "{}"])
 def test_any_text_comes_back_as_it_was(text: str) -> None:
     assert Message.objects.get(pk=message(text, said=text).pk).content == text

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import redis
+from asgiref.sync import async_to_sync
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection, connections
 from django.utils import timezone
@@ -49,6 +50,46 @@ def test_it_works(valkey_url: str) -> None:
             names.append(str(found.headers["task"]))
             found.ack()
     assert names == ["streaming.tasks.sweep", *["streaming.tasks.check"] * 3]
+
+
+def test_checks_of_answers_that_somebody_reads_go_before_those_that_come_in_bulk(valkey_url: str) -> None:
+    """Queued last and delivered first, also when the sweep queues them again; each is tried again where it was."""
+    bulk = []
+    for origin in (AuditSession.Origin.CHECK, AuditSession.Origin.GATEWAY):
+        _, check = monitoring()
+        AuditSession.objects.filter(pk=check.session_id).update(origin=origin)
+        bulk.append(check)
+    _, watched = monitoring()
+    lists = [b"celery", b"celery\x06\x163", b"celery\x06\x165", b"celery\x06\x167"]
+    options = app.conf.broker_transport_options
+
+    def delivered() -> list[int]:
+        found: list[int] = []
+        with Connection(valkey_url, transport_options=options) as broker:
+            queue = Queue("celery", channel=broker.default_channel)
+            while isinstance(one := queue.get(), Delivered):
+                found.append(one.decode()[0][0])  # type: ignore[index]  # the arguments
+                one.ack()
+        return found
+
+    with redis.Redis.from_url(valkey_url) as broker:
+        broker.delete(*lists)
+        for check in (*bulk, watched):
+            async_to_sync(tasks.queue_session)(str(check.session_id))
+        assert [broker.llen(name) for name in lists] == [0, 1, 2, 0]
+    assert delivered() == [watched.pk, *(check.pk for check in bulk)]
+    DeferredCheck.objects.update(queued_at=timezone.now() - timedelta(seconds=conf().stale_s + 1))
+    tasks.sweep()
+    first, *others = delivered()
+    assert (first, sorted(others)) == (watched.pk, sorted(check.pk for check in bulk))
+    with redis.Redis.from_url(valkey_url) as broker:
+        tasks.check.push_request(delivery_info={"priority": tasks.WATCHED})
+        try:
+            assert tasks.queue_again(watched.pk, 0.0)
+        finally:
+            tasks.check.pop_request()
+        assert [broker.llen(name) for name in lists] == [0, 1, 0, 0]
+        broker.delete(*lists)
 
 
 def test_a_check_is_acknowledged_when_it_is_done_and_one_at_a_time_is_taken() -> None:
