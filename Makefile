@@ -18,8 +18,9 @@ help: ## show this list
 demo: $(RUN) ## install what is needed, then run everything on http://127.0.0.1:8000 (PORT=… for another port)
 	@exec $(PY) manage.py demo
 
+# Files are given out in their order: those of a package follow each other and share its demo and its browser.
 test: $(DEV) ## all tests that belong to every change (browser tests need Chromium; REQUIRE_BROWSER=1 insists)
-	$(PY) -m pytest -n 2 --dist loadfile -rs -m "not long"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs -m "not long"
 
 test-long: $(DEV) ## what takes many minutes: more examples, longer streams, more kills
 	@failed=0; \

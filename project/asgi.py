@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 
-from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 django_application = get_asgi_application()
 
-from project.startup import refuse_misconfiguration  # noqa: E402 - Django has to be set up first
+from project.bodies import Bounded, bound_daphne  # noqa: E402 - Django has to be set up first
+from project.startup import refuse_misconfiguration  # noqa: E402
 
 refuse_misconfiguration()
+bound_daphne()
 
-from streaming.routing import CheckedOrigins, keyed_socket, websocket_urlpatterns  # noqa: E402
+from streaming.routing import CheckedOrigins, Visitors, keyed_socket, websocket_urlpatterns  # noqa: E402
 
 sockets = URLRouter(websocket_urlpatterns)  # type: ignore[arg-type]  # the stubs want a class that only they have
 application = ProtocolTypeRouter(
-    {"http": django_application, "websocket": CheckedOrigins(keyed=keyed_socket, ours=AuthMiddlewareStack(sockets))}
+    {"http": Bounded(django_application), "websocket": CheckedOrigins(keyed=keyed_socket, ours=Visitors(sockets))}
 )

@@ -7,10 +7,16 @@ stranger's first `make demo` works; production refuses them (system checks ``slu
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
+
+TOO_MUCH = 1_000_000_000
+_WHOLE = re.compile(r"[0-9]+")
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def flag(name: str, default: bool = False) -> bool:
@@ -23,14 +29,35 @@ def words(name: str) -> list[str]:
     return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()]
 
 
-def count(name: str, default: int) -> int:
-    """A whole number above 0. Raises ``ImproperlyConfigured`` that names the variable."""
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1_000_000):
-        raise ImproperlyConfigured(f"{name} is a whole number above 0")
-    return int(text)
+def numbers(prefix: str, defaults: Mapping[str, int | float]) -> dict[str, int | float]:
+    """Those of the numbers that the environment says, by ``prefix`` and upper-cased name, in the type of their default.
+
+    Raises ``ImproperlyConfigured`` that names the variable.
+    """
+    found: dict[str, int | float] = {}
+    for name, default in defaults.items():
+        variable = f"{prefix}{name.upper()}"
+        if text := os.environ.get(variable, "").strip():
+            found[variable] = _number(variable, text, whole=isinstance(default, int))
+    return found
+
+
+def _number(variable: str, text: str, *, whole: bool) -> int | float:
+    if not (_WHOLE if whole else _DECIMAL).fullmatch(text) or not 0 < float(text) < TOO_MUCH:
+        kind = "a whole number" if whole else "a number such as 30 or 0.5"
+        raise ImproperlyConfigured(f"{variable} is {kind} above 0 and below {TOO_MUCH:,}")
+    return int(text) if whole else float(text)
+
+
+def counts(name: str) -> dict[str, int]:
+    """Names with a whole number above 0 each, as in ``openai=20,anthropic=5``. Raises ``ImproperlyConfigured``."""
+    found: dict[str, int] = {}
+    for word in words(name):
+        of, _, number = word.partition("=")
+        if not of or not number.isdecimal() or int(number) < 1:
+            raise ImproperlyConfigured(f"{name} has names with a number each, as in openai=20; not {word}")
+        found[of] = int(number)
+    return found
 
 
 def data_dir(base: Path) -> Path:

@@ -7,6 +7,7 @@ embedded one). In production the same code with ``DATABASE_URL`` and ``REDIS_URL
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import dj_database_url
@@ -16,6 +17,7 @@ from django.templatetags.static import static
 
 from project import environment
 from project.logs import logging_config
+from streaming.conf import Conf
 
 django_stubs_ext.monkeypatch()
 
@@ -29,8 +31,9 @@ SLUICEGATE_TEXT_KEYS = os.environ.get("SLUICEGATE_TEXT_KEYS", "").replace(",", "
 SLUICEGATE_MASK_KEYS = environment.words("SLUICEGATE_MASK_KEYS")
 SLUICEGATE_FALLBACKS = environment.words("SLUICEGATE_FALLBACKS")
 SLUICEGATE_GATEWAY_MEDIA = environment.words("SLUICEGATE_GATEWAY_MEDIA")
-SLUICEGATE_GATEWAY_AT_ONCE = environment.count("SLUICEGATE_GATEWAY_AT_ONCE", default=20)
+SLUICEGATE_UPSTREAMS_AT_ONCE = environment.counts("SLUICEGATE_UPSTREAMS_AT_ONCE")
 SLUICEGATE_AUDIT_HEADS_FILE = os.environ.get("SLUICEGATE_AUDIT_HEADS_FILE", "")
+SLUICEGATE_AUDIT_HEADS_EVERY_S = float(os.environ.get("SLUICEGATE_AUDIT_HEADS_EVERY_S") or 3_600)
 SLUICEGATE_RETENTION = os.environ.get("SLUICEGATE_RETENTION", "")
 SLUICEGATE_AUDIT_KEY_FILE = os.environ.get("SLUICEGATE_AUDIT_KEY_FILE", "")
 SLUICEGATE_HOOK_HOSTS = [host for host in os.environ.get("SLUICEGATE_HOOK_HOSTS", "").replace(",", " ").split() if host]
@@ -38,6 +41,7 @@ SLUICEGATE_KEYRING_FILE = os.environ.get("SLUICEGATE_KEYRING_FILE", "")
 SLUICEGATE_ISSUER = os.environ.get("SLUICEGATE_ISSUER", "").strip() or "sluicegate"
 SLUICEGATE_ACTIVATION_KEY_FILE = os.environ.get("SLUICEGATE_ACTIVATION_KEY_FILE", "")
 SLUICEGATE_FOUR_EYES = environment.flag("SLUICEGATE_FOUR_EYES")
+vars().update(environment.numbers("SLUICEGATE_", asdict(Conf())))  # limits and times, docs/settings.md
 DEBUG = environment.flag("DEBUG")
 ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
 CSRF_TRUSTED_ORIGINS = environment.words("CSRF_TRUSTED_ORIGINS")
@@ -63,18 +67,19 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "django.middleware.security.SecurityMiddleware",
+    "project.middleware.SecurityMiddleware",
     "project.middleware.CorrelationMiddleware",
     "project.middleware.PolicyMiddleware",
     "streaming.api.edge.EdgeMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "project.middleware.StaticFilesMiddleware",
+    "project.middleware.SessionMiddleware",
+    "project.middleware.CommonMiddleware",
+    "project.middleware.CsrfViewMiddleware",
+    "project.middleware.AuthenticationMiddleware",
+    "project.middleware.MessageMiddleware",
+    "project.middleware.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "project.middleware.DatabaseAwayMiddleware",
 ]
 
 ROOT_URLCONF = "project.urls"
@@ -149,7 +154,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 300,
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
-    "priority_steps": [0, 5],
+    "priority_steps": [0, 3, 5, 7],
     "queue_order_strategy": "priority",
 }
 CELERY_TASK_PUBLISH_RETRY = False  # a request never waits for a broker that is down: the sweep queues it later
@@ -158,7 +163,7 @@ CELERY_BEAT_SCHEDULE = {
     "purge": {"task": "streaming.tasks.purge", "schedule": 3_600.0},
     "watch_rollouts": {"task": "streaming.tasks.watch_rollouts", "schedule": 30.0},
     "renew_statements": {"task": "guardrails.tasks.renew_statements", "schedule": 900.0},
-    "keep_audit_head": {"task": "streaming.tasks.keep_audit_head", "schedule": 3_600.0},
+    "keep_audit_head": {"task": "streaming.tasks.keep_audit_head", "schedule": SLUICEGATE_AUDIT_HEADS_EVERY_S},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(SLUICEGATE_DATA_DIR / "celerybeat-schedule")
 

@@ -17,6 +17,7 @@ from django.contrib.auth.models import Permission, User
 
 from guardrails import loading, models, seen, selectors, services
 from project.demo import child
+from streaming import database
 from tests import settings as test_settings
 
 STARTERS = Path(services.__file__).parent / "starters"
@@ -42,6 +43,13 @@ def valkey_url() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(_START_LIMIT_S)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """No connection is open to a database that is about to be dropped."""
+    yield
+    database.let_go()
 
 
 def _until_up(client: redis.Redis, server: subprocess.Popen[bytes]) -> None:

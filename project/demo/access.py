@@ -32,6 +32,7 @@ class Access:
         """What the terminal shows when everything is up."""
         yield ""
         yield f"Sluicegate is at   {self.url}"
+        yield f"what there is      {self.url}/welcome/"
         yield f"admin              {self.url}/admin/   {self.admin_user}   {self.admin_password}"
         yield f"API key            {self.api_key}"
         yield "Ctrl-C ends everything."

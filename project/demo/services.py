@@ -11,9 +11,10 @@ from django.conf import settings
 
 from project.demo import ports
 from project.demo.child import Service
+from streaming.conf import conf
 
-# a prompt of 1 MB is answered with a message: the server's own limit (1 MiB), which closes the socket, is not the first
-_SOCKET_BYTES = str(8 * 1024 * 1024)
+_SOCKET_BYTES = 8 * 1024 * 1024
+"""A frame that is too large is answered with a message: the server's own limit, which closes the socket, is higher."""
 _ROOT_WARNING = "ignore:You're running the worker with superuser privileges"
 
 
@@ -34,7 +35,8 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 def web(env: Mapping[str, str], port: int) -> Service:
     """Daphne on ``port``; without its access log, which would write the tokens in query strings."""
     argv = (sys.executable, "-m", "daphne", "-b", ports.HOST, "-p", str(port), "-v", "0")
-    limits = ("--websocket-max-message-size", _SOCKET_BYTES, "--websocket-max-frame-size", _SOCKET_BYTES)
+    most = str(max(_SOCKET_BYTES, 2 * conf().max_frame_bytes))
+    limits = ("--websocket-max-message-size", most, "--websocket-max-frame-size", most)
 
     async def ready() -> bool:
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:

@@ -122,8 +122,10 @@ def peak_growth(prepare: str) -> int:
 
 
 def automata_bytes(policy: Policy) -> int:
-    """What the automata of a policy's answers account for, in bytes (their budgets are kept by this figure)."""
-    return sum(lane.scanner.used for lane in policy.plan(AppliesTo.RESPONSE).lanes)
+    """What the automata of a policy's answers account for, in bytes: what text has made of them, which their budgets
+    bound, and the rules themselves."""
+    scanners = [lane.scanner for lane in policy.plan(AppliesTo.RESPONSE).lanes]
+    return sum(scanner.used + scanner.program.weight for scanner in scanners)
 
 
 def automata_shape(policy: Policy) -> str:

@@ -6,6 +6,8 @@ Counted where it is held: in a web process's own pages, and in what the store's 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
@@ -13,15 +15,20 @@ import httpx
 import redis
 from websockets.asyncio.client import ClientConnection
 
-from tests.bench.readers import STARTER, memory_of, serving, shown, socket
+from tests.bench.readers import LIMIT_S, STARTER, memory_of, serving, shown, socket
 from tests.bench.registry import Row, at_most, bench, context
-from tests.stack.servers import Stack, until
+from tests.stack.servers import ROOT, Stack, until
 
 SESSIONS, WARM_UP, AT_ONCE = 1_000, 100, 8
 REST_MB, SOCKET_KB = 10.0, 10.0
+LEFT_WEB_MB, LEFT_STORE_MB = 3.0, 0.5
+"""What may be left when all are over. The store gives back what it held; a process keeps a few half-empty pages."""
 CHUNK = "The lock fills from above, so the boat rises with it. "
 """Of a REST stream; it is given this many of them:"""
 CHUNKS = 5
+SHORT_S = 30
+"""How long streams, their logs and their last answers are kept where what is left of them is weighed."""
+SWEEP = "import django; django.setup(); from streaming.tasks import sweep; sweep()"
 ENDLESS = "100000 0.05"
 """An answer of which a token comes every twenty seconds."""
 
@@ -37,6 +44,7 @@ def memory() -> Iterable[Row]:
     said = f"web process {web / 1e6:.1f} MB, store {stored / 1e6:.1f} MB"
     yield at_most("memory_rest", f"{SESSIONS:,} open REST sessions mid-answer, store included: above idle",
                   (web + stored) / 1e6, REST_MB, "MB", said)  # fmt: skip
+    yield from _left()
     with serving("tests.bench.bare_app:application") as servers:
         bare = asyncio.run(_bare(servers))
     with serving("tests.bench.stamped_app:application") as servers:
@@ -46,6 +54,38 @@ def memory() -> Iterable[Row]:
     yield at_most("memory_sockets", name, each, SOCKET_KB, "kB", f"bare {bare / SESSIONS / 1e3:.1f} kB each")
     yield context("memory_sockets_idle", "… before they ask for an answer", (idle - bare) / SESSIONS / 1e3, "kB")
     yield context("memory_sockets_store", "… in the store", stored / SESSIONS / 1e3, "kB")
+
+
+def _left() -> Iterable[Row]:
+    """What sessions leave behind when they are over, half of them finished and half expired."""
+    names = ("SLUICEGATE_STREAM_EXPIRY_S", "SLUICEGATE_TOMBSTONE_S", "SLUICEGATE_LOG_TTL_S")
+    short = dict.fromkeys(names, str(SHORT_S))
+    with serving("tests.bench.stamped_app:application", **short) as servers, servers.store() as store:
+        asyncio.run(_streams(servers, WARM_UP, finished=True))
+        _end(servers, store)
+        before, kept = _web(servers), _store(store)
+        asyncio.run(_streams(servers, SESSIONS // 2, finished=True))
+        asyncio.run(_streams(servers, SESSIONS - SESSIONS // 2, finished=False))
+        _end(servers, store)
+        web, stored = _web(servers) - before, _store(store) - kept
+    name = f"… {SESSIONS:,} of them over, half finished and half expired: web process above idle"
+    yield at_most("memory_rest_left_web", name, web / 1e6, LEFT_WEB_MB, "MB")
+    yield at_most("memory_rest_left_store", "… store above idle", stored / 1e6, LEFT_STORE_MB, "MB")
+
+
+def _end(servers: Stack, store: redis.Redis) -> None:
+    """Until every session is over and the store has forgotten it."""
+
+    def over() -> bool:
+        command = [sys.executable, "-c", SWEEP]
+        subprocess.run(command, cwd=ROOT, env=servers.env, check=True, capture_output=True)
+        if not _stopped(servers):
+            return False
+        return not any(
+            next(store.scan_iter(f"sg:{name}:*", count=1_000), b"") for name in ("guarded", "log", "seq", "open")
+        )
+
+    until("all streams are over and forgotten", over, limit_s=LIMIT_S)
 
 
 def _web(servers: Stack) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -15,7 +16,7 @@ from tests.e2e.server import demo
 from tests.e2e.visitor import Visitor
 
 VISITS = 5
-PAGES = ("/", "/compare/", "/welcome/")
+PAGES = ("/", "/compare/", "/welcome/", "/v1/docs")
 
 
 @bench("pages")
@@ -31,8 +32,8 @@ def pages() -> Iterable[Row]:
     ):
         browser = driver.chromium.launch(executable_path=path, args=QUIET)
         paints = [first_paint_ms(browser, running.url) for _ in range(VISITS)]
-        said = f"best of {VISITS}; worst {max(paints):.0f} ms"
-        yield at_most("page_paint", "live page, nothing cached: first paint", min(paints), PAINT_MS, "ms", said)
+        said = f"median of {VISITS}, each in a browser of its own; first {paints[0]:.0f} ms, worst {max(paints):.0f} ms"
+        yield at_most("page_paint", "live page, nothing cached: first paint", median(paints), PAINT_MS, "ms", said)
         context = browser.new_context()
         weights = {one: sum(transferred_bytes(context, running.url + one).values()) / 1000 for one in PAGES}
         said = ", ".join(f"{one} {weight:.0f} kB" for one, weight in weights.items())

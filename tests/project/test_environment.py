@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from project import environment
 
@@ -63,6 +64,39 @@ def test_flags_are_read_as_people_write_them(value: str, meant: bool, monkeypatc
     assert environment.flag("SG_TEST_FLAG", default=not meant) is meant
 
 
+NUMBERS: dict[str, int | float] = {"expiry_s": 300.0, "at_once": 20}
+NO_NUMBERS = ("0", "-1", "x", "nan", "inf", "1e3", "\u0663", "9" * 5_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("EXPIRY_S", "7", 7.0), ("EXPIRY_S", " 0.5 ", 0.5), ("AT_ONCE", "3", 3), ("AT_ONCE", "", None)],
+)
+def test_numbers_have_the_type_of_their_default(
+    name: str, text: str, value: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"SG_TEST_{name}", text)
+    found = environment.numbers("SG_TEST_", NUMBERS)
+    assert found == ({} if value is None else {f"SG_TEST_{name}": value})
+    assert [type(one) for one in found.values()] == ([] if value is None else [type(value)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (name, text)
+        for name in ("EXPIRY_S", "AT_ONCE")
+        for text in ("0", "-1", "x", "nan", "inf", "1e3", "٣", "9" * 5_000)
+    ]
+    + [("EXPIRY_S", "0.0"), ("EXPIRY_S", ".5"), ("AT_ONCE", "1.5")],
+    ids=lambda value: value[:8],
+)
+def test_what_is_no_number_is_refused_by_name(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SG_TEST_{name}", text)
+    with pytest.raises(ImproperlyConfigured, match=f"^SG_TEST_{name} is "):
+        environment.numbers("SG_TEST_", NUMBERS)
+
+
 def settings_value(expression: str, tmp_path: Path, **env: str) -> str:
     """The value of an expression under settings that were loaded in a fresh process."""
     code = f"from django.conf import settings; print({expression})"
@@ -84,6 +118,18 @@ def test_sqlite_in_the_data_directory_unless_a_database_is_named(tmp_path: Path)
     engine = "settings.DATABASES['default']['ENGINE'], settings.DATABASES['default']['HOST']"
     other = settings_value(engine, tmp_path, DATABASE_URL="postgres://gate:pw@db.example:5432/gate")
     assert other == "django.db.backends.postgresql db.example"
+
+
+def test_limits_and_times_of_the_environment_are_those_that_hold(tmp_path: Path) -> None:
+    given = {"STREAM_EXPIRY_S": "12.5", "MONITORING_LIMIT_S": "90", "CHECK_ATTEMPTS": "5", "GATEWAY_AT_ONCE": "7"}
+    expression = (
+        "__import__('streaming.conf').conf.conf() == __import__('streaming.conf').conf.Conf("
+        "stream_expiry_s=12.5, monitoring_limit_s=90.0, check_attempts=5, gateway_at_once=7)"
+    )
+    assert settings_value(expression, tmp_path, **{f"SLUICEGATE_{k}": v for k, v in given.items()}) == "True"
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        settings_value("settings.DEBUG", tmp_path, SLUICEGATE_TOMBSTONE_S="soon")
+    assert "SLUICEGATE_TOMBSTONE_S is a number" in refused.value.stderr
 
 
 def test_one_redis_url_serves_the_channel_layer_and_the_broker(tmp_path: Path) -> None:

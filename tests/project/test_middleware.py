@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import closing
+from http.cookies import SimpleCookie
 
 import pytest
+from asgiref.sync import AsyncToSync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from django.conf import settings as django_settings
+from django.contrib import messages
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest, JsonResponse
 from django.test import AsyncClient, Client
+from django.urls import path
 
 pytestmark = pytest.mark.django_db
 
@@ -64,3 +74,38 @@ def test_static_files_are_asked_for_again_and_not_sent_again(client: Client) -> 
     assert b"".join(again) == b""  # type: ignore[call-overload]
     first.close()
     again.close()
+
+
+async def _beneath(request: HttpRequest) -> JsonResponse:
+    """Where a view is: does a thread wait for it?"""
+    request.session["seen"] = "yes"
+    messages.info(request, "Said in the loop.")
+    return JsonResponse({"a thread waits": bool(getattr(AsyncToSync.executors, "current", None))})
+
+
+urlpatterns = [path("beneath", _beneath), path("static/away", _beneath)]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_no_thread_waits_while_a_call_is_answered(settings: object) -> None:
+    """Neither Django's own steps nor the static files take a request out of the loop; what they store is stored."""
+    settings.ROOT_URLCONF = __name__  # type: ignore[attr-defined]
+    server = ApplicationCommunicator(
+        ASGIHandler(),
+        {"type": "http", "http_version": "1.1", "method": "GET", "path": "/beneath", "query_string": b"",
+         "headers": [(b"host", b"localhost")]},
+    )  # fmt: skip
+    await server.send_input({"type": "http.request", "body": b""})
+    head = await server.receive_output(20)
+    body = await server.receive_output(20)
+    assert json.loads(body["body"]) == {"a thread waits": False}
+    cookies = SimpleCookie()
+    for name, value in head["headers"]:
+        if name.lower() == b"set-cookie":
+            cookies.load(value.decode())
+    key = cookies[django_settings.SESSION_COOKIE_NAME].value
+    stored = await sync_to_async(SessionStore(key).load)()
+    assert stored["seen"] == "yes"
+    assert "messages" in cookies
+    assert dict(head["headers"])[b"X-Frame-Options"] == b"DENY"
+    await server.wait(20)

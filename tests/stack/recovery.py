@@ -110,11 +110,13 @@ def _places(findings: Any) -> list[Place]:
     return sorted((one["guardrail"], one["rule"], one["start"], one["end"]) for one in findings)
 
 
-async def run(servers: Stack, failures: int, told: Callable[[Recovered], None] = lambda _: None) -> Recovered:
+async def run(
+    servers: Stack, failures: int, told: Callable[[Recovered], None] = lambda _: None, *, at_once: int = AT_ONCE
+) -> Recovered:
     """Streams until ``failures`` (a multiple of five) have been met; ``told`` hears of each stream that is over."""
     wanted = await asyncio.to_thread(expected, servers)
     done = Recovered(failures // PER_STREAM)
-    free = asyncio.Semaphore(AT_ONCE)
+    free = asyncio.Semaphore(at_once)
     host, port = servers.shared.getsockname()[:2]
     async with failing_network(host, port) as network:
         killing = asyncio.create_task(_kill(servers, network, failures, done))

@@ -64,7 +64,7 @@ def installed(folder: Path, database: str) -> Iterator[dict[str, str]]:
     env = environment(folder)
     with contextlib.ExitStack() as all_of_it:
         if database == "postgresql":
-            env["DATABASE_URL"] = all_of_it.enter_context(postgres(env, folder / "postgres.log"))
+            env["DATABASE_URL"] = all_of_it.enter_context(postgres(env, folder / "postgres.log")).uri
         yield env
 
 

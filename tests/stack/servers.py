@@ -104,6 +104,7 @@ class Stack:
     webs: list[Web] = field(default_factory=list)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
+    database: Postgres | None = None
     _started: int = 0
 
     @property
@@ -184,9 +185,32 @@ def listening() -> socket.socket:
     return made
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server that can be stopped and started again with the data that it had."""
+
+    uri: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """It is gone when this returns, and whoever was connected is cut off."""
+        self._do(b"stop\n")
+
+    def start(self) -> None:
+        """It takes connections at the same address when this returns."""
+        self._do(b"start\n")
+
+    def _do(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
+        assert self.process.stdout.readline().decode().strip() == self.uri
+
+
 @contextlib.contextmanager
-def postgres(env: Mapping[str, str], log: Path) -> Iterator[str]:
-    """A PostgreSQL server; its URI. Its directory is one that the server's own system user can reach."""
+def postgres(env: Mapping[str, str], log: Path) -> Iterator[Postgres]:
+    """A PostgreSQL server. Its directory is one that the server's own system user can reach."""
     with tempfile.TemporaryDirectory(prefix="sluicegate-pg-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         places = {name: Path(folder) / name for name in ("data", "run")}
@@ -200,7 +224,7 @@ def postgres(env: Mapping[str, str], log: Path) -> Iterator[str]:
         try:
             uri = server.stdout.readline().decode().strip()
             assert uri, f"PostgreSQL did not start:\n{log.read_text(errors='replace')[-4000:]}"
-            yield uri
+            yield Postgres(uri, server)
         finally:
             server.stdin.close()
             server.wait(60)
@@ -226,9 +250,12 @@ def stack(folder: Path, database: str, *, processes: int = 2, application: str =
     with contextlib.ExitStack() as all_of_it:
         service, env["REDIS_URL"] = embedded(folder, choose_port(folder), os.environ)
         all_of_it.callback(stop, tied(list(service.argv), os.environ, folder / "valkey.log"))
+        served = None
         if database == "postgresql":
-            env["DATABASE_URL"] = all_of_it.enter_context(postgres(env, folder / "postgres.log"))
+            served = all_of_it.enter_context(postgres(env, folder / "postgres.log"))
+            env["DATABASE_URL"] = served.uri
         made = Stack(folder, env, all_of_it.enter_context(contextlib.closing(listening())))
+        made.database = served
         prepare = [sys.executable, "-m", "tests.stack.prepare"]
         done = subprocess.run(
             prepare, cwd=ROOT, env=env, capture_output=True, text=True, timeout=COMMAND_S, check=False

@@ -17,7 +17,9 @@ import pytest
 from tests.stack.clients import Client, Json, Shown
 from tests.stack.recovery import record, undisturbed
 from tests.stack.servers import Stack, Web, until
+from tests.stack.test_recovery import survives
 from tests.stack.test_two_processes import GUARDED, TEXT, found_in_database
+from tests.stack.test_valkey_lost import Valkey, goes_on, lost_in_both
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ SENT = Moment("", 0)
 COUNTED = Moment("INCR", 1)
 READ = Moment("HMGET", 1)
 TOUCHED = Moment("EXISTS", 1)
-"""Of a start: the database comes next. Of an update: the database has been written."""
+"""Of a start: it takes its place, and the database comes next. Of an update: the database has been written."""
 STORED = Moment("HSET", 1)
 TOMBSTONE = Moment("HMGET", 3)
 TOLD = Moment("XADD", 1)
@@ -182,6 +184,21 @@ def test_a_chat_whose_process_dies_ends_and_what_was_shown_is_kept(servers: Stac
     told = [(one["guardrail"], one["rule"], one["start"], one["end"]) for one in seen.of("finding")]
     assert told
     assert found_in_database(servers, began["session_id"]) == told, "none lost, none twice"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
+async def test_streams_recover_on_this_database_too(servers: Stack) -> None:
+    """A part of what ``test_recovery`` does on SQLite, where web processes write one after the other."""
+    await survives(servers, 100, at_once=8)
+
+
+@pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
+def test_a_store_that_is_killed_costs_no_stream_on_this_database_either(servers: Stack, client: Client) -> None:
+    """Two of the cases of ``test_valkey_lost``."""
+    with contextlib.closing(Valkey(servers)) as valkey:
+        goes_on(servers, client, valkey)
+        lost_in_both(servers, client, valkey)
 
 
 @pytest.mark.parametrize("servers", ["postgresql"], indirect=True)

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from tests.stack.failing_network import ANSWERED, CALLS, EVENTS, failing_network, script
-from tests.stack.recovery import CHUNKS, KILLS, TEXTS, names, run
+from tests.stack.recovery import AT_ONCE, CHUNKS, KILLS, TEXTS, names, run
 from tests.stack.recovery_chats import CALL_FAILURES, EVENT_FAILURES, run_chats
 from tests.stack.servers import Stack, until
 
@@ -31,14 +31,16 @@ async def test_five_times_as_many(servers: Stack) -> None:
     await survives(servers, 5 * FAILURES)
 
 
-async def survives(servers: Stack, failures: int) -> None:
+async def survives(servers: Stack, failures: int, at_once: int = AT_ONCE) -> None:
     before = servers.rows("SELECT count(*) FROM streaming_auditsession WHERE origin = 'stream'")
-    done = await run(servers, failures)
+    done = await run(servers, failures, at_once=at_once)
     assert done.wrong == []
     assert (done.failures, done.resumed) == (failures, done.streams)
     assert done.met.keys() == names(), "every way to fail was met"
-    assert min(done.met.values()) > failures // 25
-    assert (done.kills, done.cut >= done.kills) == (KILLS, True), "each kill cut off somebody"
+    many = failures >= FAILURES
+    assert min(done.met.values()) > (failures // 25 if many else failures // 30)
+    assert done.kills == KILLS
+    assert done.cut >= done.kills or not many, "each kill cut off somebody; of a few it may find nobody there"
     assert done.again > done.streams // 2, "events were asked for behind the last one that had come"
     every = servers.rows("SELECT session_id, n FROM streaming_finding")
     assert len(every) == len(set(every)) > done.streams // 2, "in the table as a whole, too: none is there twice"

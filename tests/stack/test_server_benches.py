@@ -65,10 +65,13 @@ def test_the_gates_share_counts_what_is_held() -> None:
 
 @pytest.mark.long
 def test_open_sessions_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SESSIONS": 12, "WARM_UP": 4}.items():
+    for name, value in {"SESSIONS": 12, "WARM_UP": 4, "SHORT_S": 3}.items():
         monkeypatch.setattr(memory, name, value)
     found = rows("memory")
-    assert set(found) == {"memory_rest", "memory_sockets", "memory_sockets_idle", "memory_sockets_store"}
+    left = {"memory_rest_left_web", "memory_rest_left_store"}
+    assert set(found) == {"memory_rest", "memory_sockets", "memory_sockets_idle", "memory_sockets_store", *left}
+    assert found["memory_rest_left_store"].ok, found["memory_rest_left_store"]
+    assert found["memory_rest_left_web"].target, "what is left is judged, not only told"
     assert found["memory_sockets_store"].measured > 0.1, "every answer has a log in the store"
 
 

@@ -7,6 +7,7 @@ store has it, ends for good and on record.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -125,6 +126,14 @@ def record(servers: Stack, session_id: object) -> tuple[object, ...]:
     return (*row, *servers.rows(sealed)[0])
 
 
+def counters(servers: Stack, session_id: object) -> Json:
+    """What the session's row has counted."""
+    query = f"SELECT timing FROM streaming_auditsession WHERE id = '{named(servers, session_id)}'"
+    ((said,),) = servers.rows(query)
+    found: Json = json.loads(said) if isinstance(said, str) else said  # type: ignore[assignment]
+    return found
+
+
 class Sending:
     """A client that keeps what each delta released, so that a delta that is sent again replaces it."""
 
@@ -167,6 +176,10 @@ def refused(call: object, *arguments: object) -> Refused:
 
 
 def test_it_works(servers: Stack, client: Client, valkey: Valkey) -> None:
+    goes_on(servers, client, valkey)
+
+
+def goes_on(servers: Stack, client: Client, valkey: Valkey) -> None:
     """A stream goes on from what the database has: 409 says from where, and nothing is lost or doubled."""
     ready(servers, 200)
     sending = Sending(client)
@@ -273,6 +286,9 @@ def test_an_answer_that_the_server_streams_ends_with_what_was_shown(
     state, outcome, code, sealed = record(servers, began["session_id"])
     assert (state, outcome, sealed) == ("COMPLETE", "error", 1)
     assert code in ("log_unavailable", "events_lost", "pump_lost")
+    found = len(found_in_database(servers, began["session_id"]))
+    assert found >= 1
+    assert counters(servers, began["session_id"])["audit_rows"] == 3 + found
     after = Shown()
     for event in client.events(str(began["events_url"])):
         after.take(event)
@@ -287,6 +303,10 @@ def test_an_answer_that_the_server_streams_ends_with_what_was_shown(
 
 
 def test_state_that_no_store_has_is_lost_on_record(servers: Stack, client: Client, valkey: Valkey) -> None:
+    lost_in_both(servers, client, valkey)
+
+
+def lost_in_both(servers: Stack, client: Client, valkey: Valkey) -> None:
     """The database has lost it too: 410, once and for all, and what had been shown is kept."""
     sending, other = Sending(client), Sending(client)
     sending.update(2)
@@ -302,6 +322,11 @@ def test_state_that_no_store_has_is_lost_on_record(servers: Stack, client: Clien
         lost = refused(call)
         assert (lost.status, lost.error["code"]) == (410, "state_lost")
     assert record(servers, sending.session_id) == ("COMPLETE", "error", "state_lost", 1)
+    counted = counters(servers, sending.session_id)
+    found = len(found_in_database(servers, sending.session_id))
+    assert (counted["findings"], counted["audit_rows"]) == (found, 3 + found)
+    assert counted["calls"] in (1, 2), "as last written through"
+    assert counted["chunks"] == counted["calls"]
     status = refused(client.get, f"/v1/stream/status?session_id={sending.session_id}")
     assert status.status == 410
     seen = Shown()
@@ -374,6 +399,8 @@ def test_what_was_said_is_not_said_otherwise_after_a_store_was_put_back(
     valkey.keep()
     for seq in range(3, len(DELTAS)):
         sending.update(seq)
+    # What was answered quickly may not be there yet, and then nobody can know of it.
+    until("the database has more than is put back", lambda: seq_in_database(servers, sending.session_id) > 2)
     kept = seq_in_database(servers, sending.session_id)
     put_back()
     until("it is time to write through", lambda: unkept_s(servers, sending.session_id) > 2.0)
