@@ -72,7 +72,13 @@ function start(root, form) {
 
   // -- what the draft costs -----------------------------------------------------------------------------------------
 
+  // What is said of the draft is old from the first stroke on; who only listens hears the new words when they are there.
   function changed() {
+    summary.ariaBusy = "true";
+    if (!summary.querySelector("[data-examining]")) {
+      say("Examining…");
+      summary.firstChild.dataset.examining = "";
+    }
     clearTimeout(timer);
     timer = setTimeout(() => ask(0), PAUSE_MS);
   }
@@ -90,17 +96,36 @@ function start(root, form) {
         },
         body: JSON.stringify(pairs(new FormData(form))),
       });
+      if (!response.headers.get("Content-Type")?.startsWith("application/json")) {
+        if (mine === asking) over(notExamined(response));
+        return;
+      }
       const answer = await response.json();
       if (mine !== asking) return;
-      if (!response.ok) say(answer.detail || `The server answered ${response.status}.`);
+      if (!response.ok) over(answer.detail || `The server answered ${response.status}.`);
       else if (show(answer) && round < MOST_ROUNDS) ask(round + 1);
+      else summary.ariaBusy = "false";
     } catch (error) {
-      if (error.name !== "AbortError") say("Not examined: the server cannot be reached. Saving examines everything.");
+      if (error.name === "AbortError" || mine !== asking) return;
+      over("Not examined: the server cannot be reached. Saving examines everything.");
     }
   }
 
   function unfold(place) {
     for (let at = place.closest("details"); at && root.contains(at); at = at.parentElement.closest("details")) at.open = true;
+  }
+
+  // A page instead of facts: the login page after a redirect, or a refusal (403: the form is older than the session).
+  function notExamined(response) {
+    if (response.redirected || response.status === 403) {
+      return "Not examined: you are signed out, and this form cannot be saved any more. Copy what you wrote, and open it anew.";
+    }
+    return `Not examined: the server answered ${response.status} and no facts. Saving examines everything.`;
+  }
+
+  function over(text) {
+    say(text);
+    summary.ariaBusy = "false";
   }
 
   function say(text) {

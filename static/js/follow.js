@@ -36,11 +36,28 @@ export function startFollowing(page) {
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && away(), { passive: true });
   scroller.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && away());
 
+  // A finger on the text, or the mouse on the scroll bar, moves by a few pixels at a time: what went back to its end
+  // between two of them could never be left. So nothing moves under either until it lets go.
+  let grasped = false;
+  const grasp = () => {
+    grasped = true;
+  };
+  const letGo = () => {
+    grasped = false;
+  };
+  scroller.addEventListener("touchstart", grasp, { passive: true });
+  for (const end of ["touchend", "touchcancel"]) scroller.addEventListener(end, letGo, { passive: true });
+  scroller.addEventListener("pointerdown", (event) => event.pointerType === "mouse" && grasp());
+  // The release of a scroll bar is told by no event of its own, only by the next move with no button pressed.
+  window.addEventListener("pointerup", (event) => event.pointerType === "mouse" && letGo());
+  window.addEventListener("pointermove", (event) => event.pointerType === "mouse" && !event.buttons && letGo());
+
   page.addEventListener("htmx:wsAfterMessage", oncePerFrame(() => {
-    if (following) toEnd();
-    else jump.hidden = false;
+    if (!following) jump.hidden = false;
+    else if (!grasped) toEnd();
   }));
-  page.addEventListener("htmx:wsBeforeSend", () => {
+  page.addEventListener("htmx:wsBeforeSend", (event) => {
+    if (JSON.parse(event.detail.message).type !== "start") return; // whoever stops an answer reads on where they are
     following = true;
   });
   jump.addEventListener("click", () => {

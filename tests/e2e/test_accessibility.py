@@ -27,10 +27,12 @@ from tests.e2e.visitor import Visitor, until
 
 LOOKS = [
     pytest.param((1280, "light"), id="wide and light"),
-    pytest.param((1280, "dark"), id="wide and dark"),
+    pytest.param((1280, "dark"), id="wide and dark", marks=pytest.mark.long),
     pytest.param((390, "dark"), id="narrow and dark"),
     pytest.param((390, "light"), id="narrow and light", marks=pytest.mark.long),
 ]
+TWO = [LOOKS[0], LOOKS[2], LOOKS[3]]
+"""For states of a page that has been met in every look already."""
 Look = tuple[int, str]
 TAKES_MS = 60_000
 
@@ -116,6 +118,7 @@ def test_while_an_answer_is_held(shared_demo: Demo, visit: Visit, look: Look) ->
     assert issues(visitor.page) == []
     visitor.page.keyboard.press("Escape")
     visitor.over("interrupted")
+    visitor.assert_clean()
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -129,12 +132,14 @@ def test_compare_and_welcome(shared_demo: Demo, visit: Visit, look: Look) -> Non
     assert issues(settled(page)) == []
     page.goto(f"{shared_demo.url}/welcome/")
     assert issues(page) == []
+    visitor.assert_clean()
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_audit(shared_demo: Demo, visit: Visit, look: Look) -> None:
     guard(shared_demo, visit)
-    page = sign_in(seen_as(look, visit, shared_demo), shared_demo)
+    visitor = seen_as(look, visit, shared_demo)
+    page = sign_in(visitor, shared_demo)
     expect(page.locator("tr[data-session]").first).to_be_visible()
     assert issues(page) == []
     page.locator("tr[data-session] a").first.click()
@@ -157,6 +162,7 @@ def test_audit(shared_demo: Demo, visit: Visit, look: Look) -> None:
     page.get_by_role("button", name="Verify the whole log now").click()
     expect(page.locator("#check[data-state=verified]")).to_be_visible()
     assert issues(settled(page)) == []
+    visitor.assert_clean()
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -176,6 +182,7 @@ def test_admin(shared_demo: Demo, visit: Visit, look: Look) -> None:
             expect(page.locator("#rules-summary")).to_contain_text("can be saved")
         found += issues(settled(page))
     assert found == []
+    visitor.assert_clean()
 
 
 @pytest.mark.parametrize("look", LOOKS)

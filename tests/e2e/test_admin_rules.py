@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.e2e.conftest import Visit
-from tests.e2e.server import Demo
+from tests.e2e.server import Demo, wait_for
 from tests.e2e.visitor import Visitor
 
 
@@ -112,6 +113,43 @@ def test_problem_in_folded_settings_is_unfolded(admin: Visitor) -> None:
     cap = page.locator(".rules-item").get_by_label("Cap", exact=True)
     expect(cap).to_be_visible()
     expect(cap).to_have_value("many")
+
+
+FAILURES: dict[str, tuple[Callable[[Route], None], str]] = {
+    "no server": (lambda route: route.abort(), "the server cannot be reached"),
+    "signed out": (
+        lambda route: route.fulfill(status=302, headers={"Location": "/admin/login/"}),
+        "you are signed out",
+    ),
+    "too old": (lambda route: route.fulfill(status=403, content_type="text/html", body="<h1>No</h1>"), "signed out"),
+    "a page": (lambda route: route.fulfill(status=502, content_type="text/html", body="<h1>Bad</h1>"), "answered 502"),
+}
+
+
+def test_what_was_said_of_an_older_draft_does_not_stay(admin: Visitor) -> None:
+    page, summary = admin.page, admin.page.locator("#rules-summary")
+    page.get_by_label("Policy", exact=True).fill("stale")
+    add(page, "length").get_by_label("Max chars").fill("90")
+    expect(summary).to_contain_text("This draft can be saved.")
+    held: list[Route] = []
+    page.route("**/lint/", lambda route: held.append(route))
+    page.get_by_label("Max chars").fill("many")
+    expect(summary).to_have_text("Examining…")
+    expect(summary).to_have_attribute("aria-busy", "true")
+    wait_for("the question is asked", lambda: page.wait_for_timeout(50) or held)
+    held[-1].continue_()
+    page.unroute("**/lint/")
+    expect(summary).to_contain_text("cannot be saved")
+    expect(summary).to_have_attribute("aria-busy", "false")
+    for how, (answer, said) in FAILURES.items():
+        page.route("**/lint/", answer)
+        page.get_by_label("Max chars").fill(f"9{len(how)}")
+        expect(summary).to_contain_text("Not examined: ")
+        expect(summary).to_contain_text(said)
+        expect(summary).to_have_attribute("aria-busy", "false")
+        page.unroute("**/lint/")
+    page.get_by_label("Max chars").fill("91")
+    expect(summary).to_contain_text("This draft can be saved.")
 
 
 def test_markup_that_is_typed_is_never_made(admin: Visitor) -> None:

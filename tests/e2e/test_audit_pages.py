@@ -132,7 +132,8 @@ def test_five_findings_are_judged_by_keyboard_alone(shared_demo: Demo, visit: Vi
 
 def test_two_reviewers_at_once_do_not_overwrite_each_other(shared_demo: Demo, visit: Visit) -> None:
     guard(shared_demo, visit)
-    one, other = (sign_in(visit(shared_demo.url), shared_demo, "/audit/review/") for _ in range(2))
+    visitors = [visit(shared_demo.url) for _ in range(2)]
+    one, other = (sign_in(visitor, shared_demo, "/audit/review/") for visitor in visitors)
     at = one.locator("#card").get_attribute("data-at")
     expect(other.locator("#card")).to_have_attribute("data-at", str(at))
     one.keyboard.press("t")
@@ -147,11 +148,14 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(shared_demo: Demo, vi
     expect(other.locator("[data-stored=false_positive]")).to_be_visible()
     both = shared_demo.rows(f"select version, label from streaming_review where finding_id = {at} order by version")
     assert both == [(1, "true_positive"), (2, "false_positive")]
+    for visitor in visitors:
+        visitor.assert_clean("status of 409")
 
 
 def test_a_lost_server_is_said_and_nothing_is_lost(shared_demo: Demo, visit: Visit) -> None:
     guard(shared_demo, visit)
-    page = sign_in(visit(shared_demo.url), shared_demo, "/audit/review/")
+    visitor = visit(shared_demo.url)
+    page = sign_in(visitor, shared_demo, "/audit/review/")
     at = page.locator("#card").get_attribute("data-at")
     page.locator("#note").fill("kept")
     page.keyboard.press("Escape")
@@ -164,6 +168,26 @@ def test_a_lost_server_is_said_and_nothing_is_lost(shared_demo: Demo, visit: Vis
     expect(page.locator("[data-stored=true_positive]")).to_be_visible()
     expect(page.locator("#notice")).to_be_hidden()
     assert shared_demo.rows(f"select count(*) from streaming_review where finding_id = {at}") == [(1,)]
+    visitor.assert_clean("ERR_FAILED", "htmx", "/audit/findings/")
+
+
+def test_a_server_that_never_answers_is_said_and_nothing_is_lost(shared_demo: Demo, visit: Visit) -> None:
+    guard(shared_demo, visit)
+    visitor = visit(shared_demo.url)
+    page = sign_in(visitor, shared_demo, "/audit/review/")
+    assert page.evaluate("htmx.config.timeout") == 15_000
+    page.evaluate("htmx.config.timeout = 700")
+    page.locator("#note").fill("kept")
+    page.keyboard.press("Escape")
+    page.route("**/audit/findings/**", lambda route: None)
+    page.keyboard.press("t")
+    expect(page.locator("#notice")).to_contain_text("The server does not answer. Try again.")
+    expect(page.locator("#note")).to_have_value("kept")
+    page.unroute("**/audit/findings/**")
+    page.evaluate("htmx.config.timeout = 15000")
+    page.keyboard.press("t")
+    expect(page.locator("[data-stored=true_positive]")).to_be_visible()
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_a_million_character_word_stays_in_its_place(shared_demo: Demo, visit: Visit) -> None:
@@ -226,3 +250,4 @@ def test_the_list_goes_on_as_it_is_scrolled_and_after_a_lost_connection(shared_d
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
     assert Path(download.value.path()).read_text().count("\n") == 121
+    visitor.assert_clean("ERR_FAILED", "htmx:", "/audit/?")

@@ -10,6 +10,7 @@ from streaming.providers.scripted import SCENARIOS
 from tests.e2e.conftest import Visit
 from tests.e2e.expected import visible
 from tests.e2e.server import Demo, Wire, wait_for
+from tests.e2e.visitor import LOST
 
 
 def test_it_works(wire: Wire, visit: Visit) -> None:
@@ -17,6 +18,7 @@ def test_it_works(wire: Wire, visit: Visit) -> None:
     visitor.scenario("clean")
     visitor.over("allowed")
     assert wire.accepted
+    visitor.assert_clean()
 
 
 def test_a_cut_socket_resumes_without_a_gap_or_a_repeat(wire: Wire, visit: Visit) -> None:
@@ -35,6 +37,7 @@ def test_a_cut_socket_resumes_without_a_gap_or_a_repeat(wire: Wire, visit: Visit
     visitor.assert_never_seen("536-22-8145", "4111 1111 1111 1111", "desk.seven@example.com")
     assert '"type":"resume"' in "".join(visitor.sent)
     assert visitor.page.locator(".message").count() == 2
+    visitor.assert_clean(*LOST)
 
 
 def test_an_answer_that_ends_while_the_wire_is_cut_is_there_afterwards(
@@ -51,6 +54,7 @@ def test_an_answer_that_ends_while_the_wire_is_cut_is_there_afterwards(
     visitor.over("redacted")
     visitor.assert_never_seen("ann@example.org")
     assert visitor.answer.endswith("that ends before the wire is mended.")
+    visitor.assert_clean(*LOST)
 
 
 def test_a_dead_worker_stops_no_stream_and_its_checks_finish_when_it_is_back(own_demo: Demo, visit: Visit) -> None:
@@ -67,6 +71,7 @@ def test_a_dead_worker_stops_no_stream_and_its_checks_finish_when_it_is_back(own
     rows = own_demo.rows("select state, would_have from streaming_auditsession")
     assert rows == [("COMPLETE", "blocked")]
     assert own_demo.rows("select count(*) from streaming_finding") == [(1,)]
+    visitor.assert_clean()
 
 
 def test_a_dead_store_is_a_clear_error_and_no_session_is_lost(own_demo: Demo, visit: Visit) -> None:
@@ -96,3 +101,4 @@ def test_a_dead_store_is_a_clear_error_and_no_session_is_lost(own_demo: Demo, vi
     expect(visitor.page.locator(".answer")).to_have_count(2)
     visitor.over("allowed")
     assert visitor.answer == SCENARIOS["clean"].answer
+    visitor.assert_clean()

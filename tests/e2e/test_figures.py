@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from statistics import median
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -21,17 +22,21 @@ from tests.e2e.figures import (
     transferred_bytes,
 )
 from tests.e2e.server import Demo
-from tests.e2e.test_audit_pages import sign_in
+from tests.e2e.test_audit_pages import guard, sign_in
 
 TRIES = 3
+VISITS = 5
 
 
 def test_it_works(shared_demo: Demo, browser: Browser) -> None:
-    took = [first_paint_ms(browser, shared_demo.url) for _ in range(5)]
-    assert 0 < min(took) < PAINT_MS, took
+    """The middle one of five visits, each with nothing cached; once more where others keep the machine busy."""
+    rounds: list[list[float]] = []
+    while len(rounds) < TRIES and not any(0 < median(one) < PAINT_MS for one in rounds):
+        rounds.append([first_paint_ms(browser, shared_demo.url) for _ in range(VISITS)])
+    assert 0 < median(rounds[-1]) < PAINT_MS, rounds
 
 
-@pytest.mark.parametrize("address", ["/", "/compare/", "/welcome/"])
+@pytest.mark.parametrize("address", ["/", "/compare/", "/welcome/", "/v1/docs"])
 def test_a_first_visit_transfers_little(shared_demo: Demo, visit: Visit, address: str) -> None:
     loaded = transferred_bytes(visit(shared_demo.url).page.context, shared_demo.url + address)
     assert any(path.endswith("sluicegate.css") for path in loaded)
@@ -39,8 +44,10 @@ def test_a_first_visit_transfers_little(shared_demo: Demo, visit: Visit, address
 
 
 def test_the_audit_pages_transfer_little(shared_demo: Demo, visit: Visit) -> None:
+    guard(shared_demo, visit)
     page = sign_in(visit(shared_demo.url), shared_demo)
-    for path in ("", "review/", "precision/", "chain/"):
+    session = str(page.locator("tr[data-session]").first.get_attribute("data-session"))
+    for path in ("", f"sessions/{session}/", "review/", "precision/", "chain/"):
         loaded = transferred_bytes(page.context, f"{shared_demo.url}/audit/{path}")
         assert any(one.endswith("audit.css") for one in loaded)
         assert 10_000 < sum(loaded.values()) < ASSET_BYTES, loaded
@@ -62,7 +69,6 @@ def test_a_long_answer_with_200_redactions_never_keeps_the_page_busy_for_50_ms(
     longest: list[float] = []
     while len(longest) < TRIES and not any(one < FRAME_MS for one in longest):
         visitor = visit(quick_demo.url).open()
-        visitor.page.get_by_label("Policy").select_option("basic")  # has the rules, and no lane that runs on by itself
         tasks = whole_trace(browser, visitor.page, partial(visitor.stream_to_end, LONG))
         chips = visitor.page.locator(".answer [data-chip]").count()
         assert chips > 0

@@ -15,7 +15,6 @@ from playwright.sync_api import Locator, Page, expect
 from streaming.providers.scripted import SCENARIOS
 from tests.e2e.conftest import Visit
 from tests.e2e.server import Demo
-from tests.e2e.test_admin_versions import write
 from tests.e2e.test_audit_pages import patient
 from tests.e2e.test_demo_page import SECRETS
 from tests.e2e.visitor import Visitor
@@ -74,20 +73,26 @@ def test_an_answer_is_interrupted_and_the_focus_is_not_lost(shared_demo: Demo, v
     visitor.assert_clean()
 
 
-def test_a_dismissed_message_hands_the_focus_back(visitor: Visitor) -> None:
-    page = visitor.page
-    tab_to(page, page.get_by_label("Prompt", exact=True))
-    page.keyboard.type("   ")
+@pytest.mark.parametrize("address", ["/", "/compare/"])
+def test_a_dismissed_message_hands_the_focus_back(shared_demo: Demo, visit: Visit, address: str) -> None:
+    page = visit(shared_demo.url).open(address).page
+    if address == "/":
+        tab_to(page, page.get_by_label("Prompt", exact=True))
+        page.keyboard.type("   ")
+    else:
+        tab_to(page, page.get_by_text("A text of your own"))
+        page.keyboard.press("Enter")
+        tab_to(page, page.get_by_role("button", name="Compare it"))
     page.keyboard.press("Enter")
     dismiss = page.get_by_role("button", name="Dismiss this message")
     expect(dismiss).to_be_visible()
     tab_to(page, dismiss)
     page.keyboard.press("Enter")
     expect(dismiss).to_have_count(0)
-    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    expect(page.locator("#prompt" if address == "/" else "#scenarios")).to_be_focused()
 
 
-def test_a_version_is_published_and_signed(shared_demo: Demo, visit: Visit) -> None:
+def test_a_rule_is_written_and_its_version_published_and_signed(shared_demo: Demo, visit: Visit) -> None:
     visitor = visit(shared_demo.url)
     page, keys = visitor.page, visitor.page.keyboard
     page.goto(f"{shared_demo.url}/admin/guardrails/policy/")
@@ -99,7 +104,7 @@ def test_a_version_is_published_and_signed(shared_demo: Demo, visit: Visit) -> N
     name = "by-keys"
     versions = "select number, signature from guardrails_policyversion v join guardrails_policy p on p.id = v.policy_id"
     versions += f" where p.name = '{name}' order by number"
-    write(visitor, "/admin/guardrails/policy/add/", "grey heron", name)
+    written(page, name, "grey heron")
     page.goto(f"{shared_demo.url}/admin/guardrails/policy/")
     step(page, name, "publish")
     expect(page.get_by_text(re.compile(rf"{name} v\d+ published"))).to_be_visible()
@@ -108,6 +113,34 @@ def test_a_version_is_published_and_signed(shared_demo: Demo, visit: Visit) -> N
     step(page, f"{name} v1", "sign")
     expect(page.get_by_text(f"{name} v1 signed", exact=True)).to_be_visible()
     assert [bool(signature) for _, signature in shared_demo.rows(versions)] == [True]
+    visitor.assert_clean()
+
+
+def written(page: Page, name: str, pattern: str) -> None:
+    """A policy with one rule, from the list of policies on, by keys alone."""
+    keys = page.keyboard
+    tab_to(page, page.locator("a[href$='/guardrails/policy/add/']").last)
+    keys.press("Enter")
+    expect(page.locator("#rules")).to_be_visible()
+    tab_to(page, page.get_by_label("Policy", exact=True))
+    keys.type(name)
+    kind = page.get_by_label("Add a guardrail")
+    tab_to(page, kind)
+    keys.type("regex")
+    expect(kind).to_have_value("regex")
+    tab_to(page, page.get_by_role("button", name="Add", exact=True))
+    keys.press("Enter")
+    card = page.locator(".rules-card")
+    tab_to(page, card.get_by_role("button", name="Add to rules"))
+    keys.press("Enter")
+    rule = card.locator(".rules-item")
+    for field, value in {"ID": "heron", "Pattern": pattern}.items():
+        tab_to(page, rule.get_by_label(field, exact=True))
+        keys.type(value)
+    expect(page.locator("#rules-summary")).to_contain_text("This draft can be saved.")
+    tab_to(page, page.get_by_role("button", name="Save", exact=True))
+    keys.press("Enter")
+    expect(page.locator("#rules")).to_have_count(0)
 
 
 def step(page: Page, name: str, action: str) -> None:

@@ -34,7 +34,8 @@ def test_it_works(shared_demo: Demo, visit: Visit, width: int, scheme: str) -> N
     reader.over("redacted")
     wait_for("the finding is on record", lambda: shared_demo.rows(newest) != before)
 
-    page = visit(shared_demo.url, viewport={"width": width, "height": 900}, color_scheme=scheme).page
+    reviewer = visit(shared_demo.url, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = reviewer.page
     sign_in(page, shared_demo)
     ((finding, session),) = shared_demo.rows(newest)
     page.goto(f"{shared_demo.url}/admin/streaming/auditsession/{session}/change/")
@@ -61,3 +62,5 @@ def test_it_works(shared_demo: Demo, visit: Visit, width: int, scheme: str) -> N
     people = "select kind from streaming_auditentry where kind in ('reveal', 'review') order by seq desc limit 2"
     kinds = shared_demo.rows(people)
     assert kinds == [("review",), ("reveal",)]
+    reader.assert_clean()
+    reviewer.assert_clean()

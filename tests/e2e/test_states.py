@@ -16,7 +16,8 @@ from tests.e2e.expected import visible
 from tests.e2e.server import Demo, Wire
 from tests.e2e.test_compare_page import WIDTHS
 from tests.e2e.test_demo_page import SECRETS
-from tests.e2e.visitor import Visitor, until
+from tests.e2e.test_following import rested
+from tests.e2e.visitor import LOST, Visitor, until
 
 SLOW = 25_000.0
 """Bytes per second: half of what a slow third-generation phone line carries."""
@@ -49,7 +50,7 @@ def test_it_works(shared_demo: Demo, visit: Visit, size: str) -> None:
     visitor.assert_clean()
 
 
-@pytest.mark.parametrize("size", WIDTHS)
+@pytest.mark.parametrize("size", ["desk", pytest.param("phone", marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", LONG)
 def test_very_long_and_odd_text_stays_in_its_place(quick_demo: Demo, visit: Visit, size: str, kind: str) -> None:
     visitor = visit(quick_demo.url, viewport=WIDTHS[size]).open()
@@ -64,6 +65,23 @@ def test_very_long_and_odd_text_stays_in_its_place(quick_demo: Demo, visit: Visi
     visitor.guard("And on it goes.")
     expect(visitor.page.locator(".answer")).to_have_count(2)
     visitor.over("allowed")
+    visitor.assert_clean()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("size", WIDTHS)
+def test_the_longest_word_that_is_taken_streams_and_the_page_stays_usable(
+    quick_demo: Demo, visit: Visit, size: str
+) -> None:
+    visitor = visit(quick_demo.url, viewport=WIDTHS[size]).open()
+    visitor.page.set_default_timeout(300_000)
+    visitor.stream_to_end("W" * 200_000, timeout_s=900)
+    assert visitor.answer == "W" * 200_000
+    assert fits(visitor)
+    visitor.guard("And on it goes.")
+    expect(visitor.page.locator(".answer")).to_have_count(2, timeout=120_000)
+    visitor.over("allowed", timeout_s=120)
     visitor.assert_clean()
 
 
@@ -93,7 +111,7 @@ def test_the_page_follows_until_the_reader_scrolls_up(quick_demo: Demo, visit: V
     box.hover()
     page.mouse.wheel(0, -250)
     expect(jump).to_be_visible()
-    at, length = box.evaluate("(box) => box.scrollTop"), len(visitor.answer)
+    at, length = rested(box), len(visitor.answer)
     visitor.grown(length + 400)
     assert box.evaluate("(box) => box.scrollTop") == at, "text that arrives must not move what is read"
     jump.click()
@@ -122,6 +140,7 @@ def test_offline_is_said_and_over_when_the_network_is_back(shared_demo: Demo, vi
     expect(page.locator("#connection")).to_have_text("")
     page.locator("[data-scenario=pii]").click()
     visitor.over("redacted", timeout_s=60)
+    visitor.assert_clean(*LOST)
 
 
 def test_a_server_that_is_gone_is_said_and_what_was_sent_meanwhile_goes_out_later(wire: Wire, visit: Visit) -> None:
@@ -134,6 +153,7 @@ def test_a_server_that_is_gone_is_said_and_what_was_sent_meanwhile_goes_out_late
     visitor.over("allowed")
     assert "Said into the void." in visitor.conversation
     assert visitor.page.locator(".prompt").count() == 1
+    visitor.assert_clean(*LOST)
 
 
 def test_a_page_whose_socket_takes_its_time_says_that_it_connects(shared_demo: Demo, visit: Visit) -> None:
@@ -158,6 +178,7 @@ def test_a_page_whose_socket_takes_its_time_says_that_it_connects(shared_demo: D
     page.evaluate("window.__go()")
     visitor.connected()
     expect(page.locator("#connection")).to_have_text("")
+    visitor.assert_clean()
 
 
 @pytest.fixture

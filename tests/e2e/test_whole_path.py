@@ -20,7 +20,7 @@ from tests.e2e.server import Demo, Wire
 from tests.e2e.test_admin_versions import ACTIVATE, SIGN, act, number, write
 from tests.e2e.test_audit_pages import REVIEWS, sign_in
 from tests.e2e.test_demo_page import SECRETS
-from tests.e2e.visitor import Visitor
+from tests.e2e.visitor import LOST, Visitor
 
 PHONE = {"width": 390, "height": 844}
 LINE = 100_000.0
@@ -91,7 +91,7 @@ def reconnect(visitor: Visitor, wire: Wire) -> None:
     visitor.over("allowed", timeout_s=120)
     assert visitor.answer == SCENARIOS["slow"].answer
     # A connection that was cut is an error to the browser, which says so itself; ours would be said as well.
-    visitor.console[:] = [line for line in visitor.console if "ERR_CONNECTION" not in line and "WebSocket" not in line]
+    visitor.console[:] = [line for line in visitor.console if not any(one in line for one in LOST)]
 
 
 def deferred(visitor: Visitor, wire: Wire) -> None:

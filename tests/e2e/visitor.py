@@ -17,6 +17,9 @@ from playwright.sync_api import Page, WebSocket, expect
 GRAM = 5
 """A secret is taken as seen when this many of its characters in a row were; fewer occur by chance in any prose."""
 
+LOST = ("ERR_CONNECTION", "ERR_INTERNET_DISCONNECTED", "WebSocket", "error: [object Event]")
+"""What the browser says of a connection that was cut, refused or taken away, and htmx of the socket's error event."""
+
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 RECORDER = """
@@ -203,9 +206,13 @@ class Visitor:
                 for place, text in places.items():
                     assert gram not in text, f"{gram!r} of {secret!r} was in the {place}"
 
-    def assert_clean(self) -> None:
-        """No console error, no violation of the page's policy, no request to another host."""
-        assert not self.console, self.console
+    def assert_clean(self, *but: str) -> None:
+        """No console error, no violation of the page's policy, no request to another host.
+
+        ``but``: words of what the browser itself says of a failure that the test has brought about.
+        """
+        said = [line for line in self.console if not any(one in line for one in but)]
+        assert not said, said
         assert self.hosts <= {"127.0.0.1"}, self.hosts
 
 
