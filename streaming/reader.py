@@ -47,7 +47,7 @@ async def follow(
     still be MONITORING). Raises ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such session.
     """
     quiet = settings.idle_check_s if resumed else 0.0
-    lost = done = False
+    lost = done = ended = False
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
@@ -76,6 +76,9 @@ async def follow(
                 quiet = 0.0
                 state, said = await session_over(session_id)
                 if state is State.COMPLETE and not await log.read(session_id, after, 1):
+                    if not ended and await log.read(session_id, 0, 1):
+                        ended = True  # whoever stored that may be about to tell it, and the last text with it
+                        continue
                     # The last step was taken but never told, or the log is gone: the database tells it.
                     said = await untold(log, session_id, said)
                     yield [from_database(event, session_id, correlation_id) for event in said]

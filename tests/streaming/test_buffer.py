@@ -14,6 +14,7 @@ from streaming.conf import Conf
 from streaming.core.buffer import LATEST_S, ResponseBuffer
 from streaming.core.events import Done, Hold, MessageStream, Redaction, ServerEvent, StateChange
 from streaming.log import MemoryLog
+from streaming.models import AuditSession
 from streaming.reader import follow
 
 Event = dict[str, object]
@@ -249,6 +250,23 @@ async def test_resume_from_the_last_event_that_was_given_misses_nothing() -> Non
         async for batch in batches:
             got += "".join(str(event.get("chunk", "")) for event in batch)
     assert got == "abcd"
+
+
+async def test_a_reader_that_asks_between_the_storing_of_the_end_and_its_telling_misses_nothing() -> None:
+    log, got = MemoryLog(), ""
+    await _append(log, text("It "))
+
+    async def stored(session_id: str) -> tuple[AuditSession.State, tuple[ServerEvent, ...]]:
+        rest = (text("works."), Done("It works.", "allowed"), StateChange("COMPLETE", "allowed"))
+        telling.add(asyncio.create_task(_append(log, *rest)))
+        return AuditSession.State.COMPLETE, (Done("It works.", "allowed"), StateChange("COMPLETE", "allowed"))
+
+    telling: set[asyncio.Task[int]] = set()
+    asks = Conf(log_poll_s=0.01, idle_check_s=0.02)
+    async with asyncio.timeout(30):
+        async for batch in follow(log, "s", 0, asks, correlation_id="c", session_over=stored):
+            got += "".join(str(event.get("chunk", "")) for event in batch)
+    assert got == "It works."
 
 
 @pytest.mark.parametrize("after", [0, 3, 19, 20])

@@ -167,13 +167,21 @@ def test_serving_a_long_conversation_costs_a_fixed_number_of_queries(client: Cli
     started = stored(client, ending=REDACTED)
     visitor = Visitor(session_key=client.session.session_key or "")
     policy = PolicyRef(name="demo", version=1, digest="sha256:00")
-    with CaptureQueriesContext(connection) as few:
-        page(client, f"?conversation={started.conversation_id}")
+
+    def queries(answers: int) -> int:
+        """Of a page whose flags and policies another one has just looked up; those are kept for a second or so."""
+        counted: list[int] = []
+        for _ in range(3):
+            with CaptureQueriesContext(connection) as captured:
+                shown = page(client, f"?conversation={started.conversation_id}")
+            assert shown.count("data-chip") == answers
+            counted.append(len(captured))
+        return min(counted)
+
+    few = queries(1)
     for _ in range(5):
         more = sessions.start_session(
             NewSession(visitor, "Again?", policy, "scripted", "scripted-1", conversation_id=started.conversation_id)
         )
         sessions.finish_streaming(session_id=more.session_id, ending=REDACTED)
-    with CaptureQueriesContext(connection) as many:
-        assert page(client, f"?conversation={started.conversation_id}").count("data-chip") == 6
-    assert len(many) <= len(few)
+    assert queries(6) <= few
