@@ -87,17 +87,19 @@ async def start_stream(
     visitor: Visitor,
     log: SessionLog,
     policy: str = "basic",
+    monitor: bool = False,
     settings: Conf | None = None,
     correlation_id: str = "",
 ) -> StreamHandle:
     """Begin an answer; ``start`` has the fields of a start frame. Raises ``FrameError`` with the field's name.
 
+    ``monitor``: every guardrail of the policy runs in MONITOR, and findings say what it would have done.
     ``correlation_id``: the one of what you do it for; without one, or with one that is not well formed, a new one.
     """
     settings = settings or conf()
     frame = frame_of(json.loads(json.dumps({**start, "type": "start"})), settings)
     assert isinstance(frame, StartFrame)
-    asked = Asked(visitor, policy, correlation_id=correlation_of(correlation_id))
+    asked = Asked(visitor, policy, monitor, correlation_id=correlation_of(correlation_id))
     started = await start_chat(frame, asked, log, settings)
     task = asyncio.get_running_loop().create_task(
         _read(started.session_id, started.correlation_id, callbacks, log, settings)

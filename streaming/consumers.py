@@ -259,10 +259,10 @@ class SessionSocket(AsyncWebsocketConsumer):
             logger.exception("reader_failed", session=session_id, correlation_id=place.correlation_id)
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), place)
         finally:
-            if self.active == session_id:
-                self.active = ""
-            if self.readers.get(session_id) is place:
-                del self.readers[session_id]
+            if self.readers.get(session_id, place) is place:  # no other reader has taken over
+                if self.active == session_id:
+                    self.active = ""
+                self.readers.pop(session_id, None)
 
     async def read_on(self, place: Place) -> bool:
         """Read until the session is COMPLETE (True) or log or database are away (False, and the client knows)."""
@@ -290,6 +290,8 @@ class SessionSocket(AsyncWebsocketConsumer):
             )
             async with aclosing(batches):
                 async for batch in batches:
+                    if place.warned and any(event["seq"] for event in batch):
+                        place.warned = False  # the next time that something is away is told again
                     await look(self.key, until=self.until)
                     for event in self.worth_sending(batch):
                         await self.pass_on(event, place.conversation_id)

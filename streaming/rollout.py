@@ -24,7 +24,7 @@ from typing import Protocol
 import structlog
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, QueryDict
 from django.utils.functional import SimpleLazyObject
 
@@ -223,7 +223,7 @@ class RolledOut:
     async def _again(self, request: ProviderRequest) -> Decision:
         try:
             decision: Decision = await in_database(decide)(self._subject, request, self._settings)
-        except DatabaseError as error:
+        except (DatabaseError, InterfaceError) as error:
             # The answer's end may yet be stored; that the flag cannot be read is no reason to break it off.
             logger.warning("flag_unread", error=type(error).__name__)
             return self._decision

@@ -303,8 +303,8 @@ class Sluicegate:
                                 seq = int(str(event["seq"]))
                                 if 0 < seq <= after:
                                     continue
-                                after = seq or after
-                                give_up, wait_s = self.clock() + self.patience_s, FIRST_WAIT_S
+                                if seq:
+                                    after, give_up, wait_s = seq, self.clock() + self.patience_s, FIRST_WAIT_S
                                 yield event
                                 if event["type"] == "state" and event["state"] == "COMPLETE":
                                     return

@@ -258,6 +258,28 @@ async def test_text_that_is_judged_anew_replaces_what_was_shown() -> None:
     assert asked[3:] == [("finish", 4), ("update", 2), ("update", 3), ("finish", 4)]
 
 
+async def test_a_server_that_only_says_that_its_store_is_away_is_given_up_like_a_silent_one() -> None:
+    asked, now = 0, 0.0
+    away = {"type": "error", "code": "log_unavailable", "seq": 0, "session_id": "s"}
+
+    def server(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        assert asked < 100
+        return httpx.Response(200, text=f"data: {json.dumps(away)}\n\n", headers={"Content-Type": "text/event-stream"})
+
+    async def slept(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as http:
+        gate = sg.Sluicegate("http://server", "key", http, sleep=slept, clock=lambda: now)
+        with pytest.raises(sg.Unreachable):
+            async for event in gate.events("s"):
+                assert event["code"] == "log_unavailable"
+    assert now > gate.patience_s / 2
+
+
 async def test_a_block_stops_the_reading(servers: Stack) -> None:
     """The model is not asked for more, what was shown stays, and the session says how it ended."""
     read_on: list[int] = []

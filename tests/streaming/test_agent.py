@@ -916,6 +916,22 @@ async def test_callbacks_hear_thinking_failures_of_tools_and_of_the_provider(too
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("demo_policy")
+async def test_a_policy_wholly_in_monitor_hides_nothing_and_says_what_it_would_have_done(settings: object) -> None:
+    settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
+    text, would = "Her number is 536-22-8145.", ("allowed", "redacted")
+    for monitor, shown in ((True, text), (False, "Her number is [SSN].")):
+        heard, log = Heard(), MemoryLog()
+        start = {"scenario": "own_text", "text": text}
+        handle = await start_stream(
+            start, heard, visitor=Visitor(client="mine"), log=log, monitor=monitor, settings=QUICK
+        )
+        outcome = await handle.wait()
+        assert heard.text == shown
+        (finding,) = [event for event in await log.read(handle.session_id, 0) if event["type"] == "finding"]
+        assert (outcome, finding["would_have"]) == (would if monitor else ("redacted", None))
+
+
 def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow tool without its slowness."""
     slow = base.all_tools()["slow_count"]

@@ -144,6 +144,19 @@ async def test_interrupt_ends_the_answer_with_what_was_shown(monkeypatch: pytest
     assert len(client.text()) < 200
 
 
+async def test_who_reads_from_elsewhere_on_the_same_socket_can_still_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
+    async with connected() as client:
+        await client.send(type="start", scenario="clean")
+        event = await client.until("message_stream")
+        await client.send(type="resume", session_id=event["session_id"], last_seq=str(event["seq"]))
+        await client.until("message_stream")
+        await client.send(type="start", scenario="clean")
+        assert (await client.until("error"))["code"] == "busy"
+        await client.send(type="interrupt")
+        assert (await client.until("done"))["outcome"] == "interrupted"
+
+
 async def test_cut_socket_resumes_where_it_was_on_another_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "300")
     async with connected() as first:
@@ -299,6 +312,10 @@ async def test_reader_goes_on_when_the_store_is_back(valkey_url: str, monkeypatc
         await client.until("message_stream")
         away = True
         assert (await client.until("error"))["code"] == "log_unavailable"
+        away = False
+        await client.until("message_stream")
+        away = True
+        assert (await client.until("error"))["code"] == "log_unavailable", "the second time is told, too"
         away = False
         await client.over()
     assert client.text() == (await last_session()).answer.content

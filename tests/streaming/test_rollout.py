@@ -12,7 +12,7 @@ import pytest
 import stamina
 from channels.db import database_sync_to_async
 from django.contrib.auth.models import Group, User
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 
 from streaming import breakers, registry, rollout
 from streaming.chat import Asked, Own, start_chat
@@ -449,9 +449,12 @@ async def test_switched_off_before_another_try_or_another_provider_the_next_requ
     assert (provider.paths, other.paths) == (["stream"] * after + ["standard"], [])
 
 
-async def test_a_flag_that_cannot_be_read_breaks_no_running_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [DatabaseError, InterfaceError])
+async def test_a_flag_that_cannot_be_read_breaks_no_running_answer(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gone(*args: object) -> Decision:
-        raise DatabaseError("away")
+        raise kind("away")
 
     provider = Both(script=["one"])
     upstreams = RolledOut(Upstreams((provider,)), Decision(True), subject(), Conf())
