@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 from uuid import UUID
@@ -28,7 +29,7 @@ from guardrails.services import Refused, publish
 from streaming import sessions
 from streaming.audit.people import record_review
 from streaming.audit.retention import purge
-from streaming.audit.screens import export, filters, views
+from streaming.audit.screens import detail, export, filters, views
 from streaming.audit.screens.filters import Cursor
 from streaming.audit.screens.urls import urlpatterns
 from streaming.audit.verify import log_faults
@@ -37,7 +38,7 @@ from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, M
 from streaming.sessions import Ending, NewSession, Visitor
 
 from .audit_people import People, people
-from .test_audit_chain import alter, session
+from .test_audit_chain import HIT, alter, session
 
 pytestmark = pytest.mark.django_db
 LIST = "/audit/"
@@ -617,6 +618,37 @@ def test_the_page_of_a_session_without_times_says_so(reviewer: Client) -> None:
     assert "No guardrail was asked by itself." in page
     for part in ('class="arrival"', "<dt>Fallback</dt>", "<dt>Error</dt>"):
         assert part not in page
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "before it is sealed"])
+def test_more_findings_than_a_page_shows_are_a_page(
+    reviewer: Client, monkeypatch: pytest.MonkeyPatch, *, sealed: bool
+) -> None:
+    monkeypatch.setattr(detail, "FINDINGS_SHOWN", 3)
+    one = AuditSession.objects.get(pk=session()) if sealed else many(1, state="MONITORING")[0]
+    for n in range(2, 7):
+        find(one, n=n)
+    page = reviewer.get(reverse("audit:session", args=[one.pk]))
+    assert page.status_code == 200
+    view = page.context["view"]
+    assert (len(view.findings), view.more_findings) == (3, one.findings.count() - 3)
+    assert [item.altered for item in view.findings] == ([False, True, True] if sealed else [False] * 3)
+
+
+def test_a_row_is_altered_or_not_whatever_was_deleted_or_added_beside_it(reviewer: Client) -> None:
+    version = PolicyRef(name="p", version=1, digest="sha256:x")
+    started = sessions.start_session(NewSession(Visitor(client="sg_a"), "the prompt", version, "scripted", "m"))
+    hits = tuple(replace(HIT, n=n) for n in range(1, 6))
+    ending = Ending(Outcome.REDACTED, Message.Status.COMPLETE, content="the answer", findings=hits)
+    sessions.finish_streaming(session_id=started.session_id, ending=ending)
+    rows = Finding.objects.filter(session_id=started.session_id)
+    rows.get(n=2).delete()
+    rows.filter(n=4).update(score=0.1)
+    find(AuditSession.objects.get(pk=started.session_id), n=9)
+    view = reviewer.get(reverse("audit:session", args=[started.session_id])).context["view"]
+    assert [(item.finding.n, item.altered) for item in view.findings] == [
+        (1, False), (3, False), (4, True), (5, False), (9, True),
+    ]  # fmt: skip
 
 
 # -- the queue -------------------------------------------------------------------------------------------------------

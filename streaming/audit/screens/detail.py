@@ -129,12 +129,12 @@ def session_view(session: AuditSession, revealed: Mapping[str, str] | None = Non
         entries, faults = session_faults(session)
         rows = list(session.findings.order_by("n").prefetch_related("reviews")[:FINDINGS_SHOWN])
         number = len(rows) if len(rows) < FINDINGS_SHOWN else session.findings.count()
-        sealed = _said_of(rows, entries)
+        sealed = _sealed(entries)
         deferred = list(session.deferred_checks.order_by("id"))
     return SessionView(
         session=session,
         texts=[_text(name, message, rows, revealed) for name, message in _messages(session)],
-        findings=[_judged(row, said) for row, said in zip(rows, sealed, strict=True)],
+        findings=[_judged(row, sealed) for row in rows],
         more_findings=number - len(rows),
         timeline=TimelineView.of(session.timing) if "calls" in session.timing else None,
         costs=_costs(session.timing),
@@ -172,26 +172,29 @@ def _pairs(value: object) -> list[tuple[int, str]]:
     ]
 
 
-def _said_of(rows: Sequence[Finding], entries: Sequence[Entry]) -> list[object]:
-    """What the log says of each finding's row: first those that were sealed, in order, then the late ones.
+def _sealed(entries: Sequence[Entry]) -> frozenset[str] | None:
+    """What the log says of findings' rows, those that came late too; None where it does not say that it is all.
 
-    Where their number is another one (a finding is gone, or was added) no row can be told apart from its neighbour:
-    None for each, and the fault of the session says so.
+    A row's digest holds its session and number, so a row is as it was written if its digest is among them, whatever
+    was added or deleted beside it.
     """
     said: list[object] = []
+    whole = False
     for entry in entries:
         if entry.kind == AuditEntry.Kind.SEALED:
             listed = entry.body.get("findings")
+            whole = isinstance(listed, list)
             said += listed if isinstance(listed, list) else []
         elif entry.kind == AuditEntry.Kind.FINDING:
             said.append(entry.body.get("row"))
-    return said[: len(rows)] if len(said) == len(rows) or len(rows) == FINDINGS_SHOWN else [None] * len(rows)
+    return frozenset(one for one in said if isinstance(one, str)) if whole else None
 
 
-def _judged(row: Finding, sealed: object) -> Judged:
+def _judged(row: Finding, sealed: frozenset[str] | None) -> Judged:
     values = {one.name: getattr(row, one.name) for one in Finding._meta.concrete_fields}
     reviews = sorted(row.reviews.all(), key=lambda review: review.version)
-    return Judged(row, FindingView.of(values), reviews, altered=sealed is not None and sealed != finding_digest(row))
+    altered = sealed is not None and finding_digest(row) not in sealed
+    return Judged(row, FindingView.of(values), reviews, altered)
 
 
 def _costs(timing: Mapping[str, object]) -> list[Cost]:
