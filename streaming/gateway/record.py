@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import structlog
+
 from guardrails.findings import AppliesTo, Finding, Outcome
 from guardrails.kinds.base import Turn
 from guardrails.policy import Guardrail, Policy
@@ -21,6 +23,7 @@ from streaming import conversing, endings, metrics, sessions, tasks, totals
 from streaming.away import noted
 from streaming.beside import Beside
 from streaming.bookends import policy_ref
+from streaming.conf import conf
 from streaming.core.events import GuardrailStatus
 from streaming.database import AWAY
 from streaming.gateway.gates import Gates, outcome_of, widened
@@ -33,6 +36,8 @@ from streaming.pace import Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 from streaming.shadow.record import ShadowRecord, acted
 from streaming.together import together
+
+logger = structlog.get_logger(__name__)
 
 ALIVE_EVERY_S = 2.0
 MOST_CHOICES = 128
@@ -63,7 +68,9 @@ class Record:
     came: int = 0
     settled: int = 0
     shadow: ShadowPolicy | None = None
+    _written: int = 0
     _writing: asyncio.Task[None] | None = None
+    _saying: asyncio.Task[None] | None = None
 
     def moved(self, gates: Gates) -> None:
         """Note what of the answer has come since, and what is held no longer: shown, or hidden for good."""
@@ -75,16 +82,20 @@ class Record:
             self.releases.add(ms, settled - self.settled)
         self.came, self.settled = came, max(settled, self.settled)
 
-    async def alive(self, gates: Gates) -> None:
-        """A sign of life, at most every ``ALIVE_EVERY_S``."""
-        if time.monotonic() - self.alive_at < ALIVE_EVERY_S:
-            return
-        self.alive_at = time.monotonic()
-        if self._writing is not None and not self._writing.done():
-            await endings.say_that_it_lives(_log(), self.started.session_id)
-            return
+    def alive(self, gates: Gates) -> None:
+        """A sign of life where one is due: at once when text has come since the last one, else in time for the sweep.
+
+        Called every ``ALIVE_EVERY_S``. Beside the answer: a database that is away or slow holds up nobody's words.
+        """
+        now = time.monotonic()
         chars_in, released, _, _ = gates.counts()
-        # Beside the answer: a database that is away or slow holds up nobody's words.
+        if chars_in == self._written and now - self.alive_at < conf().stale_s / 3:
+            return
+        self.alive_at = now
+        if _under_way(self._writing):
+            if not _under_way(self._saying):
+                self._saying = asyncio.create_task(endings.say_that_it_lives(_log(), self.started.session_id))
+            return
         self._writing = asyncio.create_task(self._keep(text_of(gates), released, chars_in))
 
     async def _keep(self, content: str, released: int, chars_in: int) -> None:
@@ -95,6 +106,13 @@ class Record:
             )
         except AWAY as error:
             noted(error, session=session_id)
+        else:
+            self._written = chars_in
+
+    async def _settled(self) -> None:
+        """Nothing is being written any more."""
+        if open_ := {task for task in (self._writing, self._saying) if task is not None and not task.done()}:
+            await asyncio.wait(open_)
 
     async def end(
         self, gates: Gates, usage: dict[str, int], *, outcome: Outcome | None = None, code: str = "", error: str = ""
@@ -142,9 +160,11 @@ class Record:
             shadow=await self._shadowed(gates, numbered),
         )
         metrics.shadowed(self.policy.name, ending.shadow)
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
+        await self._settled()
         state = await endings.store(ending, session_id=self.started.session_id, log=_log())
+        if state is None:
+            logger.error("ending_not_stored", session=self.started.session_id, outcome=outcome.value)
+        await self._settled()
         if deferred and state is not None:
             await tasks.queue_session(self.started.session_id)
 
@@ -207,6 +227,10 @@ _STATUS = {
     Outcome.ABANDONED: Message.Status.INTERRUPTED,
     Outcome.ERROR: Message.Status.ERROR,
 }
+
+
+def _under_way(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done()
 
 
 def _log() -> SessionLog:

@@ -22,7 +22,7 @@ from streaming.answer import block_reason
 from streaming.checks import Later, run_check, status_after
 from streaming.gateway.gates import Gates, Question
 from streaming.gateway.prompt import conversation
-from streaming.gateway.record import Record
+from streaming.gateway.record import ALIVE_EVERY_S, Record
 from streaming.gateway.upstream import DONE, UpstreamSaid
 from streaming.gateway.walker import Json, Walker, WrongDialect
 from streaming.providers.base import ProviderError, ProviderProtocolError, StreamCutOff
@@ -112,6 +112,18 @@ class Relay:
 
     async def run(self) -> None:
         """From the first chunk to the last, and the record of it."""
+        self._tick()
+        try:
+            await self._ran()
+        finally:
+            self._ticking.cancel()
+
+    def _tick(self) -> None:
+        """The row lives for as long as this does, however long upstream, guardrails or client say nothing."""
+        self._ticking = asyncio.get_running_loop().call_later(ALIVE_EVERY_S, self._tick)
+        self._record.alive(self._gates)
+
+    async def _ran(self) -> None:
         outcome: Outcome | None = None
         code = error = ""
         try:
@@ -225,7 +237,6 @@ class Relay:
                 if isinstance(ended.error, ProviderError):
                     return ended.error
                 raise ended.error
-            await self._record.alive(self._gates)
 
     async def _go_on(self, ended: Came | None) -> None:
         walker = self._walker

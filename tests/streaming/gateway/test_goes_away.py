@@ -121,11 +121,11 @@ class Stand:
         self.errors: list[object] = []
 
     def moved(self, gates: Gates) -> None:
-        """Nobody draws it here."""
-
-    async def alive(self, gates: Gates) -> None:
         if self.chunks == self._last:
             self.taken.set()
+
+    def alive(self, gates: Gates) -> None:
+        """Nobody sweeps here."""
 
     async def end(self, gates: Gates, usage: object, **how: object) -> None:
         self.outcomes.append(how.get("outcome"))

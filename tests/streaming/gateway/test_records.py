@@ -210,7 +210,7 @@ async def test_a_database_that_is_away_holds_up_nobodys_words_and_the_end_is_sto
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endings, "AGAIN_S", 0.01)
-    monkeypatch.setattr("streaming.gateway.record.ALIVE_EVERY_S", 0.0)
+    monkeypatch.setattr("streaming.gateway.relay.ALIVE_EVERY_S", 0.001)
     finish, tried = sessions.finish_streaming, []
 
     def away(**_: object) -> bool:

@@ -1,0 +1,166 @@
+"""Silence that is no death: nobody takes a request for lost whose process is there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from channels.db import database_sync_to_async
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+from structlog.testing import capture_logs
+
+from guardrails.kinds import base
+from guardrails.policy import compile_policy
+from guardrails.selectors import Running
+from streaming import endings, sessions
+from streaming.api.gateway import front
+from streaming.gateway.gates import Gates
+from streaming.gateway.record import Record
+from streaming.models import AuditSession
+from tests.streaming.gateway.fake import JSON, Answer, Fake, sse, upstream
+from tests.streaming.gateway.test_heartbeats import Thinks
+from tests.streaming.gateway.test_openai_sdk import chunk, whole
+from tests.streaming.gateway.test_records import ask, ended, new_key
+from tests.streaming.gateway.test_upstreams import closing, row
+
+__all__ = ["closing"]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    monkeypatch.setattr("streaming.gateway.relay.ALIVE_EVERY_S", 0.002)
+    with upstream() as found:
+        yield found
+
+
+class Written:
+    """Waits for signs of life in the database."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._queue: asyncio.Queue[bool] = asyncio.Queue()
+        keep = endings.keep_partial
+
+        async def keeping(*args: object, **more: object) -> bool:
+            kept = await keep(*args, **more)  # type: ignore[arg-type]
+            self._queue.put_nowait(kept)
+            return kept
+
+        monkeypatch.setattr(endings, "keep_partial", keeping)
+
+    def none(self) -> bool:
+        return self._queue.empty()
+
+    async def after(self) -> None:
+        """One that began after this call."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                await self._queue.get()
+
+
+async def revived(session: AuditSession, written: Written) -> bool:
+    """Whether a session that was silent for long enough to be swept says that it lives."""
+    long_ago = timezone.now() - timedelta(hours=1)
+    await AuditSession.objects.filter(pk=session.pk).aupdate(heartbeat_at=long_ago)
+    await written.after()
+    await session.arefresh_from_db()
+    return session.heartbeat_at > long_ago + timedelta(minutes=30)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_it_works(fake: Fake, settings: Settings, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    """An upstream that thinks for longer than the sweep waits."""
+    settings.SLUICEGATE_STALE_S = 0.006
+    gate, written = threading.Event(), Written(monkeypatch)
+    if stream:
+        said = Answer(sse(chunk({"content": "Good "}), chunk({"content": "day."}, "stop")), gate=gate)
+    else:
+        said = Answer(whole("Good day."), JSON, gate=gate, gated_head=True)
+    fake.answers["small"] = said
+    await row("house", f"{fake.url}/v1")
+    asking = asyncio.create_task(ask(await new_key(), "house/small", stream=stream))
+    try:
+        assert await asyncio.to_thread(fake.writing.wait, 60)
+        session = await AuditSession.objects.aget()
+        assert await revived(session, written)
+    finally:
+        gate.set()
+        status, _, _ = await asking
+    assert status == 200
+    session = await ended(str(session.pk))
+    assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "allowed", "")
+
+
+async def test_a_guardrail_that_only_watches_thinks_on(
+    fake: Fake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has its answer; what is found afterwards must still find the session open."""
+    settings.SLUICEGATE_STALE_S = 0.006
+    base.all_kinds()
+    monkeypatch.setattr(Thinks, "name", "trial_thinks", raising=False)
+    monkeypatch.setattr(Thinks, "done", asyncio.Event())
+    monkeypatch.setitem(base._REGISTRY, "trial_thinks", Thinks)  # type: ignore[arg-type]
+    watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": ["response"]}
+    running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
+
+    async def load(name: str, whose: object) -> Running:
+        return running
+
+    monkeypatch.setattr(front, "load_running", load)
+    written = Written(monkeypatch)
+    fake.answers["small"] = Answer(whole("Good day."), JSON)
+    await row("house", f"{fake.url}/v1")
+    status, _, _ = await ask(await new_key(), "house/small")
+    assert status == 200
+    session = await AuditSession.objects.aget()
+    assert await revived(session, written)
+    Thinks.done.set()
+    assert (await ended(str(session.pk))).outcome == "allowed"
+
+
+async def test_while_the_last_sign_is_fresh_the_database_is_not_asked(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, written, ticked, ticks = threading.Event(), Written(monkeypatch), asyncio.Event(), []
+    alive = Record.alive
+
+    def counted(record: Record, gates: Gates) -> None:
+        alive(record, gates)
+        ticks.append(record)
+        if len(ticks) == 10:
+            ticked.set()
+
+    monkeypatch.setattr(Record, "alive", counted)
+    fake.answers["small"] = Answer(whole("Good day."), JSON, gate=gate, gated_head=True)
+    await row("house", f"{fake.url}/v1")
+    asking = asyncio.create_task(ask(await new_key(), "house/small"))
+    async with asyncio.timeout(60):
+        await ticked.wait()
+    assert written.none()
+    gate.set()
+    _, _, headers = await asking
+    await ended(headers["X-Sluicegate-Session"])
+
+
+async def test_an_end_that_somebody_else_wrote_before_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What guardrails found is in no row then: whoever runs the server has to know."""
+    gate = threading.Event()
+    fake.answers["small"] = Answer(whole("Good day."), JSON, gate=gate, gated_head=True)
+    await row("house", f"{fake.url}/v1")
+    asking = asyncio.create_task(ask(await new_key(), "house/small"))
+    assert await asyncio.to_thread(fake.writing.wait, 60)
+    session = await AuditSession.objects.aget()
+    later = timezone.now() + timedelta(hours=1)
+    lost = database_sync_to_async(sessions.end_lost)
+    assert await lost(session_id=str(session.pk), stale_before=later, error="swept")
+    with capture_logs() as logs:
+        gate.set()
+        await asking
+        await ended(str(session.pk))
+    assert [one["session"] for one in logs if one["event"] == "ending_not_stored"] == [str(session.pk)]
