@@ -126,7 +126,7 @@ REDIS_URL = os.environ.get("REDIS_URL", "")
 if REDIS_URL:
     CHANNEL_LAYERS = {
         "default": {
-            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "BACKEND": "streaming.layer.PatientLayer",
             "CONFIG": {"hosts": [REDIS_URL], "prefix": "sluicegate"},
         }
     }
