@@ -202,10 +202,10 @@ class Answer:
         self._used = self.usage
         self._round = Round(len(self.content), len(self.visible("thinking")))
         whole = thinking == raw
-        made = tuple(ToolCallMade(call.id, call.sent_name, call.sendable) for call in calls)
+        made = tuple(ToolCallMade(call.sent_id, call.sent_name, call.sendable) for call in calls)
         return (
             ChatMessage("assistant", text, made, thinking=raw if whole else "", signature=signature if whole else ""),
-            *(ChatMessage("tool", call.result, tool_call_id=call.id, failed=call.failed) for call in calls),
+            *(ChatMessage("tool", call.result, tool_call_id=call.sent_id, failed=call.failed) for call in calls),
         )
 
     # -- out ----------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ class Answer:
     def _ended(self, reason: str, choice: int) -> list[ServerEvent]:
         """A choice is over. One that is not complete says so, once for every reason."""
         if choice == 0:
-            self.stop_reason = stops.kept(reason)
+            self.stop_reason = stops.kept(reason if stops.known(reason) else self.fit(stops.kept(reason)))
         words = stops.cut(reason)
         if not words or words in self._cut:
             return []

@@ -1,9 +1,10 @@
 """Tool calls as a model writes them: gathered from their pieces, numbered, and read.
 
-Exists apart from the running of tools so that what a model may write is bounded in one place. Protects two rules. What
-is collected of a call ends where it is too long to be made: an answer may go on writing arguments, they are not kept.
-And what goes back to a model of its own call is something that every vendor takes: an object, and a name of the form
-that names have. Pure.
+Exists apart from the running of tools so that what a model may write is bounded in one place. Protects three rules.
+What is collected of a call ends where it is too long to be made: an answer may go on writing arguments, they are not
+kept. What goes back to a model of its own call is something that every vendor takes: an object, and a name of the form
+that names have. And the id that an endpoint gives a call, in which anything can stand, goes back to a model and nowhere
+else: readers and the record know a call by a number of ours. Pure.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ MAX_DEPTH = 32
 class Call:
     """One tool call: ``wanted``, ``arguments`` as the model wrote them, ``name``, ``run`` as the guardrails left them.
 
-    ``held``: what waits for guardrails now, with its channel. ``told``: a reader knows of the call. ``offered``: there
-    is a tool of that name.
+    ``id`` is ours, ``sent_id`` the one that a model knows the call by. ``held``: what waits for guardrails now, with
+    its channel. ``told``: a reader knows of the call. ``offered``: there is a tool of that name.
     """
 
     id: str = ""
+    sent_id: str = ""
     wanted: str = ""
     name: str = ""
     pieces: list[str] = field(default_factory=list)
@@ -102,28 +104,28 @@ class ToolCalls:
         if key not in self._open and len(self.made) + len(self._open) >= MAX_CALLS:
             return False
         call = self._open.setdefault(key, Call())
-        call.id = call.id or piece.id[:MAX_NAME_CHARS]
+        call.sent_id = call.sent_id or piece.id[:MAX_NAME_CHARS]
         call.wanted = call.wanted or piece.name[: MAX_NAME_CHARS + 1]  # one more tells that it was too long
         call.add(piece.arguments)
         call.ran_by_provider = call.ran_by_provider or piece.ran_by_provider
         return True
 
-    def answered(self, id_: str) -> Call | None:
+    def answered(self, sent_id: str) -> Call | None:
         """The call that the provider ran and now has answered; None: it is one call too many.
 
         It is complete then, and its round need not be over. One that nobody asked for is a call without arguments.
         """
         for key, call in self._open.items():
-            if call.ran_by_provider and call.id == id_:
+            if call.ran_by_provider and call.sent_id == sent_id:
                 del self._open[key]
                 return self._closed(call)
         for call in self.made:
-            if call.ran_by_provider and call.id == id_ and call.told and not call.over:
+            if call.ran_by_provider and call.sent_id == sent_id and call.told and not call.over:
                 call.over = True
                 return call
         if len(self.made) + len(self._open) >= MAX_CALLS:
             return None
-        return self._closed(Call(id_, ran_by_provider=True))
+        return self._closed(Call(sent_id=sent_id, ran_by_provider=True))
 
     def end(self) -> None:
         """The answer is over: calls that were not complete are nothing that was asked for."""
@@ -135,21 +137,22 @@ class ToolCalls:
         return call
 
     def round(self) -> list[Call]:
-        """The calls of the round that is over, in order, each with an id of its own."""
+        """The calls of the round that is over, in order, each with ids of its own."""
         calls = list(self._open.values())
         self._open.clear()
         self._number(calls)
         return calls
 
     def _number(self, calls: Sequence[Call]) -> None:
-        """Put them on record, under ids that no other call has."""
-        taken = {call.id for call in self.made}
+        """Put them on record, under ids that no other call has, here and where they are sent."""
+        taken = {call.sent_id for call in self.made}
         for call in calls:
-            number = len(self.made)
-            while not call.id or call.id in taken:
+            number = len(self.made) + 1
+            call.id = f"call_{number}"
+            while not call.sent_id or call.sent_id in taken:
+                call.sent_id = f"call_{number}"
                 number += 1
-                call.id = f"call_{number}"
-            taken.add(call.id)
+            taken.add(call.sent_id)
             self.made.append(call)
 
 

@@ -1,7 +1,8 @@
 """Why an answer ended: which reasons are the end of an answer, and words for those that are not.
 
 Exists because an answer that was cut off looks like one that is complete. Protects two rules: whatever is not known to
-be a normal end is told; and a reason is the provider's word, so only one that is a plain name is shown or kept. Pure.
+be a normal end is told; and a reason is the provider's word, so only one that is a plain name is shown or kept, and one
+that is not known here has to pass the guardrails like any other of its words. Pure.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ _CUT = {
     "pause_turn": "The answer is not finished: the provider paused it. Asking the model to go on may help.",
 }
 _SAME = {"max_tokens": "length", "model_length": "length", "content-filter": "content_filter"}
+
+
+def known(reason: str) -> bool:
+    """Is it a word of ours as well, in which nothing else can stand?"""
+    return reason.lower() in NORMAL or reason in _CUT or reason in _SAME
 
 
 def kept(reason: str) -> str:

@@ -124,7 +124,7 @@ async def test_it_works(tools: Tools) -> None:
     await case.pump.run()
     assert await case.shown() == "Let me see. It says so."
     assert [(e["id"], e["name"], e["arguments"]) for e in await case.of("tool_call")] == [
-        ("id0", "echo", '{"text": "one"}')
+        ("call_1", "echo", '{"text": "one"}')
     ]
     assert [e["result"] for e in await case.of("tool_result")] == ["echo of one"]
     first, second = case.provider.asked
@@ -136,7 +136,7 @@ async def test_it_works(tools: Tools) -> None:
     stored = await Message.objects.aget(pk=case.answer_id)
     assert stored.content == "Let me see. It says so."
     assert stored.metadata["tools"] == [
-        {"id": "id0", "name": "echo", "arguments": '{"text": "one"}', "result": "echo of one"}
+        {"id": "call_1", "name": "echo", "arguments": '{"text": "one"}', "result": "echo of one"}
     ]
 
 
@@ -386,9 +386,9 @@ async def test_whatever_a_tool_does_becomes_its_result(
     case = await answer([asks(("bad", {}), ("echo", {"text": "fine"})), ["on"]], tools)
     await case.pump.run()
     results = {str(e["id"]): e for e in await case.of("tool_result")}
-    assert error in str(results["id0"]["error"])
+    assert error in str(results["call_1"]["error"])
     assert "secret" not in json.dumps(await case.events())
-    assert results["id1"]["result"] == "echo of fine"
+    assert results["call_2"]["result"] == "echo of fine"
     assert await case.shown() == "on"
     stored = await Message.objects.aget(pk=case.answer_id)
     assert error in stored.metadata["tools"][0]["error"]
@@ -512,7 +512,7 @@ async def test_what_the_provider_ran_after_ten_rounds_is_shown(tools: Tools) -> 
     case = await answer([*rounds, [theirs, *asks(("echo", {"text": "late"}))]], tools)
     await case.pump.run()
     assert len(tools.saw) == MAX_ROUNDS
-    assert (await case.of("tool_call"))[-1]["id"] == "srv"
+    assert [e["id"] for e in await case.of("tool_call")][MAX_ROUNDS:] == [f"call_{MAX_ROUNDS + 1}"]
     assert [e["code"] for e in await case.of("error")] == ["too_many_rounds"]
 
 
@@ -551,9 +551,31 @@ def test_a_made_up_id_is_never_one_that_the_model_uses() -> None:
     calls = ToolCalls()
     for index, id_ in enumerate(("call_2", "", "call_2", "call_3")):
         calls.take(ToolCallDelta(index, id_, "echo"))
-    ids = [call.id for call in calls.round()]
-    assert ids[0] == "call_2"
-    assert len(set(ids)) == 4
+    made = calls.round()
+    sent = [call.sent_id for call in made]
+    assert sent[0] == "call_2"
+    assert len(set(sent)) == 4
+    assert [call.id for call in made] == ["call_1", "call_2", "call_3", "call_4"]
+
+
+async def test_an_id_goes_back_to_the_model_alone(tools: Tools) -> None:
+    """Whatever an endpoint puts there: no guardrail reads an id."""
+    id_ = f"joe@example.com {SSN}"
+    ours = [ToolCallDelta(0, id_, "echo", "{}"), ToolCallDelta(1, f"{id_}!", "nobody", "{}")]
+    theirs = [
+        ToolCallDelta(2, f"{id_}?", "find", "{}", ran_by_provider=True),
+        ProviderToolResult(f"{id_}?", "found", ""),
+        ProviderToolResult(f"{id_}#", "nobody asked", ""),
+    ]
+    case = await answer([[*ours, *theirs, Stopped("tool_calls")], ["end"]], tools)
+    await case.pump.run()
+    assert [call.id for call in case.provider.asked[1].messages[-3].tool_calls] == [id_, f"{id_}!"]
+    assert [message.tool_call_id for message in case.provider.asked[1].messages[-2:]] == [id_, f"{id_}!"]
+    called, returned = await case.of("tool_call"), await case.of("tool_result")
+    assert sorted(str(e["id"]) for e in called) == ["call_1", "call_2", "call_3", "call_4"]
+    assert {e["id"] for e in returned} == {e["id"] for e in called}
+    stored = await Message.objects.aget(pk=case.answer_id)
+    assert SSN not in f"{json.dumps(await case.events())} {stored.metadata}"
 
 
 async def test_without_tools_on_offer_nothing_runs_and_no_round_follows(tools: Tools) -> None:
@@ -770,9 +792,9 @@ async def test_names_and_ids_have_a_length_limit_and_no_cut_hides_what_a_value_i
     script: list[Step] = [ToolCallDelta(0, "i" * 5_000, name, "{}"), Stopped("tool_calls")]
     case = await answer([script, ["on"]], tools, GATED)
     await case.pump.run()
-    (call,), (result,) = await case.of("tool_call"), await case.of("tool_result")
-    assert (call["id"], call["name"]) == ("i" * MAX_NAME_CHARS, NAME_WITHHELD)
-    assert result["id"] == call["id"]
+    (call,) = await case.of("tool_call")
+    assert call["name"] == NAME_WITHHELD
+    assert case.provider.asked[1].messages[-1].tool_call_id == "i" * MAX_NAME_CHARS
     assert SSN[:7] not in await everything(case)
 
 

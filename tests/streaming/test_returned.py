@@ -104,7 +104,7 @@ GATED = policy_of(
      "config": {"rules": [{"id": "n", "pattern": "green heron"}]}},
     without="harm",
 )  # fmt: skip
-CALL = {"id": "c1", "name": "web_search", "arguments": '{"query": "[SSN]"}'}
+CALL = {"id": "call_1", "name": "web_search", "arguments": '{"query": "[SSN]"}'}
 
 
 async def tools_of(case: Trial) -> list[dict[str, object]]:
@@ -126,7 +126,7 @@ async def test_the_call_is_told_before_its_result_and_both_pass_the_guardrails()
     result = "A page about [SSN]."
     assert await tools_of(case) == [
         {"type": "tool_call", **CALL},
-        {"type": "tool_result", "id": "c1", "result": result},
+        {"type": "tool_result", "id": "call_1", "result": result},
     ]
     assert await kept_of(case) == [{**CALL, "result": result}]
     assert [event["channel"] for event in await case.of("finding")] == ["tool_arguments", "tool_result"]
@@ -192,7 +192,7 @@ async def test_a_call_whose_result_never_comes_has_an_end() -> None:
     await case.pump.run()
     assert await tools_of(case) == [
         {"type": "tool_call", **CALL},
-        {"type": "tool_result", "id": "c1", "error": NOT_OVER},
+        {"type": "tool_result", "id": "call_1", "error": NOT_OVER},
     ]
     assert await kept_of(case) == [{**CALL, "error": NOT_OVER}]
 

@@ -87,8 +87,9 @@ async def test_a_reason_that_is_repeated_is_told_once_and_each_choice_counts() -
     assert (await Message.objects.aget(pk=case.answer_id)).metadata["stop_reason"] == "stop"
 
 
-async def test_a_reason_is_no_way_around_the_guardrails() -> None:
-    case = await ended("Half", Stopped("call 536-22-8145 <b>now</b>"))
+@pytest.mark.parametrize("reason", ["call 536-22-8145 <b>now</b>", "536-22-8145"])
+async def test_a_reason_is_no_way_around_the_guardrails(reason: str) -> None:
+    case = await ended("Half", Stopped(reason))
     assert "536-22-8145" not in json.dumps(await case.events())
     assert (await Message.objects.aget(pk=case.answer_id)).metadata["stop_reason"] == stops.OTHER
 

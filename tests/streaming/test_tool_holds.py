@@ -114,11 +114,11 @@ async def test_a_result_that_is_held_when_the_answer_is_interrupted_is_withheld_
     await asyncio.wait_for(task, 30)
     assert (await case.of("done"))[-1]["outcome"] == "interrupted"
     ((told,),) = (await case.of("tool_result"),)
-    assert (told["id"], told["error"]) == ("id0", WITHHELD)
+    assert (told["id"], told["error"]) == ("call_1", WITHHELD)
     assert (await holds(case))[-1] == (0, "", "")
     assert "half" not in str(await case.events())
     ((call,),) = (await on_record(case),)
-    assert (call["id"], call["name"], call["error"]) == ("id0", "find", WITHHELD)
+    assert (call["id"], call["name"], call["error"]) == ("call_1", "find", WITHHELD)
     types = [e["type"] for e in await case.events()]
     assert types.index("tool_result") < types.index("done")
 
@@ -133,7 +133,7 @@ async def test_a_tool_that_still_runs_when_the_answer_is_interrupted_has_an_end(
     task = await running(case, "tool_call")
     await case.log.interrupt(case.session_id)
     await asyncio.wait_for(task, 30)
-    assert [(e["id"], e["error"]) for e in await case.of("tool_result")] == [("id0", NOT_OVER)]
+    assert [(e["id"], e["error"]) for e in await case.of("tool_result")] == [("call_1", NOT_OVER)]
     assert [call["error"] for call in await on_record(case)] == [NOT_OVER]
 
 
