@@ -23,6 +23,7 @@ from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
 from streaming.gateway.loose_json import laid_open
+from streaming.gateway.measure import Measure
 from streaming.gateway.shadow import Noted
 
 Key = tuple[Hashable, ...]
@@ -199,6 +200,7 @@ class Gates:
         self.findings: list[Finding] = []
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
+        self.measure = Measure()
         self.noted: Noted | None = None
         """Where a shadow reads afterwards what was looked at."""
 
@@ -255,6 +257,7 @@ class Gates:
         return self._channels.get(key)
 
     def _made(self, applies_to: AppliesTo, name: str, *, said: bool = False) -> Channel:
+        self.measure.channel()
         made = Channel(Gate(self.policy, applies_to, name), self._restoring(name) if said else None)
         if self.blocked is not None:
             made.gate.stop()
@@ -264,9 +267,10 @@ class Gates:
         return made
 
     def feed(self, channel: Channel, text: str) -> None:
-        """More text of a channel."""
+        """More text of a channel. Raises ``Endless``."""
         if channel.ended:
             return
+        self.measure.said(len(text))
         if text := channel.mender.feed(text):
             if channel.raw is not None:
                 channel.raw.append(text)

@@ -21,6 +21,7 @@ from guardrails.policy import Guardrail
 from streaming.answer import block_reason
 from streaming.checks import Later, run_check, status_after
 from streaming.gateway.gates import Gates, Question
+from streaming.gateway.measure import Endless
 from streaming.gateway.prompt import conversation
 from streaming.gateway.record import ALIVE_EVERY_S, Record
 from streaming.gateway.upstream import DONE, UpstreamSaid
@@ -226,6 +227,8 @@ class Relay:
                 await self._go_on(ended)
             except StreamCutOff as error:
                 return error
+            except Endless as error:
+                return ProviderProtocolError(str(error))
             except WrongDialect as error:
                 return ProviderProtocolError(f"the endpoint does not speak the dialect it was asked in: {error}")
             if self._gates.blocked is not None:

@@ -28,7 +28,7 @@ from streaming import breakers, registry
 from streaming.core.sse import SseParser, SseTooLarge
 from streaming.gateway.http2 import TellingPool
 from streaming.gateway.walker import Json, objects
-from streaming.providers import base
+from streaming.providers import base, bodies
 from streaming.providers.bodies import beginning, pieces, whole
 from streaming.providers.failures import refusal, url_problem
 from streaming.providers.http import HttpProvider
@@ -273,11 +273,12 @@ async def _document(response: httpx.Response, waits: Waits) -> Json:
 
 async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
     """The objects in an event stream. ``{"done": "[DONE]"}`` stands for the terminator of those that have one."""
-    parser = SseParser()
+    parser, size = SseParser(), 0
     async with aclosing(pieces(response)) as body:
         while True:
             async with waits.waiting():
                 data = await anext(body, None)
+            size = _grown(size, data)
             try:
                 found = parser.finish() if data is None else parser.feed(data)
             except SseTooLarge as error:
@@ -298,6 +299,14 @@ async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json
                 return
 
 
+def _grown(size: int, data: bytes | None) -> int:
+    """The bytes of an answer so far."""
+    size += len(data or b"")
+    if size > bodies.MAX_STREAM_BYTES:
+        raise base.ProviderProtocolError(f"the answer is larger than {bodies.MAX_STREAM_BYTES:,} bytes")
+    return size
+
+
 async def _read_out(body: AsyncGenerator[bytes, None]) -> None:
     """What HTTP itself says behind the terminator is mostly there already; a connection is used again only when it has
     been read. Nobody waits long for it."""
@@ -314,11 +323,12 @@ DONE: Json = {"done": "[DONE]"}
 
 
 async def _lines(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json, None]:
-    buffer = bytearray()
+    buffer, size = bytearray(), 0
     async with aclosing(pieces(response)) as body:
         while True:
             async with waits.waiting():
                 data = await anext(body, None)
+            size = _grown(size, data)
             buffer += b"\n" if data is None else data
             *lines, rest = buffer.split(b"\n")
             buffer = bytearray(rest)

@@ -13,6 +13,7 @@ from typing import cast
 from guardrails.findings import AppliesTo
 from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.measure import Pieces
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
 
 _SAID = {"text": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}
@@ -31,7 +32,7 @@ class AnthropicWalker(Walker):
         self._start: Json | None = None
         self._begun = self._over = False
         self._open: dict[int, list[Channel]] = {}
-        self._inputs: dict[int, list[str]] = {}
+        self._inputs: dict[int, Pieces] = {}
         self._tools: dict[int, str] = {}
         self._events: list[Channel] = []
         self._fields = Fields(self)
@@ -113,6 +114,8 @@ class AnthropicWalker(Walker):
             raise WrongDialect("a block that is no object")
         self._open.setdefault(index, [])
         self._tools[index] = str(block.get("name", ""))
+        if self._tools[index]:
+            self.gates.measure.call()
         waiting = Waiting(self._around(chunk, "content_block"))
         made: Json = {}
         waiting.chunk["content_block"] = made
@@ -149,9 +152,12 @@ class AnthropicWalker(Walker):
                 continue
             if name == "partial_json" and isinstance(value, str):
                 if self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                    self.gates.measure.said(len(value))
                     made[name] = value
                 else:
-                    self._inputs.setdefault(index, []).append(value)
+                    if index not in self._inputs:
+                        self._inputs[index] = Pieces(self.gates.measure)
+                    self.collect(self._inputs[index], value)
                     withheld = True
             elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
                 withheld = True
@@ -192,6 +198,7 @@ class AnthropicWalker(Walker):
         """Whether a signature waits until it is known that the thoughts it is for are shown as they were signed."""
         if not signature or self.gates.untouched(AppliesTo.THINKING):
             return False
+        self.gates.measure.said(len(signature))
         self._signed.setdefault(index, []).append(signature)
         return True
 
@@ -234,7 +241,7 @@ class AnthropicWalker(Walker):
             self._queue.append(Waiting(event, ends=list(waiting.ends), signed=[(signature, index)]))
         if (pieces := self._inputs.pop(index, None)) is None:
             return
-        text = "".join(pieces)
+        text = pieces.taken()
         channel = self.arguments(text)
         delta: Json = {"type": "input_json_delta", "partial_json": ""}
         slot = Slot(delta, "partial_json", channel, keep=True, was=text, tool=self._tools.pop(index, ""))

@@ -138,6 +138,7 @@ class OllamaWalker(Walker):
         made: Json = {}
         for name, value in said.items():
             if name == "arguments" and isinstance(value, dict | list | str):
+                self.gates.measure.call()
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 channel = self.arguments(text)
                 waiting.needs.append(channel)

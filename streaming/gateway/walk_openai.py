@@ -14,6 +14,7 @@ from typing import cast
 from guardrails.findings import AppliesTo
 from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.measure import Measure, Pieces, numbered
 from streaming.gateway.media import sort_of
 from streaming.gateway.walker import (
     Chunks,
@@ -55,10 +56,11 @@ Path = tuple[str | int, ...]
 class _Call:
     """A call that is being written."""
 
-    def __init__(self) -> None:
+    def __init__(self, measure: Measure) -> None:
+        measure.call()
         self.said: Json = {}
         self.name = ""
-        self.text = ""
+        self.text = Pieces(measure)
         self.key = "arguments"
         self.within = "function"
         self.beside: Json = {}
@@ -101,7 +103,7 @@ class OpenAIWalker(Walker):
             elif not (self.spells(name, value) or (name == "obfuscation" and self.deciding)):
                 self._fields.put(waiting.chunk, name, value, (name,), top)
         for choice in objects(chunk["choices"]):
-            index = index_of(choice.get("index"))
+            index = numbered(choice.get("index"))
             self._choices.setdefault(index, False)
             delta = choice.get("delta")
             said = self._said(delta, index, waiting) if isinstance(delta, dict) else delta and None
@@ -180,6 +182,7 @@ class OpenAIWalker(Walker):
                 if whole:
                     out[name] = self._whole_call(value, value, waiting, "")
                 elif self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                    self._passes(value)
                     out[name] = value
                 else:
                     self._piece({"function": value}, index, LEGACY)
@@ -273,25 +276,37 @@ class OpenAIWalker(Walker):
     def _pieces(self, calls: list[object], index: int) -> list[Json]:
         """What passes at once of pieces of calls: nothing where something may be kept from the reader."""
         if self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+            for call in objects(calls):
+                self._passes(call.get("function"))
             return objects(calls)
         for position, call in enumerate(objects(calls)):
             self._piece(call, index, index_of(call.get("index"), position))
         return []
 
+    def _passes(self, function: object) -> None:
+        """A piece of arguments that nobody looks at counts all the same."""
+        if isinstance(function, dict) and isinstance(text := function.get("arguments"), str):
+            self.gates.measure.said(len(text))
+
     def _piece(self, piece: Json, index: int, number: int) -> None:
-        call = self._calls.setdefault((index, number), _Call())
+        call = self._calls.get((index, number))
+        if call is None:
+            call = self._calls[index, number] = _Call(self.gates.measure)
         for name, value in piece.items():
             if self.spells(name, value):
                 continue
             if isinstance(value, dict) and name not in _CALLED and not {"arguments", "input"} & set(value):
+                self.gates.measure.said(len(json.dumps(value)))
                 call.beside[name] = _joined(call.beside.get(name), value)
             elif isinstance(value, dict):
                 call.within = name
                 for key, part in value.items():
                     if key in ("arguments", "input"):
                         call.key = key
-                        call.text += part if isinstance(part, str) else "" if part is None else json.dumps(part)
+                        text = part if isinstance(part, str) else "" if part is None else json.dumps(part)
+                        self.collect(call.text, text)
                     elif key == "name" and isinstance(part, str):
+                        self.gates.measure.said(len(part))
                         call.name += part
                     elif not self.spells(key, part):
                         call.said.setdefault(f"{name}.{key}", part)
@@ -305,13 +320,14 @@ class OpenAIWalker(Walker):
         inner: Json = {name.partition(".")[2]: self.plain(v) for name, v in call.said.items() if "." in name}
         if call.name:
             inner["name"] = self.gates.plain(call.name, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
-        channel = self.arguments(call.text)
+        text = call.text.taken()
+        channel = self.arguments(text)
         inner[call.key] = ""
         index, number = key
         delta: Json = {"function_call": inner}
         if number != LEGACY:
             delta = {"tool_calls": [{"index": number, **about, call.within: inner}]}
-        slot = Slot(inner, call.key, channel, keep=True, was=call.text, tool=call.name)
+        slot = Slot(inner, call.key, channel, keep=True, was=text, tool=call.name)
         return Waiting(self._chunk(index, delta), [slot], [channel])
 
     def _whole_calls(self, calls: list[object], waiting: Waiting) -> list[Json]:
@@ -354,7 +370,7 @@ class OpenAIWalker(Walker):
         self._note(around)
         choices: list[Json] = []
         for choice in objects(document["choices"]):
-            index, message = index_of(choice.get("index")), choice.get("message")
+            index, message = numbered(choice.get("index")), choice.get("message")
             self._choices[index] = True
             said = self._said(message, index, waiting, whole=True) if isinstance(message, dict) else None
             choices.append(self._choice(choice, "message", said, None))

@@ -19,6 +19,7 @@ from typing import TypeAlias, cast
 from guardrails.findings import Action, AppliesTo, Finding, Mode
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.loose_json import has_escapes, is_json, one_meaning
+from streaming.gateway.measure import Pieces
 
 Json: TypeAlias = dict[str, object]
 Chunks: TypeAlias = list[Json]
@@ -289,6 +290,12 @@ class Walker(ABC):
             else self._named(part, depth + 1)
             for name, part in value.items()
         }
+
+    def collect(self, pieces: Pieces, text: str) -> None:
+        """Keep a piece of a call until all of it is there; one too long stops the answer. Raises ``Endless``."""
+        pieces.add(text)
+        if pieces.chars > MAX_ARGUMENTS and self.gates.blocked is None:
+            self.gates.block(_unfit("over_long_arguments"))
 
     def arguments(self, text: str) -> Channel:
         """Complete arguments of a call as they may be seen: JSON text with every string in it decoded and looked at.
