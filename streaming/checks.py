@@ -260,6 +260,9 @@ class Later:
     guardrail: Guardrail
     conversation: tuple[Turn, ...] = ()
     outside: Outside | None = None
+    channel: str = ""
+    at: int = 0
+    """Of the text that ``channel`` names, if any: where this one begins."""
 
     @property
     def request(self) -> CheckRequest:
@@ -270,7 +273,10 @@ class Later:
         """What the verdict amounts to, now that it is there."""
         warned(self.guardrail, checked)
         effects = self.gate.verdict(self.check.id, self.guardrail.name, checked.verdict)
-        return [effect[1] for effect in effects if effect[0] == gates.FOUND]
+        found = [effect[1] for effect in effects if effect[0] == gates.FOUND]
+        if not self.channel:
+            return found
+        return [replace(f, channel=self.channel, start=f.start + self.at, end=f.end + self.at) for f in found]
 
 
 def warned(guardrail: Guardrail, checked: Checked) -> None:

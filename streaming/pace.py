@@ -14,6 +14,8 @@ MAX_POINTS = 2_000
 """Points of a timeline that are kept; beyond that neighbours are merged, so that a long answer stays small."""
 BY_CLIENT = "paced_by_client"
 """Says in ``timing`` that the text came when its client sent it: such times are no figures of a provider or a gate."""
+RELAYED = "through_gateway"
+"""Says in ``timing`` that an upstream answered a client of the gateway, in pieces or at once, as that one asked."""
 
 
 class Timeline:
@@ -49,7 +51,7 @@ class Pace:
     def of(cls, timing: Mapping[str, object]) -> Pace:
         """From the ``timing`` of a session."""
         arrivals, releases = points(timing.get("arrivals")), points(timing.get("releases"))
-        if timing.get(BY_CLIENT):
+        if timing.get(BY_CLIENT) or timing.get(RELAYED):
             arrivals = releases = []
         return cls(
             first_token_ms=arrivals[0][0] if arrivals else None,

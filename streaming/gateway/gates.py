@@ -75,6 +75,8 @@ class Channel:
     parts: list[str] = field(default_factory=list)
     visible: list[str] | None = None
     recorded: list[str] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)
+    """Which of what is recorded stands for something that was hidden."""
     raw: list[str] | None = None
     heard: list[str] | None = None
     """What came, for workers who judge texts of this kind when the answer is over."""
@@ -198,6 +200,8 @@ class Gates:
         self.answers = {0: self.answer}
         """The same of every choice."""
         self.findings: list[Finding] = []
+        self.found_in: dict[int, Channel] = {}
+        """By the finding's number; without those of texts that were looked at without a channel."""
         self.questions: list[Question] = []
         self.blocked: Finding | None = None
         self.measure = Measure()
@@ -376,11 +380,14 @@ class Gates:
         for effect in effects:
             if effect[0] == gates.RELEASE or effect[0] == gates.REDACTED:
                 if not stopped:
+                    if effect[0] == gates.REDACTED:
+                        channel.hidden.append(len(channel.recorded))
                     channel.shown(effect[1])
             elif effect[0] == gates.FOUND:
                 if self.noted is not None:
                     self.noted.found(channel.gate, effect[1])
                 self._found(effect[1])
+                self.found_in[len(self.findings)] = channel
             elif effect[0] == gates.CHECK:
                 self.questions.append(Question(channel, effect[1]))
             else:

@@ -41,7 +41,7 @@ def is_parameter(path: Path) -> bool:
 
 def looked(rules: Policy, text: str, applies_to: AppliesTo) -> CheckedText:
     """A short text after the rules of a policy; nobody is asked."""
-    gate, out, parts = Gate(rules, applies_to, "prompt"), CheckedText(), list[str]()
+    gate, out, parts = Gate(rules, applies_to, "names"), CheckedText(), list[str]()
     at = 0
     for effect in [*gate.feed(text), *gate.finish()]:
         if effect[0] == gates.FOUND:
@@ -54,6 +54,7 @@ def looked(rules: Policy, text: str, applies_to: AppliesTo) -> CheckedText:
             parts.append(effect[1])
             at += len(effect[1])
     out.visible = "".join(parts)
+    out.counters = gate.counters
     out.findings.sort(key=lambda finding: (finding.start, finding.end))
     out.action = strongest(out.findings)
     return out
@@ -68,6 +69,8 @@ class Names:
         self._known: dict[tuple[AppliesTo, str], str] = {}
         self.findings: list[Finding] = []
         self.blocked: Finding | None = None
+        self.withheld = 0
+        """Characters of names that were blocked."""
 
     def shown(self, name: str, applies_to: AppliesTo, taken: Iterable[Container[str]]) -> str:
         """A name, and not one of those that are ``taken`` if anything of it is hidden."""
@@ -77,6 +80,7 @@ class Names:
             checked = looked(self._rules, said, applies_to)
             self.findings += checked.findings
             self.blocked = self.blocked or checked.blocked
+            self.withheld += 0 if checked.blocked is None else len(said) - checked.counters.released
             found = self._known[(applies_to, name)] = self._mask(said, checked)
         if found == name:
             return name

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
@@ -23,6 +23,7 @@ from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import gate_text
 from streaming.core.text import unusable
+from streaming.gateway.laid import Asked, channel_of
 from streaming.gateway.loose_json import laid_open
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter
@@ -77,8 +78,12 @@ class Prompted:
     looked: list[Looked] = field(default_factory=list)
     media: tuple[str, ...] = ()
     chars: int = 0
+    withheld: int = 0
+    """Characters of what was blocked."""
     beside: list[tuple[AppliesTo, str]] = field(default_factory=list)
     """Results of tools and documents that the model has not answered yet, as they came."""
+    redactions: list[tuple[int, str]] = field(default_factory=list)
+    """Offsets in ``shown``, and the placeholders that stand there."""
     hiding: Hiding | None = None
     """What hides values from guardrails that are asked over the network; None: nothing does."""
 
@@ -99,6 +104,8 @@ class _Place:
     applies_to: AppliesTo
     turn: int = -1
     structure: bool = False
+    top: str | int = ""
+    """The field of the request that it is in."""
     inner: bool = False
     """It stands in JSON within a string, which is a place of its own."""
 
@@ -135,21 +142,25 @@ async def guarded(
             (place.text, place.applies_to) for place in (*walk.places, *(place for place, _, _ in walk.inside))
         )
     earlier = await _visible(policy, turns, swept)
-    await _check(policy, walk.places, earlier, out, mask)
+    asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
+    last: Json = cast("list[Json]", copied["messages"])[asked] if asked >= 0 else {}
+    asking = Asked(asked, last.get("content"), turns[asked].text if asked >= 0 else "", last)
+    await _check(policy, walk.places, earlier, out, mask, asking)
     second: list[_Place] = []
     for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
         text = place.text if value == before else json.dumps(value, ensure_ascii=False)
-        second.append(_Place(place.holder, place.key, text, place.applies_to, place.turn))
+        second.append(replace(place, text=text, structure=False, inner=False))
     if out.hiding is not None:
         await out.hiding.learn((place.text, place.applies_to) for place in second)
-    await _check(policy, second, earlier, out, mask, again=True)
+    await _check(policy, second, earlier, out, mask, asking, again=True)
     out.findings += walk.names.findings
     copied = out.body = sweep(copied, swept, walk.media.apart)
     out.blocked = out.blocked or walk.names.blocked
-    asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
+    out.withheld += walk.names.withheld
     if asked >= 0:
         out.raw = turns[asked].text
         out.shown = _text_of(cast("list[Json]", copied["messages"])[asked].get("content"))
+        out.redactions = asking.settled(out.shown, out.findings, out.later)
     answered = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
     out.beside = [
         (place.applies_to, place.text)
@@ -161,14 +172,10 @@ async def guarded(
     return out
 
 
-def channel_of(place: _Place) -> str:
-    """What findings in it say of where they are."""
-    return "prompt" if place.turn < 0 else f"messages[{place.turn}]"[:32]
-
-
 async def _check(
-    policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, *, again: bool = False
-) -> None:
+    policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked,
+    *, again: bool = False,
+) -> None:  # fmt: skip
     rules = policy.only(Checkpoint.IMMEDIATE)
 
     async def one(place: _Place) -> tuple[_Place, CheckedText]:
@@ -176,7 +183,7 @@ async def _check(
             rules if place.structure else policy,
             place.text,
             applies_to=place.applies_to,
-            channel=channel_of(place),
+            channel=channel_of(place.turn, place.top),
             conversation=turns[: max(0, place.turn)],
             later=True,
             outside=None if out.hiding is None else out.hiding.told(place.text, place.applies_to),
@@ -192,13 +199,17 @@ async def _check(
             if len(place.text) > 2_000:
                 await asyncio.sleep(0)  # others stream meanwhile
     for place, checked in done:
-        out.looked.append(looked_at(checked, place.text, place.applies_to, channel_of(place)))
+        out.looked.append(looked_at(checked, place.text, place.applies_to, channel_of(place.turn, place.top)))
         out.chars += len(place.text)
-        out.findings += checked.findings
+        if checked.blocked is not None and (out.blocked is None or not again):
+            out.withheld += len(place.text) - checked.counters.released
         out.blocked = out.blocked or checked.blocked
         out.statuses += checked.statuses
-        out.later += checked.later
-        place.holder[place.key] = mask(place.text, checked, again=again)  # type: ignore[index]  # keys are its own
+        shown = mask(place.text, checked, again=again)
+        place.holder[place.key] = shown  # type: ignore[index]  # keys are its own
+        findings, later = asked.looked(place.holder, place.key, place.text, shown, checked)
+        out.findings += findings
+        out.later += later
 
 
 class _Walk:
@@ -251,7 +262,7 @@ class _Walk:
             holder[key] = self.copy(value, path, applies_to, turn)  # type: ignore[index]
             if self._found_in_number(value, path, applies_to):
                 said = holder[key] = spelled(cast("int | float", value))  # type: ignore[index]  # what hides it is text
-                self.places.append(_Place(holder, key, said, applies_to, turn, structure=True))
+                self.places.append(_Place(holder, key, said, applies_to, turn, structure=True, top=path[0]))
             return
         if why := unusable(value):
             raise BadRequest(f"“{_dotted(path)}” {why}.", _dotted(path))
@@ -262,7 +273,7 @@ class _Walk:
         if inner is None:
             value = holder[key] = laid_open(value, self._finder(applies_to))  # type: ignore[index]
         structure, inside = _is_structure(path, value), "json" in path
-        place = _Place(holder, key, value, applies_to, turn, structure=structure, inner=inside)
+        place = _Place(holder, key, value, applies_to, turn, structure=structure, top=path[0], inner=inside)
         if inner is None:
             if value:
                 self.places.append(place)

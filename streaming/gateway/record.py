@@ -26,13 +26,14 @@ from streaming.bookends import policy_ref
 from streaming.conf import conf
 from streaming.core.events import GuardrailStatus
 from streaming.database import AWAY
+from streaming.gateway import laid
 from streaming.gateway.gates import Gates, outcome_of, widened
 from streaming.gateway.prompt import Prompted, conversation
 from streaming.gateway.shadow import looked
 from streaming.log import LogUnavailable, MemoryLog, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession, Message
-from streaming.pace import Timeline
+from streaming.pace import RELAYED, Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 from streaming.shadow.record import ShadowRecord, acted
 from streaming.together import together
@@ -67,6 +68,8 @@ class Record:
     releases: Timeline = field(default_factory=Timeline)
     came: int = 0
     settled: int = 0
+    stop_reason: str = ""
+    """Why the upstream ended the answer, as it said."""
     shadow: ShadowPolicy | None = None
     _written: int = 0
     _writing: asyncio.Task[None] | None = None
@@ -118,16 +121,18 @@ class Record:
         self, gates: Gates, usage: dict[str, int], *, outcome: Outcome | None = None, code: str = "", error: str = ""
     ) -> None:
         """The request is over. ``outcome`` None: what the guardrails made of it."""
-        findings = [*self.prompted.findings, *gates.findings, *self.late]
+        answered, redactions = laid.answered(gates)
+        findings = [*self.prompted.findings, *answered, *self.late]
         numbered = tuple(_numbered(finding, n) for n, finding in enumerate(findings, start=1))
-        blocked = self.prompted.blocked is not None or gates.blocked is not None
+        unasked = self.prompted.blocked is not None
         self.moved(gates)
         chars_in, released, withheld, exposed = gates.counts()
         guardrails: totals.AllTotals = {}
         checks = totals.add(guardrails, findings=numbered, statuses=[*self.prompted.statuses, *self.statuses])
-        outcome = outcome or outcome_of(list(numbered), blocked=blocked)
-        deferred = () if blocked else tuple(self._deferred(gates))
+        outcome = outcome or outcome_of(list(numbered), blocked=unasked or gates.blocked is not None)
+        deferred = () if unasked else tuple(self._deferred(gates))
         timing: dict[str, object] = {
+            RELAYED: True,
             "calls": 1,
             "chunks": self.chunks,
             "checks": checks,
@@ -144,12 +149,19 @@ class Record:
             outcome=outcome,
             status=_STATUS.get(outcome, Message.Status.COMPLETE),
             content=text_of(gates),
-            metadata={"provider": self.provider, "model": self.model, "usage": usage, "streaming": self.streaming},
+            metadata={
+                "provider": self.provider,
+                "model": self.model,
+                "usage": usage,
+                "streaming": self.streaming,
+                "stop_reason": self.stop_reason,
+                "redactions": [list(pair) for pair in redactions],
+            },
             findings=numbered,
             deferred=deferred,
             chars_in=chars_in,
             released=released,
-            withheld=withheld,
+            withheld=withheld + self.prompted.withheld,
             exposed=exposed,
             model=self.model,
             timing=timing,
@@ -254,6 +266,7 @@ async def opened(
     new = NewSession(
         visitor=visitor,
         prompt=prompted.shown,
+        prompt_metadata={"redactions": [list(pair) for pair in prompted.redactions]},
         policy=policy_ref(policy),
         provider=provider,
         model=model[:200],

@@ -178,6 +178,7 @@ class Relay:
     async def _surely(self, outcome: Outcome | None, code: str, error: str) -> None:
         """Write the end although this task may be (or be being) cancelled; the cancellation comes after it."""
         self._gates.let_go()
+        self._record.stop_reason = self._walker.stop_reason
         work = self._record.end(self._gates, self._walker.usage, outcome=outcome, code=code, error=error)
         task = asyncio.ensure_future(work)
         try:

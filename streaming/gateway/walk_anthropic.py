@@ -64,6 +64,8 @@ class AnthropicWalker(Walker):
                 self._over = True
                 said = cast("Json", self.once(chunk, (str(chunk["type"]),)))
                 self.usage |= counts_in(said.get("usage"))
+                if isinstance(delta := chunk.get("delta"), dict):
+                    self.ended_for(delta.get("stop_reason"))
                 waiting = Waiting(said)
                 self._end_events(waiting)
                 for index in list(self._open):
@@ -268,6 +270,7 @@ class AnthropicWalker(Walker):
         waiting = Waiting({})
         around = cast("Json", self.plain({**document, "content": []}))
         self.usage |= counts_in(around.get("usage"))
+        self.ended_for(document.get("stop_reason"))
         if isinstance(model := around.get("model"), str):
             self.model = model
         content = [self._whole_block(block, at, waiting) for at, block in enumerate(objects(document["content"]))]

@@ -75,6 +75,7 @@ class OllamaWalker(Walker):
                 self._fields.put(waiting.chunk, name, value, (name,), top)
         if done or whole:
             self._over = True
+            self.ended_for(line.get("done_reason"))
             counts = {"input_tokens": line.get("prompt_eval_count"), "output_tokens": line.get("eval_count")}
             self.usage |= {name: value for name, value in counts.items() if isinstance(value, int)}
             self._end(waiting)

@@ -110,6 +110,8 @@ class OpenAIWalker(Walker):
             ends = bool(choice.get("finish_reason"))
             if ends:
                 self._end(index, waiting)
+                if index == 0:
+                    self.ended_for(choice.get("finish_reason"))
             choices.append(self._choice(choice, "delta", said, self._beside(index, waiting)))
         if self.complete:  # before the counts, which a library takes from the last chunk
             self._end_top(waiting)
@@ -372,6 +374,8 @@ class OpenAIWalker(Walker):
         for choice in objects(document["choices"]):
             index, message = numbered(choice.get("index")), choice.get("message")
             self._choices[index] = True
+            if index == 0:
+                self.ended_for(choice.get("finish_reason"))
             said = self._said(message, index, waiting, whole=True) if isinstance(message, dict) else None
             choices.append(self._choice(choice, "message", said, None))
         waiting.chunk = {**around, "choices": choices}

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import TypeAlias, cast
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode
+from streaming import stops
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.loose_json import has_escapes, is_json, one_meaning
 from streaming.gateway.measure import Pieces
@@ -113,6 +114,8 @@ class Walker(ABC):
         self.deciding = gates.deciding
         """Something may be kept from the reader."""
         self.usage: dict[str, int] = {}
+        self.stop_reason = ""
+        """Why the first choice ended, as the upstream says and rules leave it."""
         self.model = ""
         self.finished = False
         self._first: dict[tuple[str | int, ...], str] = {}
@@ -212,6 +215,11 @@ class Walker(ABC):
     def comes_late(self, channel: Channel, say: Callable[[str], Json]) -> None:
         """A channel whose text may come later than the chunk that it stood in; ``say`` makes a chunk of it."""
         self._late[id(channel)] = (channel, say)
+
+    def ended_for(self, said: object) -> None:
+        """What the upstream says of why the first choice ended."""
+        if isinstance(said, str) and said:
+            self.stop_reason = said if stops.known(said) else stops.kept(self.gates.plain(said))
 
     # -- texts --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from streaming import endings, registry, sessions, tasks
 from streaming.api.gateway import front
 from streaming.api.gateway.ollama import FRONT as OLLAMA
 from streaming.api.gateway.wire import Reader
+from streaming.audit.screens.detail import session_view
 from streaming.gateway.relay import Over, Told
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditEntry, AuditSession
@@ -84,6 +85,11 @@ async def test_it_works(stream: bool) -> None:
     assert session.prompt.content.startswith("my card is MASK-CARD-")
     assert "[SSN]" in session.answer.content
     assert "536-22-8145" not in session.answer.content
+    texts = (await database_sync_to_async(session_view)(session)).texts
+    assert [text.over.placed for text in texts] == [True, True]
+    assert all(any(run.chip and run.numbers for run in text.over.segments) for text in texts), "marked and numbered"
+    assert session.answer.metadata["stop_reason"] == "stop"
+    assert session.first_token_ms is None, "the admin's figures are of the chat"
     assert await session.findings.acount() >= 4
     assert await AuditSession.objects.acount() == 1
     kinds = [kind async for kind in AuditEntry.objects.order_by("seq").values_list("kind", flat=True)]
@@ -113,7 +119,18 @@ async def test_a_blocked_prompt_is_a_row_of_its_own_and_asks_nobody() -> None:
     assert (status, json.loads(said)["choices"][0]["finish_reason"]) == (200, "content_filter")
     assert headers["X-Sluicegate-Action"] == "block"
     session = await ended(headers["X-Sluicegate-Session"])
-    assert (session.outcome, session.chars_in) == ("blocked", 0)
+    assert (session.outcome, session.chars_in, session.withheld) == ("blocked", 0, len("heron"))
+
+
+async def test_where_an_answer_is_blocked_those_who_only_watch_are_asked_as_in_the_chat() -> None:
+    words = {"name": "w", "kind": "keywords", "action": "block", "config": {"keywords": ["lock"]}}
+    judge = {"name": "harm", "kind": "ai_judge", "mode": "MONITOR", "config": {"rubric": "harm"}}
+    await database_sync_to_async(install)(document={"policy": "no", "guardrails": [words, judge]})
+    _, _, headers = await ask(await new_key("no"), "scripted/clean", "How does it work?", stream=True)
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert session.outcome == "blocked"
+    asked = session.deferred_checks.values_list("guardrail", "applies_to")
+    assert {one async for one in asked} == {("harm", "prompt"), ("harm", "response")}
 
 
 async def test_an_upstream_that_cannot_be_reached_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,3 +333,23 @@ def test_pictures_in_an_answer_pass_only_where_nothing_decides(policy: Policy, b
         assert (PIXELS in text) is (policy is OPEN)
         assert "A heron" in text
         assert "there." in text
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
+@pytest.mark.parametrize("dialect", WALKERS)
+def test_why_an_answer_ended_is_kept_as_a_plain_name_that_rules_have_seen(dialect: str, whole: bool) -> None:
+    def kept(reason: str) -> str:
+        walker = WALKERS[dialect](Gates(REDACTING))
+        choice = {"index": 0, "message": {"content": "Hi"}, "delta": {"content": "Hi"}, "finish_reason": reason}
+        documents: dict[str, list[Json]] = {
+            "openai": [{"choices": [choice, choice | {"index": 1, "finish_reason": "stop"}]}],
+            "anthropic": [{"type": "message_delta", "delta": {"stop_reason": reason}}],
+            "ollama": [{"message": {"content": "Hi"}, "done": True, "done_reason": reason}],
+        }
+        if whole:
+            documents["anthropic"] = [{"type": "message", "content": [], "stop_reason": reason}]
+        for one in documents[dialect]:
+            (walker.whole if whole else walker.take)(one)
+        return walker.stop_reason
+
+    assert [kept("length"), kept("536-22-8145"), kept("cut off here")] == ["length", "other", "other"]
