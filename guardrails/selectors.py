@@ -80,12 +80,16 @@ class PolicyInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShadowPolicy:
-    """The version that is to run beside the active one. ``policy`` None: it does not load; ``reason`` says why."""
+    """The version that is to run beside the active one. ``policy`` None: it does not load; ``reason`` says why.
+
+    ``paid``: its guardrails that go over the network are asked, too.
+    """
 
     version: int
     digest: str
     policy: Policy | None
     reason: str = ""
+    paid: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from guardrails.findings import HIDING, AppliesTo, Finding, Mode, Verdict
-from guardrails.kinds.base import Turn
+from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
-from streaming.checks import Checked, Later, run_check, settled, status_after
+from streaming.checks import Checked, run_check, settled, status_after
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import Gate
 from streaming.slices import fed
@@ -70,20 +70,32 @@ async def judge_sentences(
     gate = Gate(policy.alone(guardrail), applies_to, channel, monitor=True)
     effects = [*await fed(gate, text), *gate.finish()]
     asked = (await settled(gate, effects, conversation=turns, clock=clock, later=True)).later
+    results = await ask_each(guardrail, [question.request for question in asked], limit_s=limit_s, clock=clock)
+    found = [finding for question, each in zip(asked, results, strict=True) for finding in question.findings(each)]
+    statuses = tuple(status_after(guardrail, each) for each in results)
+    return Judged(worst_of(results), tuple(sorted(found, key=lambda finding: finding.start)), statuses)
+
+
+async def ask_each(
+    guardrail: Guardrail,
+    requests: Sequence[CheckRequest],
+    *,
+    limit_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    tries: int = 1,
+) -> list[Checked]:
+    """What one guardrail says of each; what is left after ``limit_s`` seconds is not asked, and says so."""
     turn = asyncio.Semaphore(1 if guardrail.apart is not None or guardrail.impl.computes else AT_ONCE)
     began = clock()
 
-    async def one(question: Later) -> Checked:
+    async def one(request: CheckRequest) -> Checked:
         async with turn:
             if clock() - began >= limit_s:
                 late = Verdict(hit=False, error=f"not asked: the text took longer than {limit_s:g} s")
                 return Checked(late, 0.0, timed_out=True, permanent=True)
-            return await run_check(guardrail, question.request, clock, tries=1)
+            return await run_check(guardrail, request, clock, tries=tries)
 
-    results = await asyncio.gather(*map(one, asked))
-    found = [finding for question, each in zip(asked, results, strict=True) for finding in question.findings(each)]
-    statuses = tuple(status_after(guardrail, each) for each in results)
-    return Judged(worst_of(results), tuple(sorted(found, key=lambda finding: finding.start)), statuses)
+    return await asyncio.gather(*map(one, requests))
 
 
 def worst_of(results: list[Checked]) -> Checked:

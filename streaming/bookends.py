@@ -200,9 +200,27 @@ def _deferred(run: Run, answer: Answer) -> list[DeferredText]:
     ]
 
 
+def for_shadow(run: Run, answer: Answer) -> tuple[DeferredText, ...]:
+    """Prompt and answer for the shadow's DEFERRED guardrails, as far as the active version let the answer come."""
+    if run.shadow is None or (policy := run.shadow.policy) is None:
+        return ()
+    texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, answer.raw[: answer.stopped_at(("text", 0))]))
+    return tuple(
+        DeferredText(guardrail.name, applies_to.value, text, turns=_before(run, guardrail, applies_to))
+        for applies_to, text in texts
+        if text
+        for guardrail in policy.deferred(applies_to)
+    )
+
+
 def _handed_over(run: Run, guardrail: Guardrail, applies_to: AppliesTo) -> tuple[Turn, ...] | None:
     """What was said before, where it is stored nowhere; None: a worker reads it in the conversation."""
-    if not run.handed_over or not guardrail.impl.wants_conversation:
+    return _before(run, guardrail, applies_to) if run.handed_over else None
+
+
+def _before(run: Run, guardrail: Guardrail, applies_to: AppliesTo) -> tuple[Turn, ...] | None:
+    """What was said before, for who wants to know."""
+    if not guardrail.impl.wants_conversation:
         return None
     turns = run.turns
     if applies_to is AppliesTo.PROMPT:

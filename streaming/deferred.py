@@ -30,7 +30,7 @@ from streaming.audit import services as audit
 from streaming.checks import Checked, run_check, state_after, warned
 from streaming.conf import conf
 from streaming.core.events import FindingEvent, GuardrailStatus, ServerEvent, StateChange
-from streaming.leases import Busy, Lease, give_back, take_lease
+from streaming.leases import Busy, Lease, give_back, may_pass, take_lease
 from streaming.log import LogUnavailable, SessionLog
 from streaming.models import AuditSession, DeferredCheck
 from streaming.sealed import SealBroken, unseal
@@ -107,7 +107,7 @@ async def _make(lease: Lease, log: SessionLog, clock: Callable[[], float], again
         judged = await _judged(policy, guardrail, text, lease, turns, clock, tries)
         if not lease.sentences:  # each of those has been looked at by itself
             warned(guardrail, judged.checked)
-        if again is not None and _may_pass(guardrail, judged.checked, lease):
+        if again is not None and may_pass(guardrail, judged.checked, lease.attempt):
             words = f"{judged.checked.verdict.error}; trying again"
             spent = not judged.checked.circuit_open
             if await database_sync_to_async(give_back)(lease=lease, words=words, spent=spent):
@@ -172,18 +172,6 @@ async def tell(
         await log.append(session_id, payloads, ms=ms, floor=last_seq + SEQ_RESERVE + ms, known=max(1, last_seq))
     except LogUnavailable:
         logger.warning("readers_not_told", session=session_id)
-
-
-def _may_pass(guardrail: Guardrail, checked: Checked, lease: Lease) -> bool:
-    """Did it fail on the way to somebody else, and are there attempts left? Where nobody was asked there always are.
-
-    That ends as well: a session waits for its checks for so long, and then the sweep lets them expire. An answer out of
-    form is final, as it is in a stream: a text could have itself judged three times.
-    """
-    if checked.circuit_open:
-        return True
-    failed = checked.verdict.error is not None and not (checked.permanent or checked.answered)
-    return failed and guardrail.impl.performance.network and lease.attempt < conf().check_attempts
 
 
 def record_result(

@@ -15,6 +15,8 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
+from guardrails.policy import Guardrail
+from streaming.checks import Checked
 from streaming.conf import conf
 from streaming.database_clock import database_now
 from streaming.models import DeferredCheck, place_of
@@ -55,6 +57,18 @@ class Busy:
     """The check's guardrail has, in its policy, all the checks under way that it may have."""
 
 
+def may_pass(guardrail: Guardrail, checked: Checked, attempt: int) -> bool:
+    """Did it fail on the way to somebody else, and are there attempts left? Where nobody was asked there always are.
+
+    That ends as well: nobody waits for a check for ever, and then the sweep ends it. An answer out of form is final, as
+    it is in a stream: a text could have itself judged three times.
+    """
+    if checked.circuit_open:
+        return True
+    failed = checked.verdict.error is not None and not (checked.permanent or checked.answered)
+    return failed and guardrail.impl.performance.network and attempt < conf().check_attempts
+
+
 def give_back(*, lease: Lease, words: str, spent: bool = True) -> bool:
     """Let the check wait again, with why. False when the lease is not held any more.
 
@@ -76,7 +90,7 @@ def take_lease(*, check_id: int) -> Lease | Busy | None:
         row = DeferredCheck.objects.filter(pk=check_id).select_related("session").first()
         if row is None or row.state != CheckState.WAITING:
             return None
-        _one_at_a_time(row.session.policy_name, row.guardrail)
+        one_at_a_time(row.session.policy_name, row.guardrail)
         under_way = DeferredCheck.objects.filter(
             state=CheckState.CHECKING,
             started_at__gte=database_now() - timedelta(seconds=conf().check_lease_s),
@@ -122,7 +136,7 @@ def _lease(row: DeferredCheck) -> Lease:
     )
 
 
-def _one_at_a_time(policy: str, guardrail: str) -> None:
+def one_at_a_time(policy: str, guardrail: str) -> None:
     """Until the transaction is over nobody else counts this guardrail's checks. A file has one writer anyway."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

@@ -38,7 +38,7 @@ from streaming.checks import FAILURES
 from streaming.database import AWAY
 from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
-from streaming.models import AuditSession, DeferredCheck
+from streaming.models import AuditSession, DeferredCheck, ShadowCheck
 from streaming.providers.base import ProviderTimeout, available
 from streaming.shadow.record import ShadowRecord
 from streaming.upstreams import offered_now
@@ -210,6 +210,12 @@ CHECKS = Gauge(
     ("guardrail", "state"),
     registry=REGISTRY,
 )
+SHADOW_CHECKS = Gauge(
+    "sluicegate_shadow_checks",
+    "Checks of shadows that are still to be made, of all processes, by how they stand.",
+    ("guardrail", "state"),
+    registry=REGISTRY,
+)
 NOT_REPAIRED = Gauge(
     "sluicegate_not_repaired",
     "Things that the last sweep could not repair, whichever worker made it, by part.",
@@ -306,9 +312,17 @@ def _checks() -> list[tuple[str, str, int]]:
     return list(rows.values_list("guardrail", "state").annotate(number=Count("pk")))
 
 
+def _shadow_checks() -> list[tuple[str, str, int]]:
+    rows = ShadowCheck.objects.order_by().values_list("guardrail", "state")
+    return list(rows.annotate(number=Count("pk")))
+
+
 async def read_checks() -> None:
     """How deferred checks ended, or that they wait: workers make them, and have no such page."""
-    found = await database_sync_to_async(_checks)()
+    found, beside = await database_sync_to_async(lambda: (_checks(), _shadow_checks()))()
+    SHADOW_CHECKS.clear()
+    for guardrail, state, number in beside:
+        SHADOW_CHECKS.labels(guardrail, state).set(number)
     CHECKS.clear()
     for guardrail, state, number in found:
         CHECKS.labels(guardrail, state).set(number)

@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from guardrails.models import Policy
 from streaming.flags import RolloutFlag as RolloutFlag
+from streaming.shadow.outbox import ShadowCheck as ShadowCheck
 from streaming.shadow.record import COMPARISON_WORDS
 from streaming.texts import SealedJSONField, SealedTextField
 from streaming.upstreams import Upstream as Upstream
@@ -430,6 +431,7 @@ class AuditEntry(models.Model):
         REVIEW = "review"
         REVEAL = "reveal"
         PURGE = "purge"
+        SHADOW = "shadow"
 
     seq = models.PositiveBigIntegerField(primary_key=True)
     kind = models.CharField(max_length=16, choices=Kind.choices)

@@ -25,7 +25,7 @@ from streaming.agent import MAX_ROUNDS, TOO_LATE, Agent, Said
 from streaming.answer import Answer
 from streaming.asking import Asking
 from streaming.beside import Beside
-from streaming.bookends import Result, Run, closing, ending, opening
+from streaming.bookends import Result, Run, closing, ending, for_shadow, opening
 from streaming.calls import Call
 from streaming.checks import MAX_UNANSWERED, Looked
 from streaming.conf import Conf
@@ -56,7 +56,7 @@ from streaming.providers.base import Deadline, ProviderError, ProviderRequest
 from streaming.resilience import answer_s
 from streaming.sessions import DeferredText, State
 from streaming.shadow.record import acted
-from streaming.shadow.running import Shadow
+from streaming.shadow.running import Compared, Shadow
 from streaming.tools.base import all_tools
 from streaming.wake import Line, Wake
 
@@ -205,8 +205,7 @@ class Pump:
         await self._outlet.tell()
         self._beside.given(self._run.looked, self._run.request.messages)
         if self._shadow is not None:
-            for looked in self._run.looked:
-                self._shadow.look(looked)
+            self._shadow.given(self._run.looked, self._run.request.messages)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
         stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
@@ -531,10 +530,17 @@ class Pump:
         metrics.answered(self._run, self._answer, result, stored.outcome, took_ms=took_ms, feeds_ms=feeds_ms)
         if self._shadow is not None:
             self._accompany()  # the loop may have ended between taking and telling
-            did = acted(self._run.policy, self._answer.findings, monitor=self._run.monitor)
+            thinking, shown = self._answer.thought
+            self._shadow.thought(thinking[: self._answer.stopped_at(("thinking", 0))], shown)
+            beside = Compared(
+                self._run.policy,
+                acted(self._run.policy, self._answer.findings, monitor=self._run.monitor),
+                for_shadow(self._run, self._answer),
+                tuple(stored.deferred),
+                self._answer.shown(("text", 0))[1],
+            )
             grace_s = 0.0 if stored.outcome is Outcome.INTERRUPTED else None
-            shadow = await self._shadow.record(self._answer, acted=did, grace_s=grace_s)
-            stored = replace(stored, shadow=shadow)
+            stored = replace(stored, shadow=await self._shadow.record(self._answer, beside, grace_s=grace_s))
             metrics.shadowed(self._run.policy.name, stored.shadow)
         try:
             state = await endings.store(stored, session_id=self._run.started.session_id, log=self._around.log)
@@ -555,7 +561,7 @@ class Pump:
                 await self._outlet.tell_all()
             except LogUnavailable:
                 logger.warning("session_log_lost_at_end", session=self._run.started.session_id)
-        if state is State.MONITORING:
+        if state is State.MONITORING or (stored.shadow is not None and stored.shadow.late):
             await self._around.queue_checks(self._run.started.session_id)
         await trials.after_answer(self._run.policy, self._answer.raw, feeds_ms, self._around.clock)
 

@@ -32,11 +32,12 @@ from guardrails.kinds.base import Turn
 from streaming import conversing, models
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
-from streaming.models import AuditSession, Conversation, DeferredCheck, Message, place_of
+from streaming.models import AuditSession, Conversation, DeferredCheck, Message, ShadowCheck, place_of
 from streaming.pace import Pace
 from streaming.salvage import Salvaged
 from streaming.sealed import seal
 from streaming.shadow.record import ShadowRecord
+from streaming.shadow.sealing import rows_of
 
 State = AuditSession.State
 FALLBACK_CHARS = 200
@@ -321,6 +322,8 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         rows = [finding_row(session_id, hit) for hit in ending.findings]
         models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
         DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
+        if ending.shadow is not None and ending.shadow.late:
+            ShadowCheck.objects.bulk_create(rows_of(session_id, ending.shadow))
         if target is State.COMPLETE:
             audit.sealed(session_id=session_id)
     return target

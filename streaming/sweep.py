@@ -30,6 +30,7 @@ from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import RedisLog
 from streaming.models import AuditSession, DeferredCheck
 from streaming.salvage import salvage
+from streaming.shadow import worker
 from streaming.standing import lines_of, untold
 from streaming.swept import Failures
 
@@ -63,11 +64,16 @@ class Swept:
 
 
 async def sweep(
-    now: datetime, log: SessionLog, queue: Callable[[int], object], *, watched: Callable[[int], object] | None = None
+    now: datetime,
+    log: SessionLog,
+    queue: Callable[[int], object],
+    *,
+    watched: Callable[[int], object] | None = None,
+    shadows: Callable[[int], object] | None = None,
 ) -> Swept:
     """One round of repair at the time ``now`` of the database's clock; ``queue`` hands a check to the workers.
 
-    ``watched`` does so with checks whose answer somebody reads.
+    ``watched`` does so with checks whose answer somebody reads, ``shadows`` with those of shadows.
     """
     done = Swept()
     # One after the other: what a part leaves undone for want of the store or of one bad row is no reason for the next.
@@ -80,6 +86,7 @@ async def sweep(
     with done.failures.alone("tombstones"):
         await database_sync_to_async(forget)(now - timedelta(seconds=conf().tombstone_s))
     await _queue_again(now, log, done, queue, watched or queue)
+    await _see_to_shadows(now, done, shadows)
     if isinstance(log, RedisLog):
         with suppress(LogUnavailable):
             await swept.note(log, done.failures.number)
@@ -141,6 +148,17 @@ async def _queue_again(
     for check_id, one in await database_sync_to_async(_sessions_of)(done.requeued):
         with one.logged(), done.failures.alone("checks"):
             (watched if one.watched else queue)(check_id)
+
+
+async def _see_to_shadows(now: datetime, done: Swept, queue: Callable[[int], object] | None) -> None:
+    """What shadows were not told in time is not waited for any more; the rest goes behind what is queued already."""
+    with done.failures.alone("checks"):
+        for check_id, why in await database_sync_to_async(worker.overdue)(now=now):
+            with done.failures.alone("checks"):
+                await database_sync_to_async(worker.give_up)(check_id, why)
+        if queue is not None:
+            for check_id in await database_sync_to_async(worker.requeue)(now=now):
+                queue(check_id)
 
 
 async def _lives(log: SessionLog, session_id: str) -> bool:

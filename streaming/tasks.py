@@ -7,11 +7,12 @@ another one; that a task may therefore run twice is what ``deferred`` is built f
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from asgiref.sync import async_to_sync
-from celery import current_task, shared_task
+from celery import Task, current_task, shared_task
 from channels.db import database_sync_to_async
 from django.utils import timezone
 from kombu.exceptions import OperationalError
@@ -27,6 +28,7 @@ from streaming.database_clock import database_now
 from streaming.deferred import run_deferred
 from streaming.log_redis import own_log
 from streaming.selectors import open_checks
+from streaming.shadow.worker import open_shadow_checks, run_shadow_check
 from streaming.sweep import WATCHED as WATCHED_ORIGINS
 from streaming.sweep import sweep as sweep_once
 from streaming.workers import workers_alive
@@ -34,13 +36,16 @@ from streaming.workers import workers_alive
 logger = structlog.get_logger(__name__)
 
 __all__ = ["check", "keep_audit_head", "purge", "queue_chain_check", "queue_check", "queue_session",
-           "queue_watched", "sweep", "verify_chain", "watch_rollouts", "workers_alive"]  # fmt: skip
+           "queue_shadow_check", "queue_watched", "shadow_check", "sweep", "verify_chain", "watch_rollouts",
+           "workers_alive"]  # fmt: skip
 
 
 WATCHED = 3
 """Priority of checks whose answer somebody reads, 0 first: the sweep, which repairs, waits behind none."""
 CHECKS = 5
 """Priority of all other checks: of one-shot calls, of the gateway, and whatever else comes in bulk."""
+SHADOWS = 7
+"""Priority of what a shadow still has to be told, which nobody waits for at all."""
 PURGE_S = 45.0
 """How long one purge begins further steps; well before the time at which a task is ended."""
 
@@ -58,6 +63,14 @@ async def _check(check_id: int) -> None:
         await run_deferred(check_id, log, again=queue_again)
 
 
+@shared_task(name="streaming.tasks.shadow_check", acks_late=True, ignore_result=True)
+def shadow_check(check_id: int) -> None:
+    """Make one check of a shadow."""
+    asked_by = correlation_in(str(current_task.request.id)) if current_task else ""
+    with structlog.contextvars.bound_contextvars(**({"correlation_id": asked_by} if asked_by else {})):
+        async_to_sync(run_shadow_check)(check_id, again=queue_shadow_check)
+
+
 @shared_task(name="streaming.tasks.sweep", ignore_result=True, expires=30)
 def sweep() -> None:
     """Repair what dead processes left behind; runs every 10 s and whenever a worker starts."""
@@ -66,7 +79,8 @@ def sweep() -> None:
 
 async def _sweep() -> None:
     async with own_log() as log:
-        done = await sweep_once(await database_sync_to_async(database_now)(), log, queue_check, watched=queue_watched)
+        now = await database_sync_to_async(database_now)()
+        done = await sweep_once(now, log, queue_check, watched=queue_watched, shadows=queue_shadow_check)
     failed = done.failures.number.total()
     if done.lost or done.requeued or done.expired or failed:
         counts = {"lost": len(done.lost), "requeued": len(done.requeued), "expired": len(done.expired)}
@@ -134,9 +148,18 @@ def queue_check(check_id: int, delay_s: float = 0.0, *, priority: int = CHECKS) 
 
     The task is named after the correlation id that is bound here, so that all lines about it lead to the call.
     """
+    return _queue(check, check_id, delay_s, priority)
+
+
+def queue_shadow_check(check_id: int, delay_s: float = 0.0) -> bool:
+    """The same with one of a shadow, behind all that anybody waits for."""
+    return _queue(shadow_check, check_id, delay_s, SHADOWS)
+
+
+def _queue(task: Task[[int], None], check_id: int, delay_s: float, priority: int) -> bool:
     task_id = task_id_of(str(structlog.contextvars.get_contextvars().get("correlation_id", "")))
     try:
-        check.apply_async((check_id,), task_id=task_id, retry=False, priority=priority, countdown=delay_s)
+        task.apply_async((check_id,), task_id=task_id, retry=False, priority=priority, countdown=delay_s)
     except (OperationalError, OSError) as error:
         logger.warning("check_not_queued", check=check_id, error=type(error).__name__)
         return False
@@ -155,23 +178,33 @@ def queue_again(check_id: int, delay_s: float) -> bool:
 
 
 async def queue_session(session_id: str) -> None:
-    """Hand all open checks of a session to the workers.
+    """Hand all open checks of a session, and of its shadow, to the workers.
 
     Publishing blocks, for seconds while the broker is away: it has a thread of its own, because the one that all
     database work shares must go on.
     """
-    checks = await database_sync_to_async(
-        lambda: list(open_checks(session_id).values_list("pk", "session__correlation_id", "session__origin"))
-    )()
+    checks = await database_sync_to_async(_open)(session_id)
     await asyncio.get_running_loop().run_in_executor(_publisher, _publish, session_id, checks)
 
 
 _publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
+_Queued = tuple[Callable[[int], bool], int, str]
 
 
-def _publish(session_id: str, checks: list[tuple[int, str, str]]) -> None:
-    for check_id, correlation_id, origin in checks:
+def _open(session_id: str) -> list[_Queued]:
+    """How each is handed over, with the id of the call that it belongs to."""
+    rows = open_checks(session_id).values_list("pk", "session__correlation_id", "session__origin")
+    beside = open_shadow_checks(session_id).values_list("pk", "session__correlation_id")
+    mine: list[_Queued] = [
+        (queue_watched if origin in WATCHED_ORIGINS else queue_check, pk, correlation_id)
+        for pk, correlation_id, origin in rows
+    ]
+    return [*mine, *((queue_shadow_check, pk, correlation_id) for pk, correlation_id in beside)]
+
+
+def _publish(session_id: str, checks: list[_Queued]) -> None:
+    for queue, check_id, correlation_id in checks:
         # A thread of its own knows nothing of the call, and a finish is another call than the one that began it all.
         with structlog.contextvars.bound_contextvars(correlation_id=correlation_id, session=session_id):
-            if not (queue_watched if origin in WATCHED_ORIGINS else queue_check)(check_id):
+            if not queue(check_id):
                 return

@@ -38,7 +38,7 @@ from streaming.models import Message
 from streaming.selectors import named_turns
 from streaming.sessions import DeferredText, Ending
 from streaming.shadow.record import acted
-from streaming.shadow.running import Shadow
+from streaming.shadow.running import Compared, Shadow
 from streaming.together import together
 
 router = Router(tags=["check"])
@@ -46,8 +46,6 @@ MAX_DEPTH = 20
 """Of what a client says beside the fields that we know."""
 LIFTED = ("kind", "context", "mode", "accepts")
 """Fields of ``config`` that count as if they stood beside it; the policy's name does too (``CheckIn.wished``)."""
-SHADOW_GRACE_S = 0.25
-"""How much longer a call may take for sentence checks of a shadow; what is not answered by then is counted."""
 
 
 def _usable(text: str) -> str:
@@ -208,8 +206,13 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     if running.shadow is not None:
         shadow = Shadow(running.shadow, session_id=session_id)
         shadow.look(looked_at(result, payload.text, applies_to, channel, turns))
+        whole = tuple(
+            DeferredText(guardrail.name, applies_to.value, payload.text, turns=turns)
+            for guardrail in (beside_it[0].deferred(applies_to) if beside_it and payload.text else ())
+        )
         did = acted(policy, result.findings, monitor=monitor)
-        beside = await shadow.record(None, acted=did, grace_s=SHADOW_GRACE_S)
+        compared = Compared(policy, did, whole, tuple(deferred), result.counters.released)
+        beside = await shadow.record(None, compared)
         metrics.shadowed(policy.name, beside)
     record = partial(
         sessions.record_check,
@@ -223,7 +226,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
         correlation_id=str(request.META.get("sluicegate.correlation_id", "")),
     )
     await together(record)
-    if deferred:
+    if deferred or (beside is not None and beside.late):
         await tasks.queue_session(session_id)
     action = _action(result, payload)
     took = round((time.perf_counter() - started) * 1000, 3)

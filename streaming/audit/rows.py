@@ -19,7 +19,8 @@ SESSION_FIELDS = (
     "chars_in", "released", "withheld", "exposed", "timing", "error_code", "error",
 )  # fmt: skip
 SHADOW_FIELDS = ("shadow_version", "shadow_comparison", "shadow_would_have", "shadow")
-"""Left out where they are empty: a session without a shadow is committed to as it always was."""
+"""Left out where they are empty: a session without a shadow is committed to as it always was. Where verdicts of the
+shadow were still out when the session was sealed, they have a digest of their own."""
 BESIDE_FIELDS = ("conversation_id", "first_token_ms", "hold_ms", "tools_ok", "tools_failed")
 """Of the session too, in a digest of their own: logs that were begun without them stay whole."""
 CHECK_FIELDS = (
@@ -55,11 +56,21 @@ def opened_body(session: AuditSession) -> dict[str, object]:
     }
 
 
-def session_digest(session: AuditSession) -> str:
-    """Of the columns above, and the row's id."""
-    shadow = {name: value for name in SHADOW_FIELDS if (value := getattr(session, name))}
+def session_digest(session: AuditSession, *, shadow: bool = True) -> str:
+    """Of the columns above, and the row's id. ``shadow``: with those of the shadow."""
+    beside = {name: value for name in SHADOW_FIELDS if (value := getattr(session, name)) and shadow}
     row = {"id": str(session.pk)} | {name: _plain(getattr(session, name)) for name in SESSION_FIELDS}
-    return digest(row | shadow)
+    return digest(row | beside)
+
+
+def shadow_digest(session: AuditSession) -> str:
+    """Of what the session's shadow came to."""
+    return digest({"id": str(session.pk)} | {name: getattr(session, name) for name in SHADOW_FIELDS})
+
+
+def shadow_is_over(session: AuditSession) -> bool:
+    """Whether no verdict of its shadow is out that would come by a check of its own."""
+    return not (isinstance(session.shadow, dict) and session.shadow.get("late"))
 
 
 def finding_digest(finding: Finding) -> str:

@@ -28,6 +28,8 @@ from streaming.audit.rows import (
     message_digest,
     opened_body,
     session_digest,
+    shadow_digest,
+    shadow_is_over,
     stamp,
     stored_json,
 )
@@ -58,6 +60,10 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+SHADOW = "shadow"
+"""Where a ``sealed`` entry commits to the shadow apart from the session's row."""
 
 
 class Unreadable(ValueError):
@@ -202,8 +208,10 @@ def sealed(*, session_id: str, checks: bool = False) -> None:
         if isinstance(message, Message)
     }
     made = DeferredCheck.objects.filter(session__pk=session_id) if checks else ()
+    over = shadow_is_over(session)
     body: dict[str, object] = {
-        "row": session_digest(session),
+        "row": session_digest(session, shadow=over),
+        **({} if over else {SHADOW: shadow_digest(session)}),
         "findings": [finding_digest(row) for row in session.findings.order_by("n")],
         "outcome": session.outcome,
         "texts": {name: commitment(message.salt, message.content) for name, message in messages.items()},
@@ -213,6 +221,18 @@ def sealed(*, session_id: str, checks: bool = False) -> None:
         "metadata": {name: commitment(one.salt, stored_json(one.metadata)) for name, one in messages.items()},
     }
     _note(Draft(AuditEntry.Kind.SEALED, str(session.pk), body))
+
+
+def shadow_may_change(*, session: AuditSession) -> bool:
+    """Whether a sealed session's entry leaves what its shadow comes to for later ones."""
+    found = AuditEntry.objects.filter(session=str(session.pk), kind=AuditEntry.Kind.SEALED).order_by("seq").first()
+    return found is not None and SHADOW in found.body
+
+
+def shadow_changed(*, session_id: str) -> None:
+    """A verdict of the shadow came after its session had been sealed: what it comes to stands as follows since."""
+    session = AuditSession.objects.get(pk=session_id)
+    _note(Draft(AuditEntry.Kind.SHADOW, session_id, {"row": shadow_digest(session)}))
 
 
 def late_finding(*, finding: Finding, check: DeferredCheck) -> None:

@@ -37,8 +37,10 @@ from streaming.audit.rows import (
     message_digest,
     opened_body,
     session_digest,
+    shadow_digest,
     stored_json,
 )
+from streaming.audit.services import SHADOW
 from streaming.models import AuditEntry, AuditHead, AuditSession, DeferredCheck, Finding, Message, Review
 from streaming.texts import CANNOT_BE_OPENED, Unopened
 
@@ -187,13 +189,15 @@ class _Noted:
 
 @dataclass(slots=True)
 class _Since:
-    """What entries say of some sessions beside that they were sealed: findings that came late, texts that are gone."""
+    """What entries say of some sessions beside that they were sealed: findings that came late, what a shadow has come
+    to since, texts that are gone."""
 
     late: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
     checks: defaultdict[str, dict[str, object]] = field(default_factory=lambda: defaultdict(dict))
     purged: set[tuple[str, str]] = field(default_factory=set)
+    shadows: dict[str, object] = field(default_factory=dict)
 
-    KINDS: ClassVar = (AuditEntry.Kind.FINDING, AuditEntry.Kind.PURGE)
+    KINDS: ClassVar = (AuditEntry.Kind.FINDING, AuditEntry.Kind.SHADOW, AuditEntry.Kind.PURGE)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> _Since:
@@ -203,6 +207,8 @@ class _Since:
                 since.late[entry.session].append(entry.body.get("row"))
                 if isinstance(checks := entry.body.get("checks"), dict):
                     since.checks[entry.session] |= checks
+            elif entry.kind == AuditEntry.Kind.SHADOW:
+                since.shadows[entry.session] = entry.body.get("row")
             elif entry.kind == AuditEntry.Kind.PURGE:
                 since.purged |= {(entry.session, name) for name in _purged_of(entry)}
         return since
@@ -367,6 +373,10 @@ class _Session:
     """What a ``sealed`` entry is compared with. None: it cannot be read; a text that is not there has no key."""
 
     digest: str | None
+    apart: str | None
+    """The same without the shadow, and"""
+    shadow: str | None
+    """the shadow."""
     beside: str | None
     findings: list[object] | None
     checks: Mapping[str, object] | None
@@ -379,6 +389,8 @@ class _Session:
         texts = {"prompt": row.prompt, "answer": row.answer}
         return cls(
             session_digest(row),
+            session_digest(row, shadow=False),
+            shadow_digest(row),
             beside_digest(row),
             [*found],
             {check_name(check): check_digest(check) for check in row.deferred_checks.all()},
@@ -394,6 +406,8 @@ class _Session:
         texts = None if ids is None else dict(_each(_messages, [one for one in ids.values() if one is not None]))
         return cls(
             _try(lambda: session_digest(rows.get())),
+            _try(lambda: session_digest(rows.get(), shadow=False)),
+            _try(lambda: shadow_digest(rows.get())),
             _try(lambda: beside_digest(rows.get())),
             None if found is None else [*found],
             _try(lambda: {check_name(one): check_digest(one) for one in DeferredCheck.objects.filter(session__pk=key)}),
@@ -409,7 +423,7 @@ def _session_faults(entry: Entry, read: _Session | None, since: _Since) -> Itera
     session = read or _Session.in_parts(entry.session)
     if session.digest is None or session.beside is None:
         yield Fault(entry.seq, "session_unreadable", f"Entry {entry.seq}: session {entry.session} cannot be read.")
-    elif session.digest != entry.body.get("row") or entry.body.get("beside", session.beside) != session.beside:
+    elif _altered(entry, session, since) or entry.body.get("beside", session.beside) != session.beside:
         yield Fault(entry.seq, "session_altered", f"Entry {entry.seq}: session {entry.session} was altered.")
     said = entry.body.get("findings")
     if session.findings is None:
@@ -433,6 +447,14 @@ def _session_faults(entry: Entry, read: _Session | None, since: _Since) -> Itera
             yield Fault(entry.seq, "text_unreadable", f"{where} cannot be read.")
         elif (fault := _message_fault(entry, name, message, since)) is not None:
             yield Fault(entry.seq, fault[0], f"{where} {fault[1]}")
+
+
+def _altered(entry: Entry, session: _Session, since: _Since) -> bool:
+    """Whether the session's row is another one than was sealed, or than a later entry says of its shadow."""
+    if SHADOW not in entry.body:
+        return session.digest != entry.body.get("row")
+    newest = since.shadows.get(entry.session, entry.body[SHADOW])
+    return session.apart != entry.body.get("row") or session.shadow != newest
 
 
 def _message_fault(entry: Entry, name: str, message: Message, since: _Since) -> tuple[str, str] | None:

@@ -7,11 +7,13 @@ findings, with its version's number on each, so that nobody takes one for the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from guardrails.findings import HIDING, Finding, Mode
+from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 
 MAX_FINDINGS = 200
@@ -42,12 +44,36 @@ COMPARISON_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A text to be judged by itself, or a sentence of one. Offsets are code points of the channel's original text;
+    ``exposed`` of its characters were shown. ``text``: as the guardrail may be told it."""
+
+    channel: str
+    start: int
+    end: int
+    exposed: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LateCheck:
+    """What a worker shall ask one guardrail of the shadow about one kind of text. ``part`` numbers those of a kind."""
+
+    guardrail: str
+    applies_to: str
+    pieces: tuple[Piece, ...]
+    turns: tuple[Turn, ...] = ()
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowRecord:
     """One session's shadow. ``would_have``: what the version would have done as the active one, at its worst.
 
     ``unanswered`` counts texts that no verdict came for in time, ``failures`` failed checks by guardrail; ``not_run``
-    names guardrails that a shadow is not asked for here. ``ms``: what it cost the stream's own thread. ``acted``:
-    whether the active version did, for verdicts that come later.
+    names guardrails that have not answered: those of ``late``, which workers ask, those that ``shared`` names, which
+    the active version asks as well, and those that nobody asks here. ``ms``: what it cost the stream's own thread.
+    ``acted``: whether the active version did, for verdicts that come later.
     """
 
     version: int
@@ -61,6 +87,8 @@ class ShadowRecord:
     not_run: tuple[str, ...] = ()
     ms: float = 0.0
     acted: bool = False
+    late: tuple[LateCheck, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def details(self) -> dict[str, object]:
         """What is stored beside the columns, JSON-ready."""
@@ -75,6 +103,8 @@ class ShadowRecord:
             "not_run": list(self.not_run),
             "ms": round(self.ms, 3),
             "acted": self.acted,
+            **({"late": dict(Counter(one.guardrail for one in self.late))} if self.late else {}),
+            **({"shared": list(self.shared)} if self.shared else {}),
         }
 
 
@@ -89,19 +119,22 @@ def recorded(
     unanswered: int = 0,
     failures: Mapping[str, int] | None = None,
     not_run: Sequence[str] = (),
+    late: Sequence[LateCheck] = (),
+    shared: Sequence[str] = (),
     ms: float = 0.0,
 ) -> ShadowRecord:
     """The record of a shadow that has ended. ``findings`` are numbered here, in the order given.
 
-    ``policy`` None: the version did not load, for ``error``.
+    ``policy`` None: the version did not load, for ``error``. ``not_run``: those that nobody asks.
     """
+    missing = tuple(dict.fromkeys([*not_run, *shared, *(one.guardrail for one in late)]))
     mine = tuple(
         replace(finding, n=n, would_have=finding.would_have if _decides(policy, finding) else None)
         for n, finding in enumerate(findings, start=1)
     )
     said = {finding.would_have for finding in mine}
     would_have = "blocked" if "blocked" in said else "redacted" if "redacted" in said else ""
-    missed = any(policy is not None and policy.guardrail(name).decides for name in not_run)
+    missed = any(policy is not None and policy.guardrail(name).decides for name in missing)
     whole = not (error or unanswered or failures or missed)
     return ShadowRecord(
         version=version,
@@ -112,9 +145,11 @@ def recorded(
         error=error,
         unanswered=unanswered,
         failures=dict(failures or {}),
-        not_run=tuple(not_run),
+        not_run=missing,
         ms=ms,
         acted=active_acted,
+        late=tuple(late),
+        shared=tuple(shared),
     )
 
 
@@ -145,11 +180,17 @@ def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], releas
 
     ``active`` are the active version's findings in that text, ``released`` the characters that it showed.
     """
-    shown = list(_shown(active, released))
+    exposed = exposure(active, released)
     return [
-        replace(finding, exposed=sum(max(0, min(end, finding.end) - max(start, finding.start)) for start, end in shown))
+        replace(finding, exposed=exposed(finding.start, finding.end))
         for finding in sorted(findings, key=lambda finding: (finding.start, finding.end))
     ]
+
+
+def exposure(active: Iterable[Finding], released: int) -> Callable[[int, int], int]:
+    """Says of a span of a text how many of its characters the active version showed."""
+    shown = list(_shown(active, released))
+    return lambda first, last: sum(max(0, min(end, last) - max(start, first)) for start, end in shown)
 
 
 def _shown(active: Iterable[Finding], released: int) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,8 @@ TOLD = (Comparison.ONLY_ACTIVE, Comparison.ONLY_SHADOW, Comparison.UNKNOWN)
 
 @dataclass(slots=True)
 class GuardrailLine:
-    """One guardrail's hits under both versions, and in how many sessions. ``not_run``: a shadow is not asked for it."""
+    """One guardrail's hits under both versions, and in how many sessions. ``not_run``: the shadow's was not asked in
+    some of them, or has not answered."""
 
     name: str
     active_hits: int = 0
@@ -177,7 +178,10 @@ def why(details: dict[str, object]) -> str:
     failures = details.get("failures")
     for name, times in failures.items() if isinstance(failures, dict) else ():
         said.append(f"“{name}” failed {times} times")
-    not_run = details.get("not_run")
-    if isinstance(not_run, list) and not_run:
-        said.append("not run: " + ", ".join(map(str, not_run)))
+    listed, late = details.get("not_run"), details.get("late")
+    not_run = [str(name) for name in listed] if isinstance(listed, list) else []
+    out = [name for name in not_run if isinstance(late, dict) and name in late]
+    for words, names in (("not answered yet", out), ("not run", [name for name in not_run if name not in out])):
+        if names:
+            said.append(f"{words}: " + ", ".join(names))
     return "; ".join(said)

@@ -6,8 +6,8 @@ Whatever fails in here (a version that does not load, a gate, a guardrail) ends 
 and stands in the session's record. And what it may cost is bounded: its gates look at each character once, few of its
 checks run at a time in a process, few sentences may wait, and the end waits for it ``GRACE_S`` at most.
 
-IMMEDIATE and BATCHED guardrails run; DEFERRED ones do not (each would be a second call to somebody else's model for
-every answer), and the record names them.
+IMMEDIATE and BATCHED guardrails run here; DEFERRED ones, and what BATCHED ones have not said by then, are left to
+workers (``streaming.shadow.asked``).
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy
 from streaming.answer import Answer
+from streaming.beside import Beside
 from streaming.checks import Looked, run_check
 from streaming.core import gate as gates
 from streaming.core.events import ProviderEvent, TextDelta, ThinkingDelta
 from streaming.core.gate import Gate, SentenceCheck
-from streaming.shadow.record import ShadowRecord, recorded, with_exposure
+from streaming.providers.base import ChatMessage
+from streaming.sessions import DeferredText
+from streaming.shadow.asked import Late
+from streaming.shadow.record import ShadowRecord, exposure, recorded, with_exposure
 
 logger = structlog.get_logger(__name__)
 
-GRACE_S = 1.0
-"""How long the end of a session waits for verdicts that a shadow still lacks. All text is out by then."""
+GRACE_S = 0.1
+"""How long the end of a session waits for verdicts that a shadow still lacks. All text is out by then, and what is not
+there in time is asked by a worker."""
 MAX_WAITING = 200
-"""Texts of one session that may wait for verdicts; further ones are counted as unanswered."""
+"""Texts of one session that may wait for verdicts here; further sentences are left to workers."""
 AT_ONCE = 2
 """Checks of shadows under way in one event loop, over all sessions."""
 SLICE = 4_096
@@ -56,6 +61,23 @@ class _Lane:
     turns: tuple[Turn, ...]
     looked: Looked | None = None
     found: list[Finding] = field(default_factory=list)
+    read: bool = False
+    """Of a whole text: all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What the active version did, and what workers may be asked about when the answer is over.
+
+    ``acted``: whether it hid anything. ``texts``: prompt and answer, for DEFERRED guardrails of the shadow; ``asked``:
+    what workers are asked for the active version. ``released``: characters of the answer that were shown.
+    """
+
+    policy: Policy
+    acted: bool
+    texts: tuple[DeferredText, ...] = ()
+    asked: tuple[DeferredText, ...] = ()
+    released: int = 0
 
 
 class Shadow:
@@ -76,10 +98,10 @@ class Shadow:
         self._clock = clock
         self._lanes: dict[Key, _Lane] = {}
         self._wholes: list[_Lane] = []
-        self._kinds: set[AppliesTo] = set()
+        self._beside = None if which.policy is None else Beside(which.policy, monitor=True)
+        self._open: dict[tuple[int, int], tuple[_Lane, SentenceCheck, set[str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: Counter[str] = Counter()
-        self._unanswered = 0
         self._error = which.reason
         self._spent_s = 0.0
 
@@ -97,19 +119,35 @@ class Shadow:
     def look(self, looked: Looked) -> None:
         """A whole text that the active version has looked at."""
         with self._alone():
-            if self._policy is not None and looked.text:
-                self._kinds.add(looked.applies_to)
-                gate = Gate(self._policy, looked.applies_to, looked.channel, monitor=True)
-                lane = _Lane(gate, looked.conversation, looked)
-                self._wholes.append(lane)
-                self._start(self._whole(lane, looked.text))
+            if self._beside is not None:
+                self._beside.look(looked)
+            self._look(looked)
+
+    def given(self, texts: Sequence[Looked], messages: Sequence[ChatMessage]) -> None:
+        """What the session begins with, looked at: the prompt, and messages that a client hands over."""
+        with self._alone():
+            if self._beside is not None:
+                self._beside.given(texts, messages)
+            for looked in texts:
+                self._look(looked)
+
+    def thought(self, text: str, shown: int) -> None:
+        """All of the first choice's thinking, and how many characters of it were shown."""
+        if self._beside is not None:
+            self._beside.add(AppliesTo.THINKING, text, shown)
+
+    def _look(self, looked: Looked) -> None:
+        if self._policy is not None and looked.text:
+            gate = Gate(self._policy, looked.applies_to, looked.channel, monitor=True)
+            lane = _Lane(gate, looked.conversation, looked)
+            self._wholes.append(lane)
+            self._start(self._whole(lane, looked.text))
 
     def _feed(self, key: Key, applies_to: AppliesTo, text: str, active: Answer) -> None:
         if self._policy is None:
             return
         lane = self._lanes.get(key)
         if lane is None:
-            self._kinds.add(applies_to)
             lane = self._lanes[key] = _Lane(Gate(self._policy, applies_to, key[0], monitor=True), self._turns)
         if (end := active.stopped_at(key)) is not None:
             # What came in the same piece behind the match is nobody's: it must not matter how the text was cut.
@@ -121,14 +159,15 @@ class Shadow:
             if effect[0] == gates.FOUND:
                 lane.found.append(effect[1])
             elif effect[0] == gates.CHECK and self._policy is not None:
-                self._start(self._judge(lane, effect[1], self._policy))
+                check = effect[1]
+                self._open[id(lane), check.id] = lane, check, set(check.guardrails)
+                self._start(self._judge(lane, check, self._policy))
 
     # -- what takes time ----------------------------------------------------------------------------------------
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         if len(self._tasks) >= MAX_WAITING:
             work.close()
-            self._unanswered += 1
             return
         task = asyncio.get_running_loop().create_task(self._apart(work))
         self._tasks.add(task)
@@ -145,12 +184,18 @@ class Shadow:
     async def _judge(self, lane: _Lane, check: SentenceCheck, policy: Policy) -> None:
         for name in check.guardrails:
             guardrail = policy.guardrail(name)
+            if guardrail.impl.performance.network and not self._which.paid:
+                continue
             turns = lane.turns if guardrail.impl.wants_conversation else ()
             request = CheckRequest(check.text, lane.gate.applies_to, turns, guardrail.time_limit_s)
             async with _slot():
                 checked = await run_check(guardrail, request, self._clock)
             if checked.verdict.error is not None:
                 self._failures[name] += 1
+            left = self._open[id(lane), check.id][2]
+            left.discard(name)
+            if not left:
+                del self._open[id(lane), check.id]
             with self._alone():
                 self._effects(lane, lane.gate.verdict(check.id, name, checked.verdict))
 
@@ -161,11 +206,12 @@ class Shadow:
             await asyncio.sleep(0)
         with self._alone():
             self._effects(lane, lane.gate.finish())
+        lane.read = True
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    async def record(self, active: Answer | None, *, acted: bool, grace_s: float | None = None) -> ShadowRecord:
-        """What it came to. ``acted``: whether the active version did; ``active``: its answer, if there was one.
+    async def record(self, active: Answer | None, beside: Compared, *, grace_s: float | None = None) -> ShadowRecord:
+        """What it came to. ``active``: the active version's answer, if there was one.
 
         ``grace_s``: how long it may wait instead of ``GRACE_S``.
         """
@@ -180,24 +226,47 @@ class Shadow:
                     findings += with_exposure(lane.found, lane.looked.findings, lane.looked.released)
             for key, lane in self._lanes.items():
                 findings += _compared_lane(key, lane, active)
-        policy = self._which.policy
-        deferred = () if policy is None else (g.name for kind in AppliesTo if kind in self._kinds
-                                              for g in policy.deferred(kind))  # fmt: skip
+        late: Late | None = None
+        with self._alone():
+            late = self._left(active, beside)
         return recorded(
             version=self._which.version,
             digest=self._which.digest,
-            policy=policy,
-            active_acted=acted,
+            policy=self._which.policy,
+            active_acted=beside.acted,
             findings=findings,
             error=self._error,
-            unanswered=self._unanswered,
+            unanswered=sum(not lane.read for lane in self._wholes) + (late.missed if late else 0),
             failures=self._failures,
-            not_run=tuple(dict.fromkeys(deferred)),
+            not_run=late.not_run if late else (),
+            late=late.checks if late else (),
+            shared=late.shared if late else (),
             ms=self._spent_s * 1000,
         )
 
+    def _left(self, active: Answer | None, beside: Compared) -> Late | None:
+        """What workers are to be asked."""
+        if self._policy is None or self._beside is None:
+            return None
+        late = Late(self._policy, paid=self._which.paid)
+        late.wholes([*beside.texts, *self._beside.deferred()], beside.policy, beside.asked, beside.released)
+        keys = {id(lane): key for key, lane in self._lanes.items()}
+        for (of, _), (lane, check, names) in self._open.items():
+            end: int | None = None
+            exposed = 0
+            if lane.looked is not None:
+                exposed = exposure(lane.looked.findings, lane.looked.released)(check.start, check.end)
+            elif active is not None:
+                end = active.stopped_at(keys[of])
+                exposed = exposure(*active.shown(keys[of]))(check.start, check.end)
+            if end is None or check.start < end:
+                for guardrail in map(self._policy.guardrail, sorted(names)):
+                    if late.asks(guardrail):
+                        late.sentence(guardrail, lane.gate.applies_to, lane.gate.channel, check, exposed, lane.turns)
+        return late
+
     async def _waited(self, grace_s: float) -> None:
-        """Let the open checks end; those that have not when the time is over are cancelled and counted."""
+        """Let the open checks end; those that have not when the time is over are cancelled."""
         until = time.monotonic() + grace_s
         while self._tasks and (left := until - time.monotonic()) > 0:  # looking at a text may lead to more of them
             await asyncio.wait(self._tasks, timeout=left)
@@ -205,7 +274,6 @@ class Shadow:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        self._unanswered += len(late)
 
     # -- keeping it to itself -----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from streaming.log import MemoryLog
 from streaming.providers.base import Provider
 from streaming.reader import follow
 from streaming.sessions import State, Visitor
+from streaming.shadow.worker import open_shadow_checks, run_shadow_check
 from streaming.terminal.views import View
 
 DEFAULT_POLICY = "basic"
@@ -121,7 +122,10 @@ class Talk:
         ids = await database_sync_to_async(
             lambda: list(selectors.open_checks(session_id).values_list("pk", flat=True))
         )()
-        await asyncio.gather(*(run_deferred(check_id, self._log) for check_id in ids))
+        beside = await database_sync_to_async(
+            lambda: list(open_shadow_checks(session_id).values_list("pk", flat=True))
+        )()
+        await asyncio.gather(*(run_deferred(check_id, self._log) for check_id in ids), *map(run_shadow_check, beside))
 
     async def _leave(self) -> None:
         """Nothing of this answer runs on: its pump has recorded the end, and no check is under way."""

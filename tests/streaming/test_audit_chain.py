@@ -479,4 +479,4 @@ def test_the_command_refuses_a_head_that_is_none(log: list[str], tmp_path: Path,
 
 
 def test_an_entry_is_of_a_known_kind(db: None) -> None:
-    assert set(AuditEntry.Kind.values) == {"opened", "sealed", "finding", "review", "reveal", "purge"}
+    assert set(AuditEntry.Kind.values) == {"opened", "sealed", "finding", "review", "reveal", "purge", "shadow"}

@@ -466,6 +466,7 @@ async def test_the_documentation_and_the_registry_agree() -> None:
     metrics.POLICY_UNHEALTHY.labels("trial").set(0)
     metrics.FAILURES.labels("harm", "error")
     metrics.NOT_REPAIRED.labels("streams").set(0)
+    metrics.SHADOW_CHECKS.labels("harm", "waiting").set(1)
     metrics.asked_of_gateway("openai", "", 400)
     metrics.fell_back("openai", "ollama", "provider_timeout")
     for counter in (metrics.GATEWAY_MASKED, metrics.GATEWAY_RESTORED, metrics.GATEWAY_HEARTBEATS):

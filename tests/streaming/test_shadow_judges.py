@@ -12,7 +12,7 @@ from guardrails.selectors import ShadowPolicy
 from streaming.audit.verify import log_faults
 from streaming.deferred import run_deferred
 from streaming.log import MemoryLog
-from streaming.models import AuditSession, DeferredCheck, Finding
+from streaming.models import AuditSession, DeferredCheck, Finding, ShadowCheck
 from streaming.shadow.record import ShadowRecord
 from tests.streaming.pumping import Trial, trial
 from tests.streaming.test_shadow import policy
@@ -76,13 +76,16 @@ async def test_a_judge_that_only_records_in_the_shadow_acts_in_none(monkeypatch:
     [{"config": {**CONFIG, "threshold": 0.9}}, {"applies_to": ["prompt", "response"]}, {"name": "another"}],
     ids=["other parameters", "other texts", "another name"],
 )
-async def test_a_judge_that_is_another_one_is_not_asked_and_the_session_unknown(
+async def test_a_judge_that_is_another_one_is_asked_for_itself(
     other: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = policy(judge("BLOCK", **other), version=4)
     _, row = await judged(policy(judge()), second, monkeypatch)
     assert (row.shadow_comparison, row.shadow_would_have, row.shadow["findings"]) == ("unknown", "", [])
     assert row.shadow["not_run"] == [str(other.get("name", "judge"))]
+    mine = [check async for check in ShadowCheck.objects.filter(session=row)]
+    assert {check.guardrail for check in mine} == {str(other.get("name", "judge"))}
+    assert {check.applies_to for check in mine} == set(other.get("applies_to", ["response"]))  # type: ignore[call-overload]
 
 
 async def test_a_verdict_that_failed_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
