@@ -651,6 +651,23 @@ def test_a_row_is_altered_or_not_whatever_was_deleted_or_added_beside_it(reviewe
     ]  # fmt: skip
 
 
+def test_a_prompt_that_was_checked_for_a_client_is_called_one_and_marked(reviewer: Client) -> None:
+    hit = replace(HIT, channel="prompt", start=5, end=16)
+    redacted: dict[str, object] = {"redactions": [[5, "[SSN]"]]}
+    ending = Ending(
+        Outcome.REDACTED, Message.Status.COMPLETE, content="I am [SSN]!", findings=(hit,), metadata=redacted
+    )
+    key = sessions.record_check(
+        visitor=Visitor(client="sg_a"), policy={"name": "p", "version": 1, "digest": "sha256:x"}, ending=ending,
+        monitor=False, conversation_key="c", correlation_id="", role=Message.Role.USER,
+    )  # fmt: skip
+    (text,) = reviewer.get(reverse("audit:session", args=[key])).context["view"].texts
+    assert text.name == "prompt"
+    assert [(run.text, run.numbers) for run in text.over.segments] == [("I am ", ()), ("[SSN]", (1,)), ("!", ())]
+    shown = reviewer.post(reverse("audit:reveal", args=[key]), {"reason": "complaint 17"})
+    assert [one.shown for one in shown.context["view"].texts] == [True]
+
+
 # -- the queue -------------------------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def session_view(session: AuditSession, revealed: Mapping[str, str] | None = Non
         deferred = list(session.deferred_checks.order_by("id"))
     return SessionView(
         session=session,
-        texts=[_text(name, message, rows, revealed) for name, message in _messages(session)],
+        texts=_texts(session, rows, revealed),
         findings=[_judged(row, sealed) for row in rows],
         more_findings=number - len(rows),
         timeline=TimelineView.of(session.timing) if "calls" in session.timing else None,
@@ -144,18 +144,22 @@ def session_view(session: AuditSession, revealed: Mapping[str, str] | None = Non
     )
 
 
-def _messages(session: AuditSession) -> list[tuple[str, Message | None]]:
-    return [("prompt", session.prompt), ("answer", session.answer)]
+def _texts(session: AuditSession, findings: Sequence[Finding], revealed: Mapping[str, str] | None) -> list[TextView]:
+    """Prompt and answer. What was checked for a client stands in the answer's place, also where it is a prompt."""
+    looked = frozenset(revealed or ())
+    answer = session.answer
+    if session.prompt is None and answer is not None and answer.role == Message.Role.USER:
+        return [_text("prompt", answer, findings, shown="answer" in looked)]
+    texts = (("prompt", session.prompt), ("answer", answer))
+    return [_text(name, message, findings, shown=name in looked) for name, message in texts]
 
 
-def _text(
-    name: str, message: Message | None, findings: Sequence[Finding], revealed: Mapping[str, str] | None
-) -> TextView:
+def _text(name: str, message: Message | None, findings: Sequence[Finding], *, shown: bool) -> TextView:
     content = "" if message is None else message.content
     metadata = {} if message is None else message.metadata
     hits = [_hit(finding) for finding in findings if finding.channel in CHANNELS[name]]
     over = overlay(content, _pairs(metadata.get("redactions")), hits)
-    return TextView(name, bool(content), len(content), revealed is not None and name in revealed, over)
+    return TextView(name, bool(content), len(content), shown, over)
 
 
 def _hit(finding: Finding) -> Hit:
