@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 
+import django
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
-django_application = get_asgi_application()
+django.setup(set_prefix=False)
 
 from project.bodies import Bounded, bound_daphne  # noqa: E402 - Django has to be set up first
+from project.handler import Handler  # noqa: E402
 from project.startup import refuse_misconfiguration  # noqa: E402
 
+django_application = Handler()
 refuse_misconfiguration()
 bound_daphne()
 

@@ -210,16 +210,16 @@ def _prompt(frame: StartFrame, settings: Conf) -> str:
 
 async def load_running(name: str, whose: Whose = NOBODY) -> Running:
     """The version of that policy that this conversation runs, and its shadow. Raises ``StartRefused``."""
+    return await in_database(running_now)(name, whose)
+
+
+def running_now(name: str, whose: Whose = NOBODY) -> Running:
+    """The same, in a thread of the database's, with guardrails that are slower than they declare where they are to run
+    now."""
     try:
-        running: Running = await in_database(_running)(name, whose)
+        running = running_policy(name, whose)
     except PolicyUnavailable as error:
         raise StartRefused("policy_unavailable", str(error), "policy") from None
-    return running
-
-
-def _running(name: str, whose: Whose) -> Running:
-    """With guardrails that are slower than they declare where they are to run now, in one visit to the database."""
-    running = running_policy(name, whose)
     return replace(running, policy=demotion.scheduled(running.policy))
 
 

@@ -7,7 +7,8 @@ transaction) is seen from inside: code that such a thread runs stays in that thr
 one's connections: before a fork they are closed.
 
 What reads many rows at once (exports, reports, metrics) uses a thread of its own, so that nobody waits behind it:
-``channels.db.database_sync_to_async``.
+``channels.db.database_sync_to_async``. What a call has to know before it may begin (``reading``) does not wait behind
+what others store.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class _InThread(SyncToAsync[..., Any]):
         return super().thread_handler(loop, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-_threads: _Threads | None = None
+_threads: dict[bool, _Threads] = {}
+"""By whether they only read."""
 
 
 def in_database(do: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -70,13 +72,23 @@ def in_database(do: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
 
     A call that is cancelled lets ``do`` come to its end first.
     """
+    return _in_thread(do, reads=False)
 
+
+def reading(do: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """The same for what reads a few rows and stores next to nothing: on SQLite it has a thread of its own, because
+    readers of a file wait for no writer.
+    """
+    return _in_thread(do, reads=True)
+
+
+def _in_thread(do: Callable[P, R], *, reads: bool) -> Callable[P, Coroutine[Any, Any, R]]:
     @wraps(do)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if getattr(AsyncToSync.executors, "current", None):
             # A thread waits for us that has the caller's connection and transaction; the caller closes them.
             return await sync_to_async(do)(*args, **kwargs)
-        found: R = await _InThread(do, thread_sensitive=False, executor=_at_work())(*args, **kwargs)
+        found: R = await _InThread(do, thread_sensitive=False, executor=_at_work(reads=reads))(*args, **kwargs)
         return found
 
     return run
@@ -94,14 +106,12 @@ def of_one_statement(error: BaseException) -> bool:
 
 def let_go() -> None:
     """Wait for what is asked just now, and close every connection. The next call opens them again."""
-    global _threads
-    if (threads := _threads) is None:
-        return
-    _threads = None
-    threads.shutdown(wait=True)
-    closer = threading.Thread(target=_close, args=(threads.opened,))  # whoever calls may be an event loop
-    closer.start()
-    closer.join()
+    while _threads:
+        _, threads = _threads.popitem()
+        threads.shutdown(wait=True)
+        closer = threading.Thread(target=_close, args=(threads.opened,))  # whoever calls may be an event loop
+        closer.start()
+        closer.join()
 
 
 def _close(opened: list[BaseDatabaseWrapper]) -> None:
@@ -110,11 +120,12 @@ def _close(opened: list[BaseDatabaseWrapper]) -> None:
         one.close()
 
 
-def _at_work() -> _Threads:
-    global _threads
-    if _threads is None:
-        _threads = _Threads(1 if connection.vendor == "sqlite" else THREADS)
-    return _threads
+def _at_work(*, reads: bool) -> _Threads:
+    alone = connection.vendor == "sqlite"
+    found = _threads.get(reads and alone)
+    if found is None:
+        found = _threads[reads and alone] = _Threads(1 if alone else THREADS)
+    return found
 
 
 os.register_at_fork(before=let_go)

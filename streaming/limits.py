@@ -60,9 +60,14 @@ class Allowance:
         }
 
 
+def rate_key(client: str, spends: Spends) -> str:
+    """Where the calls of this client are counted."""
+    return f"sg:rate:{{{client}}}:{spends.name.lower()}"
+
+
 async def take(client: str, spends: Spends, limit: int) -> Allowance | None:
     """Count one call of this client; None when the store is away and nothing can be counted."""
-    key = f"sg:rate:{{{client}}}:{spends.name.lower()}"
+    key = rate_key(client, spends)
     try:
         answer = await shared_log().evaluate(TAKE, [key], [round(spends.value * 1000)])
     except LogUnavailable:

@@ -12,7 +12,12 @@ from ninja.security import HttpBearer
 from streaming.access import Access, Refused, access_by_key, key_in
 from streaming.api.edge import ALLOWANCE, ORIGIN
 from streaming.api.errors import ApiError
-from streaming.limits import Spends, take
+from streaming.gateway.places import Place
+from streaming.gateway.standing import Standing, begin, standing
+from streaming.limits import Allowance, Spends, take
+
+STANDING, PLACE = "sluicegate.standing", "sluicegate.place"
+"""Where ``Answers`` leaves what it found and took, in ``request.META``."""
 
 
 class Key(HttpBearer):
@@ -35,26 +40,59 @@ class Key(HttpBearer):
     async def authenticate(self, request: HttpRequest, token: str) -> Access:
         """The access of this key. Raises ``ApiError``."""
         try:
-            access = await access_by_key(token, self.scope)
+            access = await self.access(request, token)
             check_origin(request, access)
         except Refused as error:
             raise ApiError(401 if error.code == "unauthenticated" else 403, str(error), code=error.code) from None
         await self.spend(request, access)
         return access
 
+    async def access(self, request: HttpRequest, token: str) -> Access:
+        """What the key allows. Raises ``Refused``."""
+        return await access_by_key(token, self.scope)
+
     async def spend(self, request: HttpRequest, access: Access) -> None:
         """Count the call. Raises ``ApiError`` when it is one too many."""
         if self.spends is None:
             return
         limit = access.calls_per_minute if self.spends is Spends.START else access.updates_per_second
-        allowance = await take(access.visitor.client, self.spends, limit)
-        if allowance is None:
-            return
-        request.META[ALLOWANCE] = allowance
-        if allowance.exceeded:
-            per = "minute" if self.spends is Spends.START else "second"
-            said = f"The API key allows {limit} such calls per {per}."
-            raise ApiError(429, said, headers={"Retry-After": str(allowance.retry_after)})
+        _left(request, await take(access.visitor.client, self.spends, limit), self.spends)
+
+
+class Answers(Key):
+    """A key on a call that begins an answer of the gateway: with it all is read and counted that the call needs, and
+    ``taken`` of the request says what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__("gateway", Spends.START)
+
+    async def access(self, request: HttpRequest, token: str) -> Access:
+        """What the key allows. Raises ``Refused``."""
+        found = request.META[STANDING] = await standing(token, self.scope)
+        return found.access
+
+    async def spend(self, request: HttpRequest, access: Access) -> None:
+        """Count the call and take a place. Raises ``ApiError`` when it is one too many."""
+        found: Standing = request.META[STANDING]
+        allowance, place = await begin(found)
+        _left(request, allowance, Spends.START)
+        request.META[PLACE] = place
+
+
+def taken(request: HttpRequest) -> tuple[Standing, Place | None]:
+    """What ``Answers`` has read, and the place that it took; None where all are taken."""
+    return request.META[STANDING], request.META[PLACE]
+
+
+def _left(request: HttpRequest, allowance: Allowance | None, spends: Spends) -> None:
+    """Note what is left. Raises ``ApiError`` where the call is one too many."""
+    if allowance is None:
+        return
+    request.META[ALLOWANCE] = allowance
+    if allowance.exceeded:
+        per = "minute" if spends is Spends.START else "second"
+        said = f"The API key allows {allowance.limit} such calls per {per}."
+        raise ApiError(429, said, headers={"Retry-After": str(allowance.retry_after)})
 
 
 def check_origin(request: HttpRequest, access: Access) -> None:

@@ -22,7 +22,7 @@ logger = structlog.get_logger(__name__)
 LONGEST_S = 960.0
 """Seconds after which a place is free although nobody gave it back: longer than an upstream is waited for."""
 
-_TAKE = """
+TAKE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -32,6 +32,11 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 _GIVE_BACK = "return redis.call('ZREM', KEYS[1], ARGV[1])"
+
+
+def key_of(client: str) -> str:
+    """Where the places of this client are kept, or of this upstream."""
+    return f"sg:places:{{{client}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,9 @@ class Place:
 
 async def take(client: str, most: int) -> Place | None:
     """A place for one answer of this client, or at this upstream; None when all are taken."""
-    key, member = f"sg:places:{{{client}}}", uuid4().hex
+    key, member = key_of(client), uuid4().hex
     try:
-        taken = await shared_log().evaluate(_TAKE, [key], [most, round(LONGEST_S * 1000), member])
+        taken = await shared_log().evaluate(TAKE, [key], [most, round(LONGEST_S * 1000), member])
     except LogUnavailable:
         logger.warning("places_not_counted", client=client)
         return Place()

@@ -13,7 +13,7 @@ from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from streaming import database
-from streaming.database import in_database
+from streaming.database import in_database, reading
 
 LIMIT_S = 20
 
@@ -95,3 +95,24 @@ async def test_what_was_begun_comes_to_its_end_when_the_caller_is_cancelled() ->
     async with asyncio.timeout(LIMIT_S):
         await asyncio.wait([asked])
     assert await in_database(Group.objects.filter(name="written").exists)()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_a_call_has_to_read_does_not_wait_behind_what_others_store() -> None:
+    begun, free = threading.Event(), threading.Event()
+
+    def stores() -> None:
+        with transaction.atomic():
+            Group.objects.create(name="being stored")
+            begun.set()
+            assert free.wait(LIMIT_S)
+
+    storing = [asyncio.create_task(in_database(stores)())]
+    try:
+        assert await asyncio.to_thread(begun.wait, LIMIT_S)
+        async with asyncio.timeout(LIMIT_S):
+            assert not await reading(Group.objects.filter(name="being stored").exists)()
+    finally:
+        free.set()
+        await asyncio.gather(*storing)
+    assert await reading(Group.objects.filter(name="being stored").exists)()

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from ninja import Router
 
-from streaming.api.auth import Key
+from streaming.api.auth import Answers
 from streaming.api.gateway.documented import ANSWER, MESSAGES
 from streaming.api.gateway.front import answer
 from streaming.api.gateway.wire import Front
@@ -21,7 +21,6 @@ from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_anthropic import AnthropicSpeaker, understood
 from streaming.gateway.walk_anthropic import AnthropicWalker
 from streaming.gateway.walker import Json
-from streaming.limits import Spends
 
 router = Router(tags=["gateway"])
 
@@ -50,7 +49,7 @@ FRONT = Front(
 
 
 @router.post(
-    "/messages", auth=Key("gateway", Spends.START), summary="Messages, guarded (Anthropic's dialect)",
+    "/messages", auth=Answers(), summary="Messages, guarded (Anthropic's dialect)",
     openapi_extra=MESSAGES | ANSWER,
 )  # fmt: skip
 async def messages(request: HttpRequest) -> HttpResponseBase:

@@ -26,10 +26,11 @@ from guardrails.cohorts import Subject
 from guardrails.findings import AppliesTo
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from guardrails.selectors import ShadowPolicy
+from guardrails.selectors import Running, ShadowPolicy
 from streaming import away, metrics, registry
 from streaming.access import Access
 from streaming.answer import block_reason
+from streaming.api.auth import taken
 from streaming.api.errors import ApiError
 from streaming.api.gateway.wire import Front, Reader, sentence
 from streaming.chat import StartRefused, load_running
@@ -46,6 +47,7 @@ from streaming.gateway.relay import Failed, Relay
 from streaming.gateway.routes import NoUpstream, Route, media_allowed, route
 from streaming.gateway.shadow import Noted
 from streaming.gateway.speak import spoken
+from streaming.gateway.standing import Standing
 from streaming.gateway.upstream import (
     MOST_WAIT_S,
     Passing,
@@ -98,21 +100,26 @@ async def answer(request: HttpRequest, front: Front) -> HttpResponseBase:
 
 async def _answer(request: HttpRequest, front: Front) -> tuple[HttpResponseBase, _Asked]:
     """The answer, and what it is the answer to. Raises ``ApiError``."""
-    access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
-    body = body_of(request)
-    at_once = conf().gateway_at_once if access.answers_at_once is None else access.answers_at_once
-    place = await places.take(access.visitor.client, at_once)
+    found, place = taken(request)
     if place is None:
-        said = f"The API key has {at_once} answers under way; no more are begun at once."
+        said = f"The API key has {found.at_once} answers under way; no more are begun at once."
         raise ApiError(429, said, headers={"Retry-After": "1"})
-    asked = _Asked(request, front, access, body, place)
+    asked: _Asked | None = None
     try:
+        asked = _Asked(request, front, found, body_of(request), place)
         return await asked.answer(), asked
     except (BadRequest, NoUpstream, StartRefused) as error:
         raise refused(error) from None
     finally:
-        if not asked.begun:
+        if asked is None or not asked.begun:
             await place.give_back()
+
+
+def running_of(found: Standing) -> Running:
+    """The policy that runs. Raises ``StartRefused``."""
+    if isinstance(found.running, StartRefused):
+        raise found.running
+    return found.running
 
 
 def refused(error: Exception) -> ApiError:
@@ -159,16 +166,17 @@ async def listed(request: HttpRequest, front: Front, field: str) -> tuple[Offere
 class _Asked:
     """One request on its way."""
 
-    def __init__(self, request: HttpRequest, front: Front, access: Access, body: Json, place: places.Place) -> None:
+    def __init__(self, request: HttpRequest, front: Front, found: Standing, body: Json, place: places.Place) -> None:
         self._request = request
         self._front = front
-        self._access = access
+        self._found = found
+        self._access = found.access
+        self._offered = found.offered
         self._body = body
         self._place = place
         said = body.get("stream")
         self._streaming = front.streams if said is None else bool(said)
         self._sent: dict[str, str] = {}
-        self._offered = Offered({}, {}, ())
         self._record: Record | None = None
         self._session_id = str(uuid4())
         self._shadow: ShadowPolicy | None = None
@@ -184,9 +192,7 @@ class _Asked:
 
     async def answer(self) -> HttpResponseBase:
         """The response. Raises what ``refused`` takes."""
-        whose = Subject("", self._access.visitor.user_id)
-        # Side by side: each waits in turn for what others write to the database.
-        running, self._offered = await asyncio.gather(load_running(self._access.policy, whose), offered())
+        running = running_of(self._found)
         policy = widened(running.policy)
         self._shadow = running.shadow
         routed = route(str(self._body["model"]), self._front.dialect, self._offered)

@@ -13,7 +13,7 @@ from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
 
-from streaming.api.auth import Key
+from streaming.api.auth import Answers, Key
 from streaming.api.errors import install
 from streaming.api.gateway.documented import LISTING, MESSAGES, responses
 from streaming.api.gateway.front import answer, listed
@@ -23,7 +23,6 @@ from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_ollama import OllamaSpeaker, understood
 from streaming.gateway.walk_ollama import OllamaWalker
 from streaming.gateway.walker import Json
-from streaming.limits import Spends
 
 api = NinjaAPI(title="Sluicegate (Ollama)", version="1", docs_url=None, openapi_url=None, urls_namespace="ollama")
 install(api)
@@ -51,7 +50,7 @@ FRONT = Front(
 
 
 @api.post(
-    "/chat", auth=Key("gateway", Spends.START), summary="Chat, guarded (Ollama's dialect)",
+    "/chat", auth=Answers(), summary="Chat, guarded (Ollama's dialect)",
     openapi_extra=MESSAGES | responses("application/x-ndjson"), tags=["gateway"],
 )  # fmt: skip
 async def chat(request: HttpRequest) -> HttpResponseBase:

@@ -13,7 +13,7 @@ from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from ninja import Router
 
-from streaming.api.auth import Key
+from streaming.api.auth import Answers, Key
 from streaming.api.gateway.documented import ANSWER, LISTING, MESSAGES
 from streaming.api.gateway.front import answer, listed
 from streaming.api.gateway.wire import Front
@@ -22,7 +22,6 @@ from streaming.gateway.speak import Speaker
 from streaming.gateway.speak_openai import OpenAISpeaker, understood
 from streaming.gateway.walk_openai import OpenAIWalker
 from streaming.gateway.walker import Json
-from streaming.limits import Spends
 
 router = Router(tags=["gateway"])
 
@@ -52,7 +51,7 @@ FRONT = Front(
 
 
 @router.post(
-    "/chat/completions", auth=Key("gateway", Spends.START), summary="Chat completions, guarded (OpenAI's dialect)",
+    "/chat/completions", auth=Answers(), summary="Chat completions, guarded (OpenAI's dialect)",
     openapi_extra=MESSAGES | ANSWER,
 )  # fmt: skip
 async def completions(request: HttpRequest) -> HttpResponseBase:

@@ -87,10 +87,10 @@ async def test_one_call_after_the_other_finds_the_place_free(
     watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": ["response"]}
     running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return running
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     fake.answers["small"] = echo(dialect, stream)
     await row("house", f"{fake.url}/v1" if dialect == "openai" else fake.url, dialect=dialect)
     key = await new_key()
@@ -147,3 +147,21 @@ def test_what_is_no_limit_is_refused_when_the_server_starts(monkeypatch: pytest.
         monkeypatch.setenv("LIMITS", wrong)
         with pytest.raises(ImproperlyConfigured):
             environment.counts("LIMITS")
+
+
+async def test_a_call_that_is_one_too_many_a_minute_takes_no_place(fake: Fake) -> None:
+    """Nor does one whose body is refused keep one; a limit that is raised counts for the next call."""
+    key = await new_key()
+    await row("house", f"{fake.url}/v1")
+
+    async def limited(calls: int) -> int:
+        await database_sync_to_async(ApiKey.objects.update)(calls_per_minute=calls, answers_at_once=1)
+        return (await ask(key, "house/small"))[0]
+
+    assert await limited(1) == 200
+    assert [await limited(1) for _ in range(3)] == [429, 429, 429]
+    headers = {"Authorization": f"Bearer {key}"}
+    await database_sync_to_async(ApiKey.objects.update)(calls_per_minute=100)
+    refused = await AsyncClient().post(PATHS["openai"], "[]", content_type="application/json", headers=headers)
+    assert refused.status_code == 400
+    assert await limited(100) == 200

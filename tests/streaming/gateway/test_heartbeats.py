@@ -83,10 +83,10 @@ async def heard(
     """Lines before the third sign of life, when the test goes on, and those behind it."""
     running = Running(compile_policy({"policy": "p", "guardrails": list(guardrails)}, version=1, digest="sha256:p"))
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return running
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     fake.answers["small"] = Answer(pieces, NDJSON if dialect == "ollama" else SSE, gate=gate)
     base_url = f"{fake.url}/v1" if dialect == "openai" else fake.url
     await row("house", base_url, dialect=dialect)
@@ -211,10 +211,10 @@ async def test_a_client_that_goes_while_its_prompt_is_judged_leaves_nothing_behi
     thinks = thinking(monkeypatch, "prompt")
     running = Running(compile_policy({"policy": "p", "guardrails": [thinks]}, version=1, digest="sha256:p"))
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return running
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     freed = asyncio.Event()
 
     async def give_back(self: places.Place) -> None:

@@ -184,10 +184,10 @@ async def test_who_judges_an_answer_is_told_the_conversation_as_it_went_upstream
     monkeypatch.setitem(base._REGISTRY, "trial_remembers", Remembers)  # type: ignore[arg-type]
     monkeypatch.setattr(Remembers, "heard", [], raising=False)
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return Running(listening())
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "My number is 536-22-8145."},
@@ -212,10 +212,10 @@ async def test_a_guardrail_in_monitor_looks_at_all_of_a_request(monkeypatch: pyt
     tried = {"name": "w", "kind": "keywords", "mode": "MONITOR", "config": {"keywords": ["heron", "lock"]}}
     active = compile_policy({"policy": "t", "guardrails": [tried]}, version=1, digest="sha256:t")
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return Running(active)
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     status, said, headers = await ask(await new_key(), "scripted/clean", "a heron")
     assert (status, json.loads(said)["choices"][0]["message"]["content"]) == (200, SCENARIOS["clean"].answer)
     session = await ended(headers["X-Sluicegate-Session"])

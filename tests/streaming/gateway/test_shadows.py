@@ -46,13 +46,13 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Running
     """What calls find here: the last of the list."""
     given = [Running(policy(words("nothing of the sort")))]
 
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return given[-1]
 
     async def queue(session_id: str) -> None:
         return None
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
     monkeypatch.setattr(tasks, "queue_session", queue)
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20000")
     yield given

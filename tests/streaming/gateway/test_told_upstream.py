@@ -93,10 +93,10 @@ def with_rules(*more: dict[str, object]) -> Policy:
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
-    async def load(name: str, whose: object) -> Running:
+    def load(found: object) -> Running:
         return Running(policy)
 
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", load)
 
 
 @pytest.mark.parametrize("mode", ["BLOCK", "MONITOR"])

@@ -1,0 +1,91 @@
+"""What a request through the gateway may do, as it stands when the request comes: key, limits, policy, upstreams.
+
+Exists because every visit to the database and to the store waits for its turn behind all that streams, so one of each
+is made and not three. Protects the rule that nothing of it is kept: a key that was revoked, a limit that was changed, a
+version that was rolled back and an upstream that was taken away count for the next request. A call that is one too many
+takes no place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+from uuid import uuid4
+
+import structlog
+
+from guardrails.cohorts import Subject
+from guardrails.selectors import Running
+from streaming.access import Access, access_now
+from streaming.chat import StartRefused, running_now
+from streaming.conf import conf
+from streaming.database import reading
+from streaming.gateway import places
+from streaming.gateway.places import Place
+from streaming.limits import Allowance, Spends, rate_key
+from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
+from streaming.upstreams import Offered, offered_now
+
+logger = structlog.get_logger(__name__)
+
+_BEGIN = """
+local used = redis.call('INCR', KEYS[2])
+if used == 1 then redis.call('PEXPIRE', KEYS[2], ARGV[4]) end
+local left = redis.call('PTTL', KEYS[2])
+if used > tonumber(ARGV[5]) then return {used, left, 0} end
+local function take()
+""" + places.TAKE + """
+end
+return {used, left, take()}
+"""  # fmt: skip
+"""Both scripts in one: what ``limits`` counts, and a place where that leaves one. Its keys are of one client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """``running``: the policy that runs, or why none does."""
+
+    access: Access
+    running: Running | StartRefused
+    offered: Offered
+
+    @property
+    def at_once(self) -> int:
+        """How many answers the key may have under way."""
+        own = self.access.answers_at_once
+        return conf().gateway_at_once if own is None else own
+
+
+def standing_now(plaintext: str, scope: str) -> Standing:
+    """Read, in a thread of the database's. Raises ``Refused``."""
+    access = access_now(plaintext, scope)
+    running: Running | StartRefused
+    try:
+        running = running_now(access.policy, Subject("", access.visitor.user_id))
+    except StartRefused as error:
+        running = error
+    return Standing(access, running, offered_now())
+
+
+standing = reading(standing_now)
+"""The same, in an event loop."""
+
+
+async def begin(standing: Standing) -> tuple[Allowance | None, Place | None]:
+    """Count the call, and take a place for its answer: None where all are taken, or the call is one too many.
+
+    While the store is away nothing is counted, and nobody refused.
+    """
+    client, limit = standing.access.visitor.client, standing.access.calls_per_minute
+    key, member = places.key_of(client), uuid4().hex
+    ttl_ms, window_ms = round(places.LONGEST_S * 1000), round(Spends.START.value * 1000)
+    try:
+        said = await shared_log().evaluate(
+            _BEGIN, [key, rate_key(client, Spends.START)], [standing.at_once, ttl_ms, member, window_ms, limit]
+        )
+    except LogUnavailable:
+        logger.warning("call_not_counted", client=client)
+        return None, Place()
+    used, left_ms, taken = cast("list[int]", said)
+    return Allowance(limit, used, max(0, left_ms) / 1000), Place(key, member) if taken else None
