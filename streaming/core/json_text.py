@@ -26,6 +26,7 @@ from typing import Literal, TypedDict
 from guardrails.findings import HIDING, Mode
 from guardrails.masking import Masker
 from streaming.core.effects import FOUND, REDACTED, RELEASE, Effect
+from streaming.core.places import Place
 from streaming.core.restore import Restorer, RestorerState
 from streaming.core.snapshot import StateError
 from streaming.core.text import REPLACEMENT
@@ -35,6 +36,8 @@ QUOTE, INSIDE, FRAME, BARE = "q", "i", "f", "b"
 """What a character is: a quote, inside a string, a bracket or a blank and the like, part of a number or a bare word."""
 
 _FRAME = frozenset("{}[],: \t\n\r")
+_WORD = frozenset("-+.0123456789eEtrufalsn")
+"""What the numbers and bare words of JSON are made of."""
 _SHORT = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _PLAIN = re.compile(r'[^"\\\x00\ud800-\udfff]+')
 _HEX = re.compile(r"[0-9a-fA-F]{0,4}")
@@ -59,14 +62,18 @@ class JsonState(TypedDict):
 class JsonChannel:
     """One tool call's arguments on their way through a gate.
 
-    ``masker``: whose values are put back into strings; None for a tool that must not get them.
+    ``masker``: whose values are put back into strings; None for a tool that must not get them. ``around``: the place
+    in all of the text, where it may be shown as it is (``Restorer``); no value comes back then behind what is no JSON.
     """
 
-    __slots__ = ("_altered", "_at", "_bare", "_escape", "_half", "_inside", "_masker", "_placeholder",
-                 "_restorer", "_sorts", "_text")  # fmt: skip
+    __slots__ = ("_altered", "_around", "_at", "_bare", "_escape", "_half", "_inside", "_masker", "_placeholder",
+                 "_restorer", "_sorts", "_text", "is_json")  # fmt: skip
 
-    def __init__(self, masker: Masker | None = None) -> None:
+    def __init__(self, masker: Masker | None = None, *, around: Place | None = None) -> None:
         self._masker = masker
+        self._around = around
+        self.is_json = True
+        """Whether nothing stood outside of strings that stands nowhere in JSON."""
         self._inside = False
         self._escape = ""
         self._half = 0
@@ -111,6 +118,8 @@ class JsonChannel:
     def _read(self, char: str) -> Iterator[tuple[str, str]]:
         if not self._inside:
             self._inside = char == '"'
+            if char != '"' and char not in _FRAME and char not in _WORD:
+                self.is_json = False
             yield char, QUOTE if char == '"' else FRAME if char in _FRAME else BARE
             return
         if not self._escape:
@@ -194,7 +203,7 @@ class JsonChannel:
         out: list[str] = []
         for text, sort in self._cut(count):
             if sort == BARE:
-                self._bare = (self._bare or "") + self._due() + text
+                self._bare = (self._bare or "") + self._passed(self._due() + text)
                 continue
             out.append(self._end_bare())
             if sort == INSIDE:
@@ -208,7 +217,7 @@ class JsonChannel:
         out: list[str] = []
         for text, sort in self._cut(max(0, count)):
             if sort == BARE:
-                self._bare = (self._bare or "") + self._due()
+                self._bare = (self._bare or "") + self._passed(self._due())
                 self._altered = True
                 continue
             out.append(self._end_bare())
@@ -225,7 +234,7 @@ class JsonChannel:
         return placeholder
 
     def _frame(self, text: str, sort: str) -> str:
-        out = self._end_string() + text if sort == QUOTE else text
+        out = (self._end_string() if sort == QUOTE else "") + self._passed(text)
         if sort == QUOTE:
             self._altered = False
         return out
@@ -238,11 +247,17 @@ class JsonChannel:
         self._bare, self._altered = None, False
         return json.dumps(bare, ensure_ascii=False) if altered else bare
 
+    def _passed(self, text: str) -> str:
+        """Text outside of strings, which the place around reads along."""
+        if self._around is not None:
+            self._around.read(text)
+        return text
+
     def _written(self, text: str) -> str:
         """Text of a string, with values put back where they may be, in JSON's spelling."""
-        if self._masker is not None:
-            if self._restorer is None:
-                self._restorer = Restorer(self._masker, one_value=True)
+        if self._restorer is None and self._masker is not None and (self.is_json or self._around is None):
+            self._restorer = Restorer(self._masker, one_value=True, around=self._around)
+        if self._restorer is not None:
             text = self._restorer.feed(text)
         return json.dumps(text, ensure_ascii=False)[1:-1]
 

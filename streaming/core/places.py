@@ -140,14 +140,16 @@ class Place:
             self._recent = "]" if self._recent.endswith("]") else "x"
 
     @property
+    def within_markup(self) -> bool:
+        """Whether a tag, an element that is read by a program or a link's target may be open."""
+        return bool(self._tags or self._insides or self._depth or self._definition)
+
+    @property
     def running_text(self) -> bool:
         """May a value stand here, for all that came before?"""
         return not (
-            self._tags
+            self.within_markup
             or self._beginning == _ADDRESS
-            or self._insides
-            or self._depth
-            or self._definition
             or self._address
             or self._host
             or (self._word.endswith(".") and self._word[-2:-1].isalnum())

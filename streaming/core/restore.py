@@ -50,11 +50,16 @@ class RestorerState(TypedDict):
 class Restorer:
     """Puts the values of one request back into one channel of its answer."""
 
-    __slots__ = ("_gate", "_masker", "_place", "_raw", "_waiting")
+    __slots__ = ("_around", "_gate", "_masker", "_place", "_raw", "_waiting")
 
-    def __init__(self, masker: Masker, *, one_value: bool = False) -> None:
-        """``one_value``: a program reads the channel's text as one value (``Place``)."""
+    def __init__(self, masker: Masker, *, one_value: bool = False, around: Place | None = None) -> None:
+        """``one_value``: a program reads the channel's text as one value (``Place``).
+
+        ``around``: the place in a text that this one is a part of, and which may be shown as it is. It reads along; no
+        value comes back where markup is open there.
+        """
         self._masker = masker
+        self._around = around
         self._gate = Gate(PLACEHOLDERS, AppliesTo.RESPONSE)
         self._raw = ""  # read by the gate and not settled by it
         self._place = Place(one_value=one_value)
@@ -110,7 +115,7 @@ class Restorer:
     def _plain(self, text: str) -> str:
         """Text that is no placeholder of ours."""
         if not self._waiting:
-            self._place.read(text)
+            self._read(text)
             return text
         at = 0
         while at < len(text) and run_goes_on(text[at]):
@@ -120,7 +125,7 @@ class Restorer:
         out = self._decided(over=at < len(text))
         if at == len(text):
             return out
-        self._place.read(text[at:])
+        self._read(text[at:])
         return out + text[at:]
 
     def _decided(self, *, over: bool = False) -> str:
@@ -136,17 +141,28 @@ class Restorer:
                 begins = begins_address("".join(text for text, _ in self._waiting[1:]))
                 if not (begins or over):
                     break
-                if not begins and self._place.running_text:
+                if not begins and self._running_text:
                     self._place.read_value(value)
+                    if self._around is not None:
+                        self._around.read_value(value)
                     self._masker.put_back += 1
                     written = value
                 else:
-                    self._place.read(written)
+                    self._read(written)
             else:
-                self._place.read(written)
+                self._read(written)
             out.append(written)
             del self._waiting[0]
         return "".join(out)
+
+    @property
+    def _running_text(self) -> bool:
+        return self._place.running_text and (self._around is None or not self._around.within_markup)
+
+    def _read(self, text: str) -> None:
+        self._place.read(text)
+        if self._around is not None:
+            self._around.read(text)
 
     def state(self) -> RestorerState:
         """The state as JSON-able data, without any value."""

@@ -2,7 +2,8 @@
 
 Exists because a value may have a quote, a backslash or a line end in it, and a program reads such an answer. Protects
 the rule that what was JSON when the model wrote it is JSON when the client gets it, and that no value comes back into a
-string of it that begins with an address, which the program may open, blanks and all. Pure.
+string of it that begins with an address, which the program may open, blanks and all. Nor does one come back where the
+text as it is, shown as Markdown or HTML by whoever cannot read it, has an open tag or link. Pure.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class JsonRestorer(Restorer):
         if not self._begun and (said := text.lstrip()):
             self._begun = True
             if said[0] in '{["':
-                self._json = JsonChannel(self._masker)
+                self._json = JsonChannel(self._masker, around=self._place)
         if self._closed or not self._begun:
             return text
         if self._json is None:
@@ -69,5 +70,6 @@ class JsonRestorer(Restorer):
     def follow(self, former: Restorer) -> None:
         """Go on where another channel has ended. Behind a string of JSON that has not ended nothing comes back."""
         if isinstance(former, JsonRestorer):
-            self._closed = former._closed or (former._json is not None and former._json.within_string)
+            json = former._json
+            self._closed = former._closed or (json is not None and (json.within_string or not json.is_json))
         super().follow(former)

