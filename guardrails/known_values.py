@@ -7,7 +7,8 @@ request stands nowhere else in it, whatever stands around it there.
 A text is read as words, runs of letters and digits with their percent-encoding undone, or the escapes of JSON and of
 program code. A value is found where its words follow each other with no more between them than the value has (one sign
 at least), so that other dashes, another case, wide digits and ``%40`` for ``@`` make no difference. What is longer than
-the value at its first or last word is another word. Costs what the text costs, however many values are known. Pure.
+the value at its first or last word is another word. Costs what the text costs, however many values are known; values
+whose words repeat each other, what the longest of them costs for every word. Pure.
 """
 
 from __future__ import annotations
@@ -70,18 +71,34 @@ def _unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)) if m[1] or m[2] else ".", text)
 
 
+class _Gaps(dict[int, int]):
+    """How many signs stand before a word, worked out where somebody asks."""
+
+    def __init__(self, text: str, words: Sequence[_Word]) -> None:
+        super().__init__()
+        self._text = text
+        self._words = words
+
+    def __missing__(self, at: int) -> int:
+        found = self[at] = next(_between(self._text, self._words[at - 1 : at + 1]))
+        return found
+
+
 def _between(text: str, words: Sequence[_Word]) -> Iterator[int]:
     """How many signs stand between one word and the next."""
     for before, after in pairwise(words):
         yield len(unquote(_unescaped(text[before.end : after.start])))
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """How many signs may stand between its words, and what sort of value it is."""
+@dataclass(slots=True)
+class _Step:
+    """A word that values begin with or go on with. ``gap``: how many signs may stand before it, in any of them."""
 
-    gaps: tuple[int, ...]
-    sort: str
+    next: dict[str, _Step]
+    gap: int = 0
+    gaps: tuple[int, ...] = ()
+    sort: str = ""
+    """Of the value that ends here, and how many signs may stand between its words; empty: none does."""
 
 
 class KnownValues:
@@ -90,29 +107,35 @@ class KnownValues:
     ``values``: pairs of a value and its sort, which ``replaced`` hands on.
     """
 
-    __slots__ = ("_lengths", "_values")
+    __slots__ = ("_count", "_first")
 
-    def __init__(self, values: Iterable[tuple[str, str]]) -> None:
-        self._values: dict[tuple[str, ...], _Value] = {}
-        self._lengths: dict[str, list[int]] = {}  # by the first word: how many words such values have, most first
+    def __init__(self, values: Iterable[tuple[str, str]] = ()) -> None:
+        self._first: dict[str, _Step] = {}
+        self._count = 0
         for value, sort in values:
-            words = _encoded_words(value) if "%" in value else _escaped_words(value)
-            if not words or words[-1].end - words[0].start < SHORTEST:
-                continue
-            said = tuple(word.said for word in words)
-            self._values[said] = _Value(tuple(max(1, gap) for gap in _between(value, words)), sort)
-            lengths = self._lengths.setdefault(said[0], [])
-            if len(said) not in lengths:
-                lengths.append(len(said))
-                lengths.sort(reverse=True)
+            self.add(value, sort)
 
     def __len__(self) -> int:
         """How many values are looked for."""
-        return len(self._values)
+        return self._count
+
+    def add(self, value: str, sort: str) -> None:
+        """One more of them. Costs what the value costs, however many there are."""
+        words = _encoded_words(value) if "%" in value else _escaped_words(value)
+        if not words or words[-1].end - words[0].start < SHORTEST:
+            return
+        gaps = tuple(max(1, gap) for gap in _between(value, words))
+        steps, step = self._first, _Step({})
+        for word, gap in zip(words, (0, *gaps), strict=True):
+            step = steps.setdefault(word.said, _Step({}))
+            step.gap = max(step.gap, gap)
+            steps = step.next
+        self._count += not step.sort
+        step.gaps, step.sort = tuple(map(max, gaps, step.gaps)) if step.sort else gaps, sort
 
     def replaced(self, text: str, apart: Sequence[tuple[int, int]], made: Callable[[str, str], str]) -> str:
         """The text with ``made(what stands there, sort)`` in the place of every value outside the ranges ``apart``."""
-        if not self._values:
+        if not self._count:
             return text
         spans = self._spans(text, _plain_words(text))
         if "%" in text:
@@ -131,14 +154,22 @@ class KnownValues:
         return "".join((*out, text[at:]))
 
     def _spans(self, text: str, words: list[_Word]) -> list[tuple[int, int, str]]:
+        """The longest value that begins at each word, behind the one before."""
         out: list[tuple[int, int, str]] = []
-        after = 0
-        for at, word in enumerate(words):
-            for length in self._lengths.get(word.said, ()) if at >= after else ():
-                here = words[at : at + length]
-                value = self._values.get(tuple(one.said for one in here))
-                if value is not None and all(map(le, _between(text, here), value.gaps)):
-                    after = at + length
-                    out.append((word.start, here[-1].end, value.sort))
+        gaps = _Gaps(text, words)
+        at = 0
+        while at < len(words):
+            last, sort, end = at, "", at
+            steps = self._first
+            while end < len(words) and (step := steps.get(words[end].said)) is not None:
+                if end > at and gaps[end] > step.gap:
                     break
+                if step.sort and all(map(le, map(gaps.__getitem__, range(at + 1, end + 1)), step.gaps)):
+                    last, sort = end, step.sort
+                steps = step.next
+                end += 1
+            if sort:
+                out.append((words[at].start, words[last].end, sort))
+                at = last
+            at += 1
         return out

@@ -161,7 +161,7 @@ class Masker:
         self.tag = _letters(self._number(b"tag"), 5)
         self._values: dict[str, str] = {}  # placeholder -> value, and back
         self._made: dict[str, str] = {}
-        self._known: KnownValues | None = None
+        self._known = KnownValues()
         self.put_back = 0
         """How often a value was put back; whoever does it counts here."""
 
@@ -218,17 +218,12 @@ class Masker:
         stands in other texts without it. Values of five characters and more are looked for; what is written another
         way gets a placeholder of its own, so that it comes back as it was.
         """
-        if self._known is None:
-            known = [(value, made[5:9]) for made, value in self._values.items() if made[5:9] != ESCAPED]
-            self._known = KnownValues(known)
         if not len(self._known):
             return text
         return self._known.replaced(text, [m.span() for m in _SHAPED.finditer(text)], self._again)
 
     def _again(self, value: str, sort: str) -> str:
-        known, made = self._known, self._enter(value, sort)
-        self._known = known  # what was only found again is known already
-        return made
+        return self._enter(value, sort, found_again=True)  # and known already
 
     def _regions(
         self,
@@ -256,7 +251,7 @@ class Masker:
                 merged.append(region)
         yield from merged
 
-    def _enter(self, value: str, sort: str) -> str:
+    def _enter(self, value: str, sort: str, *, found_again: bool = False) -> str:
         if value in self._made:
             return self._made[value]
         for attempt in range(64):
@@ -266,7 +261,8 @@ class Masker:
             if made not in self._values:
                 self._values[made] = value
                 self._made[value] = made
-                self._known = None
+                if sort != ESCAPED and not found_again:
+                    self._known.add(value, sort)
                 return made
         raise RuntimeError("64 values of one request have the same name under this key")
 

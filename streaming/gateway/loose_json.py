@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Hashable, Iterable, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple, cast
@@ -224,17 +224,39 @@ def laid_open(text: str, looked: Callable[[str], Sequence[Finding]]) -> str:
 
     So do those without which something would not be found that is found now. ``looked``: what the rules find in a text.
     """
+    work = _laying_open(text)
+    try:
+        asked = next(work)
+        while True:
+            asked = work.send(looked(asked))
+    except StopIteration as over:
+        return cast("str", over.value)
+
+
+async def laid_open_in_turns(text: str, looked: Callable[[str], Awaitable[Sequence[Finding]]]) -> str:
+    """The same where looking gives way to others."""
+    work = _laying_open(text)
+    try:
+        asked = next(work)
+        while True:
+            asked = work.send(await looked(asked))
+    except StopIteration as over:
+        return cast("str", over.value)
+
+
+def _laying_open(text: str) -> Generator[str, Sequence[Finding], str]:
+    """Yields the texts that are to be looked at."""
     if "\\" not in text:
         return text
     read, escapes = _escapes(text)
-    if not escapes or not (found := looked(read)):
+    if not escapes or not (found := (yield read)):
         return text
-    both, there = _Text(text, escapes, found), looked(text)
+    both, there = _Text(text, escapes, found), (yield text)
     if not (missed := both.missed(there, ())):
         return text
     kept = both.kept(there, missed)
     opened = both.around(missed) - kept
     said = both.opened(opened)
-    if opened and not both.missed(looked(said), opened):
+    if opened and not both.missed((yield said), opened):
         return said
     return both.opened(number for number in range(len(escapes)) if number not in kept)

@@ -72,8 +72,15 @@ class Names:
         self.withheld = 0
         """Characters of names that were blocked."""
 
-    def shown(self, name: str, applies_to: AppliesTo, taken: Iterable[Container[str]]) -> str:
-        """A name, and not one of those that are ``taken`` if anything of it is hidden."""
+    def __len__(self) -> int:
+        """How many different ones have been looked at."""
+        return len(self._known)
+
+    def shown(self, name: str, applies_to: AppliesTo, taken: Iterable[Container[str]], numbers: dict[str, int]) -> str:
+        """A name, and not one of those that are ``taken`` if anything of it is hidden.
+
+        ``numbers``: of the same object, how often each of them has been told apart from others.
+        """
         found = self._known.get((applies_to, name))
         if found is None:
             said = laid_open(name, lambda text: looked(self._rules, text, applies_to).findings)
@@ -84,8 +91,10 @@ class Names:
             found = self._known[(applies_to, name)] = self._mask(said, checked)
         if found == name:
             return name
-        made, number = found, 1
+        number = numbers.get(found, 1)
+        made = found if number == 1 else f"{found}_{number}"
         while any(made in names for names in taken):
             number += 1
             made = f"{found}_{number}"
+        numbers[found] = number
         return made

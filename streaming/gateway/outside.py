@@ -8,6 +8,7 @@ Guardrails of this process read texts as they were typed. Pure but for giving wa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from guardrails.policy import Policy
 from streaming.checks import Outside, check_text
 from streaming.core.effects import SentenceCheck
 from streaming.core.gate import gate_text
+from streaming.gateway.sweep import LONG
 
 Hide = Callable[[str, Sequence[Finding]], str]
 """A text with these values masked; known ones too."""
@@ -37,10 +39,14 @@ class Hiding:
         for text, applies_to in texts:
             if (text, applies_to) in self._found:
                 continue
+            await asyncio.sleep(0)  # others stream meanwhile
             checked = await check_text(self._rules, text, applies_to=applies_to)
             found = self._found[(text, applies_to)] = self._masked(checked.findings)
             if found:
-                self._hide(text, found)
+                if len(text) > LONG:
+                    await asyncio.to_thread(self._hide, text, found)
+                else:
+                    self._hide(text, found)
 
     def told(self, text: str, applies_to: AppliesTo) -> Outside:
         """What is told of checks of a text that was learned."""

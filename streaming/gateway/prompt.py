@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
@@ -21,24 +21,28 @@ from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
 from streaming.core.events import GuardrailStatus
-from streaming.core.gate import gate_text
+from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
 from streaming.gateway.laid import Asked, channel_of
-from streaming.gateway.loose_json import laid_open
+from streaming.gateway.loose_json import laid_open_in_turns
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter
 from streaming.gateway.outside import Hide, Hiding, needed
 from streaming.gateway.sweep import Swept, as_it_is, json_in, sweep
 from streaming.gateway.thoughts import without_unsigned
 from streaming.gateway.walker import Json, spelled
+from streaming.slices import SLICE, fed
 
 MAX_DEPTH = 60
 MAX_STRINGS = 50_000
+MAX_NAME_CHARS = 2_000
 _STRUCTURE = frozenset(
     {"role", "type", "id", "model", "name", "object", "tool_call_id", "tool_use_id", "format", "detail", "media_type"}
 )
 """Fields whose values are names of things: rules look at them, nobody is asked about them."""
 _LONGEST_NAME = 64
+_LOOK = 64
+"""Looking at a text costs as much as this many characters, however short it is."""
 _WRITTEN = frozenset({"input", "arguments", "json"})
 """What stands behind these a model or a tool has written, whatever it calls its fields."""
 
@@ -126,7 +130,7 @@ async def guarded(
     """
     body = without_unsigned(body) if policy.guardrails else body
     walk = _Walk(policy, mask)
-    copied = cast("Json", walk.copy(body, (), AppliesTo.PROMPT, -1))
+    copied = cast("Json", await walk.copy(body, (), AppliesTo.PROMPT, -1))
     out = Prompted(copied, media=tuple(dict.fromkeys(walk.media.kinds)))
     if out.media and not media_allowed and any(g.decides for g in policy.running(AppliesTo.PROMPT)):
         what = " and ".join(out.media)
@@ -154,7 +158,7 @@ async def guarded(
         await out.hiding.learn((place.text, place.applies_to) for place in second)
     await _check(policy, second, earlier, out, mask, asking, again=True)
     out.findings += walk.names.findings
-    copied = out.body = sweep(copied, swept, walk.media.apart)
+    copied = out.body = await sweep(copied, swept, walk.media.apart)
     out.blocked = out.blocked or walk.names.blocked
     out.withheld += walk.names.withheld
     if asked >= 0:
@@ -221,14 +225,16 @@ class _Walk:
         self.places: list[_Place] = []
         self.inside: list[tuple[_Place, object, object]] = []
         self.media = Media()
+        self._numbers = 0
+        self._since = 0  # characters looked at since others had their turn
 
-    def copy(self, value: object, path: Path, applies_to: AppliesTo, turn: int) -> object:
+    async def copy(self, value: object, path: Path, applies_to: AppliesTo, turn: int) -> object:
         """A copy of a part. Raises ``BadRequest``."""
         if len(path) > MAX_DEPTH:
             raise BadRequest("The request is nested too deep.", _dotted(path[:4]))
         match value:
             case dict(fields):
-                return self._object(cast("Json", fields), path, applies_to, turn)
+                return await self._object(cast("Json", fields), path, applies_to, turn)
             case list(items):
                 made: list[object] = []
                 for at, item in enumerate(items):
@@ -236,58 +242,82 @@ class _Walk:
                     made.append(item)
                     if self.media.picture(item, (*path, at)):
                         continue
-                    self._put(made, at, item, (*path, at), applies_to, number)
+                    await self._put(made, at, item, (*path, at), applies_to, number)
                 return made
         return value
 
-    def _object(self, fields: Json, path: Path, applies_to: AppliesTo, turn: int) -> Json:
+    async def _object(self, fields: Json, path: Path, applies_to: AppliesTo, turn: int) -> Json:
         applies_to = _kind_of(fields, applies_to)
         within = self.media.see(fields, path)
         out: Json = {}
+        numbers: dict[str, int] = {}
         for name, value in fields.items():
             if why := unusable(name):
                 raise BadRequest(f"A name in “{_dotted(path)}” {why}.", _dotted(path))
-            key = self.names.shown(name, applies_to, (fields, out))
+            if len(name) > MAX_NAME_CHARS:
+                where = _dotted(path)
+                raise BadRequest(f"A name in “{where}” has more than {MAX_NAME_CHARS:,} characters.", where)
+            self._bounded()
+            key = self.names.shown(name, applies_to, (fields, out), numbers)
+            await self._looked_at(len(name) + _LOOK)
             if within and self.media.passes(name, value, (*path, name)):
                 out[key] = value
             else:
-                self._put(out, key, value, (*path, name), applies_to, turn)
+                await self._put(out, key, value, (*path, name), applies_to, turn)
         return out
 
-    def _put(
+    async def _put(
         self, holder: Json | list[object], key: str | int, value: object, path: Path,
         applies_to: AppliesTo, turn: int,
     ) -> None:  # fmt: skip
         if not isinstance(value, str):
-            holder[key] = self.copy(value, path, applies_to, turn)  # type: ignore[index]
-            if self._found_in_number(value, path, applies_to):
+            holder[key] = await self.copy(value, path, applies_to, turn)  # type: ignore[index]
+            if await self._found_in_number(value, path, applies_to):
                 said = holder[key] = spelled(cast("int | float", value))  # type: ignore[index]  # what hides it is text
                 self.places.append(_Place(holder, key, said, applies_to, turn, structure=True, top=path[0]))
             return
         if why := unusable(value):
             raise BadRequest(f"“{_dotted(path)}” {why}.", _dotted(path))
         holder[key] = value  # type: ignore[index]
-        if len(self.places) + len(self.inside) >= MAX_STRINGS:
-            raise BadRequest(f"The request has more than {MAX_STRINGS:,} strings.")
+        self._bounded()
         inner = json_in(value)
         if inner is None:
-            value = holder[key] = laid_open(value, self._finder(applies_to))  # type: ignore[index]
+            value = holder[key] = await laid_open_in_turns(value, self._finder(applies_to))  # type: ignore[index]
         structure, inside = _is_structure(path, value), "json" in path
         place = _Place(holder, key, value, applies_to, turn, structure=structure, top=path[0], inner=inside)
         if inner is None:
             if value:
                 self.places.append(place)
             return
-        self.inside.append((place, self.copy(inner, (*path, "json"), applies_to, turn), inner))
+        self.inside.append((place, await self.copy(inner, (*path, "json"), applies_to, turn), inner))
 
-    def _finder(self, applies_to: AppliesTo) -> Callable[[str], list[Finding]]:
-        return lambda text: gate_text(self._rules, text, applies_to=applies_to, channel="prompt").findings
+    def _bounded(self) -> None:
+        if len(self.places) + len(self.inside) + len(self.names) + self._numbers >= MAX_STRINGS:
+            raise BadRequest(f"The request has more than {MAX_STRINGS:,} strings, names of fields and long numbers.")
 
-    def _found_in_number(self, value: object, path: Path, applies_to: AppliesTo) -> bool:
+    async def _looked_at(self, chars: int) -> None:
+        """Others stream meanwhile."""
+        self._since += chars
+        if self._since >= SLICE:
+            self._since = 0
+            await asyncio.sleep(0)
+
+    def _finder(self, applies_to: AppliesTo) -> Callable[[str], Awaitable[list[Finding]]]:
+        async def found(text: str) -> list[Finding]:
+            gate = Gate(self._rules, applies_to, "prompt")
+            effects = [*await fed(gate, text), *gate.finish()]
+            await self._looked_at(len(text) + _LOOK)
+            return sorted((e[1] for e in effects if e[0] == FOUND), key=lambda f: (f.start, f.end))
+
+        return found
+
+    async def _found_in_number(self, value: object, path: Path, applies_to: AppliesTo) -> bool:
         """Whether a number is more than a number: an account in the arguments of an earlier call, for one."""
         if isinstance(value, bool) or not isinstance(value, int | float) or is_parameter(path) or len(str(value)) < 6:
             return False
-        return bool(self._finder(applies_to)(spelled(value)))
+        self._numbers += 1
+        self._bounded()
+        return bool(await self._finder(applies_to)(spelled(value)))
 
 
 def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:

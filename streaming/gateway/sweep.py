@@ -3,11 +3,12 @@
 Exists because texts are looked at one by one, and a rule that needs the words around a value finds it in one of them
 alone. Protects the rule that what has a placeholder in a request goes upstream nowhere in it as it is: in strings, in
 strings of JSON that is a string, in names of fields and in numbers. Numbers that are the request's own parameters are
-numbers: those stay. Pure.
+numbers: those stay.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Set
 from typing import cast
@@ -17,6 +18,8 @@ from streaming.gateway.names import Path, is_parameter
 from streaming.gateway.walker import Json, spelled
 
 Swept = Callable[[str], str]
+LONG = 10_000
+"""Characters that are looked at in one go: ten milliseconds or so. Longer texts are looked at in a thread."""
 
 
 def as_it_is(text: str) -> str:
@@ -24,42 +27,59 @@ def as_it_is(text: str) -> str:
     return text
 
 
-def sweep(body: Json, swept: Swept, apart: Set[Path]) -> Json:
+async def sweep(body: Json, swept: Swept, apart: Set[Path]) -> Json:
     """The request without values that ``swept`` knows. ``apart``: paths of encoded bytes, which are no text."""
     if swept is as_it_is:
         return body
-    return cast("Json", _value(body, (), swept, apart))
+    return cast("Json", await _Sweep(swept, apart).value(body, ()))
 
 
-def _value(value: object, path: Path, swept: Swept, apart: Set[Path]) -> object:
-    if path in apart:
-        return value
-    match value:
-        case str(text):
-            return _text(text, path, swept, apart)
-        case dict(fields):
-            out: Json = {}
-            for name, part in fields.items():
-                out[swept(name)] = _value(part, (*path, name), swept, apart)
-            return out
-        case list(items):
-            return [_value(item, (*path, at), swept, apart) for at, item in enumerate(items)]
-        case bool() | None:
+class _Sweep:
+    """One look at a request, which gives way to others."""
+
+    def __init__(self, swept: Swept, apart: Set[Path]) -> None:
+        self._swept = swept
+        self._apart = apart
+        self._since = 0
+
+    async def value(self, value: object, path: Path) -> object:
+        """A part of it."""
+        if path in self._apart:
             return value
-    if is_parameter(path):
-        return value
-    said = spelled(cast("int | float", value))
-    shown = swept(said)
-    return value if shown == said else shown
+        match value:
+            case str(text):
+                return await self._text(text, path)
+            case dict(fields):
+                out: Json = {}
+                for name, part in fields.items():
+                    out[await self._look(name)] = await self.value(part, (*path, name))
+                return out
+            case list(items):
+                return [await self.value(item, (*path, at)) for at, item in enumerate(items)]
+            case bool() | None:
+                return value
+        if is_parameter(path):
+            return value
+        said = spelled(cast("int | float", value))
+        shown = await self._look(said)
+        return value if shown == said else shown
 
+    async def _text(self, text: str, path: Path) -> str:
+        inner = json_in(text)
+        if inner is not None:
+            whole = await self.value(inner, (*path, "json"))
+            if whole != inner:
+                text = json.dumps(whole, ensure_ascii=False)
+        return await self._look(text)
 
-def _text(text: str, path: Path, swept: Swept, apart: Set[Path]) -> str:
-    inner = json_in(text)
-    if inner is not None:
-        whole = _value(inner, (*path, "json"), swept, apart)
-        if whole != inner:
-            text = json.dumps(whole, ensure_ascii=False)
-    return swept(text)
+    async def _look(self, text: str) -> str:
+        if len(text) > LONG:
+            return await asyncio.to_thread(self._swept, text)  # nobody else uses the request's values meanwhile
+        self._since += len(text) + 16
+        if self._since >= LONG:
+            self._since = 0
+            await asyncio.sleep(0)
+        return self._swept(text)
 
 
 def json_in(text: str) -> object:

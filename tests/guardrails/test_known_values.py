@@ -65,6 +65,14 @@ def test_many_values_cost_what_the_text_costs() -> None:
     assert time.process_time() - began < 30
 
 
+def test_values_that_begin_alike_are_told_apart_in_one_pass() -> None:
+    values = ["a." * many + "a@x.de" for many in range(120)]
+    began = time.process_time()
+    text = "a." * 20_000 + "a@x.de"
+    assert replaced(text, *values) == "a." * (20_000 - 119) + "~"
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("before", ["", "a", "\\u0061", "\\n"])
 def test_a_million_backslashes_that_are_no_escape_cost_what_the_text_costs(before: str) -> None:
