@@ -1,9 +1,9 @@
 """How many answers a key may have under way at once, and how many may be under way at an upstream.
 
 Exists because one client's loop must not take all connections to an upstream, and an upstream of the house may take no
-more. Protects the rule that the limit is one
-limit however many processes serve: places are kept in the store, each for so long as an answer may take, and given back
-when it is over. While the store is away nobody is refused: it is the guardrails that protect readers, not this.
+more. Protects the rule that the limit is one limit however many processes serve: places are kept in the store, renewed
+while the answer is under way, and given back when it is over; those of a process that died come free by themselves.
+While the store is away nobody is refused: it is the guardrails that protect readers, not this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from streaming.log_redis import shared_log
 logger = structlog.get_logger(__name__)
 
 LONGEST_S = 960.0
-"""Seconds after which a place is free although nobody gave it back: longer than an upstream is waited for."""
+"""Seconds after which a place is free that nobody gave back or renewed: longer than judging a prompt may take."""
+RENEWED_S = LONGEST_S / 4
+"""Seconds from one renewal to the next."""
 
 TAKE = """
 local time = redis.call('TIME')
@@ -29,6 +31,13 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+_RENEW = """
+if not redis.call('ZSCORE', KEYS[1], ARGV[2]) then return 0 end
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1]), ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
 """
 _GIVE_BACK = "return redis.call('ZREM', KEYS[1], ARGV[1])"
@@ -45,6 +54,12 @@ class Place:
 
     key: str = ""
     member: str = ""
+
+    async def renew(self) -> None:
+        """The answer is under way; one that is over already has no place, and gets none."""
+        if self.key:
+            with suppress(LogUnavailable):
+                await shared_log().evaluate(_RENEW, [self.key], [round(LONGEST_S * 1000), self.member])
 
     async def give_back(self) -> None:
         """The answer is over."""

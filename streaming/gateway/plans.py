@@ -47,6 +47,7 @@ async def answered(plans: list[Plan], record: Record, dialect: Dialect) -> Async
         if place is None:
             first = first or ProviderRateLimited(f"{called} is asked for {plan.at_once} answers already", 1.0)
             continue
+        record.held.append(place)
         try:
             async with guarded_by_breaker(plan.provider), aclosing(plan.ask()) as found:
                 async for chunk in found:

@@ -26,8 +26,9 @@ from streaming.bookends import policy_ref
 from streaming.conf import conf
 from streaming.core.events import GuardrailStatus
 from streaming.database import AWAY
-from streaming.gateway import laid
+from streaming.gateway import laid, places
 from streaming.gateway.gates import Gates, outcome_of, widened
+from streaming.gateway.places import Place
 from streaming.gateway.prompt import Prompted, conversation
 from streaming.gateway.shadow import looked
 from streaming.log import LogUnavailable, MemoryLog, SessionLog
@@ -71,9 +72,13 @@ class Record:
     stop_reason: str = ""
     """Why the upstream ended the answer, as it said."""
     shadow: ShadowPolicy | None = None
+    held: list[Place] = field(default_factory=list)
+    """The places that the request takes up."""
+    renewed_at: float = field(default_factory=time.monotonic)
     _written: int = 0
     _writing: asyncio.Task[None] | None = None
     _saying: asyncio.Task[None] | None = None
+    _renewing: asyncio.Task[None] | None = None
 
     def moved(self, gates: Gates) -> None:
         """Note what of the answer has come since, and what is held no longer: shown, or hidden for good."""
@@ -86,11 +91,14 @@ class Record:
         self.came, self.settled = came, max(settled, self.settled)
 
     def alive(self, gates: Gates) -> None:
-        """A sign of life where one is due: at once when text has come since the last one, else in time for the sweep.
+        """Signs of life where they are due: at once when text has come since the last one, else in time for the sweep.
 
         Called every ``ALIVE_EVERY_S``. Beside the answer: a database that is away or slow holds up nobody's words.
         """
         now = time.monotonic()
+        if now - self.renewed_at >= places.RENEWED_S and not _under_way(self._renewing):
+            self.renewed_at = now
+            self._renewing = asyncio.create_task(self._renew())
         chars_in, released, _, _ = gates.counts()
         if chars_in == self._written and now - self.alive_at < conf().stale_s / 3:
             return
@@ -112,9 +120,14 @@ class Record:
         else:
             self._written = chars_in
 
+    async def _renew(self) -> None:
+        for place in tuple(self.held):
+            await place.renew()
+
     async def _settled(self) -> None:
         """Nothing is being written any more."""
-        if open_ := {task for task in (self._writing, self._saying) if task is not None and not task.done()}:
+        begun = (self._writing, self._saying, self._renewing)
+        if open_ := {task for task in begun if task is not None and not task.done()}:
             await asyncio.wait(open_)
 
     async def end(

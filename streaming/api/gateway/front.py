@@ -23,7 +23,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.http.response import HttpResponseBase
 
 from guardrails.cohorts import Subject
-from guardrails.findings import AppliesTo
+from guardrails.findings import AppliesTo, Outcome
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import Running, ShadowPolicy
@@ -227,6 +227,8 @@ class _Asked:
                 await self._place.give_back()
 
     async def _judged(self, policy: Policy, wider: Policy, routed: Route, masks: Masks) -> _Begun:
+        # What the upstream's dialect has no words for is refused before anybody looks at the text.
+        self._source(routed.provider, routed.model, routed.scenario, self._body)
         prompted = await guarded(
             wider,
             self._body,
@@ -235,35 +237,44 @@ class _Asked:
             swept=masks.swept,
             hide=masks.hidden,
         )
-        if prompted.body["model"] != self._body["model"]:  # something else than a model's name stood there
-            routed = route(str(prompted.body["model"]), self._front.dialect, self._offered)
         self._sent = self._headers(wider, masks)
         gates = Gates(policy, masks.restoring, masks.restore_arguments, masks.same_again)
         if self._shadow is not None:
             gates.noted = Noted.of(prompted.looked)
         prompted.looked.clear()  # nobody else reads them while the answer runs
         walker = self._front.walker(gates)
-        plans = [] if prompted.blocked is not None else self._plans(routed, prompted)
-        record = await opened(
-            self._access.visitor,
-            policy,
-            prompted,
-            provider=routed.provider.called,
-            model=routed.model or routed.provider.default_model,
-            streaming=self._streaming,
-            correlation_id=str(self._request.META.get("sluicegate.correlation_id", "")),
-            session_id=self._session_id,
-            shadow=self._shadow,
-        )
+        try:
+            routed, plans = (routed, []) if prompted.blocked is not None else self._asking(routed, prompted)
+        except (BadRequest, NoUpstream) as error:
+            said = refused(error)
+            record = await self._opened(policy, prompted, "", str(prompted.body["model"]))
+            await record.end(gates, {}, outcome=Outcome.ERROR, code=said.code, error=str(said))
+            raise
+        model = routed.model or routed.provider.default_model
+        record = await self._opened(policy, prompted, routed.provider.called, model)
         if prompted.blocked is not None:
             await record.end(gates, {})
             return _Begun(record, gates, walker, None)
         self._record = record
+        record.held.append(self._place)
         metrics.GATEWAY_MASKED.labels(self._front.dialect).inc(masks.masked)
         source = answered(plans, record, self._front.dialect)
         relay = Relay(source, walker, gates, record, streaming=self._streaming, freed=self._place.give_back)
         task = registry.spawn(record.started.session_id, self._run(relay, masks))
         return _Begun(record, gates, walker, Reader(relay, task, self._front))
+
+    async def _opened(self, policy: Policy, prompted: Prompted, provider: str, model: str) -> Record:
+        return await opened(
+            self._access.visitor,
+            policy,
+            prompted,
+            provider=provider,
+            model=model,
+            streaming=self._streaming,
+            correlation_id=str(self._request.META.get("sluicegate.correlation_id", "")),
+            session_id=self._session_id,
+            shadow=self._shadow,
+        )
 
     async def _told(self, begun: _Begun) -> HttpResponseBase:
         """The response to a request whose prompt was judged before anything was sent."""
@@ -322,29 +333,32 @@ class _Asked:
             metrics.GATEWAY_RESTORED.labels(self._front.dialect).inc(masks.put_back)
             await relay.free()
 
-    def _plans(self, routed: Route, prompted: Prompted) -> list[Plan]:
-        """Who is asked, in order, and how. Raises ``BadRequest`` where the first one cannot be asked this."""
+    def _asking(self, routed: Route, prompted: Prompted) -> tuple[Route, list[Plan]]:
+        """Who is asked, in order, and how. Raises ``BadRequest`` where the first one cannot be asked this, and
+        ``NoUpstream`` where something else than a model's name stood there."""
+        if prompted.body["model"] != self._body["model"]:
+            routed = route(str(prompted.body["model"]), self._front.dialect, self._offered)
         plans: list[Plan] = []
         for number, provider in enumerate(in_order(routed.provider, self._offered)):
             model = routed.model if number == 0 else ""
             try:
-                ask = self._source(provider, model, routed.scenario, prompted)
+                ask = self._source(provider, model, routed.scenario, prompted.body)
                 plans.append(Plan(provider, ask, self._offered.at_once.get(provider.called, 0)))
             except BadRequest:
                 if number == 0:
                     raise
-        return plans
+        return routed, plans
 
-    def _source(self, provider: Provider, model: str, scenario: str, prompted: Prompted) -> Ask:
+    def _source(self, provider: Provider, model: str, scenario: str, body: Json) -> Ask:
         front, streaming, named = self._front, self._streaming, model or provider.default_model
         if isinstance(provider, HttpProvider) and provider.name == front.dialect:
-            passed = Passing({**prompted.body, "model": named}, streaming, self._sent)
+            passed = Passing({**body, "model": named}, streaming, self._sent)
             return lambda: chunks(provider, passed, front.dialect)
-        asked = front.understood(prompted.body, provider, named)
+        asked = front.understood(body, provider, named)
         if scenario:
             asked = ProviderRequest(asked.messages, "", scenario, tools=asked.tools)
         id_ = uuid4().hex
-        return lambda: spoken(provider, asked, front.speaker(prompted.body, named, id_), streaming=streaming)
+        return lambda: spoken(provider, asked, front.speaker(body, named, id_), streaming=streaming)
 
     def _headers(self, policy: Policy, masks: Masks) -> dict[str, str]:
         """Headers of the dialect that say what is asked for: short words in which the policy finds nothing, and nothing

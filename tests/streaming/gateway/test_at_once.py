@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 from channels.db import database_sync_to_async
@@ -21,6 +23,8 @@ from guardrails.selectors import Running
 from project import environment
 from streaming import registry
 from streaming.api.gateway import front
+from streaming.gateway import places
+from streaming.log_redis import shared_log
 from tests.streaming.gateway.fake import Answer, Fake, sse, upstream
 from tests.streaming.gateway.test_heartbeats import Thinks
 from tests.streaming.gateway.test_openai_sdk import chunk, whole
@@ -116,6 +120,52 @@ async def test_while_it_has_them_the_next_one_is_asked(fake: Fake) -> None:
     async with under_way(fake, key, "house/slow"):
         status, _, headers = await ask(key, "house/small")
     assert (status, headers["X-Sluicegate-Upstream"]) == (200, "other")
+
+
+async def until(client: str) -> list[float]:
+    """When places are free again that nobody gives back: milliseconds since 1970."""
+    scores = "local said = {} for i, s in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')) do " \
+             "if i % 2 == 0 then said[#said + 1] = s end end return said"  # fmt: skip
+    return list(map(float, cast("list[str]", await shared_log().evaluate(scores, [f"sg:places:{{{client}}}"], []))))
+
+
+async def test_places_are_renewed_while_the_answer_is_under_way(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may take a day, and what nobody renews is free after a quarter of an hour; both kinds of place."""
+    monkeypatch.setattr(places, "LONGEST_S", 100.0)
+    monkeypatch.setattr(places, "RENEWED_S", 0.0)
+    monkeypatch.setattr("streaming.gateway.relay.ALIVE_EVERY_S", 0.002)
+    key = await new_key()
+    client = (await ApiKey.objects.aget()).prefix
+    await row("house", f"{fake.url}/v1", model_names="small\nslow", at_once=1)
+    renewed = asyncio.Semaphore(0)
+    renew = places.Place.renew
+
+    async def renewing(place: places.Place) -> None:
+        await renew(place)
+        renewed.release()
+
+    monkeypatch.setattr(places.Place, "renew", renewing)
+    async with under_way(fake, key, "house/slow"):
+        monkeypatch.setattr(places, "LONGEST_S", 10_000.0)
+        async with asyncio.timeout(20):
+            for _ in range(6):
+                await renewed.acquire()
+        in_an_hour = (time.time() + 3_600) * 1_000
+        for whose in (client, "upstream house"):
+            (at,) = await until(whose)
+            assert at > in_an_hour, whose
+    for whose in (client, "upstream house"):
+        assert await until(whose) == []
+
+
+async def test_a_place_that_was_given_back_is_not_taken_again_by_renewing_it() -> None:
+    place = await places.take("c", 1)
+    assert place is not None
+    await place.renew()
+    assert len(await until("c")) == 1
+    await place.give_back()
+    await place.renew()
+    assert await until("c") == []
 
 
 async def test_a_key_has_as_many_as_it_says_itself(fake: Fake, settings: Settings) -> None:

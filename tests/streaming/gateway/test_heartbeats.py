@@ -25,7 +25,7 @@ from tests.streaming.gateway.fake import NDJSON, SSE, Answer, Fake, sse, upstrea
 from tests.streaming.gateway.test_gateway_metrics import Since
 from tests.streaming.gateway.test_openai_sdk import chunk
 from tests.streaming.gateway.test_planted import DIALECTS, PATHS
-from tests.streaming.gateway.test_records import ended, new_key
+from tests.streaming.gateway.test_records import ask, ended, new_key
 from tests.streaming.gateway.test_upstreams import closing, row
 from tests.streaming.test_conversation_context import Remembers
 
@@ -193,15 +193,34 @@ async def test_while_a_guardrail_thinks_about_the_prompt(
 
 
 async def test_a_refusal_after_that_is_an_error_within_the_stream(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what an upstream has no words for it is known only when all of the request has been judged."""
+    """A model whose name the policy hides is known by no name when all of the request has been judged; and that it was
+    judged is in the log."""
     thinks, since = thinking(monkeypatch, "prompt"), Since()
-    await row("other", fake.url, dialect="anthropic")
-    _, late = await heard(fake, "openai", [], Thinks.done.set, monkeypatch, thinks, model="other/small", n=2)
+    hides = {"name": "words", "kind": "keywords", "action": "redact", "config": {"keywords": ["pii"]}}
+    _, late = await heard(fake, "openai", [], Thinks.done.set, monkeypatch, thinks, hides, model="scripted/pii")
     (said,) = [json.loads(line.removeprefix("data: ")) for line in late if line.startswith("data: {")]
-    assert said["error"]["type"] == "invalid_request_error"
-    assert said["error"]["param"] == "n"
-    assert since.grown()["requests", "openai", "none", "400"] == 1
+    assert said["error"]["code"] == "model_not_found"
+    assert since.grown()["requests", "openai", "none", "404"] == 1
     assert fake.asked == []
+    session = await AuditSession.objects.aget()
+    assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "error", "model_not_found")
+    assert (session.provider, session.chars_in) == ("", 0)
+    assert [one.guardrail async for one in session.findings.all()] == ["words"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_what_an_upstream_has_no_words_for_is_refused_before_anybody_looks_at_it(
+    fake: Fake, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guardrail that never answers is not even asked."""
+    thinks = thinking(monkeypatch, "prompt")
+    running = Running(compile_policy({"policy": "p", "guardrails": [thinks]}, version=1, digest="sha256:p"))
+    monkeypatch.setattr(front, "running_of", lambda found: running)
+    await row("other", fake.url, dialect="anthropic")
+    async with asyncio.timeout(20):
+        status, said, _ = await ask(await new_key(), "other/small", n=2, stream=stream)
+    assert (status, json.loads(said)["error"]["param"]) == (400, "n")
+    assert await AuditSession.objects.acount() == 0
 
 
 async def test_a_client_that_goes_while_its_prompt_is_judged_leaves_nothing_behind(

@@ -108,11 +108,7 @@ async def test_a_guardrail_that_only_watches_thinks_on(
     monkeypatch.setitem(base._REGISTRY, "trial_thinks", Thinks)  # type: ignore[arg-type]
     watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": ["response"]}
     running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
-
-    async def load(name: str, whose: object) -> Running:
-        return running
-
-    monkeypatch.setattr(front, "load_running", load)
+    monkeypatch.setattr(front, "running_of", lambda found: running)
     written = Written(monkeypatch)
     fake.answers["small"] = Answer(whole("Good day."), JSON)
     await row("house", f"{fake.url}/v1")
