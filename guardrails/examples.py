@@ -1,8 +1,9 @@
 """A false positive becomes an example that its rule must not match.
 
 Exists because what a reviewer finds wrong is worth most where the next version is tried. Protects two rules: an example
-is added to the newest draft and nothing else of it is touched, so that nobody's edit is lost; and it goes where
-publication tries it, so that a version which still matches cannot be published.
+is added to the newest draft and nothing else of it is altered in meaning, so that nobody's edit is lost; and it goes
+where publication tries it, so that a version which still matches cannot be published. Patterns of the short form have
+no place for examples: they become written-out rules of the same ids, which match the same.
 
     Refused     the rule carries no examples, is gone, or has this one already
 """
@@ -14,13 +15,17 @@ from collections.abc import Mapping
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
+from pydantic import ValidationError
 
+from guardrails.kinds.regex import RegexConfig
 from guardrails.models import Policy
 from guardrails.services import Refused, save_draft
 
 EXAMPLE_CHARS = 2_000
 KIND = "regex"
 """The kind whose rules carry examples of their own."""
+_SHORT = ("patterns", "case_sensitive", "validator", "secret_group", "placeholder")
+"""Its parameters that are the short form."""
 
 
 @transaction.atomic
@@ -61,14 +66,32 @@ def _examples_of(document: Mapping[str, object], policy: str, guardrail: str, ru
     if not carries_examples(str(found.get("kind"))):
         raise Refused(f"{guardrail} is of kind {found.get('kind')}, whose rules carry no examples; only {KIND} does")
     config = found.get("config")
-    rules = config.get("rules") if isinstance(config, dict) else found.get("rules")
-    named = next((one for one in _dicts(rules) if one.get("id") == rule), None)
+    parameters = config if isinstance(config, dict) else found
+    named = next((one for one in _dicts(parameters.get("rules")) if one.get("id") == rule), None)
+    if named is None:
+        named = _written_out(parameters, rule)
     if named is None:
         raise Refused(f"{guardrail} has no rule {rule} any more")
     examples = named.setdefault("must_not_match", [])
     if not isinstance(examples, list):
         raise Refused(f"the examples of rule {rule} of {guardrail} are no list")
     return examples
+
+
+def _written_out(parameters: dict[str, object], rule: str) -> dict[str, object] | None:
+    """The rule of this id among those of the short form, which is a list of written-out rules from here on."""
+    try:
+        short = RegexConfig.model_validate({name: parameters[name] for name in _SHORT if name in parameters})
+    except ValidationError:
+        return None  # what is wrong with the draft is said where it is stored
+    made = [one.model_dump(mode="json", exclude_defaults=True) for one in short.short_rules()]
+    named = next((one for one in made if one["id"] == rule), None)
+    if named is not None:
+        written = parameters.get("rules")
+        parameters["rules"] = [*(written if isinstance(written, list | tuple) else ()), *made]
+        for name in _SHORT:
+            parameters.pop(name, None)
+    return named
 
 
 def _dicts(value: object) -> list[dict[str, object]]:

@@ -365,13 +365,23 @@ class ChatConsumer(SessionSocket):
     """``/ws/chat/``: HTML fragments for the demo page."""
 
     def worth_sending(self, batch: Batch) -> Batch:
-        """A row shows its guardrail's latest state: those before it in the same batch would only be painted over."""
-        latest = {event["guardrail"]: event["seq"] for event in batch if event["type"] == "guardrail_status"}
-        return [one for one in batch if one["type"] != "guardrail_status" or latest[one["guardrail"]] == one["seq"]]
+        """A row shows its guardrail's latest state, and a channel the latest hold: those before it in the same batch
+        would only be painted over."""
+        latest = {_painted(event): event["seq"] for event in batch}
+        return [one for one in batch if latest[_painted(one)] == one["seq"]]
 
     def write(self, event: dict[str, object], conversation_id: str) -> str:
         """The event as fragments with their out-of-band targets."""
         return render(event, context=FragmentContext(conversation_id=conversation_id))
+
+
+def _painted(event: dict[str, object]) -> tuple[object, ...]:
+    """What an event paints over: where two have the same, only the later one is seen. Most paint over nothing."""
+    if event["type"] == "guardrail_status":
+        return "guardrail_status", event["guardrail"]
+    if event["type"] == "hold":
+        return "hold", event["message_id"], event["channel"], event.get("choice", 0)
+    return (event["seq"],)
 
 
 def _bind(correlation_id: str) -> None:

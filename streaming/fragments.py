@@ -32,6 +32,8 @@ from streaming.presentation import (
 from streaming.timeline import TimelineView
 
 Event = Mapping[str, object]
+SHIMMER_CHARS = 600
+"""Characters that a shimmer is long at most: it is drawn anew twenty times a second, and its note has the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ def _hold(event: Event, context: FragmentContext) -> str:
     note = hold_note(chars, _text(event, "guardrail"), _text(event, "rule"))
     return (
         # The shimmer is as long as what is held, and made of no-break spaces: nothing in it to read.
-        f'<span id="{target}-hold" hx-swap-oob="true" class="shimmer" aria-hidden="true">{"&nbsp;" * chars}</span>'
+        f'<span id="{target}-hold" hx-swap-oob="true" class="shimmer" aria-hidden="true">'
+        f"{'&nbsp;' * min(chars, SHIMMER_CHARS)}</span>"
         f'<span id="{target}-note" hx-swap-oob="true" class="note" data-chars="{chars}">{escape(note)}</span>'
     )
 

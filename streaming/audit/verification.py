@@ -16,6 +16,7 @@ from time import monotonic
 
 import structlog
 from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from streaming.audit.verify import log_faults, one_moment
@@ -27,7 +28,9 @@ SMALL = 2_000
 FAULTS_KEPT = 200
 BEAT_S = 1.0
 LOST_AFTER = timedelta(seconds=60)
-"""A check that has given no sign of life for so long has lost its worker, or never had one."""
+"""A check that is made and has given no sign of life for so long has lost its worker."""
+FORGOTTEN_AFTER = timedelta(hours=1)
+"""A check that waits gives no sign of life; one that nobody has begun for so long, nobody will."""
 State = ChainCheck.State
 
 
@@ -38,7 +41,8 @@ def latest() -> ChainCheck | None:
 
 def is_open(check: ChainCheck, now: datetime | None = None) -> bool:
     """Whether it waits or runs, as far as anybody knows."""
-    return check.place is not None and (now or timezone.now()) - check.heartbeat_at < LOST_AFTER
+    limit = FORGOTTEN_AFTER if check.state == State.WAITING else LOST_AFTER
+    return check.place is not None and (now or timezone.now()) - check.heartbeat_at < limit
 
 
 def log_length() -> int:
@@ -50,7 +54,9 @@ def log_length() -> int:
 def ask(*, by: str) -> tuple[ChainCheck, bool]:
     """A new check, or the one that is open; the second is whether it is new."""
     now = timezone.now()
-    ChainCheck.objects.filter(place=1, heartbeat_at__lt=now - LOST_AFTER).update(
+    forgotten = Q(state=State.WAITING, heartbeat_at__lt=now - FORGOTTEN_AFTER)
+    lost = ~Q(state=State.WAITING) & Q(heartbeat_at__lt=now - LOST_AFTER)
+    ChainCheck.objects.filter(forgotten | lost, place=1).update(
         state=State.ERROR, place=None, finished_at=now, error="No worker has given a sign of life."
     )
     try:

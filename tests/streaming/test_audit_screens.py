@@ -25,7 +25,8 @@ from django.utils import timezone
 from guardrails import loading
 from guardrails.findings import Outcome
 from guardrails.models import Policy, PolicyVersion
-from guardrails.services import Refused, publish
+from guardrails.policy import compile_policy
+from guardrails.services import Refused, install, publish
 from streaming import sessions
 from streaming.audit.people import record_review
 from streaming.audit.retention import purge
@@ -34,6 +35,7 @@ from streaming.audit.screens.filters import Cursor
 from streaming.audit.screens.urls import urlpatterns
 from streaming.audit.verify import log_faults
 from streaming.core.events import PolicyRef
+from streaming.core.gate import gate_text
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, Message, Review
 from streaming.sessions import Ending, NewSession, Visitor
 
@@ -844,6 +846,25 @@ def test_a_false_positive_becomes_an_example_in_a_draft(both: Client, heron: Fin
     assert again.status_code == 422
     assert b"has this example already" in again.content
     assert Policy.objects.get(name="demo").draft_by == crowd.author
+
+
+def test_an_example_goes_to_a_pattern_of_the_short_form_and_nothing_else_changes(both: Client, heron: Finding) -> None:
+    written = {"id": "w", "pattern": "egret"}
+    config = {"rules": [written], "patterns": ["blue", "heron"], "case_sensitive": False, "placeholder": "[BIRD]"}
+    document = {"policy": "short", "guardrails": [{"name": "codenames", "kind": "regex", "config": config}]}
+    install(document=document)
+    AuditSession.objects.update(policy_name="short")
+    Finding.objects.filter(pk=heron.pk).update(rule="pattern-2")
+    added = both.post(reverse("audit:example", args=[heron.pk]), {"text": "a grey one"})
+    assert b"data-added" in added.content
+    draft = draft_of("short")
+    assert draft is not None
+    found = draft["guardrails"][0]["config"]  # type: ignore[index]
+    named = {one["id"]: (one["pattern"], one["must_not_match"]) for one in found["rules"]}
+    assert named == {"w": ("egret", []), "pattern-1": ("blue", []), "pattern-2": ("heron", ["a grey one"])}
+    assert found["patterns"] == []
+    again, before = (compile_policy(one, version=1, digest="sha256:x") for one in (draft, document))
+    assert [gate_text(one, "Blue Heron").visible for one in (again, before)] == ["[BIRD] [BIRD]"] * 2
 
 
 def test_an_example_that_the_rule_still_matches_stops_publication(both: Client, heron: Finding) -> None:

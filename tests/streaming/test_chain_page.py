@@ -103,6 +103,21 @@ def test_who_asks_meanwhile_joins(auditor: Client, queued: list[int]) -> None:
     assert len(queued) == ChainCheck.objects.count() == 1
 
 
+def test_one_that_waits_behind_other_work_keeps_its_place(auditor: Client, queued: list[int]) -> None:
+    session()
+    auditor.post(PAGE)
+    ChainCheck.objects.update(heartbeat_at=timezone.now() - timedelta(minutes=50))
+    said = auditor.get(PAGE).content.decode()
+    assert "Waiting for a worker" in said
+    auditor.post(PAGE)
+    assert len(queued) == ChainCheck.objects.count() == 1
+    assert verification.run(queued[0]).state == "verified"
+    ChainCheck.objects.update(state="waiting", place=1, heartbeat_at=timezone.now() - timedelta(minutes=61))
+    assert "gives no sign of life" in auditor.get(PAGE).content.decode()
+    auditor.post(PAGE)
+    assert len(queued) == 2
+
+
 def test_one_whose_worker_died_is_told_and_replaced(auditor: Client, queued: list[int]) -> None:
     session()
     auditor.post(PAGE)

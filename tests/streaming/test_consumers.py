@@ -400,6 +400,14 @@ async def test_unknown_key_is_refused_on_the_stream_socket() -> None:
     await socket.wait()
 
 
+def test_a_page_is_told_the_latest_hold_of_a_channel() -> None:
+    held: Event = {"type": "hold", "message_id": "m", "channel": "text"}
+    beside: Event = {"type": "hold", "message_id": "m", "channel": "thinking", "seq": 2}
+    shown: Event = {"type": "message_stream", "message_id": "m", "channel": "text", "seq": 4}
+    batch = [held | {"seq": 1}, beside, held | {"seq": 3}, shown, held | {"seq": 5}]
+    assert [one["seq"] for one in consumers.ChatConsumer().worth_sending(batch)] == [2, 4, 5]
+
+
 def test_a_page_is_told_the_latest_state_of_a_guardrail_and_every_event_of_other_kinds() -> None:
     """Of a batch that was read at once; a client of the JSON socket gets all of it."""
     kinds = [("guardrail_status", "tone"), ("finding", "tone"), ("guardrail_status", "harm"),

@@ -135,6 +135,12 @@ def test_a_hold_shows_its_length_and_reason_and_no_character_of_it() -> None:
     assert reader.swaps["m-a1-note"] == "holding 7 characters: may be an e-mail address"
 
 
+def test_a_hold_of_a_whole_answer_is_a_small_frame_that_says_its_number() -> None:
+    hold = events.Hold("a1", "text", 200_000, "harm", "")
+    assert len(render(hold.payload(), context=CONTEXT)) < 5_000
+    assert "200,000 characters" in read(hold).swaps["m-a1-note"]
+
+
 def test_the_end_of_a_hold_clears_the_shimmer() -> None:
     reader = read(events.Hold("a1", "text", 0, "", ""))
     assert reader.swaps["m-a1-hold"] == ""
