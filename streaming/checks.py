@@ -305,7 +305,10 @@ class CheckedText:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A whole text that guardrails have looked at: what they found in it, and how many characters they released."""
+    """A whole text that guardrails have looked at: what they found in it, and how many characters they released.
+
+    ``asked`` False: rules alone, because it is the name of something.
+    """
 
     text: str
     applies_to: AppliesTo
@@ -313,6 +316,7 @@ class Looked:
     findings: tuple[Finding, ...] = ()
     released: int = 0
     conversation: tuple[Turn, ...] = ()
+    asked: bool = True
 
 
 Look = Callable[[Looked], object]

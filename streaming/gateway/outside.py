@@ -48,6 +48,11 @@ class Hiding:
                 else:
                     self._hide(text, found)
 
+    async def learned(self, text: str, applies_to: AppliesTo) -> Outside:
+        """``told`` of a text that may not have been learned, when all of the others have been masked."""
+        await self.learn([(text, applies_to)])
+        return self.told(text, applies_to)
+
     def told(self, text: str, applies_to: AppliesTo) -> Outside:
         """What is told of checks of a text that was learned."""
         found = self._found[(text, applies_to)]

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
 from guardrails.kinds.base import Turn
+from guardrails.masking import masking_guardrails
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
@@ -90,12 +91,20 @@ class Prompted:
     """Offsets in ``shown``, and the placeholders that stand there."""
     hiding: Hiding | None = None
     """What hides values from guardrails that are asked over the network; None: nothing does."""
+    masking: Hiding | None = None
+    """The same for guardrails of a shadow, also where the active version has none that is asked so."""
 
     def told(self, guardrail: Guardrail, text: str, applies_to: AppliesTo = AppliesTo.PROMPT) -> str:
         """A text of the user's as this guardrail may be told it."""
         if self.hiding is None or not guardrail.impl.performance.network:
             return text
         return self.hiding.whole(text, applies_to)
+
+    def told_beside(self, guardrail: Guardrail, text: str, applies_to: AppliesTo) -> str:
+        """The same for a guardrail of a shadow, when the answer is over."""
+        if self.masking is None or not guardrail.impl.performance.network:
+            return text
+        return self.masking.whole(text, applies_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +149,10 @@ async def guarded(
             "media_refused",
         )
     turns = _turns(body)
-    if hide is not None and needed(policy):
-        out.hiding = Hiding(policy, hide)
+    if hide is not None and masking_guardrails(policy):
+        out.masking = Hiding(policy, hide)
+    if out.masking is not None and needed(policy):
+        out.hiding = out.masking
         await out.hiding.learn(
             (place.text, place.applies_to) for place in (*walk.places, *(place for place, _, _ in walk.inside))
         )
@@ -203,7 +214,8 @@ async def _check(
             if len(place.text) > 2_000:
                 await asyncio.sleep(0)  # others stream meanwhile
     for place, checked in done:
-        out.looked.append(looked_at(checked, place.text, place.applies_to, channel_of(place.turn, place.top)))
+        looked = looked_at(checked, place.text, place.applies_to, channel_of(place.turn, place.top))
+        out.looked.append(replace(looked, asked=not place.structure))
         out.chars += len(place.text)
         if checked.blocked is not None and (out.blocked is None or not again):
             out.withheld += len(place.text) - checked.counters.released

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -23,11 +23,13 @@ from streaming import conversing, endings, metrics, sessions, tasks, totals
 from streaming.away import noted
 from streaming.beside import Beside
 from streaming.bookends import policy_ref
+from streaming.checks import Outside
 from streaming.conf import conf
 from streaming.core.events import GuardrailStatus
 from streaming.database import AWAY
 from streaming.gateway import laid, places
 from streaming.gateway.gates import Gates, outcome_of, widened
+from streaming.gateway.late import wholes
 from streaming.gateway.places import Place
 from streaming.gateway.prompt import Prompted, conversation
 from streaming.gateway.shadow import looked
@@ -36,6 +38,7 @@ from streaming.log_redis import shared_log
 from streaming.models import AuditSession, Message
 from streaming.pace import RELAYED, Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
+from streaming.shadow.asked import Late
 from streaming.shadow.record import ShadowRecord, acted
 from streaming.together import together
 
@@ -182,7 +185,7 @@ class Record:
             error=error,
             streaming=self.streaming,
             fallback=self.fallback,
-            shadow=await self._shadowed(gates, numbered),
+            shadow=await self._shadowed(gates, numbered, deferred),
         )
         metrics.shadowed(self.policy.name, ending.shadow)
         await self._settled()
@@ -190,16 +193,24 @@ class Record:
         if state is None:
             logger.error("ending_not_stored", session=self.started.session_id, outcome=outcome.value)
         await self._settled()
-        if deferred and state is not None:
+        if (deferred or (ending.shadow is not None and ending.shadow.late)) and state is not None:
             await tasks.queue_session(self.started.session_id)
 
-    async def _shadowed(self, gates: Gates, findings: Sequence[Finding]) -> ShadowRecord | None:
+    async def _shadowed(
+        self, gates: Gates, findings: Sequence[Finding], deferred: tuple[DeferredText, ...]
+    ) -> ShadowRecord | None:
         """What the shadow makes of the texts; the client has its answer."""
-        if (which := self.shadow) is None or gates.noted is None:
+        if (which := self.shadow) is None or (seen := gates.noted) is None:
             return None
         wide = None if which.policy is None else widened(which.policy)
         did = acted(self.policy, findings, monitor=False)
-        return await looked(which, wide, gates.noted, acted=did, session=self.started.session_id)
+
+        def ask(late: Late) -> Callable[[str, AppliesTo], Awaitable[Outside]] | None:
+            choices = [choice for choice in sorted(gates.answers)[:MOST_CHOICES] if 0 <= choice <= LAST_CHOICE]
+            wholes(late, gates, self.prompted, seen, deferred, choices, self._turns)
+            return None if self.prompted.masking is None else self.prompted.masking.learned
+
+        return await looked(which, wide, seen, acted=did, session=self.started.session_id, ask=ask)
 
     def _deferred(self, gates: Gates) -> list[DeferredText]:
         """What workers shall judge: the prompt, and the text of every choice, each by itself."""

@@ -3,14 +3,15 @@
 Exists apart from ``streaming.shadow.running`` because here a request has thousands of texts and the answer's first word
 must not wait for any of them: what was looked at is noted while the answer runs, and read when the client has all of
 it. Protects the same rules: the answer is the active version's alone, what fails in here ends the shadow, loudly, and
-nothing else, and "clean" is said only of a session that was looked at in full. IMMEDIATE guardrails run.
+nothing else, and "clean" is said only of a session that was looked at in full. IMMEDIATE guardrails run here; all
+others are left to workers (``streaming.shadow.asked``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,9 +20,10 @@ from guardrails.findings import AppliesTo, Finding
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy
-from streaming.checks import Looked
+from streaming.checks import Looked, Outside
 from streaming.core import gate as gates
 from streaming.core.gate import Gate
+from streaming.shadow.asked import Late
 from streaming.shadow.record import ShadowRecord, recorded, with_exposure
 
 logger = structlog.get_logger(__name__)
@@ -36,7 +38,7 @@ SLICE = 4_096
 @dataclass(slots=True)
 class Text:
     """A text that the active version looks at. ``gate``: its own, which knows how much it released and where it
-    stopped; without one ``released`` says it."""
+    stopped; without one ``released`` says it. ``asked`` False: only rules look at it."""
 
     applies_to: AppliesTo
     channel: str
@@ -44,6 +46,7 @@ class Text:
     found: list[Finding] = field(default_factory=list)
     gate: Gate | None = None
     released: int = 0
+    asked: bool = True
 
     def seen(self) -> tuple[str, int]:
         """Up to the end of what stopped it, and how much of it was shown."""
@@ -69,7 +72,7 @@ class Noted:
         """With those of the request."""
         noted = cls()
         for text in texts:
-            noted.whole(text.applies_to, text.channel, text.text, text.findings, text.released)
+            noted.whole(text.applies_to, text.channel, text.text, text.findings, text.released, asked=text.asked)
         return noted
 
     def __iter__(self) -> Iterator[Text]:
@@ -88,10 +91,11 @@ class Noted:
             known.found.append(finding)
 
     def whole(
-        self, applies_to: AppliesTo, channel: str, text: str, found: Iterable[Finding] = (), released: int = 0
-    ) -> None:
+        self, applies_to: AppliesTo, channel: str, text: str, found: Iterable[Finding] = (), released: int = 0,
+        *, asked: bool = False,
+    ) -> None:  # fmt: skip
         """A text that was there at once."""
-        made = Text(applies_to, channel, found=list(found), released=released)
+        made = Text(applies_to, channel, found=list(found), released=released, asked=asked)
         self._take(made, text)
         if made.parts:
             self._whole.append(made)
@@ -105,16 +109,24 @@ class Noted:
             known.parts.append(text)
 
 
-async def looked(which: ShadowPolicy, wide: Policy | None, noted: Noted, *, acted: bool, session: str) -> ShadowRecord:
+Asking = Callable[[Late], Callable[[str, AppliesTo], Awaitable[Outside]] | None]
+"""Puts together what DEFERRED guardrails are asked; returns what hides values of the request from sentences of it."""
+
+
+async def looked(
+    which: ShadowPolicy, wide: Policy | None, noted: Noted, *, acted: bool, session: str, ask: Asking | None = None
+) -> ShadowRecord:
     """What the shadow makes of all that. ``wide``: its version as the gateway runs it. Never raises."""
     found: list[Finding] = []
     error, spent_s = which.reason, 0.0
-    kinds: dict[AppliesTo, None] = {}
+    late: Late | None = None
     try:
         rules = None if wide is None else wide.only(Checkpoint.IMMEDIATE)
+        late = None if wide is None else Late(wide, paid=which.paid)
+        hidden = None if late is None or ask is None else ask(late)
         for text in noted if rules is not None else ():
             assert rules is not None
-            kinds[text.applies_to] = None
+            assert late is not None
             whole, released = text.seen()
             gate, here = Gate(rules, text.applies_to, text.channel, monitor=True), []
             for at in range(0, len(whole), SLICE):
@@ -124,12 +136,12 @@ async def looked(which: ShadowPolicy, wide: Policy | None, noted: Noted, *, acte
                 await asyncio.sleep(0)
             here += _found(gate.finish())
             found += with_exposure(here, text.found, released)
+            if text.asked:
+                told = None if hidden is None or text.gate is not None else await hidden(whole, text.applies_to)
+                await late.sentences(text.applies_to, text.channel, whole, text.found, released, outside=told)
     except Exception as failed:
         logger.error("shadow_failed", session=session, version=which.version, exc_info=failed)
         error = error or f"the shadow failed ({type(failed).__name__})"
-    later = () if wide is None else (
-        g.name for kind in kinds for g in wide.running(kind) if g.checkpoint is not Checkpoint.IMMEDIATE
-    )  # fmt: skip
     return recorded(
         version=which.version,
         digest=which.digest,
@@ -137,8 +149,10 @@ async def looked(which: ShadowPolicy, wide: Policy | None, noted: Noted, *, acte
         active_acted=acted,
         findings=found,
         error=error,
-        unanswered=noted.missed,
-        not_run=tuple(dict.fromkeys(later)),
+        unanswered=noted.missed + (late.missed if late else 0),
+        not_run=late.not_run if late else (),
+        late=late.checks if late else (),
+        shared=late.shared if late else (),
         ms=spent_s * 1000,
     )
 

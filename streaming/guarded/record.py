@@ -16,7 +16,7 @@ from base64 import b85decode, b85encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from guardrails.findings import Action, Finding, FindingDict, Mode, Outcome
 from streaming.core.snapshot import GateState
@@ -40,7 +40,9 @@ class ForeignRecord(RecordBroken):
 
 
 class ShadowState(TypedDict):
-    """The version that runs beside: what its gate knows and has found so far. ``ms``: what it has cost."""
+    """The version that runs beside: what its gate knows and has found so far. ``ms``: what it has cost. ``paid``: its
+    guardrails that go over the network are asked; where nothing is said, they are.
+    """
 
     version: int
     digest: str
@@ -48,6 +50,7 @@ class ShadowState(TypedDict):
     findings: list[FindingDict]
     error: str
     ms: float
+    paid: NotRequired[bool]
 
 
 Answer = dict[str, object]
@@ -87,8 +90,8 @@ DIGEST_CHARS = 16
 class Record:
     """One stream. Offsets and counts are code points.
 
-    ``rev`` counts commits, ``seq`` the client's deltas. ``raw`` is kept only where a worker shall judge the whole text
-    afterwards. ``ended`` is the outcome, empty while the stream is open; ``over`` when
+    ``rev`` counts commits, ``seq`` the client's deltas. ``raw`` is kept only where a worker shall judge the text
+    afterwards, for the session or its shadow. ``ended`` is the outcome, empty while the stream is open; ``over`` when
     all that follows from the end is done, and only answers are left here; ``gate`` is dropped then. ``covered``: the
     client's own rules are those of the policy. ``earlier``: the last updates, oldest first.
     """

@@ -45,6 +45,7 @@ from streaming.models import AuditSession
 from streaming.open_sessions import place
 from streaming.selectors import named_turns
 from streaming.sessions import Visitor
+from streaming.shadow.record import ShadowRecord
 from streaming.slices import fed
 from streaming.together import together
 
@@ -319,6 +320,7 @@ class Streams:
 
         Each part is done once, whoever was cut off after whichever of them.
         """
+        beside: ShadowRecord | None = None
         if not record.over:
             beside = await shadow.ended(record)
             tombstone = replace(
@@ -342,7 +344,7 @@ class Streams:
             await self._states.put(
                 tombstone, record.rev, record.events, last=last, ttl_s=self._settings.tombstone_s, kept=True
             )
-        if record.deferred:
+        if record.deferred or (beside is not None and beside.late):
             await tasks.queue_session(record.session_id)
 
     # -- the record ---------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ class Streams:
         if last:
             effects = [*effects, *gate.finish()]
         out = await settled(gate, effects, conversation=turns)
-        if any(not g.decides for g in gate.policy.deferred(gate.applies_to)):
+        if shadow.keeps_text(gate.policy, gate.applies_to):
             record.raw += delta
         return out
 

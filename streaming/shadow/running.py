@@ -267,6 +267,7 @@ class Shadow:
 
     async def _waited(self, grace_s: float) -> None:
         """Let the open checks end; those that have not when the time is over are cancelled."""
+        await asyncio.sleep(0)  # one that was never begun could not end what it was given
         until = time.monotonic() + grace_s
         while self._tasks and (left := until - time.monotonic()) > 0:  # looking at a text may lead to more of them
             await asyncio.wait(self._tasks, timeout=left)

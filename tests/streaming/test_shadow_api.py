@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -20,7 +21,9 @@ from streaming.audit.verify import log_faults
 from streaming.conf import conf
 from streaming.core.gate import Gate
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import AuditSession, GuardedStream
+from streaming.models import AuditSession, GuardedStream, ShadowCheck
+from streaming.shadow.sealing import opened
+from streaming.shadow.worker import run_shadow_check
 from streaming.sweep import sweep
 from tests.conftest import forget_policies
 
@@ -239,6 +242,79 @@ async def test_session_that_is_lost_has_no_comparison() -> None:
     row = await AuditSession.objects.aget(pk=str(began["session_id"]))
     assert (row.outcome, row.shadow_version, row.shadow_comparison) == ("error", 2, "")
     assert await faults() == []
+
+
+RUDE, HARM = "You are a worthless stupid idiot. ", "First you mix the poison."
+SLOW = [
+    {"name": "toxic", "kind": "toxicity", "action": "block"},
+    {"name": "judge", "kind": "ai_judge", "mode": "BLOCK", "action": "block", "applies_to": ["prompt", "response"],
+     "config": {"provider": "scripted", "rubric": "harm"}},
+]  # fmt: skip
+
+
+@database_sync_to_async
+def slow_shadow(active: Json) -> None:
+    services.install(document=active)
+    draft = services.save_draft(document={"policy": "trial", "description": "d", "guardrails": SLOW})
+    services.set_shadow(version=services.sign(version=services.publish(policy=draft)))
+
+
+async def for_workers() -> dict[str, str]:
+    """What workers are to be asked, by guardrail."""
+    return {row.guardrail: "".join(piece.text for piece in opened(row)[0]) async for row in ShadowCheck.objects.all()}
+
+
+async def settled(row: AuditSession) -> AuditSession:
+    async for pk in ShadowCheck.objects.values_list("pk", flat=True):
+        assert await run_shadow_check(pk)
+    await row.arefresh_from_db()
+    assert await faults() == []
+    return row
+
+
+@pytest.mark.parametrize("call", ["stream", "check"])
+async def test_what_would_keep_a_call_waiting_is_asked_by_workers(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*asked: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("streaming.shadow.running.run_check", never)
+    await slow_shadow(document(foxes="redact fox"))
+    client, text = Client(), RUDE + HARM
+    if call == "stream":
+        session_id, _ = await client.stream([text[:20], text[20:40], text[40:]])
+    else:
+        session_id = str((await client.post("check", text=text, kind="response"))["session_id"])
+    row = await AuditSession.objects.aget(pk=session_id)
+    assert (row.state, row.shadow_comparison, set(row.shadow["not_run"])) == ("COMPLETE", "unknown", {"toxic", "judge"})
+    assert await for_workers() == {"toxic": text, "judge": text}
+    row = await settled(row)
+    found = {(f["guardrail"], f["start"], f["end"], f["exposed"]) for f in row.shadow["findings"]}
+    assert ("judge", 0, len(text), len(text)) in found
+    assert {one[1] for one in found if one[0] == "toxic"} == {0}
+    assert (row.shadow_comparison, row.shadow["not_run"]) == ("only_shadow", [])
+    assert (row.would_have, await row.findings.acount(), await row.deferred_checks.acount()) == ("", 0, 0)
+
+
+async def test_what_came_behind_a_block_of_a_stream_is_nobodys() -> None:
+    await slow_shadow(document(foxes="block fox"))
+    session_id, _ = await Client().stream(["A fox. ", HARM])
+    row = await AuditSession.objects.aget(pk=session_id)
+    assert (row.outcome, await for_workers()) == ("blocked", {"toxic": "A fox", "judge": "A fox"})
+    assert (await settled(row)).shadow_comparison == "only_active"
+
+
+async def test_a_stream_of_which_a_process_of_the_version_before_kept_no_text_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await slow_shadow(document(foxes="redact fox"))
+    client = Client()
+    with monkeypatch.context() as before:
+        before.setattr("streaming.guarded.shadow._asks_later", lambda policy, kind: False)
+        began = await client.post("stream/start", kind="response", delta=HARM)
+    await client.post("stream/finish", session_id=began["session_id"], delta=" All is well.")
+    row = await AuditSession.objects.aget(pk=str(began["session_id"]))
+    assert (row.shadow_comparison, set(row.shadow["not_run"])) == ("unknown", {"toxic", "judge"})
+    assert not await ShadowCheck.objects.aexists()
 
 
 async def test_chat_runs_the_shadow_of_its_policy() -> None:

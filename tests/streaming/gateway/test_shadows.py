@@ -21,8 +21,11 @@ from streaming.core.gate import Gate
 from streaming.gateway import shadow
 from streaming.gateway.shadow import Noted, looked
 from streaming.log_redis import close_shared_log
-from streaming.models import AuditSession
+from streaming.models import AuditSession, ShadowCheck
 from streaming.providers.scripted import SCENARIOS
+from streaming.shadow.record import Piece
+from streaming.shadow.sealing import opened
+from streaming.shadow.worker import run_shadow_check
 
 from .test_records import ask, ended
 
@@ -111,15 +114,74 @@ async def test_what_is_not_looked_at_in_full_is_unknown(
     running.append(beside(running[0].policy, None, "it was altered"))
     _, session = await asked()
     assert (session.shadow_comparison, session.shadow["error"]) == ("unknown", "it was altered")
-    tells = {"name": "toxic", "kind": "toxicity", "action": "block", "on_error": "warn"}
-    running.append(beside(running[0].policy, policy(tells, version=2)))
-    _, session = await asked()
-    assert (session.shadow_comparison, session.shadow["not_run"]) == ("unknown", ["toxic"])
     running.append(beside(running[0].policy, policy(words("heron"), version=2)))
     monkeypatch.setattr(shadow, "MOST_CHARS", 20)
     _, session = await asked("x" * 30)
     assert session.shadow_comparison == "unknown"
     assert session.shadow["unanswered"]
+
+
+async def told_to_workers() -> dict[tuple[str, str], list[Piece]]:
+    """What workers are to be asked, by guardrail and kind of text."""
+    found: dict[tuple[str, str], list[Piece]] = {}
+    async for row in ShadowCheck.objects.order_by("pk"):
+        found.setdefault((row.guardrail, row.applies_to), []).extend(opened(row)[0])
+    return found
+
+
+async def settled(second: Policy, session: AuditSession, monkeypatch: pytest.MonkeyPatch) -> AuditSession:
+    """The session when workers have made the shadow's checks."""
+    for where in ("late", "worker"):
+        monkeypatch.setattr(f"streaming.shadow.{where}.policy_by_digest", {second.digest: second}.__getitem__)
+    async for pk in ShadowCheck.objects.values_list("pk", flat=True):
+        assert await run_shadow_check(pk)
+    assert not await database_sync_to_async(lambda: list(log_faults()))()
+    await session.arefresh_from_db()
+    return session
+
+
+@pytest.mark.parametrize("text", ["All is well.", "You are a worthless stupid idiot. All is well."])
+async def test_sentences_are_asked_about_when_the_client_has_its_answer(
+    text: str, running: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = policy({"name": "toxic", "kind": "toxicity", "action": "block"}, version=2)
+    running.append(beside(running[0].policy, second))
+    _, session = await asked(text)
+    assert (session.state, session.shadow_comparison, session.shadow["not_run"]) == ("COMPLETE", "unknown", ["toxic"])
+    pieces = await told_to_workers()
+    assert "".join(piece.text for piece in pieces["toxic", "prompt"]) == text, "no names of fields or roles"
+    assert "".join(piece.text for piece in pieces["toxic", "response"]) == ANSWER
+    assert all(ANSWER[one.start : one.end] == one.text for one in pieces["toxic", "response"])
+    session = await settled(second, session, monkeypatch)
+    found = [(one["channel"], one["start"], one["would_have"]) for one in session.shadow["findings"]]
+    clean = text.startswith("All")
+    assert (session.shadow_comparison, found) == (
+        ("both_clean", []) if clean else ("only_shadow", [("messages[0]", 0, "blocked")])
+    )
+
+
+async def test_a_judge_is_asked_about_prompt_and_answer_and_is_not_told_what_is_masked(
+    running: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pii = {"name": "pii", "kind": "pii", "action": "mask", "config": {"entities": {"email": True}}}
+    config = {"provider": "scripted", "rubric": "harm"}
+    both = ["prompt", "response"]
+    judge = {"name": "judge", "kind": "ai_judge", "mode": "BLOCK", "action": "block", "applies_to": both,
+             "config": config}  # fmt: skip
+    second = policy(judge, version=2)
+    running.append(beside(policy(pii), second))
+    _, session = await asked("Write to ann.cope@example.com how you mix the poison.")
+    assert (session.state, session.shadow_comparison) == ("COMPLETE", "unknown")
+    pieces = await told_to_workers()
+    (prompt,), (answer,) = pieces["judge", "prompt"], pieces["judge", "response"]
+    assert "how you mix the poison" in prompt.text
+    assert "ann.cope" not in prompt.text
+    assert (answer.text, answer.exposed) == (ANSWER, len(ANSWER))
+    session = await settled(second, session, monkeypatch)
+    assert (session.shadow_would_have, [one["channel"] for one in session.shadow["findings"]]) == (
+        "blocked",
+        ["prompt"],
+    )
 
 
 async def test_a_shadow_that_breaks_breaks_nothing_else(
