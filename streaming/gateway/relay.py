@@ -243,7 +243,7 @@ class Relay:
                 raise ended.error
 
     async def _go_on(self, ended: Came | None) -> None:
-        walker = self._walker
+        walker, went = self._walker, False
         while self._gates.blocked is None:
             if self._parked and not walker.busy:
                 chunk = self._parked.popleft()
@@ -263,14 +263,16 @@ class Relay:
                 walker.finished = True
             else:
                 break
-            self._ask()
-            self._record.moved(self._gates)
-            if self._streaming or self._gates.blocked is None:
-                await self._send(walker.drain())
+            await self._pass_on()
+            went = True
+        if not went or self._gates.blocked is not None:
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
         self._ask()
         self._record.moved(self._gates)
         if self._streaming or self._gates.blocked is None:
-            await self._send(walker.drain())
+            await self._send(self._walker.drain())
 
     async def _say_stopped(self) -> None:
         finding = self._gates.blocked
@@ -293,6 +295,9 @@ class Relay:
             await self._tell(chunk)
 
     async def _tell(self, told: Told) -> None:
+        if not self.told.full():
+            self.told.put_nowait(told)
+            return
         async with asyncio.timeout(READER_S):
             await self.told.put(told)
 

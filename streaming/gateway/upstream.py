@@ -265,7 +265,7 @@ def _wait(said: str) -> str:
 
 
 async def _document(response: httpx.Response, waits: Waits) -> Json:
-    found = _object(await whole(response, waits))
+    found = _object((await whole(response, waits)).decode("utf-8", "replace"))
     if found is None:
         raise base.ProviderProtocolError("the endpoint's answer is not a JSON object")
     return found
@@ -290,7 +290,7 @@ async def _events(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json
                     return
                 if not event.data.strip():
                     continue
-                chunk = _object(event.data.encode(errors="surrogatepass"))
+                chunk = _object(event.data)
                 if chunk is None:
                     raise base.ProviderProtocolError("the endpoint sent a line that is not a JSON object")
                 waits.heard()
@@ -337,7 +337,7 @@ async def _lines(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json,
             for line in lines:
                 if not line.strip():
                     continue
-                chunk = _object(bytes(line))
+                chunk = _object(line.decode("utf-8", "replace"))
                 if chunk is None:
                     raise base.ProviderProtocolError("the endpoint sent a line that is not a JSON object")
                 waits.heard()
@@ -346,9 +346,9 @@ async def _lines(response: httpx.Response, waits: Waits) -> AsyncGenerator[Json,
                 return
 
 
-def _object(raw: bytes) -> Json | None:
+def _object(text: str) -> Json | None:
     try:
-        found = json.loads(raw.decode("utf-8", "replace"))
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

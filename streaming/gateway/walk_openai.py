@@ -73,6 +73,7 @@ class OpenAIWalker(Walker):
     def __init__(self, gates: Gates) -> None:
         super().__init__(gates)
         self._around: Json = {}
+        self._before: Json | None = None
         self._choices: dict[int, bool] = {}  # index -> it has ended
         self._calls: dict[tuple[int, int], _Call] = {}
         self._open: dict[int, list[Channel]] = {}
@@ -85,12 +86,10 @@ class OpenAIWalker(Walker):
 
     def take(self, chunk: Json) -> None:
         """A chunk. Raises ``WrongDialect``."""
-        chunk = self.named(chunk)
+        chunk = chunk if self.known.covers(chunk) else self.named(chunk)
         if not isinstance(chunk.get("choices"), list):
             raise WrongDialect("a chunk without choices")
-        around = cast("Json", self.once({name: value for name, value in chunk.items() if name in _AROUND}))
-        self._note(around)
-        self._around = {name: value for name, value in around.items() if name not in _SAID_ONCE}
+        around = self._said_around({name: value for name, value in chunk.items() if name in _AROUND})
         waiting, choices = Waiting({}), list[Json]()
         top = Spot(
             (), waiting, self._open.setdefault(TOP, []), lambda more: {**self._around, "choices": [], **more}, True
@@ -116,6 +115,18 @@ class OpenAIWalker(Walker):
         if self.complete:  # before the counts, which a library takes from the last chunk
             self._end_top(waiting)
         self._queue.append(waiting)
+
+    def _said_around(self, said: Json) -> Json:
+        """The fields around the choices, looked at. Mostly they are what they were in the chunk before."""
+        if said != self._before:
+            self._before = None
+            around = cast("Json", self.once(said))
+            self._note(around)
+            self._around = {name: value for name, value in around.items() if name not in _SAID_ONCE}
+            if around != said or any(isinstance(value, dict | list) for value in said.values()):
+                return around
+            self._before = said
+        return said
 
     def _beside(self, index: int, waiting: Waiting) -> Spot:
         """The place beside a choice's delta."""

@@ -19,6 +19,7 @@ from typing import TypeAlias, cast
 from guardrails.findings import Action, AppliesTo, Finding, Mode
 from streaming import stops
 from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.known import Known
 from streaming.gateway.loose_json import has_escapes, is_json, one_meaning
 from streaming.gateway.measure import Pieces
 
@@ -27,8 +28,8 @@ Chunks: TypeAlias = list[Json]
 Holder: TypeAlias = Json | list[object]
 """What a value stands in, by its name or its number there."""
 
-MAX_DEPTH = 40
-"""Deeper than this nothing is passed on."""
+MAX_DEPTH, MOST_INDEX = 40, 100_000
+"""Deeper than this nothing is passed on; a number that is not below that says no place in a row."""
 MAX_ARGUMENTS = 1_000_000
 """Characters of one call's arguments; more than that are a runaway model, and the answer is stopped."""
 
@@ -118,6 +119,7 @@ class Walker(ABC):
         """Why the first choice ended, as the upstream says and rules leave it."""
         self.model = ""
         self.finished = False
+        self.known = Known(MAX_DEPTH, MOST_INDEX)
         self._first: dict[tuple[str | int, ...], str] = {}
         self._queue: deque[Waiting] = deque()
         self._late: dict[int, tuple[Channel, Callable[[str], Json]]] = {}
@@ -293,7 +295,7 @@ class Walker(ABC):
         if not isinstance(value, dict):
             return value
         return {
-            self.gates.plain(str(name)): self.plain(part, depth)
+            self.known.learn(str(name), self.gates.plain(str(name))): self.plain(part, depth)
             if name == "index" and index_of(part, -1) < 0
             else self._named(part, depth + 1)
             for name, part in value.items()
@@ -385,7 +387,7 @@ def objects(value: object) -> list[Json]:
 
 def index_of(value: object, default: int = 0) -> int:
     """An index as it was sent."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 100_000 else default
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_INDEX else default
 
 
 def counts_in(usage: object) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpcore
 import httpx
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 from httpcore._backends.anyio import AnyIOStream  # the one place where a stream can be put below TLS
 
@@ -48,7 +49,31 @@ class CheckedBackend(httpcore.AnyIOBackend):
         """See httpcore."""
         if self._resolves is not None:
             host = await self._resolves(host, port)
-        return await super().connect_tcp(host, port, timeout, local_address, socket_options)
+        opened = await super().connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Untimed(opened._stream) if isinstance(opened, AnyIOStream) else opened
+
+
+class _Untimed(AnyIOStream):
+    """httpcore's, for clients without time limits of its own: it begins and ends one for every piece that it reads,
+    which costs more than the reading."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See httpcore."""
+        if timeout is not None:
+            return await super().read(max_bytes, timeout)
+        try:
+            return await self._stream.receive(max_bytes)
+        except EndOfStream:
+            return b""
+        except (BrokenResourceError, ClosedResourceError) as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """See httpcore."""
+        opened = await super().start_tls(ssl_context, server_hostname, timeout)
+        return _Untimed(opened._stream) if isinstance(opened, AnyIOStream) else opened
 
 
 class _Backend(CheckedBackend):
@@ -66,7 +91,7 @@ class _Backend(CheckedBackend):
     ) -> httpcore.AsyncNetworkStream:
         """See httpcore."""
         opened = await super().connect_tcp(host, port, timeout, local_address, socket_options)
-        return AnyIOStream(_Paced(opened._stream, self._waits)) if isinstance(opened, AnyIOStream) else opened
+        return _Untimed(_Paced(opened._stream, self._waits)) if isinstance(opened, AnyIOStream) else opened
 
 
 class _Paced(ByteStream):

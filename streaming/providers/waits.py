@@ -8,8 +8,8 @@ reader is never mistaken for a silent provider: only the time that *we* wait cou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from streaming.providers.base import Deadline, ProviderTimeout, TimeLimits, never_rest
 
@@ -53,26 +53,35 @@ class Waits:
             return
         self._connected, self._silent_s, self._since = True, 0.0, self._now()
         if self._timer is not None and not self._timer.expired():
-            self._timer.reschedule(self._next()[0])
+            self._timer.reschedule(self._next())
 
-    @asynccontextmanager
-    async def waiting(self) -> AsyncGenerator[None, None]:
-        """While we wait for the provider. Raises ``ProviderTimeout``."""
+    def waiting(self) -> Waits:
+        """While we wait for the provider; an asynchronous context, one at a time. Raises ``ProviderTimeout``."""
+        return self
+
+    async def __aenter__(self) -> None:
+        # Written out, and not a generator's context: there is one for every token.
         self._since = self._now()
-        when, message = self._next()
+        when = self._next()
         if when <= self._since:  # what lies ready is taken without a wait, and would never meet the timer
-            raise ProviderTimeout(message)
-        self._timer = timer = asyncio.timeout_at(when)
+            raise ProviderTimeout(self._words())
+        self._timer = asyncio.timeout_at(when)
+        await self._timer.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        timer = self._timer
+        assert timer is not None
         try:
-            async with timer:
-                yield
+            await timer.__aexit__(kind, error, trace)
         except TimeoutError:
-            if not timer.expired():
-                raise
-            raise ProviderTimeout(self._next()[1]) from None
+            raise ProviderTimeout(self._words()) from None
         finally:
             self._timer = None
             self._silent_s += self._now() - self._since
+        if isinstance(error, TimeoutError) and timer.expired():
+            raise ProviderTimeout(self._words()) from None
 
     async def rest(self) -> None:
         """Right before the socket is read: leave it alone for as long as nobody would be told what comes.
@@ -90,16 +99,19 @@ class Waits:
         finally:
             self._since += self._now() - began
         if timer is not None and not timer.expired():
-            timer.reschedule(self._next()[0])
+            timer.reschedule(self._next())
 
-    def _next(self) -> tuple[float, str]:
-        """The limit that passes first: when, on the loop's clock, and what is said then."""
-        limits = self._limits
-        ends = [(self._deadline.at, self._deadline.words)]
+    def _next(self) -> float:
+        """When the limit passes that passes first, on the loop's clock."""
+        at = self._deadline.at
         if not self._connected:
-            said = f"no connection to the provider at {self._where} within {limits.connect_s:g} s"
-            ends.append((self._began + limits.connect_s, said))
-        elif not self._whole:
-            said = f"the provider sent no token for {limits.token_s:g} s"
-            ends.append((self._since + limits.token_s - self._silent_s, said))
-        return min(ends)
+            return min(at, self._began + self._limits.connect_s)
+        return at if self._whole else min(at, self._since + self._limits.token_s - self._silent_s)
+
+    def _words(self) -> str:
+        """What is said then."""
+        if self._next() == self._deadline.at:
+            return self._deadline.words
+        if not self._connected:
+            return f"no connection to the provider at {self._where} within {self._limits.connect_s:g} s"
+        return f"the provider sent no token for {self._limits.token_s:g} s"

@@ -26,9 +26,13 @@ from streaming.gateway.walker import Json
 router = Router(tags=["gateway"])
 
 
+_written = json.JSONEncoder(ensure_ascii=False).encode
+"""One encoder for every chunk."""
+
+
 def sse(chunk: Json) -> bytes:
     """A chunk as an event."""
-    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode(errors="replace") + b"\n\n"
+    return b"data: " + _written(chunk).encode(errors="replace") + b"\n\n"
 
 
 def _speaker(body: Json, model: str, id_: str) -> Speaker:
