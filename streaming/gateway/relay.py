@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -70,6 +70,10 @@ class Over:
 Told = Json | Failed | Over
 
 
+def _broke_off(said: str) -> Failed:
+    return Failed(StreamCutOff(said), said)
+
+
 async def _nobody() -> None:
     """Where no place was taken."""
 
@@ -105,6 +109,8 @@ class Relay:
         self.told: asyncio.Queue[Told] = asyncio.Queue(UNREAD)
         self.answered = False
         """The client can have all of it."""
+        self.broke_off = _broke_off("the answer broke off")
+        """What a client is told who reads on behind an answer that ended without a word."""
         self._abandoned = False
 
     def abandon(self) -> None:
@@ -142,17 +148,25 @@ class Relay:
             self.answered = True
             await self._hear_out()
         except (asyncio.CancelledError, TimeoutError) as ended:
-            if self._abandoned or isinstance(ended, TimeoutError):
+            if isinstance(ended, TimeoutError):
+                said = f"nothing of the answer was read for {READER_S:g} seconds"
+                self.broke_off = _broke_off(said)
+                await self.free()
+                await self._surely(Outcome.ABANDONED, "", "")
+                return
+            if self._abandoned:
                 await self._surely(Outcome.ABANDONED, "", "")
             else:
                 said = "The server was stopped while the answer streamed."
+                self.broke_off = _broke_off(said.rstrip("."))
                 await self._surely(Outcome.ERROR, "server_stopped", said)
             raise
         except Exception:
             logger.exception("relay_failed", session=self._record.started.session_id)
             outcome, code, error = Outcome.ERROR, "internal", "Something went wrong on the server."
             await self.free()
-            await self._tell(Failed(ProviderProtocolError(error), error))
+            with suppress(TimeoutError):  # nobody reads: that it failed is on record all the same
+                await self._tell(Failed(ProviderProtocolError(error), error))
             self.answered = True
         finally:
             for task in self._asking:

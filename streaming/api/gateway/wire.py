@@ -61,6 +61,20 @@ class Reader:
         self._task = task
         self._front = front
         self._closed = False
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Who waits for more learns that nothing comes; nobody reads this behind an end that was told."""
+        if not self._relay.told.full():
+            self._relay.told.put_nowait(self._relay.broke_off)
+
+    async def _next(self) -> Told:
+        """What comes next; the failure where nothing will. Raises ``TimeoutError`` where nothing has for long."""
+        queue = self._relay.told
+        if queue.empty() and self._task.done():
+            return self._relay.broke_off
+        async with asyncio.timeout(conf().gateway_heartbeat_s):
+            return await queue.get()
 
     async def first(self, *, may_wait_on: bool) -> Told | None:
         """What comes first: a chunk, or the failure.
@@ -70,8 +84,7 @@ class Reader:
         """
         while True:
             try:
-                async with asyncio.timeout(conf().gateway_heartbeat_s):
-                    return await self._relay.told.get()
+                return await self._next()
             except TimeoutError:
                 if may_wait_on:
                     return None
@@ -103,8 +116,7 @@ class Reader:
                     yield b"".join(parts)
                     while True:
                         try:
-                            async with asyncio.timeout(conf().gateway_heartbeat_s):
-                                told = await queue.get()
+                            told = await self._next()
                             break
                         except TimeoutError:
                             yield front.alive()

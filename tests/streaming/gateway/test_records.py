@@ -160,7 +160,7 @@ async def test_a_client_hears_something_while_text_is_held(settings: Settings) -
         told: asyncio.Queue[Told] = asyncio.Queue()
         answered = True
 
-    task = asyncio.ensure_future(asyncio.sleep(0))
+    task: asyncio.Task[None] = asyncio.ensure_future(asyncio.sleep(3_600))
     reader = Reader(Held(), task, OLLAMA)  # type: ignore[arg-type]
     frames = reader.frames(await reader.first(may_wait_on=True))
     assert json.loads(await anext(frames)) == {"message": {"role": "assistant", "content": ""}, "done": False}
@@ -172,7 +172,8 @@ async def test_a_client_hears_something_while_text_is_held(settings: Settings) -
     Held.told.put_nowait(Over())
     async for more in frames:
         assert json.loads(more)["message"]["content"] == ""
-    await task
+    task.remove_done_callback(reader._ended)
+    task.cancel()
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
