@@ -22,7 +22,7 @@ export function startComposer(page) {
     });
   }
 
-  let sent = null; // the box whose text is on its way: emptied when it has been taken, kept when it is refused
+  let sent = null; // a box and its text that is on its way: emptied when that was taken, kept when it was refused
 
   for (const form of Object.values(forms)) {
     const box = form.querySelector("textarea");
@@ -32,19 +32,24 @@ export function startComposer(page) {
       event.preventDefault();
       form.requestSubmit();
     });
-    form.addEventListener("htmx:wsAfterSend", () => {
-      sent = box;
-    });
   }
 
   page.addEventListener("htmx:wsAfterMessage", (event) => {
-    if (sent && event.detail.message.includes('data-type="message_new"')) {
-      sent.value = "";
-      sent = null;
-    }
+    const message = event.detail.message;
+    const taken = message.includes('data-type="message_new"');
+    if (!sent || !(taken || message.includes('data-type="error"'))) return;
+    // What was typed since is no part of what was sent.
+    if (taken && sent.box.value === sent.text) sent.box.value = "";
+    sent = null;
   });
 
-  page.addEventListener("htmx:wsAfterSend", () => {
+  page.addEventListener("htmx:wsAfterSend", (event) => {
+    const frame = JSON.parse(event.detail.message);
+    if (frame.type === "start") {
+      // Whatever begins now, the next answer is its own: a scenario has no box.
+      const box = Object.values(forms).includes(event.target) ? event.target.querySelector("textarea") : null;
+      sent = box && { box, text: frame[box.name] };
+    }
     for (const old of document.querySelectorAll("#notices .banner")) old.remove();
   });
 
