@@ -450,18 +450,49 @@ async def test_an_export_is_read_page_by_page_as_it_is_taken(monkeypatch: pytest
     assert read == [2, 2, 2, 1]
 
 
+@pytest.mark.django_db(transaction=True)
+async def test_an_export_reads_the_findings_of_a_session_page_by_page_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = await database_sync_to_async(people)()
+    await database_sync_to_async(fill)()
+    files = ["/audit/export.jsonl", "/audit/export.csv"]
+    whole = [await exported(crowd.auditor, one) for one in files]
+    monkeypatch.setattr(export, "FINDINGS_AT_ONCE", 1)
+    read: list[int] = []
+
+    def counted(name: str) -> None:
+        real = getattr(export, name)
+
+        def asked(*args: object) -> object:
+            found = real(*args)
+            read.append(len(found) if isinstance(found, list) else sum(map(len, found.values())))
+            return found
+
+        monkeypatch.setattr(export, name, asked)
+
+    counted("_next")
+    counted("_findings")
+    assert [await exported(crowd.auditor, one) for one in files] == whole
+    assert max(read) == 1
+    assert sum(read) == 14
+
+
+def row_of(session: AuditSession) -> str:
+    lines = export.CsvLines()
+    return lines.begin(session) + lines.more([]) + lines.end()
+
+
 @pytest.mark.parametrize(
     "said", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =cmd|' /C calc'!A0", "＝1", "|x", "%x", "'=1"]
 )
 def test_no_cell_is_a_formula(said: str) -> None:
     (one,) = many(1, correlation_id=said)
-    read = next(csv.DictReader(io.StringIO(export.csv_head() + export.csv_lines([one]))))
+    read = next(csv.DictReader(io.StringIO(export.csv_head() + row_of(one))))
     assert read["correlation_id"] == "'" + said
 
 
 def test_a_plain_cell_is_left_as_it_is() -> None:
     (one,) = many(1, correlation_id='a,"b"\nc')
-    read = next(csv.DictReader(io.StringIO(export.csv_head() + export.csv_lines([one]))))
+    read = next(csv.DictReader(io.StringIO(export.csv_head() + row_of(one))))
     assert (read["correlation_id"], read["released"]) == ('a,"b"\nc', "0")
 
 

@@ -97,14 +97,14 @@ def _cursor(request: HttpRequest) -> tuple[Cursor | None, bool]:
 @needs(*access.SESSIONS)
 def export_csv(request: HttpRequest) -> HttpResponseBase:
     """The filtered list as a spreadsheet."""
-    return _export(request, export.csv_lines, "text/csv; charset=utf-8", "sessions.csv", export.csv_head())
+    return _export(request, export.CsvLines, "text/csv; charset=utf-8", "sessions.csv", export.csv_head())
 
 
 @require_safe
 @needs(*access.SESSIONS)
 def export_jsonl(request: HttpRequest) -> HttpResponseBase:
     """The filtered list with all findings, one JSON object a line."""
-    return _export(request, export.json_lines, "application/jsonl; charset=utf-8", "sessions.jsonl")
+    return _export(request, export.JsonLines, "application/jsonl; charset=utf-8", "sessions.jsonl")
 
 
 def _export(request: HttpRequest, write: export.Write, kind: str, name: str, head: str = "") -> HttpResponseBase:
