@@ -175,6 +175,21 @@ class Question:
     check: SentenceCheck
 
 
+_LONGEST_NAME = 64
+_MOST_WORDS = 3
+_MOST_LETTERS = 8
+
+
+def _says_something(text: str) -> bool:
+    """Whether a text is more than the name of something: many words, or as many letters as they have.
+
+    Letters beyond ASCII are counted by themselves: some of their scripts put no blanks between words.
+    """
+    if len(text) > _LONGEST_NAME or len(text.split()) > _MOST_WORDS:
+        return True
+    return not text.isascii() and sum(char.isalpha() and not char.isascii() for char in text) > _MOST_LETTERS
+
+
 class Gates:
     """``channel`` and ``whole`` make gates; ``feed`` and ``finish`` run them; ``questions`` are to be asked."""
 
@@ -215,6 +230,11 @@ class Gates:
     def untouched(self, applies_to: AppliesTo) -> bool:
         """Whether nobody looks at this kind of text and nothing is put back into it."""
         return self._restoring is nothing_masked and not self.policy.running(applies_to)
+
+    @property
+    def signed_as_shown(self) -> bool:
+        """Whether thoughts are sure to be shown, and sent back upstream, as their vendor signed them."""
+        return self.untouched(AppliesTo.THINKING) and not self.decides(AppliesTo.PROMPT)
 
     @property
     def deciding(self) -> bool:
@@ -321,7 +341,7 @@ class Gates:
         if self.noted is not None:
             self.noted.whole(applies_to, name, text_in, _found_of(effects), gate.counters.released)
         self._noted(effects)
-        if not asked and self.must_ask(applies_to) and (len(text) > 200 or len(text.split()) > 3):
+        if not asked and self.must_ask(applies_to) and _says_something(text):
             shown = ""
         if shown == text and len(self._clean) < 1_000:
             self._clean.add((applies_to, text))

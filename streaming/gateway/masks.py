@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
-from guardrails.findings import Finding
+from guardrails.findings import AppliesTo, Finding
 from guardrails.masking import Masker, masking_guardrails
+from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from streaming.checks import CheckedText
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.gateway.gates import Restoring, nothing_masked
 from streaming.gateway.json_answers import TEXTS, JsonRestorer, asked_for
-from streaming.gateway.loose_json import is_json, unescaped
+from streaming.gateway.loose_json import is_json, laid_open, unescaped
+from streaming.gateway.names import looked
 from streaming.gateway.prompt import first_asked
 from streaming.gateway.walker import Json
 from streaming.mask_keys import mask_keys
@@ -30,6 +32,7 @@ class Masks:
     def __init__(self, policy: Policy, body: Json, *, caller: str) -> None:
         self._policy = policy
         self._json = asked_for(body)
+        self._rules = policy.only(Checkpoint.IMMEDIATE)
         self._masking = masking_guardrails(policy)
         conversation = hashlib.sha256(first_asked(body).encode("utf-8", "replace")).hexdigest()
         self._masker = Masker(mask_keys(), caller=caller, conversation=conversation)
@@ -67,8 +70,13 @@ class Masks:
         return JsonRestorer(self._masker) if self._json and channel in TEXTS else Restorer(self._masker)
 
     def same_again(self, written: str, shown: str) -> bool:
-        """Whether a text that the client got as ``shown`` goes upstream as it was written, when it is sent back."""
-        return self._masker.swept(self._masker.mask(shown)) == written
+        """Whether a text that the client got as ``shown`` goes upstream as it was written, when it is sent back.
+
+        The rules for prompts look at it then, whatever they thought of it in the answer.
+        """
+        said = laid_open(shown, lambda text: looked(self._rules, text, AppliesTo.PROMPT).findings)
+        checked = looked(self._rules, said, AppliesTo.PROMPT)
+        return checked.blocked is None and self._masker.swept(self.mask(said, checked)) == written
 
     @property
     def restore_arguments(self) -> Callable[[str, str], str]:

@@ -198,7 +198,7 @@ class AnthropicWalker(Walker):
 
     def _keeps(self, index: int, signature: str) -> bool:
         """Whether a signature waits until it is known that the thoughts it is for are shown as they were signed."""
-        if not signature or self.gates.untouched(AppliesTo.THINKING):
+        if not signature or self.gates.signed_as_shown:
             return False
         self.gates.measure.said(len(signature))
         self._signed.setdefault(index, []).append(signature)
@@ -293,7 +293,7 @@ class AnthropicWalker(Walker):
                 waiting.slots.append(Slot(made, name, channel, keep=True))
             elif name == "input" and value:
                 self._input(made, name, value, str(block.get("name", "")), waiting)
-            elif name == "signature" and isinstance(value, str) and not self.gates.untouched(AppliesTo.THINKING):
+            elif name == "signature" and isinstance(value, str) and not self.gates.signed_as_shown:
                 made[name] = value
                 waiting.signed.append((made, at))
             else:

@@ -36,8 +36,8 @@ def walker_of(dialect: str, masks: Masks, policy: Policy = POLICY) -> Walker:
     return WALKERS[dialect](Gates(policy, masks.restoring, masks.restore_arguments, masks.same_again))
 
 
-def walked(dialect: str, chunks: list[Json], masks: Masks) -> list[Json]:
-    walker = walker_of(dialect, masks)
+def walked(dialect: str, chunks: list[Json], masks: Masks, policy: Policy = POLICY) -> list[Json]:
+    walker = walker_of(dialect, masks, policy)
     out: list[Json] = []
     for chunk in chunks:
         walker.take(json.loads(json.dumps(chunk)))
@@ -207,6 +207,41 @@ async def test_a_signature_stays_only_where_thoughts_come_back_as_they_were_sign
     assert document["content"][0]["signature"] == ("c2lnbmVk" if kept else "")  # type: ignore[index]
 
 
+@pytest.mark.parametrize("action", ["mask", "redact", "block"])
+@pytest.mark.parametrize("text", ["ping 203.0.113.77 first", "ping\\n203.0.113.77 first", "mail ~ now", "nothing here"])
+async def test_thoughts_that_rules_for_prompts_alone_would_alter_lose_their_signature(action: str, text: str) -> None:
+    """The model's own value, which no rule for answers minds, and which the next request may not bring back."""
+    own = text.startswith("ping")
+    policy = widened(
+        compile_policy({"policy": "p", "guardrails": [{**PII, "action": action, "applies_to": ["prompt"]}]})
+    )
+    asked_first: Json = {"role": "user", "content": f"write to {MAIL}" if action == "mask" else "write"}
+    body: Json = {"model": "m", "messages": [asked_first]}
+    masks = Masks(policy, body, caller="c")
+    sent = (await guarded(policy, body, media_allowed=False, mask=masks.mask, swept=masks.swept)).body
+    placeholder = str(sent["messages"][0]["content"]).removeprefix("write to ")  # type: ignore[index]
+    text = text.replace("~", placeholder if action == "mask" else "the desk")
+    walker = walker_of("anthropic", masks, policy)
+    block = {"type": "thinking", "thinking": text, "signature": "c2lnbmVk"}
+    walker.whole({"type": "message", "role": "assistant", "content": [block, {"type": "text", "text": "Hi"}]})
+    (document,) = walker.drain()
+    shown = document["content"][0]  # type: ignore[index]
+    assert shown["signature"] == ("" if own else "c2lnbmVk")
+    streamed = "".join(
+        str(d.get("signature", ""))
+        for one in walked("anthropic", thought(text), masks, policy)
+        if isinstance(d := one.get("delta"), dict)
+    )
+    assert streamed == shown["signature"]
+    answered = {"role": "assistant", "content": document["content"]}
+    again: Json = {"model": "m", "messages": [asked_first, answered]}
+    masks = Masks(policy, again, caller="c")
+    back = await guarded(policy, again, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    parts = back.body["messages"][1]["content"]  # type: ignore[index,call-overload]
+    assert back.blocked is None
+    assert parts == ([] if own else [block]) + [{"type": "text", "text": "Hi"}]
+
+
 async def test_thoughts_that_were_put_back_go_upstream_again_as_they_were_signed() -> None:
     masks, placeholder = await asked()
     text = f"mail {placeholder} now"
@@ -232,3 +267,16 @@ async def test_thoughts_without_a_signature_stay_away_from_the_next_request() ->
     assert (await guarded(unguarded, {"model": "m", "messages": messages}, media_allowed=False)).body[
         "messages"
     ] == messages
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("toolu_01A09q90qw90lq917835lq9", True), ("claude-haiku-4-5-20251001", True), ("end_turn", True), ("Café 5", True),
+        ("one two three four", False), ("You_are_a_worthless_idiot_and_everybody_who_knows_you_hates_you_too", False),
+        ("你是一个毫无价值的白痴大家都讨厌你", False), ("คุณเป็นคนโง่ที่ไร้ค่า", False),
+    ],
+)  # fmt: skip
+def test_what_a_judge_would_have_to_read_first_is_not_shown_where_nobody_is_asked(text: str, shown: bool) -> None:
+    assert Gates(JUDGED).plain(text) == (text if shown else "")
+    assert Gates(POLICY).plain(text) == text
