@@ -50,7 +50,7 @@ def numbered(index: object) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         return 0
     if index >= MAX_CHOICES:
-        raise Endless(f"the endpoint sent a choice number {index:,}")
+        raise Endless(f"the endpoint sent more than {MAX_CHOICES:,} choices")
     return index
 
 

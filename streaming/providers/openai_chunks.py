@@ -168,7 +168,7 @@ def whole(document: Mapping[str, object]) -> Iterator[ProviderEvent]:
 def _index(choice: Mapping[str, object]) -> int:
     index = _int(choice.get("index"))
     if index >= MAX_CHOICES:
-        raise ProviderProtocolError(f"the endpoint sent a choice number {index:,}")
+        raise ProviderProtocolError(f"the endpoint sent more than {MAX_CHOICES:,} choices")
     return index
 
 

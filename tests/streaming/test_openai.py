@@ -419,7 +419,7 @@ def test_a_malformed_line_is_skipped_and_told_but_not_within_a_tool_call() -> No
 def test_choices_and_calls_without_end_are_not_listened_to() -> None:
     """Each choice costs a gate, and each call a place to collect it in."""
     assert text_of(read([of(MAX_CHOICES - 1, content="last"), DONE]), MAX_CHOICES - 1) == "last"
-    with pytest.raises(ProviderProtocolError, match="choice number 128"):
+    with pytest.raises(ProviderProtocolError, match="more than 128 choices"):
         read([of(MAX_CHOICES, content="one more"), DONE])
     calls = [call(n, f"c-{n}", "pay", "{}") for n in range(MAX_CALLS)]
     read([*calls, of(0, "tool_calls"), DONE])
@@ -435,7 +435,7 @@ def test_an_answer_that_is_not_streamed_has_no_more_choices_than_one_that_is() -
     last = {"index": MAX_CHOICES - 1, "message": {"content": "last"}, "finish_reason": "stop"}
     assert text_of(list(whole({"choices": [last]})), MAX_CHOICES - 1) == "last"
     events: list[ProviderEvent] = []
-    with pytest.raises(ProviderProtocolError, match="choice number 128"):
+    with pytest.raises(ProviderProtocolError, match="more than 128 choices"):
         events.extend(whole({"choices": [last, last | {"index": MAX_CHOICES}]}))
     assert events == []
 

@@ -10,6 +10,7 @@ import pytest
 
 from guardrails.policy import compile_policy
 from streaming.gateway.gates import Gates
+from streaming.gateway.measure import Endless
 from streaming.gateway.walker import Json, Walker, WrongDialect
 from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, WALKERS
 
@@ -118,8 +119,8 @@ def sent(walker: Walker, chunks: list[Json], *, whole: bool) -> str:
             out += walker.drain()
         walker.finish()
         out += walker.drain()
-    except WrongDialect:  # an error, and nothing more of it
-        pass
+    except (WrongDialect, Endless) as error:  # an error, and nothing more of it
+        out.append({"error": str(error)})
     if walker.gates.blocked is not None:
         out += [walker.stopped_whole(deepcopy(chunks[0]), "no")] if whole else walker.stopped("no")
     return json.dumps(out)

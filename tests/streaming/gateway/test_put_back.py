@@ -272,7 +272,8 @@ async def test_thoughts_without_a_signature_stay_away_from_the_next_request() ->
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("toolu_01A09q90qw90lq917835lq9", True), ("claude-haiku-4-5-20251001", True), ("end_turn", True), ("Café 5", True),
+        ("toolu_01A09q90qw90lq917835lq9", True), ("claude-haiku-4-5-20251001", True), ("end_turn", True),
+        ("Café 5", True),
         ("one two three four", False), ("You_are_a_worthless_idiot_and_everybody_who_knows_you_hates_you_too", False),
         ("你是一个毫无价值的白痴大家都讨厌你", False), ("คุณเป็นคนโง่ที่ไร้ค่า", False),
     ],
