@@ -48,6 +48,10 @@ class Policy(models.Model):
         "PolicyVersion", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
         help_text="Runs in MONITOR beside the active version.",
     )  # fmt: skip
+    shadow_asks_paid = models.BooleanField(
+        db_default=True, default=True, editable=False,
+        help_text="The shadow's guardrails that go over the network are asked, too.",
+    )  # fmt: skip
 
     rollout = models.ForeignKey(
         "Rollout", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="+",
@@ -253,12 +257,15 @@ class Rollout(models.Model):
 
 
 class ShadowChange(models.Model):
-    """What ran as shadow since when, and who said so. ``version`` empty: from then on, none."""
+    """What ran as shadow since when, how, and who said so. ``version`` empty: from then on, none."""
 
     policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="shadow_changes")
     version = models.ForeignKey(PolicyVersion, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
     changed_at = models.DateTimeField(default=timezone.now)
     changed_by = models.ForeignKey(USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    asks_paid = models.BooleanField(
+        db_default=True, default=True, help_text="The shadow's guardrails that go over the network are asked, too."
+    )
     note = models.CharField(max_length=200, blank=True)
 
     class Meta:

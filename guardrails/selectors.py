@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from django.contrib.auth.models import Group
@@ -158,7 +158,8 @@ def running_policy(name: str, subject: Subject = NOBODY) -> Running:
     version = row.shadow_version if row is not None else None
     if version is not None and version.digest == policy.digest:
         version = None  # it would be compared with itself
-    return Running(policy, None if version is None else _shadow(version), cohort)
+    shadow = None if version is None or row is None else replace(_shadow(version), paid=row.shadow_asks_paid)
+    return Running(policy, shadow, cohort)
 
 
 def _rolled_out(row: models.Policy, rollout: models.Rollout, subject: Subject) -> Policy | None:

@@ -14,10 +14,13 @@ logger = structlog.get_logger(__name__)
 
 
 @transaction.atomic
-def set_shadow(*, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "") -> ShadowChange | None:
+def set_shadow(
+    *, version: PolicyVersion, by: AbstractBaseUser | None = None, note: str = "", asks_paid: bool = True
+) -> ShadowChange | None:
     """Run a signed version in MONITOR beside the active one; None when it does so already.
 
-    It takes the place of the shadow before it. Raises ``Refused``, ``PolicyUnavailable``.
+    ``asks_paid``: its guardrails that go over the network are asked, too. It takes the place of the shadow before it.
+    Raises ``Refused``, ``PolicyUnavailable``.
     """
     policy = Policy.objects.select_for_update().get(pk=version.policy_id)
     if policy.active_version_id is None:
@@ -25,9 +28,9 @@ def set_shadow(*, version: PolicyVersion, by: AbstractBaseUser | None = None, no
     if policy.active_version_id == version.pk:
         raise Refused(f"{version} is the active version; a shadow is another one")
     load(version)
-    if policy.shadow_version_id == version.pk:
+    if (policy.shadow_version_id, policy.shadow_asks_paid) == (version.pk, asks_paid):
         return None
-    return change_shadow(policy, version, by, note)
+    return change_shadow(policy, version, by, note, asks_paid=asks_paid)
 
 
 @transaction.atomic
@@ -38,11 +41,13 @@ def clear_shadow(*, policy: Policy, by: AbstractBaseUser | None = None, note: st
 
 
 def change_shadow(
-    policy: Policy, version: PolicyVersion | None, by: AbstractBaseUser | None, note: str
+    policy: Policy, version: PolicyVersion | None, by: AbstractBaseUser | None, note: str, *, asks_paid: bool = True
 ) -> ShadowChange:
     """Put a version, or none, in the place of the shadow of a policy whose row is locked."""
-    policy.shadow_version = version
-    policy.save(update_fields=["shadow_version"])
-    change = ShadowChange.objects.create(policy=policy, version=version, changed_by_id=user_id(by), note=note[:200])
+    policy.shadow_version, policy.shadow_asks_paid = version, asks_paid
+    policy.save(update_fields=["shadow_version", "shadow_asks_paid"])
+    change = ShadowChange.objects.create(
+        policy=policy, version=version, changed_by_id=user_id(by), note=note[:200], asks_paid=asks_paid
+    )
     logger.info("shadow_changed", policy=policy.name, version=version.number if version else None)
     return change

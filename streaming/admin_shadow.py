@@ -19,7 +19,7 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
-from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget, UnfoldBooleanWidget
 
 from guardrails import services
 from guardrails.loading import PolicyUnavailable
@@ -32,12 +32,20 @@ PAGE = "admin:streaming_shadowedpolicy_change"
 
 
 class BeginForm(forms.Form):
-    """Which version is to run, and why."""
+    """Which version is to run, whether it asks what costs, and why."""
 
     version = forms.ModelChoiceField(
         PolicyVersion.objects.none(), widget=UnfoldAdminSelectWidget(), empty_label=None, label="Version"
     )
     note = forms.CharField(max_length=200, required=False, widget=UnfoldAdminTextInputWidget(), label="Why (optional)")
+
+    asks_paid = forms.BooleanField(
+        required=False,
+        initial=True,
+        widget=UnfoldBooleanWidget(),
+        label="Ask paid guardrails",
+        help_text="Those that go over the network: judges, moderation endpoints, web hooks. Each is a second call.",
+    )
 
     def __init__(self, policy: ShadowedPolicy, data: object = None) -> None:
         super().__init__(data)  # type: ignore[arg-type]  # a QueryDict or None
@@ -112,10 +120,11 @@ class ShadowAdmin(ModelAdmin):  # type: ignore[misc]  # unfold carries no types
     # -- the page -----------------------------------------------------------------------------------------------
 
     def get_urls(self) -> list[URLPattern]:
-        """The page's two buttons, before the addresses that take anything for a key."""
+        """The page's buttons, before the addresses that take anything for a key."""
         site = self.admin_site
         own = [
             path("<int:pk>/begin/", site.admin_view(self.begin), name="streaming_shadowedpolicy_begin"),
+            path("<int:pk>/paid/", site.admin_view(self.paid), name="streaming_shadowedpolicy_paid"),
             path("<int:pk>/end/", site.admin_view(self.end), name="streaming_shadowedpolicy_end"),
         ]
         return [*own, *super().get_urls()]
@@ -155,11 +164,34 @@ class ShadowAdmin(ModelAdmin):  # type: ignore[misc]  # unfold carries no types
             return self._back(policy)
         version = form.cleaned_data["version"]
         try:
-            services.set_shadow(version=version, by=cast("User", request.user), note=form.cleaned_data["note"])
+            services.set_shadow(
+                version=version,
+                by=cast("User", request.user),
+                note=form.cleaned_data["note"],
+                asks_paid=form.cleaned_data["asks_paid"],
+            )
         except (services.Refused, PolicyUnavailable) as error:
             messages.error(request, f"{version}: {error}")
         else:
             messages.success(request, f"{version} runs as shadow now; answers that have begun go on without it.")
+        return self._back(policy)
+
+    def paid(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Let the shadow that runs ask paid guardrails, or not."""
+        policy = self._asked(request, pk)
+        if isinstance(policy, HttpResponse):
+            return policy
+        version, asks = policy.shadow_version, request.POST.get("asks_paid") == "yes"
+        if version is None:
+            messages.warning(request, f"{policy.name} has no shadow.")
+            return self._back(policy)
+        try:
+            services.set_shadow(version=version, by=cast("User", request.user), asks_paid=asks)
+        except (services.Refused, PolicyUnavailable) as error:
+            messages.error(request, f"{version}: {error}")
+        else:
+            done = "asks" if asks else "does not ask"
+            messages.success(request, f"{version} {done} paid guardrails from now on; the comparison begins anew.")
         return self._back(policy)
 
     def end(self, request: HttpRequest, pk: int) -> HttpResponse:

@@ -54,7 +54,8 @@ class Report:
     """``counts`` has every ``Comparison``; ``without`` sessions have none (under way, or lost).
 
     ``looked`` is the number of sessions behind ``guardrails`` and ``mean_ms``. ``error``: why the version does not run
-    now. ``ended_at`` None: it is the shadow now. ``actives``: the versions that were active in these sessions.
+    now. ``ended_at`` None: it is the shadow now. ``paid``: its
+    guardrails that go over the network are asked. ``actives``: the versions that were active in these sessions.
     """
 
     policy: str
@@ -64,6 +65,7 @@ class Report:
     began_by: str
     note: str
     ended_at: datetime | None
+    paid: bool
     error: str
     sessions: int
     without: int
@@ -103,6 +105,7 @@ def report(policy: Policy) -> Report | None:
         began_by=by.get_username() if by is not None else "",
         note=began.note,
         ended_at=ended.changed_at if ended else None,
+        paid=began.asks_paid,
         error=version_state(began.version)[1],
         sessions=sum(counted.values()),
         without=counted.get("", 0),

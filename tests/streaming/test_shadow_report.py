@@ -16,7 +16,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from guardrails import services
+from guardrails import selectors, services
 from guardrails.findings import Action, Finding, Mode, Outcome, would_have
 from guardrails.models import Policy, PolicyVersion, ShadowChange
 from guardrails.policy import compile_policy
@@ -195,7 +195,7 @@ def test_outsider_sees_no_comparison(cast: Cast, client: Client, page: str) -> N
     assert client.get(reverse(LIST)).status_code == 302
 
 
-@pytest.mark.parametrize("verb", ["begin", "end"])
+@pytest.mark.parametrize("verb", ["begin", "end", "paid"])
 def test_shadow_is_changed_by_nobody_without_the_permission_and_by_no_link(
     cast: Cast, client: Client, shadow: PolicyVersion, verb: str
 ) -> None:
@@ -225,6 +225,36 @@ def test_operator_ends_and_begins_a_shadow_and_it_is_recorded(
     newest = ShadowChange.objects.first()
     assert newest is not None
     assert (newest.version, newest.changed_by, newest.note) == (shadow, cast.operator, "once more")
+
+
+def test_operator_says_whether_paid_guardrails_are_asked(
+    cast: Cast, client: Client, shadow: PolicyVersion, page: str
+) -> None:
+    def asked() -> bool:
+        running = selectors.running_policy("support").shadow
+        assert running is not None
+        return running.paid
+
+    client.force_login(cast.operator)
+    begin, switch = (reverse(f"admin:streaming_shadowedpolicy_{verb}", args=[shadow.policy_id])
+                     for verb in ("begin", "paid"))  # fmt: skip
+    assert asked()
+    assert "Stop asking paid guardrails" in client.get(page).content.decode()
+    told = client.post(switch, {"asks_paid": "no"}, follow=True).content.decode()
+    assert "does not ask paid guardrails from now on" in told
+    assert "Its paid guardrails are not asked" in told
+    assert not asked()
+    newest = ShadowChange.objects.first()
+    assert newest is not None
+    assert (newest.version, newest.changed_by, newest.asks_paid) == (shadow, cast.operator, False)
+    client.post(switch, {"asks_paid": "yes"})
+    assert asked()
+    services.clear_shadow(policy=shadow.policy)
+    client.post(begin, {"version": shadow.pk, "note": ""})  # a box without its tick is not sent
+    assert not asked()
+    services.clear_shadow(policy=shadow.policy)
+    client.post(begin, {"version": shadow.pk, "note": "", "asks_paid": "on"})
+    assert asked()
 
 
 def test_active_unsigned_or_foreign_version_is_no_choice(cast: Cast, client: Client, shadow: PolicyVersion) -> None:
@@ -305,7 +335,9 @@ def test_command_begins_and_ends_a_shadow(shadow: PolicyVersion, told: Told) -> 
     assert "already" in told("support", "2")
     newest = ShadowChange.objects.first()
     assert newest is not None
-    assert newest.note == "again"
+    assert (newest.note, newest.asks_paid) == ("again", True)
+    assert "version 2 runs as shadow" in told("support", "2", "--without-paid")
+    assert "guardrails that go over the network are not asked" in told("support")
 
 
 def test_command_refuses_what_the_services_refuse(shadow: PolicyVersion, told: Told) -> None:

@@ -26,10 +26,21 @@ class Command(BaseCommand):
         verb.add_argument("version", type=int, nargs="?", metavar="VERSION", help="run this version as shadow")
         verb.add_argument("--off", action="store_true", help="end the shadow")
         parser.add_argument("--note", default="", help="why, for the record")
+        parser.add_argument(
+            "--without-paid", action="store_true", help="ask none of its guardrails that go over the network"
+        )
         parser.add_argument("--json", action="store_true", help="the report as JSON")
 
     def handle(
-        self, *args: object, policy: str, version: int | None, off: bool, note: str, json: bool, **_: object
+        self,
+        *args: object,
+        policy: str,
+        version: int | None,
+        off: bool,
+        note: str,
+        without_paid: bool,
+        json: bool,
+        **_: object,
     ) -> None:
         found = (
             Policy.objects.filter(name=policy)
@@ -40,7 +51,7 @@ class Command(BaseCommand):
             raise CommandError(f"there is no policy {policy!r}", returncode=1)
         try:
             if version is not None:
-                self.begin(found, version, note)
+                self.begin(found, version, note, asks_paid=not without_paid)
             elif off:
                 ended = services.clear_shadow(policy=found, note=note)
                 self.stdout.write(f"{policy}: {'the shadow has ended' if ended else 'there is no shadow'}")
@@ -51,11 +62,11 @@ class Command(BaseCommand):
         except (services.Refused, PolicyUnavailable) as error:
             raise CommandError(str(error), returncode=1) from None
 
-    def begin(self, policy: Policy, number: int, note: str) -> None:
+    def begin(self, policy: Policy, number: int, note: str, *, asks_paid: bool) -> None:
         version = policy.versions.select_related("policy").filter(number=number).first()
         if version is None:
             raise CommandError(f"{policy.name}: there is no version {number}", returncode=1)
-        change = services.set_shadow(version=version, note=note)
+        change = services.set_shadow(version=version, note=note, asks_paid=asks_paid)
         state = "runs as shadow" if change else "is the shadow already"
         self.stdout.write(f"{policy.name}: version {number} {state}")
         if change:
@@ -82,6 +93,8 @@ class Command(BaseCommand):
         )
         if found.error and not found.ended_at:
             self.stderr.write(f"the shadow does not run: {found.error}")
+        if not found.paid:
+            self.stdout.write("  guardrails that go over the network are not asked")
         several = f" under versions {', '.join(map(str, found.actives))}" if len(found.actives) > 1 else ""
         self.stdout.write(f"  {found.sessions:,} sessions{several}")
         for _, words, number in found.lines:
