@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
-from guardrails.policy import Policy
+from guardrails.kinds.base import Turn
+from guardrails.policy import Guardrail, Policy
 from streaming import stops, totals
 from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, shown_as
 from streaming.answer_lanes import HOLD_EVERY_MS, NOTHING, Key, Lane, Question, Round, Telling
 from streaming.calls import MAX_CALLS, MAX_NAME_CHARS, Call, ToolCalls
-from streaming.checks import Look, Looked
+from streaming.checks import Checked, Later, Look, Looked, warned
 from streaming.core import gate as gates
 from streaming.core.events import (
     Blocked,
@@ -157,7 +158,7 @@ class Answer:
         """The answer to a question; one that a block has made moot changes nothing."""
         channel, number = question.key
         returned = self._returned.get(number) if channel in ("tool_arguments", "tool_result") else None
-        lane = self._lanes.get(question.key) if returned is None else returned.lanes.get(channel)
+        lane = self._lane(question.key)
         if lane is None:
             return []
         # One blocks, all stop: a verdict that comes with the one that blocked releases nothing any more.
@@ -178,6 +179,29 @@ class Answer:
                 for lane in returned.lanes.values():
                     out += self._return(returned, lane, lane.gate.stop())
         return out
+
+    def later(self, question: Question, guardrail: Guardrail, turns: tuple[Turn, ...]) -> Later | None:
+        """The question to one that does not decide; None: a block has made it moot."""
+        lane = self._lane(question.key)
+        return None if lane is None else Later(lane.gate, question.check, guardrail, turns)
+
+    def heard(self, later: Later, checked: Checked) -> list[ServerEvent]:
+        """What a verdict that nobody waited for leads to, about this answer or about any other text of the session."""
+        for lane in self._asking:
+            if lane.gate is later.gate:
+                warned(later.guardrail, checked)
+                question = Question((lane.channel, lane.choice), later.check, lane.gate.applies_to)
+                return self.verdict(question, later.guardrail.name, checked.verdict)
+        return [self._found(finding) for finding in later.findings(checked)]
+
+    def is_text(self, gate: Gate) -> bool:
+        """Whether this is the gate of choice 0's text."""
+        lane = self._lanes.get(("text", 0))
+        return lane is not None and lane.gate is gate
+
+    def cut_off(self) -> list[ServerEvent]:
+        """The answer has ended before its time: what began in the text that was shown is found up to there."""
+        return [event for lane in self._lanes.values() for event in self._events(lane, lane.gate.stop())]
 
     def said(self, said: Said) -> list[ServerEvent]:
         """What a tool call has to tell. Once blocked, nothing any more."""
@@ -212,7 +236,7 @@ class Answer:
 
     @property
     def unanswered(self) -> int:
-        """Texts that wait for verdicts."""
+        """Texts that wait for verdicts that decide."""
         return sum(lane.gate.unanswered for lane in self._asking)
 
     @property
@@ -353,6 +377,11 @@ class Answer:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _lane(self, key: Key) -> Lane | None:
+        channel, number = key
+        returned = self._returned.get(number) if channel in ("tool_arguments", "tool_result") else None
+        return self._lanes.get(key) if returned is None else returned.lanes.get(channel)
+
     def _feed(self, channel: str, choice: int, text: str) -> list[ServerEvent]:
         lane = self._lanes.get((channel, choice))
         if lane is None:
@@ -470,7 +499,7 @@ class Answer:
                     else ToolResult(returned.call.id, shown)
                 )
                 out.append(self._counted(told))
-        if returned.fed and not any(one.gate.unanswered for one in returned.lanes.values()):
+        if returned.fed and not any(one.gate.awaited for one in returned.lanes.values()):
             self._returned.pop(returned.number, None)
         return out
 

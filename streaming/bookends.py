@@ -109,10 +109,14 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
     return [*events, *lines.values()]
 
 
-def ending(run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: list[float]) -> Ending:
+def ending(
+    run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: list[float],
+    overtaken: tuple[Guardrail, ...] = (),
+) -> Ending:  # fmt: skip
     """What is stored about the end of the answer. What was held at its end stays withheld.
 
-    ``feeds_ms``: how long the gates took, by provider event, in milliseconds.
+    ``feeds_ms``: how long the gates took, by provider event, in milliseconds. ``overtaken``: guardrails that the answer
+    was too fast for; workers ask them about its sentences.
     """
     answer.let_go()
     answer.lines.update({line.guardrail: line for line in _immediate(run, answer, feeds_ms)})
@@ -131,7 +135,7 @@ def ending(run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: li
         content=answer.content,
         metadata=_metadata(run, answer, status),
         findings=tuple(answer.findings),
-        deferred=() if prompt_blocked else tuple(_deferred(run, answer)),
+        deferred=() if prompt_blocked else tuple(_deferred(run, answer, overtaken)),
         chars_in=chars_in,
         released=released,
         withheld=len(run.prompt_raw) - run.prompt.counters.released if prompt_blocked else withheld,
@@ -188,15 +192,20 @@ def _metadata(run: Run, answer: Answer, status: Message.Status) -> dict[str, obj
     return metadata
 
 
-def _deferred(run: Run, answer: Answer) -> list[DeferredText]:
+def _deferred(run: Run, answer: Answer, overtaken: tuple[Guardrail, ...]) -> list[DeferredText]:
     """What workers shall judge: MONITOR guardrails only, those that decide have been asked by the gate."""
     texts = ((AppliesTo.PROMPT, run.prompt_raw), (AppliesTo.RESPONSE, answer.raw))
-    return [
+    whole = [
         DeferredText(guardrail.name, applies_to.value, text, turns=_handed_over(run, guardrail, applies_to))
         for applies_to, text in texts
         if text
         for guardrail in run.policy.deferred(applies_to)
         if not guardrail.decides or run.monitor
+    ]
+    said = AppliesTo.RESPONSE
+    return whole + [
+        DeferredText(one.name, said.value, answer.raw, sentences=True, turns=_handed_over(run, one, said))
+        for one in overtaken
     ]
 
 

@@ -303,9 +303,12 @@ def _findings(
     rows = session.findings.filter(mode=Mode.BLOCK.value, action__in=HIDES, channel="text")
     hidden = [(row.start, row.end) for row in rows if row.action != Action.BLOCK.value]
     prompt = lease.applies_to == AppliesTo.PROMPT.value
+    # Of sentences that were asked about while the answer ran as well.
+    known = set(session.findings.filter(guardrail=lease.guardrail).values_list("channel", "start", "end"))
+    new = [finding for finding in found if (finding.channel, finding.start, finding.end) not in known]
     return tuple(
         replace(finding, n=last + n, exposed=0 if prompt else shown_of(finding, hidden, session.released))
-        for n, finding in enumerate(found, start=1)
+        for n, finding in enumerate(new, start=1)
     )
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from streaming.core.buffer import ResponseBuffer
-from streaming.core.events import ProviderEvent, ServerEvent
+from streaming.core.events import FindingEvent, GuardrailStatus, ProviderEvent, ServerEvent
 from streaming.log import LogUnavailable, SessionLog
 from streaming.unread import Unread
 
@@ -41,6 +41,8 @@ class Outlet:
         self._flushing: asyncio.TimerHandle | None = None
         self.unread = Unread()
         self.seq = 0
+        self.missed: tuple[ServerEvent, ...] = ()
+        """Of which it is not known whether the log has them, because it was away."""
 
     def offer(self, source: ProviderEvent) -> bool:
         """Take what came of ``source`` without waiting; True when it is time to ``tell``."""
@@ -73,6 +75,20 @@ class Outlet:
         self._take(now)
         self._ready += self._buffer.flush(now)
         await self._append()
+
+    async def make_good(self, lines: Mapping[str, GuardrailStatus]) -> None:
+        """Tell next what the log was away for: the findings that it has not got, and their guardrails' ``lines``.
+
+        Raises ``LogUnavailable``.
+        """
+        if not self.missed:
+            return
+        told = await self._log.read(self._session_id, self.seq)
+        known = {event.get("n") for event in told if event["type"] == FindingEvent.type}
+        lost = [e for e in self.missed if isinstance(e, FindingEvent) and e.finding.n not in known]
+        names = dict.fromkeys(e.guardrail for e in self.missed if isinstance(e, GuardrailStatus))
+        self._ready[:0] = [*lost, *(lines[name] for name in names if name in lines)]
+        self.missed = ()
 
     def wake_in(self, seconds: float) -> None:
         """Look again then, or sooner: one alarm is enough."""
@@ -119,14 +135,17 @@ class Outlet:
 
     async def _append(self) -> None:
         if self._ready:
-            payloads = [event.payload() for event in self._ready]
-            self._ready = []
+            ready, self._ready = self._ready, []
+            payloads = [event.payload() for event in ready]
             # A store that came back with nothing, or with less, goes on from here: its readers have seen what was told.
             floor = self.seq
             append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=floor, known=floor)
             under_way = asyncio.ensure_future(append)
             try:
                 self.seq = await asyncio.shield(under_way)
+            except LogUnavailable:
+                self.missed = (*self.missed, *ready)
+                raise
             except asyncio.CancelledError:
                 # These are no longer ready and not yet told; the session's last events have to come behind them.
                 with contextlib.suppress(LogUnavailable):

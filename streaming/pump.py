@@ -27,7 +27,7 @@ from streaming.asking import Asking
 from streaming.beside import Beside
 from streaming.bookends import Result, Run, closing, ending, for_shadow, opening
 from streaming.calls import Call
-from streaming.checks import MAX_UNANSWERED, Looked
+from streaming.checks import Looked
 from streaming.conf import Conf
 from streaming.core.events import (
     ProviderEvent,
@@ -58,7 +58,7 @@ from streaming.sessions import DeferredText, State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Compared, Shadow
 from streaming.tools.base import all_tools
-from streaming.wake import Line, Wake
+from streaming.wake import Line
 
 logger = structlog.get_logger(__name__)
 
@@ -122,6 +122,7 @@ class Pump:
         self._resting = False
         self._taken: list[ProviderEvent] = []
         self._writing: asyncio.Task[bool] | None = None
+        self._result: Result | None = None
 
     def _look(self, looked: Looked) -> None:
         self._beside.look(looked)
@@ -136,17 +137,11 @@ class Pump:
 
     async def run(self) -> None:
         """From the first event to the last."""
-        result, overheard = Result(), None
         try:
             result = await self._guarded()
-            if result.outcome is Outcome.INTERRUPTED:
-                overheard = self._let_go()
-            else:
-                await self._hear_out()
+            overheard = self._let_go()
         except asyncio.CancelledError:
-            self._asking.give_up()
-            result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
-            await self._surely(self._end(result, ()))
+            await self._surely(self._end_now())
             raise
         if overheard is None:
             await self._surely(self._end(result, ()))
@@ -158,6 +153,23 @@ class Pump:
         events, out = self._asking.let_go()
         self._outlet.coming += events
         return Overheard(self._run.started.session_id, out) if out else None
+
+    async def _end_now(self) -> None:
+        """This process ends: a check that is still out has failed, and its row says so.
+
+        An answer that was over stays what it was.
+        """
+        if (result := self._result) is None:
+            result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
+            self._outlet.coming += self._answer.cut_off()
+        overheard = self._let_go()
+        self._asking.give_up()
+        await self._end(result, overheard.deferred if overheard is not None else ())
+        if overheard is not None:
+            try:
+                await overheard.give_up(self._around.log)
+            except Exception:  # the sweep ends what is left
+                logger.exception("overheard_not_stored", session=self._run.started.session_id)
 
     async def _end_and_overhear(self, result: Result, overheard: Overheard) -> None:
         log = self._around.log
@@ -184,22 +196,38 @@ class Pump:
             raise
 
     async def _guarded(self) -> Result:
+        """Until nothing is waited for any more, this session can be stopped."""
         try:
             async with self._around.log.run(self._run.started.session_id) as stop:
-                try:
-                    return await self._stream(stop)
-                finally:
-                    self._said_all()
-        except LogUnavailable as error:
+                stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
+                self._result = await self._streamed()
+                if self._result.outcome is not Outcome.INTERRUPTED:
+                    await self._hear_out()
+        except Exception as error:  # the log's
+            self._result = self._result or self._broken(error)
+        return self._result
+
+    async def _streamed(self) -> Result:
+        try:
+            result = await self._stream()
+            if result.outcome is not None:
+                self._outlet.coming += self._answer.cut_off()
+        except Exception as error:
+            result = self._broken(error)
+        finally:
+            self._said_all()
+        return result
+
+    def _broken(self, error: Exception) -> Result:
+        if isinstance(error, LogUnavailable):
             logger.warning("session_log_lost", session=self._run.started.session_id, error=str(error))
             return Result(Outcome.ERROR, error.code, f"{str(error).capitalize()}.", log_down=True)
-        except Exception:
-            logger.exception("pump_failed", session=self._run.started.session_id)
-            return Result(Outcome.ERROR, "internal", "Something went wrong on the server.", recoverable=False)
+        logger.error("pump_failed", session=self._run.started.session_id, exc_info=error)
+        return Result(Outcome.ERROR, "internal", "Something went wrong on the server.", recoverable=False)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    async def _stream(self, stop: Wake) -> Result:
+    async def _stream(self) -> Result:
         self._outlet.coming += opening(self._run, self._answer)
         self._outlet.coming += self._asking.ask_later(self._run.prompt.later)
         await self._outlet.tell()
@@ -208,7 +236,6 @@ class Pump:
             self._shadow.given(self._run.looked, self._run.request.messages)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
-        stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
         self._tick_later()
         feeding = asyncio.create_task(self._feed())
         try:
@@ -266,6 +293,7 @@ class Pump:
             if blocked:
                 # Findings that began before the block stand; they are settled by the end of the text.
                 events += self._answer.finish()
+                events += self._asking.ask_beside()
             else:
                 events += self._asking.ask()
                 self._pay_slots()
@@ -282,7 +310,7 @@ class Pump:
                 return Result()
 
     def _in_turn(self, batch: list[Item]) -> Iterator[Item]:
-        """The batch in its order; what the provider said waits while ``MAX_UNANSWERED`` texts wait for verdicts."""
+        """The batch in its order; what the provider said waits while too many texts wait for verdicts."""
         for item in batch:
             if isinstance(item, Arrived | RoundEnded | ProviderEnded):
                 self._parked.append(item)
@@ -292,7 +320,7 @@ class Pump:
         yield from self._fitting()
 
     def _fitting(self) -> Iterator[Item]:
-        while self._parked and (self._answer.unanswered < MAX_UNANSWERED or self._failed()):
+        while self._parked and (not self._asking.full or self._failed()):
             yield self._parked.pop(0)
 
     def _failed(self) -> bool:
@@ -388,7 +416,7 @@ class Pump:
         self._taken.clear()
 
     def _pay_slots(self) -> None:
-        if self._answer.unanswered < MAX_UNANSWERED:
+        if not self._asking.full:
             for _ in range(self._owed):
                 self._slots.release()
             self._owed = 0
@@ -520,7 +548,7 @@ class Pump:
         if self._writing is not None:
             with contextlib.suppress(Exception):
                 await self._writing
-        stored = ending(self._run, self._answer, result, self._outlet.seq, self._marks.feeds_ms)
+        stored = ending(self._run, self._answer, result, self._outlet.seq, self._marks.feeds_ms, self._asking.overtaken)
         feeds_ms = self._marks.feeds_ms
         if self._run.prompt.blocked is None:
             self._beside.add(AppliesTo.THINKING, *self._answer.thought)
@@ -557,6 +585,7 @@ class Pump:
         if not result.log_down:
             try:
                 last = closing(self._run, self._answer, result, stored, state, workers=workers)
+                await self._outlet.make_good(self._answer.lines)
                 self._outlet.coming += last
                 await self._outlet.tell_all()
             except LogUnavailable:

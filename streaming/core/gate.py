@@ -564,8 +564,9 @@ class Gate:
 
     @property
     def unanswered(self) -> int:
-        """How many texts wait for verdicts (callers stop reading at 10)."""
-        return len(self._questions.pending)
+        """How many texts wait for verdicts that decide (callers stop reading at 10)."""
+        pending = self._questions.pending
+        return len([one for one in pending if one.deciding]) if pending else 0
 
     @property
     def held(self) -> int:
