@@ -179,6 +179,7 @@ class Record:
             released=released,
             withheld=withheld + self.prompted.withheld,
             exposed=exposed,
+            provider=self.provider,
             model=self.model,
             timing=timing,
             error_code=code,

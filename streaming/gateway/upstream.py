@@ -53,11 +53,11 @@ _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = WeakKeyDictionary
 class UpstreamSaid(base.ProviderRefused):
     """The upstream refused, in its dialect."""
 
-    def __init__(self, status: int, document: Json, retry_after: str = "") -> None:
+    def __init__(self, status: int, document: Json, retry_after_s: float | None = None) -> None:
         super().__init__(f"the provider answered {status}")
         self.status = status
         self.document = document
-        self.retry_after = retry_after
+        self.retry_after_s = retry_after_s
 
 
 class Trouble(UpstreamSaid):
@@ -254,14 +254,8 @@ async def _refusal(provider: HttpProvider, response: httpx.Response, waits: Wait
         return error
     document = provider.failures.cleaned(document)
     if isinstance(error, base.ProviderRateLimited):
-        return Trouble(status, document, _wait(response.headers.get("retry-after", "")))
+        return Trouble(status, document, error.retry_after_s)
     return UpstreamSaid(status, document)
-
-
-def _wait(said: str) -> str:
-    """``Retry-After`` as a client is told it: whole seconds, a day at most; nothing where it says no number."""
-    said = said.strip()
-    return str(min(int(said), MOST_WAIT_S)) if said.isascii() and said.isdecimal() and len(said) < 20 else ""
 
 
 async def _document(response: httpx.Response, waits: Waits) -> Json:

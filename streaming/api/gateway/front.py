@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from math import ceil
 from uuid import uuid4
 
 import structlog
@@ -292,6 +293,8 @@ class _Asked:
             response = self._streamed(reader.frames(first))
         else:
             response = JsonResponse(first if isinstance(first, dict) else {})
+        if isinstance(first, dict):  # until then it may become another one
+            response[UPSTREAM] = record.provider
         return self._named(response, record, gates)
 
     def _streamed(self, frames: AsyncGenerator[bytes, None]) -> HttpResponseBase:
@@ -407,15 +410,13 @@ class _Asked:
         error = failed.error
         if isinstance(error, UpstreamSaid):
             response = JsonResponse(failed.said, status=error.status)
-            if error.retry_after.isdecimal():
-                response["Retry-After"] = error.retry_after
         else:
             status = status_of(error)
             response = JsonResponse(
                 worded(self._front.dialect, status, error.code, sentence(failed.said)), status=status
             )
-            if isinstance(error, ProviderRateLimited) and error.retry_after_s is not None:
-                response["Retry-After"] = str(max(1, round(min(MOST_WAIT_S, error.retry_after_s))))
+        if isinstance(error, UpstreamSaid | ProviderRateLimited) and error.retry_after_s is not None:
+            response["Retry-After"] = str(max(1, ceil(min(MOST_WAIT_S, error.retry_after_s))))
         named = self._named(response, record, gates)
         assert isinstance(named, HttpResponse)
         return named
@@ -424,7 +425,6 @@ class _Asked:
         response[SESSION] = record.started.session_id
         response[POLICY] = record.policy.name
         response[VERSION] = str(record.policy.version)
-        response[UPSTREAM] = record.provider
         if record.prompted.blocked is not None or gates.blocked is not None:
             response[ACTION] = "block"
         return response

@@ -118,6 +118,7 @@ async def test_a_blocked_prompt_is_a_row_of_its_own_and_asks_nobody() -> None:
     status, said, headers = await ask(await new_key("no"), "scripted-1", "a heron")
     assert (status, json.loads(said)["choices"][0]["finish_reason"]) == (200, "content_filter")
     assert headers["X-Sluicegate-Action"] == "block"
+    assert "X-Sluicegate-Upstream" not in headers
     session = await ended(headers["X-Sluicegate-Session"])
     assert (session.outcome, session.chars_in, session.withheld) == ("blocked", 0, len("heron"))
 

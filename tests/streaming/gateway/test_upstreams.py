@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -66,6 +67,26 @@ async def test_it_works(fake: Fake) -> None:
     assert (await ask(key, "small"))[0] == 200
     await Upstream.objects.all().adelete()
     assert (await ask(key, "house/small"))[0] == 404
+
+
+async def test_who_answers_is_named_only_once_it_does(fake: Fake, settings: Settings) -> None:
+    """The first one says nothing until the head has gone out, and fails; who answers then is named by the record."""
+    settings.SLUICEGATE_GATEWAY_HEARTBEAT_S = 0.02
+    gate = threading.Event()
+    fake.answers["small"] = Answer([b'{"error": {"message": "full"}}'], JSON, 503, gate=gate, gated_head=True)
+    fake.answers["large"] = Answer(sse(chunk({"content": "Good day."}, "stop")))
+    await row("first", f"{fake.url}/v1")
+    await row("second", f"{fake.url}/v1", model_names="large", fallback=1)
+    body = {"model": "first/small", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    response = await AsyncClient().post(
+        "/v1/chat/completions", json.dumps(body), content_type="application/json",
+        headers={"Authorization": f"Bearer {await new_key()}"},
+    )  # fmt: skip
+    gate.set()
+    said = b"".join([part async for part in response.streaming_content])
+    assert b"Good day." in said
+    assert "X-Sluicegate-Upstream" not in response.headers
+    assert (await ended(response["X-Sluicegate-Session"])).provider == "second"
 
 
 async def test_the_next_one_is_asked_where_the_first_one_fails(fake: Fake) -> None:
