@@ -8,7 +8,8 @@ export function startPanel(page) {
     const found = document.getElementById(`s-${session}-findings`);
     for (const cell of page.querySelectorAll("[data-hits-of]")) {
       const name = CSS.escape(cell.dataset.hitsOf);
-      const hits = found ? found.querySelectorAll(`[data-guardrail="${name}"]`).length : 0;
+      const more = Number(found?.querySelector(`[data-more-of="${name}"]`)?.dataset.more ?? 0);
+      const hits = found ? found.querySelectorAll(`[data-guardrail="${name}"]`).length + more : 0;
       if (cell.textContent !== String(hits)) cell.textContent = String(hits);
     }
   });

@@ -148,6 +148,9 @@ class Relay:
             self.answered = True
             await self._hear_out()
         except (asyncio.CancelledError, TimeoutError) as ended:
+            if self.answered:  # only what does not decide was out: the answer stays what it was
+                await self._surely(outcome, code, error)
+                raise
             if isinstance(ended, TimeoutError):
                 said = f"nothing of the answer was read for {READER_S:g} seconds"
                 self.broke_off = _broke_off(said)

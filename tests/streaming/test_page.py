@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+import streaming.page
 from guardrails import selectors
 from guardrails.findings import Action, Finding, Mode, Outcome
 from streaming import sessions
@@ -161,6 +162,23 @@ def test_a_stranger_learns_nothing_of_a_conversation_not_even_that_it_exists(cli
     assert "private question" not in foreign
     assert "no such conversation" in foreign
     assert foreign == nowhere == page(stranger, "?conversation=%00not-an-id")
+
+
+def test_of_many_findings_the_first_are_listed_and_the_others_counted(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming.page, "FINDINGS_SHOWN", 2)
+    block = replace(REDACTED.findings[0], guardrail="codenames", action=Action.BLOCK, n=5)
+    hits = [*(replace(REDACTED.findings[0], n=n) for n in range(1, 5)), block]
+    started = stored(client, ending=replace(REDACTED, findings=hits, status=Message.Status.BLOCKED))
+    body = page(client, f"?conversation={started.conversation_id}")
+    assert re.findall(r'class="finding" data-guardrail="([^"]+)" data-n="(\d)"', body) == [
+        ("pii", "1"), ("pii", "2"), ("codenames", "5"),
+    ]  # fmt: skip
+    assert re.findall(r'data-more-of="([^"]+)" data-more="(\d)"', body) == [("pii", "2")]
+    hits_of = dict(re.findall(r'data-hits-of="([^"]+)">(\d)', body))
+    assert (hits_of["codenames"], hits_of["pii"]) == ("1", "4")
+    assert "stopped by the guardrail “codenames”" in body
 
 
 def test_serving_a_long_conversation_costs_a_fixed_number_of_queries(client: Client) -> None:

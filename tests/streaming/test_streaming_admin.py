@@ -7,7 +7,8 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from streaming.models import AuditSession
+from streaming import admin
+from streaming.models import AuditSession, Finding
 from tests.conftest import Cast
 from tests.streaming.test_tasks import monitoring
 
@@ -32,6 +33,21 @@ def test_it_works(auditor: Client) -> None:
     assert detail.status_code == 200
     assert b"harm" in detail.content
     assert b"sealed" not in detail.content
+
+
+def test_of_many_findings_the_first_are_rows_and_all_are_counted(
+    auditor: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "FINDINGS_SHOWN", 2)
+    started, _ = monitoring()
+    for n in range(1, 6):
+        Finding.objects.create(
+            session_id=started.session_id, n=n, guardrail=f"rule-{n}", kind="pii", channel="text", start=0, end=1,
+            mode="BLOCK", action="warn",
+        )  # fmt: skip
+    page = auditor.get(reverse("admin:streaming_auditsession_change", args=[started.session_id])).content.decode()
+    assert [name for name in ("rule-1", "rule-2", "rule-3", "rule-5") if name in page] == ["rule-1", "rule-2"]
+    assert "5; the first 2 are below" in page
 
 
 def test_timeline_is_a_line_and_not_a_page_of_numbers(auditor: Client) -> None:
