@@ -9,6 +9,7 @@ Protects the order of events: ``seq`` is given atomically with the append, so tw
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,6 +26,16 @@ class LogUnavailable(Exception):
     """The session log cannot be reached. Whether an append under way was made is not known."""
 
     code = "log_unavailable"
+
+
+class Sent(asyncio.Future[int]):
+    """An append that is on its way: nothing calls it off. Whoever waits for it is cancelled when it has its answer."""
+
+    __slots__ = ()
+
+    def cancel(self, msg: object = None) -> bool:
+        """It cannot be."""
+        return False
 
 
 class SessionLog(Protocol):

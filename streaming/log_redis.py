@@ -32,7 +32,7 @@ from redis.exceptions import RedisError
 
 from streaming.conf import Conf, conf, redis_url
 from streaming.core.wire import from_json, to_json
-from streaming.log import LocalEvents, LogUnavailable, Payload
+from streaming.log import LocalEvents, LogUnavailable, Payload, Sent
 from streaming.pipe import Pipe
 from streaming.sealed import SealBroken, seal, unseal
 from streaming.wake import Wake
@@ -338,19 +338,18 @@ class RedisLog:
         await self._wake_others(session_id, others)
         return seq
 
-    def _sent(self, session_id: str, events: Sequence[dict[str, object]], asked: Arguments) -> asyncio.Future[int]:
+    def _sent(self, session_id: str, events: Sequence[dict[str, object]], asked: Arguments) -> Sent:
         """Append through the pipe. Readers here are told with the answer, whether or not anybody still waits for it.
 
         The script goes along each time: it is short, and a store that has forgotten it is no case of its own.
         """
-        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        told = Sent()
 
         def answered(answer: object) -> None:
             if not isinstance(answer, list | LogUnavailable):
                 answer = LogUnavailable("the session log has answered something else")
             if isinstance(answer, LogUnavailable):
-                if not told.done():
-                    told.set_exception(answer)
+                told.set_exception(answer)
                 return
             seq, others = cast("tuple[int, list[bytes]]", answer)
             self._appended(session_id, events, seq)
@@ -358,12 +357,8 @@ class RedisLog:
                 waking = asyncio.ensure_future(self._wake_others(session_id, others))
                 self._under_way.add(cast("asyncio.Future[object]", waking))
                 waking.add_done_callback(self._arrived)
-                waking.add_done_callback(lambda _: tell(seq))
+                waking.add_done_callback(lambda _: told.set_result(seq))
             else:
-                tell(seq)
-
-        def tell(seq: int) -> None:
-            if not told.done():
                 told.set_result(seq)
 
         keys = asked["keys"]

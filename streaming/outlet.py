@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from streaming.core.buffer import ResponseBuffer
 from streaming.core.events import FindingEvent, GuardrailStatus, ProviderEvent, ServerEvent
-from streaming.log import LogUnavailable, SessionLog
+from streaming.log import LogUnavailable, Sent, SessionLog
 from streaming.unread import Unread
 
 SAME_S = 0.001
@@ -142,7 +142,7 @@ class Outlet:
             append = self._log.append(self._session_id, payloads, ms=self._ms(), floor=floor, known=floor)
             under_way = asyncio.ensure_future(append)
             try:
-                self.seq = await asyncio.shield(under_way)
+                self.seq = await (under_way if isinstance(under_way, Sent) else asyncio.shield(under_way))
             except LogUnavailable:
                 self.missed = (*self.missed, *ready)
                 raise

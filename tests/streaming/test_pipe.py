@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -12,8 +13,10 @@ import pytest
 
 from streaming import log_redis as logs
 from streaming.conf import Conf
+from streaming.core.events import Done
 from streaming.log import LogUnavailable
 from streaming.log_redis import RedisLog
+from streaming.outlet import Outlet
 
 PATIENT = Conf(log_poll_s=30, idle_check_s=60)
 
@@ -210,10 +213,44 @@ async def test_a_writer_that_is_cancelled_loses_no_event_and_its_reader_is_told(
         writing.cancel()
         await asyncio.wait([writing], timeout=10)
         assert writing.cancelled()
-        async with asyncio.timeout(10):
-            await wake.wait()
+        assert wake.is_set(), "it has its answer when it ends"
         assert [event["chunk"] for event in await log.read(session, 0)] == ["first", "a"]
         assert await log.append(session, [chunk("b")], ms=0) == 3
+
+
+async def test_who_waits_for_an_append_is_cancelled_when_it_has_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake() as (log, _):
+        session = str(uuid4())
+
+        async def write() -> None:
+            await log.append(session, [chunk("a")], ms=0)
+
+        async with log.run(session):
+            await piped(log, session)
+            monkeypatch.setattr(logs, "CALL_LIMIT_S", 0.05)
+            writing = asyncio.create_task(write())
+            await asyncio.sleep(0)
+            writing.cancel()
+            await asyncio.wait([writing], timeout=10)
+            assert writing.cancelled()
+            assert not log._pipe.ready, "the store had its time to answer"
+
+
+async def test_an_outlet_that_is_cancelled_while_it_tells_knows_what_was_told(log: RedisLog) -> None:
+    session = str(uuid4())
+    outlet = Outlet(log, session, time.monotonic, lambda: 0, lambda: None)
+    async with log.run(session):
+        await piped(log, session)
+        outlet.seq = 1
+        outlet.coming.append(Done("a", "allowed"))
+        telling = asyncio.create_task(outlet.tell())
+        await asyncio.sleep(0)
+        telling.cancel()
+        await asyncio.wait([telling], timeout=10)
+        assert telling.cancelled()
+        assert outlet.seq == 2
+        await outlet.tell_all()
+        assert [event["type"] for event in await log.read(session, 1)] == ["done"], "and tells it once"
 
 
 async def test_closing_fails_what_waits() -> None:
