@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from guardrails.patterns import charset
 from guardrails.patterns.charset import Ranges
-from guardrails.patterns.deadline import in_time
+from guardrails.patterns.deadline import in_time, is_limited
 from guardrails.patterns.emit import Dialect, Emitted, emit
 from guardrails.patterns.errors import PatternError
 from guardrails.patterns.folding import MAX_RUN, Folded, fold_plain, fold_text, raw_text, table
 from guardrails.patterns.nfa import Program, Source
 from guardrails.patterns.rule import Rule
-from guardrails.patterns.shape import shape
+from guardrails.patterns.shape import Shaped, shape
 from guardrails.patterns.spans import Matcher
 from guardrails.patterns.syntax import parse
 from guardrails.patterns.tree import Alt, Assert, Chars, Group, Node, Repeat, Seq, groups, max_width, min_width, seq
 
 _FOLDABLE = 4_000
+_KEPT_LENGTH = 2_000
+"""Longer patterns are compiled anew each time: their trees are large, and few policies share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +64,87 @@ class CompiledRule:
         return fold_text(text, base=base, run=run) if self.folds else raw_text(text, base=base)
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """All of a rule that its text alone decides. Immutable throughout, so that rules written alike may share it."""
+
+    shaped: Shaped
+    folds: bool
+    source: Source
+    bound: Bound
+    min_width: int
+    emitted: str
+    groups: tuple[int, ...]
+
+
+_Written: TypeAlias = tuple[str, str, bool, bool | None, str, str, int, int | None]
+
+
 def compile_rule(rule: Rule) -> CompiledRule:
     """Compile one rule. Raises ``PatternError`` (with position and construct) if it is refused."""
     in_time()
-    tree = parse(f"{rule.pattern}|{rule.escaped}" if rule.escaped else rule.pattern, ignore_case=rule.ignore_case)
-    folds = _is_ascii(tree) if rule.fold is None else rule.fold
-    if folds:
-        tree = _fold_tree(tree)
-    not_after, not_before = _context(rule.not_after, folds=folds), _context(rule.not_before, folds=folds)
-    if min_width(tree) > 0:  # the empty match is refused by shape, with its own words
-        behind = [Assert("not_before")] if not_before else []
-        if rule.escaped and not_after:
-            assert isinstance(tree, Alt)
-            *plain, escaped = tree.branches
-            tree = seq(Alt((seq(Assert("not_after"), Alt(tuple(plain))), escaped)), *behind)
-        else:
-            tree = seq(*([Assert("not_after")] if not_after else []), tree, *behind)
-    shaped = shape(tree, cap=rule.cap, secret_group=rule.secret_group)
-    source = Source(shaped.tree, not_after, not_before)
-    widest = max_width(shaped.tree)
-    characters = widest + (1 if _looks_right(shaped.tree) else 0)
-    wanted = _wanted_groups(shaped.tree, rule.secret_group)
-    emitted = emit(shaped.tree, Dialect.RE2) if wanted else Emitted("")
+    written: _Written = (
+        rule.pattern,
+        rule.escaped,
+        rule.ignore_case,
+        rule.fold,
+        rule.not_after,
+        rule.not_before,
+        rule.cap,
+        rule.secret_group,
+    )
+    # What has a time limit is measured, and a form that is kept would say nothing of what it costs elsewhere.
+    form = _form(written) if is_limited() or len(rule.pattern) > _KEPT_LENGTH else _kept_form(written)
     matcher = Matcher(
-        source,
+        form.source,
         validator=rule.validator,
-        re2_pattern=emitted.pattern,
-        groups=tuple(number for group in wanted for number in emitted.groups[group]),
-        context_width=shaped.trimmed_width,
+        re2_pattern=form.emitted,
+        groups=form.groups,
+        context_width=form.shaped.trimmed_width,
     )
     return CompiledRule(
         rule=rule,
-        tree=shaped.tree,
-        folds=folds,
-        source=source,
-        trimmed_width=shaped.trimmed_width,
-        bound=Bound(characters, characters * (MAX_RUN + 1) if folds else characters),
-        min_width=min_width(shaped.tree),
+        tree=form.shaped.tree,
+        folds=form.folds,
+        source=form.source,
+        trimmed_width=form.shaped.trimmed_width,
+        bound=form.bound,
+        min_width=form.min_width,
         matcher=matcher,
     )
+
+
+def _form(written: _Written) -> _Form:
+    pattern, escaped, ignore_case, fold, after, before, cap, secret_group = written
+    tree = parse(f"{pattern}|{escaped}" if escaped else pattern, ignore_case=ignore_case)
+    folds = _is_ascii(tree) if fold is None else fold
+    if folds:
+        tree = _fold_tree(tree)
+    not_after, not_before = _context(after, folds=folds), _context(before, folds=folds)
+    if min_width(tree) > 0:  # the empty match is refused by shape, with its own words
+        behind = [Assert("not_before")] if not_before else []
+        if escaped and not_after:
+            assert isinstance(tree, Alt)
+            *plain, last = tree.branches
+            tree = seq(Alt((seq(Assert("not_after"), Alt(tuple(plain))), last)), *behind)
+        else:
+            tree = seq(*([Assert("not_after")] if not_after else []), tree, *behind)
+    shaped = shape(tree, cap=cap, secret_group=secret_group)
+    characters = max_width(shaped.tree) + (1 if _looks_right(shaped.tree) else 0)
+    wanted = _wanted_groups(shaped.tree, secret_group)
+    emitted = emit(shaped.tree, Dialect.RE2) if wanted else Emitted("")
+    return _Form(
+        shaped=shaped,
+        folds=folds,
+        source=Source(shaped.tree, not_after, not_before),
+        bound=Bound(characters, characters * (MAX_RUN + 1) if folds else characters),
+        min_width=min_width(shaped.tree),
+        emitted=emitted.pattern,
+        groups=tuple(number for group in wanted for number in emitted.groups[group]),
+    )
+
+
+_kept_form = functools.lru_cache(maxsize=512)(_form)
 
 
 def _wanted_groups(tree: Node, secret_group: int | None) -> tuple[int, ...]:

@@ -31,3 +31,8 @@ def in_time() -> None:
     limit = _limit.get()
     if limit is not None and monotonic() > limit[0]:
         raise SlowError(f"it takes more than {limit[1]:g} s to compile and was ended")
+
+
+def is_limited() -> bool:
+    """Whether what is done here has a time after which it ends."""
+    return _limit.get() is not None
