@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import redis
 from django.contrib.auth.models import Permission, User
+from django.db import connection, transaction
+from django.test import TransactionTestCase
 
 from guardrails import loading, models, seen, selectors, services
 from project.demo import child
 from streaming import database
+from tests import restored
 from tests import settings as test_settings
 
 STARTERS = Path(services.__file__).parent / "starters"
@@ -47,8 +50,12 @@ def valkey_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
-    """No connection is open to a database that is about to be dropped."""
+    """No connection is open to a database that is about to be dropped; a file is emptied by ``restored``."""
+    empty = TransactionTestCase._fixture_teardown
+    if connection.vendor == "sqlite":
+        TransactionTestCase._fixture_teardown = restored.empty_by(empty)
     yield
+    TransactionTestCase._fixture_teardown = empty
     database.let_go()
 
 
@@ -65,7 +72,7 @@ def _until_up(client: redis.Redis, server: subprocess.Popen[bytes]) -> None:
             return
 
 
-_installed: list[tuple[models.PolicyVersion, models.Publication]] = []
+_installed: list[tuple[models.PolicyVersion, models.Publication, models.Activation]] = []
 
 
 @pytest.fixture
@@ -77,23 +84,36 @@ def demo_policy(db: None) -> Iterator[None]:
     if not _installed:
         for file in sorted(STARTERS.glob("*.json")):
             version, _ = services.install(document=json.loads(file.read_text("utf-8")))
-            _installed.append((version, models.Publication.objects.get(pk=version.pk)))
+            version.refresh_from_db()
+            activation = version.policy.activation
+            assert activation is not None
+            _installed.append((version, models.Publication.objects.get(pk=version.pk), activation))
     else:
-        for was, made in _installed:
-            policy = models.Policy.objects.create(name=was.policy.name, description=was.policy.description)
-            version = models.PolicyVersion.objects.create(
-                policy=policy, number=1, canonical=was.canonical, digest=was.digest, signature=was.signature
-            )
-            models.Publication.objects.create(
-                version=version,
-                client_rules=made.client_rules,
-                client_digest=made.client_digest,
-                client_signature=made.client_signature,
-                report=made.report,
-            )
-            services.activate(version=version)
+        with transaction.atomic():
+            for row in _installed:
+                _put_back(*row)
     yield
     selectors.forget()
+
+
+def _put_back(version: models.PolicyVersion, publication: models.Publication, activation: models.Activation) -> None:
+    """The rows of a policy at work, under new ids; what was signed says nothing of ids."""
+    policy = models.Policy.objects.create(name=version.policy.name, description=version.policy.description)
+    again = models.PolicyVersion.objects.create(
+        policy=policy, number=1, canonical=version.canonical, digest=version.digest, signature=version.signature
+    )
+    models.Publication.objects.create(
+        version=again,
+        client_rules=publication.client_rules,
+        client_digest=publication.client_digest,
+        client_signature=publication.client_signature,
+        report=publication.report,
+    )
+    policy.active_version = again
+    policy.activation = models.Activation.objects.create(
+        policy=policy, version=again, serial=activation.serial, statement=activation.statement
+    )
+    policy.save(update_fields=["active_version", "activation"])
 
 
 @pytest.fixture
