@@ -54,6 +54,7 @@ class TestPrepare:
         assert list(PolicyVersion.objects.values_list("digest", "signature")) == versions
         assert (ApiKey.objects.count(), User.objects.count()) == (1, 1)
 
+    @pytest.mark.usefixtures("demo_policy")
     def test_what_the_visitor_has_published_since_stays_at_work(self, tmp_path: Path) -> None:
         prepared(tmp_path)
         edited = PolicyVersion.objects.get(policy__name="demo").document | {"description": "mine", "guardrails": []}
@@ -61,6 +62,7 @@ class TestPrepare:
         prepared(tmp_path)
         assert selectors.active_policy("demo").digest == version.digest
 
+    @pytest.mark.usefixtures("demo_policy")
     def test_a_lost_file_gives_a_new_password_and_a_new_key(self, tmp_path: Path) -> None:
         first = prepared(tmp_path)
         (tmp_path / access.FILE).unlink()
@@ -69,6 +71,7 @@ class TestPrepare:
         assert selectors.api_key_for(second.api_key) is not None
         assert User.objects.get().check_password(second.admin_password)
 
+    @pytest.mark.usefixtures("demo_policy")
     def test_a_revoked_key_is_replaced(self, tmp_path: Path) -> None:
         first = prepared(tmp_path)
         services.revoke_api_key(key=ApiKey.objects.get())
@@ -76,6 +79,7 @@ class TestPrepare:
         assert second.api_key != first.api_key
         assert selectors.api_key_for(second.api_key) is not None
 
+    @pytest.mark.usefixtures("demo_policy")
     def test_a_changed_password_is_set_again_so_that_the_file_tells_the_truth(self, tmp_path: Path) -> None:
         first = prepared(tmp_path)
         user = User.objects.get()

@@ -964,9 +964,10 @@ def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(base._tools, "slow_count", replace(slow, run=run))
 
 
+@pytest.mark.parametrize("times", [20, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("demo_policy")
-async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
-    monkeypatch: pytest.MonkeyPatch, settings: object
+async def test_three_of_three_tool_scenarios_complete_every_time(
+    monkeypatch: pytest.MonkeyPatch, settings: object, times: int
 ) -> None:
     settings.SLUICEGATE_DEMO = True  # type: ignore[attr-defined]
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "1000000")
@@ -987,7 +988,7 @@ async def test_three_of_three_tool_scenarios_complete_a_hundred_times(
         uses = [call for call in heard.calls if call[0] == "use"]
         assert len(uses) == len([call for call in heard.calls if call[0] in ("result", "error")])
 
-    for _ in range(10):
+    for _ in range(times // 10):
         await asyncio.gather(*(completes(scenario) for scenario in list(endings) * 10))
 
 

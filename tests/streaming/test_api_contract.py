@@ -59,7 +59,7 @@ def contract(examples: int) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_dict(dict(api.get_openapi_schema()), config=config)
 
 
-usual, many = contract(40), contract(2_000)
+usual, many = contract(15), contract(2_000)
 
 
 @pytest.fixture
