@@ -27,6 +27,9 @@ from streaming.presentation import count
 from streaming.shadow.report import why
 from streaming.timeline import TimelineView
 
+FINDINGS_SHOWN = 200
+"""On the page of a session: a long text full of addresses has ten thousand."""
+
 
 class ReadOnly:
     """Nothing can be added, changed or deleted."""
@@ -45,10 +48,11 @@ class ReadOnly:
 
 
 class FindingInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold carries no types
-    """A session's findings."""
+    """A session's findings, the first of them."""
 
     model = Finding
     extra = 0
+    verbose_name_plural = f"findings (the first {FINDINGS_SHOWN})"
     fields = (
         "n",
         "guardrail",
@@ -67,7 +71,8 @@ class FindingInline(ReadOnly, TabularInline):  # type: ignore[misc]  # unfold ca
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Finding]:
         """With their reviews."""
-        return cast("QuerySet[Finding]", super().get_queryset(request).prefetch_related("reviews"))
+        rows = super().get_queryset(request).filter(n__lte=FINDINGS_SHOWN)
+        return cast("QuerySet[Finding]", rows.prefetch_related("reviews"))
 
     @admin.display(description="Verdict")
     def verdict(self, finding: Finding) -> str:
@@ -94,7 +99,7 @@ class AuditSessionAdmin(ReadOnly, RevealPage):
     search_fields = ("id", "correlation_id", "client")
     date_hierarchy = "started_at"
     exclude = ("shadow", "timing", "first_token_ms", "hold_ms")
-    readonly_fields = ("prompt_text", "answer_text", "pace", "provider_notices", "shadow_found")
+    readonly_fields = ("prompt_text", "answer_text", "pace", "provider_notices", "findings_in_all", "shadow_found")
     inlines: ClassVar[list[type[TabularInline]]] = [FindingInline, CheckInline]
 
     @admin.display(description="Prompt text")
@@ -124,6 +129,13 @@ class AuditSessionAdmin(ReadOnly, RevealPage):
         """What went wrong with providers on the way to the answer."""
         told = session.answer.metadata.get("notices", []) if session.answer else []
         return ", ".join(f"{provider}: {code} × {times}" for provider, code, times in told) or "none"
+
+    @admin.display(description="Findings")
+    def findings_in_all(self, session: AuditSession) -> str:
+        """How many there are, and where they are when these are too many for the page."""
+        number = session.findings.count()
+        beyond = f"; the first {FINDINGS_SHOWN} are below, all of them in the export of /audit/"
+        return f"{number:,}" + (beyond if number > FINDINGS_SHOWN else "")
 
     @admin.display(description="What the shadow found")
     def shadow_found(self, session: AuditSession) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
+from django.db.models import Count, Prefetch, Q
 from django.http import HttpRequest
 
 from guardrails import selectors as policies
@@ -36,6 +38,9 @@ from streaming.standing import line_of
 from streaming.timeline import TimelineView
 from streaming.verdicts import book
 
+FINDINGS_SHOWN = 200
+"""Of one answer: a long text full of addresses has ten thousand."""
+BLOCKING = Q(action="block", mode="BLOCK")
 WHEN = {
     Checkpoint.IMMEDIATE: "every chunk, before it is shown",
     Checkpoint.BATCHED: "at sentence ends",
@@ -138,13 +143,19 @@ def conversation_for(request: HttpRequest, conversation_id: str) -> StoredConver
 
 
 def stored_conversation(conversation: Conversation) -> StoredConversation:
-    """Everything that the page shows of a conversation, in four queries."""
+    """Everything that the page shows of a conversation, in five queries. Of each answer's findings the first, and those
+    that blocked; of the others how many there are."""
+    shown = Q(n__lte=FINDINGS_SHOWN) | BLOCKING
     messages = list(conversation_messages(str(conversation.pk)))
     sessions = list(
         AuditSession.objects.filter(conversation=conversation)
         .order_by("started_at")
-        .prefetch_related("findings", "deferred_checks")
+        .prefetch_related(Prefetch("findings", Finding.objects.filter(shown)), "deferred_checks")
     )
+    others = Finding.objects.filter(~BLOCKING, session__in=sessions, n__gt=FINDINGS_SHOWN).order_by("guardrail")
+    more: dict[UUID, list[tuple[str, int]]] = {}
+    for key, name, number in others.values_list("session_id", "guardrail").annotate(number=Count("pk")):
+        more.setdefault(key, []).append((name, number))
     by_message = {key: session for session in sessions for key in (session.prompt_id, session.answer_id) if key}
     latest = sessions[-1] if sessions else None
     hits: dict[str, int] = {}
@@ -152,10 +163,12 @@ def stored_conversation(conversation: Conversation) -> StoredConversation:
     if latest is not None:
         for finding in latest.findings.all():
             hits[finding.guardrail] = hits.get(finding.guardrail, 0) + 1
+        for name, number in more.get(latest.pk, ()):
+            hits[name] = hits.get(name, 0) + number
         lines = _lines(latest)
     return StoredConversation(
         id=str(conversation.pk),
-        messages=[_message(message, by_message.get(message.pk)) for message in messages],
+        messages=[_message(message, by_message.get(message.pk), more) for message in messages],
         live=[str(s.pk) for s in sessions if s.state != AuditSession.State.COMPLETE],
         latest=latest,
         hits=hits,
@@ -178,7 +191,9 @@ def _lines(session: AuditSession) -> dict[str, StatusView]:
     return lines
 
 
-def _message(message: Message, session: AuditSession | None) -> MessageView | PromptView:
+def _message(
+    message: Message, session: AuditSession | None, more: Mapping[UUID, Sequence[tuple[str, int]]]
+) -> MessageView | PromptView:
     metadata: dict[str, object] = message.metadata or {}
     text = pieces(message.content, metadata.get("redactions"))
     session_id = "" if session is None else str(session.pk)
@@ -199,6 +214,7 @@ def _message(message: Message, session: AuditSession | None) -> MessageView | Pr
         outcome="" if session is None else session.outcome,
         pieces=text,
         findings=[FindingView.of(_values(finding)) for finding in findings],
+        more=() if session is None else more.get(session.pk, ()),
         block=_block(session, findings, metadata) if message.status == Message.Status.BLOCKED else None,
         error="" if session is None else session.error,
         usage=usage_words(usage if isinstance(usage, Mapping) else {}),

@@ -281,6 +281,8 @@ class MessageView:
     outcome: str = ""
     pieces: Sequence[Piece] = ()
     findings: Sequence[FindingView] = ()
+    more: Sequence[tuple[str, int]] = ()
+    """Guardrails with the number of their findings that are not among these."""
     block: BlockView | None = None
     error: str = ""
     usage: str = ""
