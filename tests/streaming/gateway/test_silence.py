@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from guardrails.kinds import base
 from guardrails.policy import compile_policy
 from guardrails.selectors import Running
-from streaming import endings, sessions
+from streaming import endings, registry, sessions
 from streaming.api.gateway import front
 from streaming.gateway.gates import Gates
 from streaming.gateway.record import Record
@@ -97,8 +97,9 @@ async def test_it_works(fake: Fake, settings: Settings, monkeypatch: pytest.Monk
     assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "allowed", "")
 
 
+@pytest.mark.parametrize("stops", [False, True], ids=["and is heard", "and the server stops"])
 async def test_a_guardrail_that_only_watches_thinks_on(
-    fake: Fake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    fake: Fake, settings: Settings, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     """The client has its answer; what is found afterwards must still find the session open."""
     settings.SLUICEGATE_STALE_S = 0.006
@@ -116,8 +117,11 @@ async def test_a_guardrail_that_only_watches_thinks_on(
     assert status == 200
     session = await AuditSession.objects.aget()
     assert await revived(session, written)
+    if stops:
+        await registry.shutdown()
     Thinks.done.set()
-    assert (await ended(str(session.pk))).outcome == "allowed"
+    session = await ended(str(session.pk))
+    assert (session.outcome, session.error_code) == ("allowed", "")
 
 
 async def test_while_the_last_sign_is_fresh_the_database_is_not_asked(
