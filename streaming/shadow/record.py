@@ -7,6 +7,7 @@ findings, with its version's number on each, so that nobody takes one for the ot
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -190,7 +191,17 @@ def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], releas
 def exposure(active: Iterable[Finding], released: int) -> Callable[[int, int], int]:
     """Says of a span of a text how many of its characters the active version showed."""
     shown = list(_shown(active, released))
-    return lambda first, last: sum(max(0, min(end, last) - max(start, first)) for start, end in shown)
+    ends = [end for _, end in shown]
+
+    def exposed(first: int, last: int) -> int:
+        number, at = 0, bisect_right(ends, first)  # a text may be full of holes
+        while at < len(shown) and shown[at][0] < last:
+            start, end = shown[at]
+            number += min(end, last) - max(start, first)
+            at += 1
+        return number
+
+    return exposed
 
 
 def _shown(active: Iterable[Finding], released: int) -> Iterator[tuple[int, int]]:

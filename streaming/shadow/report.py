@@ -150,9 +150,8 @@ def _by_guardrail(
         for name, hits in Counter(_names(details)).items():
             line(name).shadow_hits += hits
             line(name).shadow_sessions += 1
-        not_run = details.get("not_run")
-        for name in not_run if isinstance(not_run, list) else ():
-            line(str(name)).not_run = True
+        for name in _missing(details)[1]:
+            line(name).not_run = True
     order = sorted(lines.values(), key=lambda one: (-(one.active_hits + one.shadow_hits), one.name))
     return order, costs
 
@@ -181,10 +180,15 @@ def why(details: dict[str, object]) -> str:
     failures = details.get("failures")
     for name, times in failures.items() if isinstance(failures, dict) else ():
         said.append(f"“{name}” failed {times} times")
-    listed, late = details.get("not_run"), details.get("late")
-    not_run = [str(name) for name in listed] if isinstance(listed, list) else []
-    out = [name for name in not_run if isinstance(late, dict) and name in late]
-    for words, names in (("not answered yet", out), ("not run", [name for name in not_run if name not in out])):
+    for words, names in zip(("not answered yet", "not run"), _missing(details), strict=True):
         if names:
             said.append(f"{words}: " + ", ".join(names))
     return "; ".join(said)
+
+
+def _missing(details: dict[str, object]) -> tuple[list[str], list[str]]:
+    """Guardrails of the shadow that workers are still to ask, and those that nobody has asked."""
+    listed, late = details.get("not_run"), details.get("late")
+    not_run = [str(name) for name in listed] if isinstance(listed, list) else []
+    out = [name for name in not_run if isinstance(late, dict) and name in late]
+    return out, [name for name in not_run if name not in out]

@@ -251,15 +251,19 @@ class Shadow:
         late = Late(self._policy, paid=self._which.paid)
         late.wholes([*beside.texts, *self._beside.deferred()], beside.policy, beside.asked, beside.released)
         keys = {id(lane): key for key, lane in self._lanes.items()}
+        shown: dict[int, Callable[[int, int], int]] = {}
         for (of, _), (lane, check, names) in self._open.items():
-            end: int | None = None
-            exposed = 0
-            if lane.looked is not None:
-                exposed = exposure(lane.looked.findings, lane.looked.released)(check.start, check.end)
-            elif active is not None:
-                end = active.stopped_at(keys[of])
-                exposed = exposure(*active.shown(keys[of]))(check.start, check.end)
+            end = active.stopped_at(keys[of]) if active is not None and lane.looked is None else None
+            if of not in shown:
+                found: Sequence[Finding] = ()
+                released = 0
+                if lane.looked is not None:
+                    found, released = lane.looked.findings, lane.looked.released
+                elif active is not None:
+                    found, released = active.shown(keys[of])
+                shown[of] = exposure(found, released)
             if end is None or check.start < end:
+                exposed = shown[of](check.start, check.end)
                 for guardrail in map(self._policy.guardrail, sorted(names)):
                     if late.asks(guardrail):
                         late.sentence(guardrail, lane.gate.applies_to, lane.gate.channel, check, exposed, lane.turns)
