@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from guardrails.findings import Verdict
 from guardrails.kinds.base import OMITTED, CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, Turn
-from guardrails.kinds.said import category_of, fault_of
+from guardrails.kinds.said import KNOWN, category_of, fault_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 EARLIER_BYTES = 200_000
@@ -69,7 +69,7 @@ class AiJudgeConfig(Config):
     threshold: float = Field(default=0.5, ge=0, le=1, description="Score from which a verdict is a hit.")
     categories: Texts = Field(
         default=(),
-        description="The only categories a verdict may name; empty: any short name without a word of the text.",
+        description="The only categories a verdict may name; empty: those that everybody knows.",
     )
     conversation_turns: int | Literal["all"] = Field(
         default=0,
@@ -86,9 +86,7 @@ class AiJudgeConfig(Config):
 
 def judge_prompt(config: AiJudgeConfig, request: CheckRequest, mark: str) -> list[Turn]:
     """The turns to send: instructions and rubric, then the fenced text. ``mark`` is 16 hexadecimal digits."""
-    categories = json.dumps(config.categories) if config.categories else '"a word or two"'
-    if config.categories:
-        categories = "one of " + categories
+    categories = "one of " + json.dumps(config.categories or sorted(KNOWN))
     earlier, left_out = earlier_turns(request.conversation, config.conversation_turns)
     about = EARLIER.format(mark=mark) + (LEFT_OUT if left_out else "") if earlier else ""
     instructions = INSTRUCTIONS.format(rubric=config.rubric, mark=mark, categories=categories, earlier=about)
@@ -200,6 +198,6 @@ class AiJudgeKind(Kind[AiJudgeConfig]):
         return Verdict(
             hit=found.score >= self.config.threshold,
             score=found.score,
-            category=category_of(found.category, request.text, self.config.categories),
+            category=category_of(found.category, self.config.categories),
             reason=found.reason,
         )

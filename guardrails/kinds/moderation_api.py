@@ -19,11 +19,6 @@ from guardrails.kinds.webhook import http_url, keys_once, secret_name
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
 MAX_ANSWER_BYTES = 262_144
-PUBLISHED = frozenset({
-    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
-    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
-})  # fmt: skip
-"""OpenAI's categories: names that everybody knows. Others are shown if they are declared, or cannot be of the text."""
 
 
 class ModerationConfig(Config):
@@ -94,8 +89,7 @@ class ModerationApiKind(Kind[ModerationConfig]):
             why = {401: ": the key is missing or not accepted", 429: ": too many calls"}.get(reply.status, "")
             raise refusal("the moderation endpoint", reply.status, why)
         verdict = self._verdict(_result(reply.body))
-        declared = {*PUBLISHED, *self.config.categories}
-        return replace(verdict, category=category_of(verdict.category, request.text, declared))
+        return replace(verdict, category=category_of(verdict.category, self.config.categories))
 
     def _verdict(self, result: _Result) -> Verdict:
         scores = {name: score or 0.0 for name, score in result.category_scores.items()}

@@ -1,34 +1,48 @@
 """What a check may pass on of words that it did not write itself: names of categories, and faults of an answer's form.
 
-Exists because whoever judges a text has read it, and may repeat it anywhere in its answer. Protects the rule that no
-name carries withheld text to readers, rows or logs: a category that nobody declared is kept only if it is a short name
-of letters without a word of the judged text, and a fault of form names our own fields alone.
+Exists because whoever judges a text has read it, and may repeat it anywhere in its answer, spelled in any way. Protects
+the rule that no name carries withheld text to readers, rows or logs: a category is one that was declared or one that
+everybody knows, and a fault of form names our own fields alone.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 from pydantic import ValidationError
 
-NAME_CHARS = 40
-"""The longest category that is kept without having been declared."""
-_NAME = re.compile(r"[A-Za-z]+(?:[ _/-][A-Za-z]+)*")
-_WORD = re.compile(r"[a-z]{3,}")
-_OTHER = re.compile(r"[^a-z]+")
+PUBLISHED = frozenset({
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
+})  # fmt: skip
+"""The categories that OpenAI published for its moderation endpoint."""
+KNOWN = PUBLISHED | {
+    "abuse", "advice", "bias", "bullying", "child safety", "copyright", "crime", "dangerous", "deception",
+    "defamation", "discrimination", "disclosure", "drugs", "extremism", "financial advice", "fraud", "gambling", "harm",
+    "illegal", "insult", "jailbreak", "legal", "legal advice", "malware", "manipulation", "medical advice",
+    "misinformation", "obscenity", "off topic", "other", "personal data", "phishing", "politics", "privacy",
+    "profanity", "prompt injection",
+    "racism", "religion", "scam", "secrets", "security", "sexism", "spam", "suicide", "terrorism", "threat", "toxicity",
+    "unsafe", "weapons",
+}  # fmt: skip
+"""Categories that need no declaration: a fixed list, so that which of them is named says next to nothing of a text."""
 
 
-def category_of(said: str, text: str, declared: Collection[str] = ()) -> str:
-    """The category as it may be shown and stored; empty when it might be a piece of the judged ``text``."""
+def category_of(said: str, declared: Collection[str] = ()) -> str:
+    """The category as it may be shown and stored; empty where it is neither declared nor known.
+
+    Of a known one case does not matter, nor whether blanks, hyphens or underscores part its words.
+    """
     if said in declared:
         return said
-    if len(said) > NAME_CHARS or not _NAME.fullmatch(said):
-        return ""
-    name, judged = said.lower(), text.lower()
-    if any(word in judged for word in _WORD.findall(name)) or _OTHER.sub("", name) in _OTHER.sub("", judged):
-        return ""
-    return said
+    return _KNOWN.get(_compared(said), "")
+
+
+def _compared(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ") if len(name) <= 40 else ""
+
+
+_KNOWN = {_compared(name): name for name in sorted(KNOWN)}
 
 
 def fault_of(error: ValidationError, *fields: str) -> str:

@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrails.findings import AppliesTo, Verdict
-from guardrails.kinds.base import HOOK_SECRET, CheckRequest, Config, Example, Kind, NoVerdict, Services, refusal
+from guardrails.kinds.base import HOOK_SECRET, CheckRequest, Config, Example, Kind, NoVerdict, Services, Texts, refusal
 from guardrails.kinds.said import category_of, fault_of
 from guardrails.performance import Family, PerformanceCharacteristics, PerformanceClass
 
@@ -34,6 +34,9 @@ class WebhookConfig(Config):
         "empty: the request is not signed, and publication says so.",
     )
     threshold: float = Field(default=0.5, ge=0, le=1, description="Score from which a verdict is a hit.")
+    categories: Texts = Field(
+        default=(), description="Categories that its verdicts may name, beside those that everybody knows."
+    )
 
     @field_validator("url")
     @classmethod
@@ -99,7 +102,7 @@ class WebhookKind(Kind[WebhookConfig]):
         found = _answer(reply.body)
         if not hmac.compare_digest(found.text_sha256.encode("utf-8", "surrogatepass"), digest.encode()):
             raise NoVerdict("the web hook's verdict is about another text")
-        category = category_of(found.category, request.text)
+        category = category_of(found.category, self.config.categories)
         return Verdict(found.score >= self.config.threshold, found.score, category, found.reason)
 
 

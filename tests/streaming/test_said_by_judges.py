@@ -28,7 +28,8 @@ KEYS = {
     "NUL": "a\0b",
     "half a pair": "x\ud800y",
 }
-CATEGORIES = [SSN, "Blue Heron", "blue_heron", "HERON", "ssn " + SSN, "BlueHeron", "b\0c", "x" * 41]
+CATEGORIES = [SSN, "Blue Heron", "blue_heron", "HERON", "ssn " + SSN, "BlueHeron", "b\0c", "x" * 41,
+              "onetwothreefourfivesixseven", "norehB eulB", "harm ful", "disclosurE of heron"]  # fmt: skip
 
 
 class Says:

@@ -134,7 +134,11 @@ def judge_behaviour(kind: Kind[Config], text: str) -> object:
 def external_behaviour(name: str, config: Mapping[str, object], text: str) -> object:
     """Verdict and request; a signature's time is not part of it."""
     digest = hashlib.sha256(b"the judged text").hexdigest()
-    answer = moderation(violence=0.7) if name == "moderation_api" else {"score": 0.7, "text_sha256": digest}
+    answer = (
+        moderation(violence=0.7)
+        if name == "moderation_api"
+        else {"score": 0.7, "text_sha256": digest, "category": "of ours"}
+    )
     endpoint = Endpoint(answer)
     verdict = ask(name, config, endpoint)
     url, body, headers, _ = endpoint.sent[0]
@@ -267,6 +271,7 @@ CHANGES: dict[str, list[tuple[str, dict[str, object], dict[str, object], str]]] 
         ("url", {"url": "https://a.example"}, {"url": "https://b.example"}, "text"),
         ("secret", {"url": "https://a.example"}, {"url": "https://a.example", "secret": "SLUICEGATE_HOOK_X"}, "text"),
         ("threshold", {"url": "https://a.example"}, {"url": "https://a.example", "threshold": 0.9}, "text"),
+        ("categories", {"url": "https://a.example"}, {"url": "https://a.example", "categories": ["of ours"]}, "text"),
     ],
     "moderation_api": [
         ("url", {}, {"url": "https://b.example"}, "text"),
