@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tests.prepared import fill
+
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
@@ -108,6 +110,7 @@ class Demo:
 @contextlib.contextmanager
 def demo(data_dir: Path, **environment: str) -> Iterator[Demo]:
     """Start the demo, wait until it is ready, stop it and everything below it at the end."""
+    fill(data_dir)
     port = free_port()
     env = {name: os.environ[name] for name in INHERITED if name in os.environ}
     env |= {"SLUICEGATE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1", **environment}

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.prepared import fill
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 60
@@ -120,6 +122,14 @@ def running(data_dir: Path, port: int) -> Iterator[Demo]:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
+    """Not the first one in its directory."""
+    fill(tmp_path / "data")
+    with running(tmp_path / "data", free_port()) as started:
+        yield started
+
+
+@pytest.fixture
+def first_demo(tmp_path: Path) -> Iterator[Demo]:
     with running(tmp_path / "data", free_port()) as started:
         yield started
 
@@ -136,10 +146,10 @@ def run(data_dir: Path, *arguments: str, **env: str) -> subprocess.CompletedProc
     )
 
 
-def test_it_works_and_a_second_start_keeps_login_and_key(demo: Demo) -> None:
-    assert demo.get("/health").status_code == 200
-    access = json.loads((demo.data_dir / "demo.json").read_text())
-    assert access["url"] == f"http://127.0.0.1:{demo.port}"
+def test_it_works_and_a_second_start_keeps_login_and_key(first_demo: Demo) -> None:
+    assert first_demo.get("/health").status_code == 200
+    access = json.loads((first_demo.data_dir / "demo.json").read_text())
+    assert access["url"] == f"http://127.0.0.1:{first_demo.port}"
     answer = httpx.post(
         f"{access['url']}/v1/check",
         headers={"Authorization": f"Bearer {access['api_key']}"},
@@ -147,19 +157,19 @@ def test_it_works_and_a_second_start_keeps_login_and_key(demo: Demo) -> None:
         trust_env=False,
     )
     assert answer.json()["action"] == "redact"
-    demo.said(r"worker\|.*ready")  # the children start side by side: the worker may have been ready before the web
+    first_demo.said(r"worker\|.*ready")  # the children start side by side: it may have been ready before the web
 
-    readable = [path for path in demo.data_dir.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+    readable = [path for path in first_demo.data_dir.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     assert not readable
 
-    below = processes_below(demo.process.pid)
+    below = processes_below(first_demo.process.pid)
     assert len(below) >= 5  # valkey, web, worker with its pool and beat
-    assert demo.stop() == 0
+    assert first_demo.stop() == 0
     assert not list(filter(alive, below))
-    assert not any("Traceback" in line for line in demo.log)
+    assert not any("Traceback" in line for line in first_demo.log)
 
-    with running(demo.data_dir, demo.port) as again:
-        assert json.loads((demo.data_dir / "demo.json").read_text()) == access
+    with running(first_demo.data_dir, first_demo.port) as again:
+        assert json.loads((first_demo.data_dir / "demo.json").read_text()) == access
         assert again.stop() == 0
 
 
@@ -206,7 +216,9 @@ def test_a_port_in_use_is_one_clear_line_and_nothing_is_started(tmp_path: Path) 
     assert not (tmp_path / "sluicegate.sqlite3").exists()
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1"])
+@pytest.mark.parametrize(
+    "port", ["0", pytest.param("65536", marks=pytest.mark.long), pytest.param("-1", marks=pytest.mark.long)]
+)
 def test_what_is_no_port_is_refused(tmp_path: Path, port: str) -> None:
     result = run(tmp_path, f"--port={port}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)

@@ -18,7 +18,9 @@ from typing import TypedDict, cast
 import redis
 
 from project.demo.valkey import choose_port, embedded
-from tests.stack.servers import ROOT, Stack, listening, postgres, stop, tied, until
+from tests.prepared import fill
+from tests.stack.postgresql import prepared_database
+from tests.stack.servers import ROOT, Stack, listening, stop, tied, until
 
 LIMIT_S = 3_600.0
 """Of the longest work, on a busy machine; ten thousand sessions are as many flushes of a disk, and more."""
@@ -60,11 +62,13 @@ class Run:
 
 @contextlib.contextmanager
 def installed(folder: Path, database: str) -> Iterator[dict[str, str]]:
-    """The environment of an installation without tables on "sqlite" or "postgresql"; its server runs until the end."""
+    """The environment of an installation that ``prepare`` is still to finish; its server runs until the end."""
     env = environment(folder)
     with contextlib.ExitStack() as all_of_it:
         if database == "postgresql":
-            env["DATABASE_URL"] = all_of_it.enter_context(postgres(env, folder / "postgres.log")).uri
+            env["DATABASE_URL"] = all_of_it.enter_context(prepared_database(folder))
+        else:
+            fill(folder)
         yield env
 
 

@@ -14,57 +14,18 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 import psycopg
 import redis
 
-from project.demo import child
 from project.demo.valkey import choose_port, embedded
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 90.0
-"""For a start on a machine that does much else; usually it takes a few seconds."""
-COMMAND_S = 4 * LIMIT_S
-"""For a command, a start and work together: on PostgreSQL, beside much else, all tables and policies took 300 s."""
-_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
-T = TypeVar("T")
-
-
-def until(what: str, ask: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
-    """The first answer of ``ask`` that is something; fails by name when there is none in time."""
-    end = time.monotonic() + limit_s
-    while (answer := ask()) is None or answer is False:
-        assert time.monotonic() < end, f"{what}: not within {limit_s:g} s"
-        threading.Event().wait(0.02)
-    return answer
-
-
-def tied(arguments: list[str], env: Mapping[str, str], log: Path, *, pass_fds: tuple[int, ...] = (), **more: int
-         ) -> subprocess.Popen[bytes]:  # fmt: skip
-    """A process that is killed when this one dies, in whatever way."""
-    tether = Path(child.__file__).with_name("tether.py")
-    command = [sys.executable, "-I", "-S", str(tether), str(os.getpid()), *arguments]
-    with log.open("ab") as out:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, **more}
-        return subprocess.Popen(command, cwd=ROOT, env=dict(env), pass_fds=pass_fds, **pipes)  # type: ignore[call-overload,no-any-return]
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, and end it when it does not."""
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+from tests.prepared import fill
+from tests.stack.postgresql import OWN_POSTGRESQL, Postgres, postgres, prepared_database
+from tests.stack.processes import COMMAND_S, INHERITED, ROOT, stop, tied, until
 
 
 @dataclass
@@ -105,6 +66,7 @@ class Stack:
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
     database: Postgres | None = None
+    """With ``OWN_POSTGRESQL``."""
     _started: int = 0
 
     @property
@@ -185,60 +147,14 @@ def listening() -> socket.socket:
     return made
 
 
-@dataclass(frozen=True)
-class Postgres:
-    """A PostgreSQL server that can be stopped and started again with the data that it had."""
-
-    uri: str
-    process: subprocess.Popen[bytes]
-
-    def stop(self) -> None:
-        """It is gone when this returns, and whoever was connected is cut off."""
-        self._do(b"stop\n")
-
-    def start(self) -> None:
-        """It takes connections at the same address when this returns."""
-        self._do(b"start\n")
-
-    def _do(self, line: bytes) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(line)
-        self.process.stdin.flush()
-        assert self.process.stdout.readline().decode().strip() == self.uri
-
-
-@contextlib.contextmanager
-def postgres(env: Mapping[str, str], log: Path) -> Iterator[Postgres]:
-    """A PostgreSQL server. Its directory is one that the server's own system user can reach."""
-    with tempfile.TemporaryDirectory(prefix="sluicegate-pg-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        places = {name: Path(folder) / name for name in ("data", "run")}
-        for place in places.values():
-            place.mkdir(mode=0o700)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        env = {**env, "XDG_RUNTIME_DIR": str(places["run"])}
-        server = tied([sys.executable, "-m", "tests.stack.postgres", str(places["data"])], env, log, **pipes)
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            uri = server.stdout.readline().decode().strip()
-            assert uri, f"PostgreSQL did not start:\n{log.read_text(errors='replace')[-4000:]}"
-            yield Postgres(uri, server)
-        finally:
-            server.stdin.close()
-            server.wait(60)
-            server.stdout.close()
-
-
 @contextlib.contextmanager
 def stack(folder: Path, database: str, *, processes: int = 2, application: str = "", **more: str) -> Iterator[Stack]:
-    """Start all of it on ``database`` ("sqlite" or "postgresql") and stop it in the end.
+    """Start all of it on ``database`` ("sqlite", "postgresql" or ``OWN_POSTGRESQL``) and stop it in the end.
 
     ``processes``: as many web processes and as many workers. ``application`` is served in place of the project's own,
     by web processes alone. ``more``: environment variables.
     """
-    env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    env = {name: os.environ[name] for name in INHERITED if name in os.environ}
     env |= {
         "DJANGO_SETTINGS_MODULE": "tests.stack.settings",
         "PYTHONPATH": str(ROOT),
@@ -251,9 +167,13 @@ def stack(folder: Path, database: str, *, processes: int = 2, application: str =
         service, env["REDIS_URL"] = embedded(folder, choose_port(folder), os.environ)
         all_of_it.callback(stop, tied(list(service.argv), os.environ, folder / "valkey.log"))
         served = None
-        if database == "postgresql":
+        if database == OWN_POSTGRESQL:
             served = all_of_it.enter_context(postgres(env, folder / "postgres.log"))
             env["DATABASE_URL"] = served.uri
+        elif database == "postgresql":
+            env["DATABASE_URL"] = all_of_it.enter_context(prepared_database(folder))
+        elif not more:
+            fill(folder)
         made = Stack(folder, env, all_of_it.enter_context(contextlib.closing(listening())))
         made.database = served
         prepare = [sys.executable, "-m", "tests.stack.prepare"]

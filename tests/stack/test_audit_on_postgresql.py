@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.servers import ROOT, postgres
+from tests.stack.postgresql import postgres
+from tests.stack.servers import ROOT
 
 ELSEWHERE = "not two_writers and not sees_one_moment"
 """Several connections at once: ``test_audit_writers`` and ``test_recovery`` have them on this database."""

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.stack.clients import Client, Json, Shown
+from tests.stack.postgresql import OWN_POSTGRESQL
 from tests.stack.servers import Postgres, Stack, until
 from tests.stack.test_two_processes import CARD, GUARDED, SSN, found_in_database
 from tests.stack.test_valkey_lost import DELTAS, Sending, ready, record, refused
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.parametrize("servers", ["postgresql"], indirect=True, scope="module"),
+    pytest.mark.parametrize("servers", [OWN_POSTGRESQL], indirect=True, scope="module"),
 ]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from project.demo import child, services
+from tests.prepared import fill
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 90.0
@@ -80,6 +81,7 @@ def served(
         "OPENAI_MODEL": "m-1",
         "SLUICEGATE_HOOK_HOSTS": "127.0.0.1",
     }
+    fill(data_dir)
     prepared = subprocess.run(
         [sys.executable, "-c", _PREPARE, str(clients), app, json.dumps(policies)],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=START_LIMIT_S, check=False,

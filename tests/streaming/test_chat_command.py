@@ -23,6 +23,7 @@ from streaming.models import AuditSession, DeferredCheck, Finding
 from streaming.providers.base import get_provider
 from streaming.terminal.screen import Screen
 from streaming.terminal.telling import safe
+from tests.prepared import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 SSN = "536-22-8145"
@@ -249,6 +250,7 @@ def test_a_second_ctrl_c_quits_and_the_session_is_not_left_open(tmp_path: Path) 
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    fill(tmp_path / "data")
     with alone(tmp_path / "data", "hello", "--json", rate="50") as process:
         assert process.stdout is not None
         assert process.stderr is not None

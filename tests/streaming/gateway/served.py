@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.prepared import fill
 from tests.streaming.gateway.fake import Fake, upstream
 from tests.streaming.real_server import ROOT, clean_environment, running
 
@@ -94,6 +95,7 @@ def gateway(data_dir: Path, redis_url: str, **more: str) -> Iterator[Gateway]:
             "OLLAMA_HOST": fake.url,
             **more,
         }
+        fill(data_dir)
         prepared = subprocess.run(
             [sys.executable, "-c", _PREPARE, json.dumps(POLICIES)],
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=PREPARE_LIMIT_S, check=False,
