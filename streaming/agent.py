@@ -303,6 +303,8 @@ def _too_much(what: str, text: str) -> str:
 class Agent:
     """The calls of a round, under way. ``tell`` is handed everything that they say; ``ended`` once all have ended."""
 
+    __slots__ = ("_clock", "_look", "_monitor", "_policy", "_tell", "rounds", "tasks")
+
     def __init__(
         self, policy: Policy, tell: Tell, *, monitor: bool, clock: Callable[[], float], look: Look | None = None
     ) -> None:

@@ -55,6 +55,14 @@ from streaming.returned import Returned, name_lane
 class Answer:
     """The gates of one answer. ``take``, ``verdict`` and ``finish`` return events; ``questions`` are to be asked."""
 
+    # More than instances can share the names of: without slots every answer would have a dictionary to itself.
+    __slots__ = (
+        "_crowded", "_cut", "_lanes", "_look", "_markup", "_named", "_now", "_overtaken", "_raw", "_returned",
+        "_returns", "_round", "_thoughts", "_tool_texts", "_used", "arrivals", "blocked", "chosen", "findings",
+        "first_ms", "lines", "message_id", "model", "monitor", "notices", "policy", "questions", "releases",
+        "stop_reason", "stopped", "timed_out", "tools", "tools_failed", "tools_ok", "totals", "usage",
+    )  # fmt: skip
+
     def __init__(
         self,
         policy: Policy,
@@ -74,9 +82,9 @@ class Answer:
         self._returns = 0
         self.tools = ToolCalls()
         self._crowded = False  # a call too many has been told
-        self._markup: set[str] = set()  # what has been told of calls written as text
-        self._tool_texts = (Telling("tool_arguments"), Telling("tool_result"))
-        self._overtaken: list[ServerEvent] = []
+        self._markup: tuple[str, ...] = ()  # what has been told of calls written as text
+        self._tool_texts: tuple[Telling, ...] = ()  # arguments and results, once there are any
+        self._overtaken: tuple[ServerEvent, ...] = ()
         self.findings: list[Finding] = []
         self.totals: totals.AllTotals = {}
         self.lines: dict[str, GuardrailStatus] = {}  # those that the record keeps, as last told
@@ -146,7 +154,7 @@ class Answer:
                 if code == "tool_markup":
                     if message in self._markup:
                         return []
-                    self._markup.add(message)
+                    self._markup = (*self._markup, message)
                 return [ErrorEvent(code, self.fit(mend(message)), recoverable=True)]
         return []
 
@@ -324,7 +332,8 @@ class Answer:
         for lane in self._lanes.values():
             hold = lane.gate.hold
             yield lane, (hold.chars, hold.guardrail, hold.rule) if hold is not None and not self.blocked else NOTHING
-        if self.tools.made or self._returned or self._tool_texts[1].told[0]:
+        if self.tools.made or self._returned or (self._tool_texts and self._tool_texts[1].told[0]):
+            self._tool_texts = self._tool_texts or (Telling("tool_arguments"), Telling("tool_result"))
             holds = [] if self.blocked else list(self._held_tool_texts())
             for telling in self._tool_texts:
                 mine = [hold for channel, hold in holds if channel == telling.channel]
@@ -344,7 +353,7 @@ class Answer:
                 returned.told = True
                 returned.call.refuse(WITHHELD)
                 if returned.call.told:
-                    self._overtaken.append(ToolResult(returned.call.id, error=WITHHELD))
+                    self._overtaken = (*self._overtaken, ToolResult(returned.call.id, error=WITHHELD))
         self.tools.end()
         for call in self.tools.made:
             call.name = call.name or name_shown(call.wanted, self.policy, monitor=self.monitor)
@@ -355,7 +364,7 @@ class Answer:
             call.result = WITHHELD if held == "tool_result" else NOT_OVER if begun else NOT_RUN
             call.failed = call.over = True
             if call.told:
-                self._overtaken.append(ToolResult(call.id, error=call.result))
+                self._overtaken = (*self._overtaken, ToolResult(call.id, error=call.result))
 
     def closings(self) -> list[ServerEvent]:
         """The last events of the channels: nothing is held any more, every call and every run of chunks ends."""

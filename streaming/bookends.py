@@ -7,6 +7,7 @@ told and kept. Protects the rule that readers and database are told the same: th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guardrails.findings import AppliesTo, Outcome
@@ -110,7 +111,7 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
 
 
 def ending(
-    run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: list[float],
+    run: Run, answer: Answer, result: Result, last_seq: int, feeds_ms: Sequence[float],
     overtaken: tuple[Guardrail, ...] = (),
 ) -> Ending:  # fmt: skip
     """What is stored about the end of the answer. What was held at its end stays withheld.
@@ -267,7 +268,7 @@ def closing(
     return events
 
 
-def _immediate(run: Run, answer: Answer, feeds_ms: list[float]) -> list[GuardrailStatus]:
+def _immediate(run: Run, answer: Answer, feeds_ms: Sequence[float]) -> list[GuardrailStatus]:
     """How the IMMEDIATE guardrails' lines end. Their times are those of the gates, which ask all of them at once."""
     if run.prompt.blocked is not None:
         return []
@@ -305,7 +306,7 @@ def _timing(answer: Answer) -> Timing:
     )
 
 
-def _last_and_p95(samples: list[float]) -> tuple[float | None, float | None]:
+def _last_and_p95(samples: Sequence[float]) -> tuple[float | None, float | None]:
     if not samples:
         return None, None
     return round(samples[-1], 4), round(sorted(samples)[int(len(samples) * 0.95)], 4)

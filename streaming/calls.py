@@ -94,6 +94,8 @@ class Call:
 class ToolCalls:
     """``take`` pieces while a round streams; ``round`` hands over what it asked for and begins the next."""
 
+    __slots__ = ("_open", "made")
+
     def __init__(self) -> None:
         self._open: dict[tuple[int, int], Call] = {}
         self.made: list[Call] = []

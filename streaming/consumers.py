@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
@@ -250,9 +249,14 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Every event of the session from there on; through a log that goes away and comes back."""
         session_id = place.session_id
         try:
-            while not await self.read_on(place):  # noqa: ASYNC110
-                # Nothing here tells us when a store is back, so we look again.
-                await asyncio.sleep(AGAIN_S)
+            over = False
+            while not over:
+                try:
+                    over = await self.read_log(place)
+                except AWAY as error:
+                    await self.say_that_it_is_away(error, place)
+                if not over:  # nothing here tells us when a store is back, so we look again
+                    await asyncio.sleep(AGAIN_S)
         except Refused as error:
             await self.refuse(error)
         except Exception:
@@ -264,19 +268,18 @@ class SessionSocket(AsyncWebsocketConsumer):
                     self.active = ""
                 self.readers.pop(session_id, None)
 
-    async def read_on(self, place: Place) -> bool:
-        """Read until the session is COMPLETE (True) or log or database are away (False, and the client knows)."""
-        try:
-            return await self.read_log(place)
-        except AWAY as error:
-            event = away.noted(error, session=place.session_id, correlation_id=place.correlation_id)
-            if not place.warned:
-                await self.say(event, place)
-            place.warned = place.resumed = True
-            return False
+    async def say_that_it_is_away(self, error: Exception, place: Place) -> None:
+        """Note that the database is away, and tell the client once."""
+        event = away.noted(error, session=place.session_id, correlation_id=place.correlation_id)
+        if not place.warned:
+            await self.say(event, place)
+        place.warned = place.resumed = True
 
     async def read_log(self, place: Place) -> bool:
-        """The same while the database is there."""
+        """Read until the session is COMPLETE (True) or the log is away (False, and the client knows).
+
+        Raises what is raised where the database is away.
+        """
         try:
             batches = follow(
                 self.log(),
@@ -288,14 +291,12 @@ class SessionSocket(AsyncWebsocketConsumer):
                 told=place.told,
                 session_over=self.ended,
             )
-            async with aclosing(batches):
+            try:
                 async for batch in batches:
-                    if place.warned and any(event["seq"] for event in batch):
-                        place.warned = False  # the next time that something is away is told again
-                    await look(self.key, until=self.until)
-                    for event in self.worth_sending(batch):
-                        await self.pass_on(event, place.conversation_id)
-                        place.after = max(place.after, int(str(event["seq"])))
+                    await self.pass_all(batch, place)
+                    batch.clear()  # the next one may be hours away
+            finally:
+                await batches.aclose()
         except LogUnavailable as error:
             if not place.warned:
                 await self.say(log_error(error), place)
@@ -314,6 +315,15 @@ class SessionSocket(AsyncWebsocketConsumer):
     def worth_sending(self, batch: Batch) -> Batch:
         """What of events that were read together is sent."""
         return batch
+
+    async def pass_all(self, batch: Batch, place: Place) -> None:
+        """Send events that were read together."""
+        if place.warned and any(event["seq"] for event in batch):
+            place.warned = False  # the next time that something is away is told again
+        await look(self.key, until=self.until)
+        for event in self.worth_sending(batch):
+            await self.pass_on(event, place.conversation_id)
+            place.after = max(place.after, int(str(event["seq"])))
 
     async def ended(self, session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:
         """How a session ended, which a quiet reader asks the database, and so about its key as well."""

@@ -24,6 +24,8 @@ MAX_ANSWER_CHARS = 4_000_000
 class Measure:
     """One answer, event by event."""
 
+    __slots__ = ("_chars",)
+
     def __init__(self) -> None:
         self._chars = 0
 

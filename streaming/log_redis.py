@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, TypeVar, cast
 from uuid import uuid4
@@ -34,6 +34,7 @@ from streaming.conf import Conf, conf, redis_url
 from streaming.core.wire import from_json, to_json
 from streaming.log import LocalEvents, LogUnavailable, Payload, Sent
 from streaming.pipe import Pipe
+from streaming.polls import Polls
 from streaming.sealed import SealBroken, seal, unseal
 from streaming.wake import Wake
 
@@ -145,6 +146,11 @@ class Recent:
         del self._events[:-RECENT_EVENTS]
         self._last = last
 
+    @property
+    def last(self) -> int:
+        """The seq of the latest one."""
+        return self._last
+
     def after(self, seq: int, count: int) -> list[dict[str, object]]:
         """Events above ``seq``, at most ``count``; none if the next one is not among these."""
         skipped = seq - (self._last - len(self._events))
@@ -153,6 +159,24 @@ class Recent:
     def forget(self, seq: int) -> None:
         """Nobody will ask for what stands at ``seq`` or before it any more."""
         del self._events[: max(0, seq - (self._last - len(self._events)))]
+
+
+class _Here:
+    """A reader or a runner of a session while it is there. No generator: every open stream would keep two of them."""
+
+    __slots__ = ("_came", "_event", "_left", "_session_id")
+
+    def __init__(
+        self, session_id: str, came: Callable[[str], Awaitable[Wake]], left: Callable[[str, Wake], Awaitable[None]]
+    ) -> None:
+        self._session_id, self._came, self._left = session_id, came, left
+
+    async def __aenter__(self) -> Wake:
+        self._event = await self._came(self._session_id)
+        return self._event
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._left(self._session_id, self._event)
 
 
 class RedisLog:
@@ -168,6 +192,8 @@ class RedisLog:
         self._starting = asyncio.Lock()
         self._readers, self._runners = LocalEvents(), LocalEvents()
         self._recent: dict[str, Recent] = {}
+        self._stops = Polls(lambda sessions: self._all("stop", sessions), self._runners.sessions)
+        self._lasts = Polls(lambda sessions: self._all("seq", sessions), self._runners.sessions)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[object]] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -192,6 +218,10 @@ class RedisLog:
                 recent.forget(after)
             if events := recent.after(after, count):
                 return events
+            if recent.last <= after and session_id in self._runners:
+                last = await self._lasts.about(session_id)
+                if last is not None and int(last) <= after:
+                    return []
         answer = await self._reach(self._redis.xrange(_key("log", session_id), min=f"({after}-0", count=count))
         rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", answer)
         return [
@@ -200,33 +230,45 @@ class RedisLog:
             if (event := _opened(row[b"e"], session_id)) is not None
         ]
 
-    @asynccontextmanager
-    async def attend(self, session_id: str) -> AsyncIterator[Wake]:
+    def attend(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
         """See ``SessionLog``. Does not raise when the store is away; the first ``read`` says so."""
+        return _Here(session_id, self._came_to_read, self._left_reading)
+
+    def run(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
+        """See ``SessionLog``. Does not raise when the store is away; the first ``append`` says so."""
+        return _Here(session_id, self._came_to_run, self._left_running)
+
+    async def _came_to_read(self, session_id: str) -> Wake:
         await self._start()
         event = self._readers.add(session_id)
         try:
             with contextlib.suppress(LogUnavailable):
                 await self._say_that_we_read([session_id])
-            yield event
-        finally:
-            if self._readers.remove(session_id, event):
-                self._recent.pop(session_id, None)
-                with contextlib.suppress(LogUnavailable):
-                    await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
+        except BaseException:
+            await self._left_reading(session_id, event)
+            raise
+        return event
 
-    @asynccontextmanager
-    async def run(self, session_id: str) -> AsyncIterator[Wake]:
-        """See ``SessionLog``. Does not raise when the store is away; the first ``append`` says so."""
+    async def _left_reading(self, session_id: str, event: Wake) -> None:
+        if self._readers.remove(session_id, event):
+            self._recent.pop(session_id, None)
+            with contextlib.suppress(LogUnavailable):
+                await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
+
+    async def _came_to_run(self, session_id: str) -> Wake:
         await self._start()
         event = self._runners.add(session_id)
         try:
             with contextlib.suppress(LogUnavailable):
                 key = _key("runner", session_id)
                 await self._reach(self._redis.set(key, self._channel, ex=self._conf.log_ttl_s))
-            yield event
-        finally:
-            self._runners.remove(session_id, event)
+        except BaseException:
+            await self._left_running(session_id, event)
+            raise
+        return event
+
+    async def _left_running(self, session_id: str, event: Wake) -> None:
+        self._runners.remove(session_id, event)
 
     async def attended(self, session_id: str) -> bool:
         """See ``SessionLog``."""
@@ -245,6 +287,8 @@ class RedisLog:
 
     async def interrupted(self, session_id: str) -> bool:
         """See ``SessionLog``."""
+        if session_id in self._runners:
+            return await self._stops.about(session_id) is not None
         return bool(await self._reach(self._redis.exists(_key("stop", session_id))))
 
     async def say_alive(self, session_id: str) -> None:
@@ -451,6 +495,10 @@ class RedisLog:
     async def _subscribe(self, layer: BaseChannelLayer) -> None:
         """Get a channel to be woken on; while the store is away there is none, and readers poll."""
         self._channel = await self._briefly(layer.new_channel()) or self._channel
+
+    async def _all(self, name: str, sessions: Sequence[str]) -> object:
+        """The values of a key for all of these sessions."""
+        return await self._reach(self._redis.mget([_key(name, session_id) for session_id in sessions]))
 
     async def _say_that_we_read(self, sessions: Sequence[str]) -> None:
         pipe = self._redis.pipeline(transaction=False)

@@ -26,6 +26,11 @@ class Outlet:
     when something may be due.
     """
 
+    __slots__ = (
+        "_alarm", "_awake", "_buffer", "_clock", "_flushing", "_log", "_ms", "_ready", "_session_id", "_untold",
+        "coming", "missed", "seq", "unread",
+    )  # fmt: skip
+
     def __init__(
         self, log: SessionLog, session_id: str, clock: Callable[[], float], ms: Callable[[], int],
         awake: Callable[[], None],

@@ -21,6 +21,8 @@ RELAYED = "through_gateway"
 class Timeline:
     """[ms, characters] points, merged pairwise when they become too many. ``count``: how often something was added."""
 
+    __slots__ = ("_most", "count", "points")
+
     def __init__(self, points: Iterable[tuple[int, int]] = (), most: int = MAX_POINTS) -> None:
         self.points = list(points)
         self.count = 0

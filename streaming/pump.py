@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing
+from array import array
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -53,7 +53,7 @@ from streaming.log import LogUnavailable, SessionLog
 from streaming.outlet import Outlet
 from streaming.overheard import Overheard
 from streaming.providers.base import Deadline, ProviderError, ProviderRequest
-from streaming.resilience import answer_s
+from streaming.resilience import Calls, answer_s
 from streaming.sessions import DeferredText, State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Compared, Shadow
@@ -87,7 +87,7 @@ class _Marks:
     kept_at: float = 0.0
     unattended_since: float | None = None
     said_ms: int | None = None  # since the start: when the provider had nothing more to say, or was left
-    feeds_ms: list[float] = field(default_factory=list)
+    feeds_ms: array[float] = field(default_factory=lambda: array("d"))
 
 
 class Pump:
@@ -110,9 +110,7 @@ class Pump:
         self._next = Line[ProviderRequest | None]()
         self._owed = 0
         self._asking = Asking(run.policy, self._answer, self._turns, self._inbox, around.clock)
-        self._outlet = Outlet(
-            around.log, run.started.session_id, around.clock, self._ms, lambda: self._inbox.put_nowait(Tick())
-        )
+        self._outlet = Outlet(around.log, run.started.session_id, around.clock, self._ms, self._look_again)
         self._idle = False
         self._in_passing = 0
         self._called = False
@@ -122,6 +120,7 @@ class Pump:
         self._resting = False
         self._taken: list[ProviderEvent] = []
         self._writing: asyncio.Task[bool] | None = None
+        self._lost = self._unwritten = False
         self._result: Result | None = None
 
     def _look(self, looked: Looked) -> None:
@@ -199,7 +198,7 @@ class Pump:
         """Until nothing is waited for any more, this session can be stopped."""
         try:
             async with self._around.log.run(self._run.started.session_id) as stop:
-                stop.then(lambda: self._inbox.put_nowait(Stop(Outcome.INTERRUPTED)))
+                stop.then(self._interrupted)
                 self._result = await self._streamed()
                 if self._result.outcome is not Outcome.INTERRUPTED:
                     await self._hear_out()
@@ -254,10 +253,9 @@ class Pump:
         ended: ProviderEnded | None = None
         while True:
             self._idle = True
-            batch = [await self._inbox.get()]
+            await self._inbox.filled()
             self._idle, self._in_passing, self._called = False, 0, False
-            while not self._inbox.empty():
-                batch.append(self._inbox.get_nowait())
+            batch = self._inbox.get_all()
             if stop := next((item for item in batch if isinstance(item, Stop)), None):
                 for item in batch:
                     if isinstance(item, JudgedLater):  # it belongs to the session all the same
@@ -452,18 +450,28 @@ class Pump:
         self._request = replace(self._request, deadline=Deadline.after(answer_s(self._run.upstreams.providers)))
         request: ProviderRequest | None = self._request
         measure = Measure()
+        handed: Calls = []
+        events: AsyncGenerator[ProviderEvent, None] | None
         try:
             while request is not None:
                 self._resting = False
-                async with aclosing(self._run.upstreams.ask(request)) as events:
-                    async for event in events:
-                        measure.add(event)
-                        self._resting = isinstance(event, TextDelta)
-                        if self._take_in_passing(event):
-                            continue
-                        await self._slots.acquire()
-                        await self._outlet.unread.put(event)
-                        self._inbox.put_nowait(Arrived(event))
+                events = self._run.upstreams.ask(request, handed)
+                try:
+                    while events is not None:
+                        async for event in events:
+                            measure.add(event)
+                            self._resting = isinstance(event, TextDelta)
+                            if self._take_in_passing(event):
+                                continue
+                            await self._slots.acquire()
+                            await self._outlet.unread.put(event)
+                            self._inbox.put_nowait(Arrived(event))
+                        events = handed.pop() if handed else None  # what the first token came from goes on alone
+                finally:
+                    for call in (events, *handed):
+                        if call is not None:
+                            await call.aclose()
+                    handed.clear()
                 self._inbox.put_nowait(RoundEnded())
                 request = await self._next.get()
             self._said_all()
@@ -479,8 +487,14 @@ class Pump:
         if self._marks.said_ms is None:
             self._marks.said_ms = self._ms()
 
-    def _tick(self) -> None:
+    def _interrupted(self) -> None:
+        self._inbox.put_nowait(Stop(Outcome.INTERRUPTED))
+
+    def _look_again(self) -> None:
         self._inbox.put_nowait(Tick())
+
+    def _tick(self) -> None:
+        self._look_again()
         self._tick_later()
 
     def _tick_later(self) -> None:
@@ -493,9 +507,9 @@ class Pump:
             return
         self._marks.wrote = now
         await self._outlet.tell_all()  # what is written is never ahead of what was told
-        if self._writing is not None and not self._writing.done():
+        if self._writing is not None:
             await endings.say_that_it_lives(self._around.log, self._run.started.session_id)
-        if self._lost_the_session():
+        if self._lost:
             self._inbox.put_nowait(Stop(Outcome.ERROR))
         elif self._to_write(now):
             chars_in, released, _, _ = self._answer.counts()
@@ -509,6 +523,7 @@ class Pump:
                     last_seq=self._outlet.seq,
                 )
             )
+            self._writing.add_done_callback(self._written)
         session_id = self._run.started.session_id
         if await self._around.log.interrupted(session_id):
             self._inbox.put_nowait(Stop(Outcome.INTERRUPTED))
@@ -523,20 +538,22 @@ class Pump:
         """Whether the database is to hear of something new, or that the session lives: a silent one says so three times
         before it is taken for dead. One write at a time; one that failed is made again.
         """
-        marks, task = self._marks, self._writing
-        if task is not None and not task.done():
+        marks = self._marks
+        if self._writing is not None:
             return False
         told = (*self._answer.counts(), self._outlet.seq)
-        failed = task is not None and (task.cancelled() or task.exception() is not None)
-        if told == marks.kept and not failed and now - marks.kept_at < self._around.settings.stale_s / 3:
+        if told == marks.kept and not self._unwritten and now - marks.kept_at < self._around.settings.stale_s / 3:
             return False
         marks.kept, marks.kept_at = told, now
         return True
 
-    def _lost_the_session(self) -> bool:
-        """Has another process ended this session meanwhile (it was taken for dead)?"""
-        task = self._writing
-        return task is not None and task.done() and task.exception() is None and not task.result()
+    def _written(self, task: asyncio.Task[bool]) -> None:
+        """What came of it; the task is not kept. ``_lost``: another process has ended this session meanwhile, which it
+        took for dead.
+        """
+        self._writing = None
+        self._unwritten = task.cancelled() or task.exception() is not None
+        self._lost = not self._unwritten and not task.result()
 
     # -- first and last events ----------------------------------------------------------------------------------
 

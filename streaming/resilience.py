@@ -61,6 +61,8 @@ class CircuitBroken(ProviderUnavailable):
     code = "circuit_open"
 
 
+Calls = list[AsyncGenerator[ProviderEvent, None]]
+"""Where a call is put that has given its first token."""
 Still = Callable[[], Awaitable[bool]]
 """Whether it still streams."""
 
@@ -88,8 +90,11 @@ class Upstreams:
         names = [name for name in settings.SLUICEGATE_FALLBACKS if name != provider.name and name in offered]
         return cls((provider, *(offered[name] for name in dict.fromkeys(names))))
 
-    async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    async def ask(self, request: ProviderRequest, handed: Calls | None = None) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events; raises the first provider's ``ProviderError`` when nobody answers.
+
+        With ``handed`` they end with the first token, and the call that gave it lies in there: who asked goes on with
+        it, and closes it. Nothing stands around it any more, which a stream that waits for hours would have to keep.
 
         ``ProviderTimeout`` where the request's deadline passed before; a request without one gets it here.
         ``ProviderRefused`` at once where several choices are to have tools: what came of the calls of one of them would
@@ -98,7 +103,8 @@ class Upstreams:
         if request.choices > 1 and request.tools:
             raise ProviderRefused("tools can be offered for one choice only; ask for one choice, or offer no tools")
         deadline = request.deadline or Deadline.after(answer_s(self.providers))
-        request = replace(request, deadline=deadline)
+        if request.deadline is None:
+            request = replace(request, deadline=deadline)
         trials: dict[str, _Trial] = {}
         failures: list[ProviderError] = []
         try:
@@ -118,7 +124,7 @@ class Upstreams:
                     # A model's name means something to the provider that was asked for, and nothing to the others.
                     asked = request if provider is self.providers[0] else replace(request, model="")
                     try:
-                        async with aclosing(trial.events(asked, streaming=streaming)) as events:
+                        async with aclosing(trial.events(asked, handed, streaming=streaming)) as events:
                             async for event in events:
                                 yield event
                         return
@@ -184,25 +190,27 @@ class _Trial:
         self.error = error
         self.first = self.first or error
 
-    async def events(self, request: ProviderRequest, *, streaming: bool) -> AsyncGenerator[ProviderEvent, None]:
+    async def events(
+        self, request: ProviderRequest, handed: Calls | None, *, streaming: bool
+    ) -> AsyncGenerator[ProviderEvent, None]:
         """Up to ``TRIES`` times. Raises ``ProviderError``, and ``_SwitchedOff`` where a next try would not stream."""
         await self._enter()
-        begun: list[AsyncGenerator[ProviderEvent, None]] = []
+        begun: Calls = [] if handed is None else handed
         try:
             async with aclosing(self._tries(request, begun, streaming=streaming)) as tries:
                 async for event in tries:
                     yield event
             del tries  # what is kept for another try weighs more than the stream that needs none
-            for call in begun:
+            for call in begun if handed is None else ():
                 async for event in call:
                     yield event
         finally:
-            for call in begun:
+            for call in begun if handed is None else ():
                 await call.aclose()
         await self._answered()  # an answer of nothing is an answer
 
     async def _tries(
-        self, request: ProviderRequest, begun: list[AsyncGenerator[ProviderEvent, None]], *, streaming: bool
+        self, request: ProviderRequest, begun: Calls, *, streaming: bool
     ) -> AsyncGenerator[ProviderEvent, None]:
         """Events up to the first token, however many tries that takes; the call that goes on is put into ``begun``."""
         attempts = stamina.retry_context(

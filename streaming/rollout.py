@@ -33,7 +33,7 @@ from streaming.core.events import ProviderChosen, ProviderEvent, joined
 from streaming.database import in_database
 from streaming.flags import CONVERSATION, RolloutFlag, Stage
 from streaming.providers.base import Provider, ProviderRequest
-from streaming.resilience import Upstreams
+from streaming.resilience import Calls, Upstreams
 
 logger = structlog.get_logger(__name__)
 
@@ -89,8 +89,8 @@ class Asks(Protocol):
     def streaming(self) -> bool:
         """Whether answers are asked for as streams."""
 
-    def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """The answer's events. Raises ``ProviderError``."""
+    def ask(self, request: ProviderRequest, handed: Calls | None = None) -> AsyncGenerator[ProviderEvent, None]:
+        """The answer's events. ``handed``: see ``Upstreams.ask``. Raises ``ProviderError``."""
 
 
 def decide(subject: Subject, request: ProviderRequest, settings: Conf | None = None) -> Decision:
@@ -180,6 +180,8 @@ class RolledOut:
     the next one of them. The way back is not taken within an answer: one that fell to the standard path stays there.
     """
 
+    __slots__ = ("_asked", "_decision", "_first", "_inner", "_settings", "_subject")
+
     def __init__(self, inner: Upstreams, first: Decision, subject: Subject, settings: Conf) -> None:
         self._inner = inner
         self._decision = self._first = first
@@ -197,7 +199,7 @@ class RolledOut:
         """As decided last."""
         return self._decision.streaming
 
-    async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    async def ask(self, request: ProviderRequest, handed: Calls | None = None) -> AsyncGenerator[ProviderEvent, None]:
         """The answer's events; whoever is chosen carries the reason for not streaming. Raises ``ProviderError``."""
 
         async def still() -> bool:
@@ -209,7 +211,7 @@ class RolledOut:
             await still()
         self._asked = True
         inner = replace(self._inner, streaming=self._decision.streaming, still=still)
-        async with aclosing(inner.ask(request)) as events:
+        async with aclosing(inner.ask(request, handed)) as events:
             async for event in events:
                 if isinstance(event, ProviderChosen) and self._decision.fallback:
                     event = replace(event, fallback=self._reasons(event.fallback))

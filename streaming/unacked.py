@@ -16,7 +16,7 @@ class Unacked:
 
     def __init__(self) -> None:
         self._sessions: list[str] = []
-        self._sent = array("Q")
+        self._sent = array("I")
         """Which of the sessions, the event's seq, its bytes; and the next event."""
         self.bytes = 0
 

@@ -18,6 +18,8 @@ MAX_UNREAD = 1_000_000
 class Unread:
     """How much of what the provider sent is on its way to the log; at ``MAX_UNREAD`` bytes the provider waits."""
 
+    __slots__ = ("_held", "_room")
+
     def __init__(self) -> None:
         self._held = 0
         self._room = Wake(is_set=True)

@@ -21,7 +21,7 @@ class Wake:
 
     def __init__(self, *, is_set: bool = False) -> None:
         self._set = is_set
-        self._calls: tuple[Callable[[], object], ...] = ()
+        self._calls: tuple[Callable[[], object] | asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
         """Whether it has been set and not cleared."""
@@ -32,7 +32,10 @@ class Wake:
         self._set = True
         calls, self._calls = self._calls, ()
         for call in calls:
-            call()
+            if isinstance(call, asyncio.Future):
+                _end(call)
+            else:
+                call()
 
     def clear(self) -> None:
         """Who waits from now on waits for the next ``set``."""
@@ -50,23 +53,23 @@ class Wake:
         if self._set:
             return True
         loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-
-        def end() -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        self._calls = (*self._calls, end)
-        timer = loop.call_later(limit_s, end) if limit_s is not None else None
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._calls = (*self._calls, waiter)
+        timer = loop.call_later(limit_s, _end, waiter) if limit_s is not None else None
         try:
             await waiter
         finally:
             if timer is not None:
                 timer.cancel()
-            came = end not in self._calls
+            came = waiter not in self._calls
             if not came:
-                self._calls = tuple(call for call in self._calls if call is not end)
+                self._calls = tuple(call for call in self._calls if call is not waiter)
         return came
+
+
+def _end(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Line(Generic[T]):
@@ -95,6 +98,18 @@ class Line(Generic[T]):
     def get_nowait(self) -> T:
         """The first item, there must be one."""
         return self._items.pop(0)
+
+    def get_all(self) -> list[T]:
+        """All items that are there."""
+        items, self._items = self._items, []
+        return items
+
+    def filled(self) -> asyncio.Future[None]:
+        """Done when there is something to be taken. No coroutine: the taker waits for it and for nothing around it."""
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        if self._items:
+            waiter.set_result(None)
+        return waiter
 
     async def get(self) -> T:
         """The first item, as soon as there is one."""

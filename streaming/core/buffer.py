@@ -102,7 +102,7 @@ class ResponseBuffer:
         self._since = 0.0
         self._rested_since: float | None = None
         self._flushed_at = 0.0
-        self._begun: set[tuple[str, str, int]] = set()
+        self._begun: tuple[tuple[str, str, int], ...] = ()
 
     def take(self, events: Sequence[ServerEvent], now: float) -> list[ServerEvent]:
         """Take events in order; returns what is to be told now."""
@@ -176,5 +176,5 @@ class ResponseBuffer:
         lane = (event.message_id, event.channel, event.choice)
         if lane in self._begun:
             return False
-        self._begun.add(lane)
+        self._begun = (*self._begun, lane)
         return True

@@ -71,6 +71,10 @@ class RuleRun:
         return self.swallowing is not None or self.next < self.until
 
 
+_NONE_FIRED: dict[int, RuleRun] = {}
+"""Of every lane none of whose rules has fired yet; nothing is put into it."""
+
+
 class LaneRun:
     """A lane as one gate runs it. Offsets are code points of the original text."""
 
@@ -82,7 +86,7 @@ class LaneRun:
         self.decides = lane.decides
         self.closed = False  # the answer is blocked: only spans that grow still matter
         self.state: State = lane.scanner.start
-        self.runs: dict[int, RuleRun] = {}
+        self.runs = _NONE_FIRED
         self.horizon = 0
 
     @property
@@ -93,13 +97,13 @@ class LaneRun:
     def note(self, n: int) -> None:
         """Take over which rules have accepted, now that ``n`` characters are read, and clear the state's marks."""
         for rule in self.state.seen if not self.closed else ():
-            self._run(rule).until = n
+            self.run_of(rule).until = n
         self.state = self.lane.scanner.unmark(self.state)
 
     def note_end(self, n: int) -> None:
         """The text ends here: rules that were waiting for context accept."""
         for rule in self.lane.scanner.accepts_at_end(self.state) if not self.closed else ():
-            self._run(rule).until = n
+            self.run_of(rule).until = n
 
     def close(self) -> bool:
         """Look for nothing new; returns whether a span still grows."""
@@ -109,9 +113,12 @@ class LaneRun:
             run.until = 0
         return bool(self.runs)
 
-    def _run(self, rule: int) -> RuleRun:
+    def run_of(self, rule: int) -> RuleRun:
+        """Where this rule stands, from now on."""
         run = self.runs.get(rule)
         if run is None:
+            if self.runs is _NONE_FIRED:
+                self.runs = {}
             run = self.runs[rule] = RuleRun()
         return run
 

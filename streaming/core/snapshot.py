@@ -245,7 +245,7 @@ def _lane(gate: Gate, stored: LaneState, spans: list[Span]) -> LaneRun:
     lane.state = scanner.unmark(state)
     lane.horizon = stored["horizon"]
     for rule, fired in stored["runs"].items():
-        run = lane.runs[int(rule)] = RuleRun()
+        run = lane.run_of(int(rule))
         run.next, run.until, run.reach = fired["next"], fired["until"], fired["reach"]
         run.span = None if fired["span"] is None else spans[fired["span"]]
         if fired["swallowing"] is not None:

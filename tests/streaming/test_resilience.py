@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ from streaming.providers.base import (
     TimeLimits,
     get_provider,
 )
-from streaming.resilience import TRIES, Upstreams
+from streaming.resilience import TRIES, Calls, Upstreams
 from streaming.tools.base import specs
 from tests.streaming.pumping import Controlled, Trial, policy_of, trial
 from tests.streaming.test_metrics import Growth
@@ -262,6 +263,45 @@ async def test_a_reader_who_goes_away_closes_the_provider_in_every_phase() -> No
         with pytest.raises(asyncio.CancelledError):
             await task
         assert provider.closed
+
+
+async def test_with_the_first_token_the_call_is_handed_over_and_nothing_stands_around_it() -> None:
+    first, second = Named(scripts=[[ModelNamed("m"), DOWN]]), Named(name="second", scripts=[["one", "two", DOWN]])
+    handed: Calls = []
+    chain = Upstreams((first, second)).ask(ASK, handed)
+    asked = [event async for event in chain]
+    assert asked[-1] == TextDelta("one")
+    (call,) = handed
+    assert await anext(call) == TextDelta("two")
+    assert not second.closed, "who was handed the call closes it"
+    with pytest.raises(ProviderError):  # and hears of its failure
+        await anext(call)
+    assert second.closed
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_stream_that_waits_keeps_nothing_of_the_way_to_its_call() -> None:
+    held, ways = Named(scripts=[["text", asyncio.Event()]]), list[weakref.ref[object]]()
+
+    class Watched:
+        providers, streaming = (held,), True
+
+        def ask(self, request: ProviderRequest, handed: Calls | None = None) -> AsyncGenerator[ProviderEvent, None]:
+            made = Upstreams(self.providers).ask(request, handed)
+            ways.append(weakref.ref(made))
+            return made
+
+    case = await trial([], policy=policy_of(without="harm"))
+    case.pump._run = replace(case.pump._run, upstreams=Watched())
+    task = asyncio.create_task(case.pump.run())
+    async with asyncio.timeout(5):
+        while not ways or ways[0]() is not None:  # noqa: ASYNC110 - it goes in another task
+            await asyncio.sleep(0.001)
+    assert not held.closed
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held.closed
 
 
 async def test_who_stops_reading_at_any_event_closes_the_provider() -> None:

@@ -23,7 +23,7 @@ from streaming.frames import StartFrame
 from streaming.log import MemoryLog
 from streaming.models import AuditSession, Message
 from streaming.providers.base import ChatMessage, ProviderRequest, ProviderUnavailable, ToolSpec
-from streaming.resilience import TRIES, Upstreams
+from streaming.resilience import TRIES, Calls, Upstreams
 from streaming.rollout import Decision, Marks, RolledOut, Subject, decide, estimate_s, supports_streaming
 from streaming.sessions import Visitor
 from tests.streaming.pumping import QUICK, Controlled, policy_of
@@ -465,7 +465,9 @@ async def test_a_flag_that_cannot_be_read_breaks_no_running_answer(
 
 async def test_reasons_of_flag_and_provider_both_stand_in_the_record() -> None:
     class Fallen(Upstreams):
-        async def ask(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        async def ask(
+            self, request: ProviderRequest, handed: Calls | None = None
+        ) -> AsyncGenerator[ProviderEvent, None]:
             yield ProviderChosen("second", self.streaming, "provider_unavailable")
 
     upstreams = RolledOut(Fallen((Both(),)), Decision(False, "request_type"), subject(), Conf())
