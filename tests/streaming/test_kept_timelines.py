@@ -45,8 +45,7 @@ async def test_it_works(stream: bool) -> None:
     arrivals, releases = kept(session)
     assert chars(arrivals) == chars(releases) > 100
     assert (len(arrivals) > 1) is stream
-    assert session.first_token_ms == arrivals[0][0]
-    assert session.hold_ms is not None
+    assert (session.first_token_ms, session.hold_ms) == (None, None), "the figures of the admin are of our own pages"
     assert not TimelineView.of(session.timing).empty, "the session's page draws it"
 
 
