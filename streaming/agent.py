@@ -296,6 +296,14 @@ def _why(error: ToolError) -> str:
     return mend(text) if len(text) <= MAX_RESULT_CHARS else _too_much("error", text)
 
 
+def taken(result: str, error: str) -> tuple[str, bool]:
+    """What a tool that ran elsewhere returned, bounded like what ours return; and whether that is a failure."""
+    text = result or error
+    if len(text) > MAX_RESULT_CHARS:
+        return _too_much("error" if error else "result", text), True
+    return text, bool(error)
+
+
 def _too_much(what: str, text: str) -> str:
     return f"the {what} has {len(text):,} characters; at most {MAX_RESULT_CHARS:,} are taken"
 

@@ -16,7 +16,7 @@ from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdi
 from guardrails.kinds.base import Turn
 from guardrails.policy import Guardrail, Policy
 from streaming import stops, totals
-from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, shown_as
+from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, shown_as, taken
 from streaming.answer_lanes import HOLD_EVERY_MS, NOTHING, Key, Lane, Question, Round, Telling
 from streaming.calls import MAX_CALLS, MAX_NAME_CHARS, Call, ToolCalls
 from streaming.checks import Checked, Later, Look, Looked, warned
@@ -50,6 +50,7 @@ from streaming.foreign_words import fit, model_name
 from streaming.pace import Timeline
 from streaming.providers.base import ChatMessage, ProviderTimeout, ToolCallMade
 from streaming.returned import Returned, name_lane
+from streaming.slices import SLICE
 
 
 class Answer:
@@ -130,8 +131,8 @@ class Answer:
                     self._crowded = True
                     words = f"The model called tools more than {MAX_CALLS} times; further calls are not made."
                     return self.take(ProviderNotice("too_many_tool_calls", words))
-            case ProviderToolResult(id_, result, error):
-                return self._tool_result(id_, result, error)
+            case ProviderToolResult():
+                return [one for told in self.returning(event) for one in told]
             case Usage():
                 # Within a round the counts are those so far; every round is paid for.
                 self._round.usage |= event.as_dict()
@@ -157,6 +158,10 @@ class Answer:
                     self._markup = (*self._markup, message)
                 return [ErrorEvent(code, self.fit(mend(message)), recoverable=True)]
         return []
+
+    def returning(self, event: ProviderToolResult) -> Iterator[list[ServerEvent]]:
+        """As ``take``, a little at a time: between two lists everybody else may have a turn."""
+        return iter(()) if self.blocked is not None else self._tool_result(event.id, event.result, event.error)
 
     def fit(self, words: str) -> str:
         """What somebody says of a failure, as readers and the record may have it."""
@@ -446,28 +451,29 @@ class Answer:
         self.stopped = Blocked(self.message_id, block_reason(finding, "answer"), finding.guardrail, withheld)
         return self.stopped
 
-    def _tool_result(self, id_: str, result: str, error: str) -> list[ServerEvent]:
+    def _tool_result(self, id_: str, result: str, error: str) -> Iterator[list[ServerEvent]]:
         """What the provider's own tool returned: the call it answers is over, and is told before what came of it.
 
         Name, arguments and result pass the gate as whole texts before they are shown.
         """
         call = self.tools.answered(id_[:MAX_NAME_CHARS])
         if call is None:
-            return []
-        out: list[ServerEvent] = []
+            return
         if not call.told:
             lane = name_lane(self.policy, call.wanted, monitor=self.monitor)
-            out += self._unseen(lane, _whole(lane, call.wanted))
+            yield self._unseen(lane, [*lane.gate.feed(call.wanted), *lane.gate.finish()])
             call.name = shown_as(call.wanted, "".join(lane.parts))
             self._looked(lane, call.wanted)
         self._returns += 1
-        returned = Returned.of(self._returns, call, result or error, bool(error), self.policy, monitor=self.monitor)
+        text, failed = taken(result, error)
+        returned = Returned.of(self._returns, call, text, failed, self.policy, monitor=self.monitor)
         self._returned[self._returns] = returned
-        out += self._return(returned, returned.asked, _whole(returned.asked, returned.arguments))
+        for effects in _whole(returned.asked, returned.arguments):
+            yield [] if effects is None else self._return(returned, returned.asked, effects)
         if self.blocked is None:
-            returned.fed = True
-            out += self._return(returned, returned.said, _whole(returned.said, returned.text))
-        return out
+            for effects in _whole(returned.said, returned.text):
+                returned.fed = effects is not None
+                yield [] if effects is None else self._return(returned, returned.said, effects)
 
     def _unseen(self, lane: Lane, effects: list[gates.Effect]) -> list[ServerEvent]:
         """Events of a text that is told in one piece, without its pieces."""
@@ -520,8 +526,13 @@ class Answer:
         return event
 
 
-def _whole(lane: Lane, text: str) -> list[gates.Effect]:
-    return [*lane.gate.feed(text), *lane.gate.finish()]
+def _whole(lane: Lane, text: str) -> Iterator[list[gates.Effect] | None]:
+    """What a text leads to, in the end; before that nothing, slice by slice."""
+    effects: list[gates.Effect] = []
+    for at in range(0, len(text), SLICE):
+        effects += lane.gate.feed(text[at : at + SLICE])
+        yield None
+    yield [*effects, *lane.gate.finish()]
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

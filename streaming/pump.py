@@ -32,6 +32,7 @@ from streaming.conf import Conf
 from streaming.core.events import (
     ProviderEvent,
     ProviderNotice,
+    ProviderToolResult,
     ServerEvent,
     TextDelta,
     ThinkingDelta,
@@ -57,6 +58,7 @@ from streaming.resilience import Calls, answer_s
 from streaming.sessions import DeferredText, State
 from streaming.shadow.record import acted
 from streaming.shadow.running import Compared, Shadow
+from streaming.slices import SLICE
 from streaming.tools.base import all_tools
 from streaming.wake import Line
 
@@ -64,6 +66,9 @@ logger = structlog.get_logger(__name__)
 
 READ_AHEAD = 64
 """Provider events that may lie in the inbox; then the provider waits."""
+SAID = (TextDelta, ThinkingDelta)
+FEW = 8
+"""Items that are taken at once where they may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,8 @@ class Pump:
         self._writing: asyncio.Task[bool] | None = None
         self._lost = self._unwritten = False
         self._result: Result | None = None
+        self._large = False
+        """Something was said in a large piece: the loop takes few items at once, and pauses between them."""
 
     def _look(self, looked: Looked) -> None:
         self._beside.look(looked)
@@ -255,7 +262,7 @@ class Pump:
             self._idle = True
             await self._inbox.filled()
             self._idle, self._in_passing, self._called = False, 0, False
-            batch = self._inbox.get_all()
+            batch = self._inbox.get_all() if not self._large else self._inbox.get_all(FEW)
             if stop := next((item for item in batch if isinstance(item, Stop)), None):
                 for item in batch:
                     if isinstance(item, JudgedLater):  # it belongs to the session all the same
@@ -268,7 +275,14 @@ class Pump:
                         self._taken.append(item.event)
                     self._owed += 1
                     self._outlet.came(item.event)
-                    events += self._timed(item.event)
+                    if isinstance(item.event, ProviderToolResult):
+                        for told in self._answer.returning(item.event):
+                            events += told
+                            await asyncio.sleep(0)
+                    else:
+                        events += self._timed(item.event)
+                    if self._large:
+                        await asyncio.sleep(0)
                 elif isinstance(item, RoundEnded):
                     self._round_ended()
                 elif isinstance(item, CallsEnded):
@@ -370,7 +384,7 @@ class Pump:
 
         False: this is not the time, it goes through the inbox like everything else.
         """
-        if not isinstance(event, TextDelta | ThinkingDelta) or self._inbox.qsize() > self._called:
+        if not isinstance(event, SAID) or self._inbox.qsize() > self._called:
             return False
         if not self._idle or self._parked or self._asking.busy or self._outlet.unread.full or self._answer.questions:
             return False
@@ -461,11 +475,12 @@ class Pump:
                         async for event in events:
                             measure.add(event)
                             self._resting = isinstance(event, TextDelta)
+                            if isinstance(event, SAID) and len(event.text) > SLICE:
+                                await self._feed_slowly(event)
+                                continue
                             if self._take_in_passing(event):
                                 continue
-                            await self._slots.acquire()
-                            await self._outlet.unread.put(event)
-                            self._inbox.put_nowait(Arrived(event))
+                            await self._put(event)
                         events = handed.pop() if handed else None  # what the first token came from goes on alone
                 finally:
                     for call in (events, *handed):
@@ -482,6 +497,19 @@ class Pump:
             self._inbox.put_nowait(ProviderEnded(ProviderError("the provider's adapter failed")))
         else:
             self._inbox.put_nowait(ProviderEnded())
+
+    async def _put(self, event: ProviderEvent) -> None:
+        await self._slots.acquire()
+        await self._outlet.unread.put(event)
+        self._inbox.put_nowait(Arrived(event))
+
+    async def _feed_slowly(self, event: TextDelta | ThinkingDelta) -> None:
+        """Much text in one piece: between two slices of it everybody else has a turn."""
+        text, self._large = event.text, True
+        for at in range(0, len(text), SLICE):
+            last = at + SLICE >= len(text)
+            piece = replace(event, text=text[at : at + SLICE])
+            await self._put(piece if last or isinstance(piece, TextDelta) else replace(piece, signature=""))
 
     def _said_all(self) -> None:
         if self._marks.said_ms is None:

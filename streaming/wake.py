@@ -99,9 +99,11 @@ class Line(Generic[T]):
         """The first item, there must be one."""
         return self._items.pop(0)
 
-    def get_all(self) -> list[T]:
-        """All items that are there."""
+    def get_all(self, most: int | None = None) -> list[T]:
+        """All items that are there, or the first of them."""
         items, self._items = self._items, []
+        if most is not None:
+            items, self._items = items[:most], items[most:]
         return items
 
     def filled(self) -> asyncio.Future[None]:
