@@ -480,7 +480,9 @@ class Pump:
                                 continue
                             if self._take_in_passing(event):
                                 continue
-                            await self._put(event)
+                            await self._slots.acquire()
+                            await self._outlet.unread.put(event)
+                            self._inbox.put_nowait(Arrived(event))
                         events = handed.pop() if handed else None  # what the first token came from goes on alone
                 finally:
                     for call in (events, *handed):
