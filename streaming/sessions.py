@@ -29,7 +29,7 @@ from django.utils import timezone
 from guardrails.findings import Finding as FoundHit
 from guardrails.findings import Outcome
 from guardrails.kinds.base import Turn
-from streaming import conversing, models
+from streaming import conversing, models, unjudged
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message, ShadowCheck, place_of
@@ -417,12 +417,15 @@ def end_lost(
     error: str,
     code: str = "pump_lost",
     salvaged: Salvaged | None = None,
+    why_unjudged: str = unjudged.GONE,
 ) -> bool:
     """ACTIVE -> COMPLETE, outcome "error", for a session that gave no sign of life since ``stale_before``.
 
-    What was written through stays as the message's content, unless the log told more. True for exactly one caller.
+    What was written through stays as the message's content, unless the log told more. The checks that workers would
+    have made end as errors, with ``why_unjudged``; empty: there was nothing to judge. True for exactly one caller.
     """
     now = timezone.now()
+    policy = unjudged.policy_of(session_id) if why_unjudged else None  # before the lock: it may have to be compiled
     with transaction.atomic():
         session = AuditSession.objects.select_for_update().filter(pk=session_id, heartbeat_at__lt=stale_before).first()
         if session is None or not _move(
@@ -440,8 +443,10 @@ def end_lost(
         answer.update(status=Message.Status.ERROR)
         if salvaged is not None:
             _put_back(session, salvaged, answer)
+        checks = unjudged.checks_of(session, policy, salvaged, now, why_unjudged)
+        DeferredCheck.objects.bulk_create(checks)
         _count_what_is_there(session)
-        audit.sealed(session_id=session_id)
+        audit.sealed(session_id=session_id, checks=bool(checks))
     return True
 
 

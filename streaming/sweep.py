@@ -107,6 +107,7 @@ async def _end_lost(now: datetime, log: SessionLog, done: Swept) -> None:
             if ended:
                 done.lost.append(one.session_id)
                 logger.warning("session_lost")
+                await _tell_checks(log, one.session_id)
                 await _announce(log, one.session_id, [ErrorEvent("pump_lost", LOST, recoverable=True)])
 
 

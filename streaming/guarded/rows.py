@@ -223,6 +223,7 @@ def lose(*, session_id: str) -> None:
             stale_before=timezone.now() + timedelta(days=1),
             error="The state of this stream was lost; what had been shown is kept.",
             code=LOST,
+            why_unjudged="The state of this stream was lost; nobody judged its text.",
         )
         GuardedStream.objects.filter(session__pk=session_id).update(sealed_state=None)
 
@@ -235,6 +236,7 @@ def withdraw(*, session_id: str) -> None:
             stale_before=timezone.now() + timedelta(days=1),
             error="The store of streams could not be reached; the stream did not begin.",
             code=NOT_BEGUN,
+            why_unjudged="",
         )
         GuardedStream.objects.filter(session__pk=session_id).update(sealed_state=None)
 

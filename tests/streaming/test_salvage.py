@@ -9,15 +9,16 @@ from channels.db import database_sync_to_async
 from django.utils import timezone
 
 from guardrails.findings import Action, Finding, Mode
-from streaming import sessions
+from streaming import sessions, unjudged
 from streaming.audit.verify import log_faults
 from streaming.conf import conf
 from streaming.core.events import FindingEvent, MessageStream, Redaction, ServerEvent
 from streaming.log import LogUnavailable, MemoryLog
-from streaming.models import AuditSession, Message
+from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.models import Finding as Row
 from streaming.sessions import NewSession, Started, Visitor
 from streaming.sweep import sweep
+from tests.streaming.pumping import policy_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 HIT = Finding("pii", "pii", "ssn", "pii", 14, 25, Mode.BLOCK, Action.REDACT, n=1, would_have=None)
@@ -122,3 +123,38 @@ async def test_without_a_log_what_was_written_through_stays(monkeypatch: pytest.
     monkeypatch.setattr(log, "append", away)
     _, answer, findings = await swept(log)
     assert (answer.content, findings) == ("The number", [])
+
+
+BOTH = {"name": "both", "kind": "ai_judge", "applies_to": ["prompt", "response"], "config": {"rubric": "harm"}}
+DECIDES = {**BOTH, "name": "decides", "mode": "BLOCK", "action": "block"}
+
+
+@pytest.mark.parametrize("came", [True, False], ids=["text-was-shown", "nothing-came"])
+async def test_what_nobody_will_judge_is_on_record_and_told(monkeypatch: pytest.MonkeyPatch, came: bool) -> None:
+    policy = policy_of(BOTH, DECIDES)
+    assert policy.guardrail("decides").decides
+    monkeypatch.setattr(unjudged, "policy_by_digest", lambda digest: policy)
+    started, log = await begun(), MemoryLog()
+    if not came:
+        await AuditSession.objects.aupdate(chars_in=0, released=0)
+    events = told(started) if came else told(started)[4:5]
+    await log.append(started.session_id, [event.payload() for event in events], ms=5)
+    session, *_ = await swept(log)
+    rows = [row async for row in DeferredCheck.objects.order_by("id")]
+    named = [(row.guardrail, row.applies_to) for row in rows]
+    assert named == [("both", "prompt"), *([("harm", "response"), ("both", "response")] if came else [])]
+    assert {(row.state, row.error, row.finished_at is None) for row in rows} == {("error", unjudged.GONE, False)}
+    lines = [event for event in await log.read(started.session_id, 0) if event["type"] in ("guardrail_status", "state")]
+    assert {line["guardrail"] for line in lines[:-1]} == {name for name, _ in named}
+    assert {line["state"] for line in lines[:-1]} == {"error"}
+    assert lines[-1]["state"] == session.state, "who is told COMPLETE has been told of every check"
+
+
+async def test_a_policy_that_does_not_load_keeps_no_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(digest: str) -> object:
+        raise RuntimeError(digest)
+
+    monkeypatch.setattr(unjudged, "policy_by_digest", broken)
+    await begun()
+    await swept(MemoryLog())
+    assert not await DeferredCheck.objects.aexists()

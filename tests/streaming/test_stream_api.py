@@ -256,7 +256,7 @@ async def test_the_database_is_two_seconds_behind_at_most(
 
 
 async def test_a_state_that_no_store_has_is_said_to_be_lost_and_is_on_record(client: Client) -> None:
-    began = await client.start(delta="Hello")
+    began = await client.start(policy="demo", delta="Hello")
     await forget_store()
     await GuardedStream.objects.aupdate(sealed_state=None)
     for _ in range(2):
@@ -265,6 +265,8 @@ async def test_a_state_that_no_store_has_is_said_to_be_lost_and_is_on_record(cli
     session = await AuditSession.objects.aget()
     assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "error", "state_lost")
     assert await AuditEntry.objects.filter(kind="sealed").acount() == 1
+    check = await DeferredCheck.objects.aget()
+    assert (check.guardrail, check.applies_to, check.state) == ("harm", "response", "error"), "nobody judged it"
 
 
 async def test_a_crash_between_state_and_answer_makes_the_retry_return_it(

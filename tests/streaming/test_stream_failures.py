@@ -14,7 +14,7 @@ from streaming.audit.verify import log_faults
 from streaming.guarded import rows
 from streaming.guarded.store import Store
 from streaming.log import LogUnavailable
-from streaming.models import AuditEntry, AuditSession, GuardedStream
+from streaming.models import AuditEntry, AuditSession, DeferredCheck, GuardedStream
 from tests.streaming.test_stream_api import SSN, Client, Json, client, closing, error, forget_store
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -52,9 +52,10 @@ async def test_a_start_whose_store_goes_away_leaves_no_open_stream_behind(
 
     with monkeypatch.context() as away:
         away.setattr(Store, "swap", gone)
-        status, said = await client.post("start", {"delta": "Hello. "}, **key)
+        status, said = await client.post("start", {"delta": "Hello. ", "policy": "demo"}, **key)
     assert (status, error(said)["code"]) == (503, "log_unavailable")
-    status, said = await client.post("start", {"delta": "Hello. "}, **key)
+    assert not await DeferredCheck.objects.aexists(), "what did not begin leaves nothing to judge"
+    status, said = await client.post("start", {"delta": "Hello. ", "policy": "demo"}, **key)
     assert status == 201
     states = [row async for row in AuditSession.objects.order_by("started_at").values_list("state", "error_code")]
     assert states == ([("ACTIVE", "")] if repeatable else [("COMPLETE", "log_unavailable"), ("ACTIVE", "")])
