@@ -107,12 +107,26 @@ class RevealPage(ModelAdmin):  # type: ignore[misc]  # unfold carries no types
             "opts": self.opts,
             "session": session,
             "form": form,
-            "masked": (("Prompt", masked(session.prompt)), ("Answer", masked(session.answer))),
+            "masked": _masked(session),
             "revealed": revealed,
+            "texts": [(_called(session, name), text) for name, text in (revealed.texts if revealed else {}).items()],
         }
         response = TemplateResponse(request, "admin/streaming/people/reveal.html", context)
         add_never_cache_headers(response)
         return response
+
+
+def _called(session: AuditSession, name: str) -> str:
+    """What a text is: what was checked for a client stands in the answer's place, also where it is a prompt."""
+    answer = session.answer
+    checked = session.prompt is None and answer is not None and answer.role == Message.Role.USER
+    return "prompt" if name == "answer" and checked else name
+
+
+def _masked(session: AuditSession) -> list[tuple[str, str]]:
+    texts = (("prompt", session.prompt), ("answer", session.answer))
+    shown = [(_called(session, name), text) for name, text in texts]
+    return [(name, masked(text)) for at, (name, text) in enumerate(shown) if at or shown[1][0] != name]
 
 
 class ReviewPage(ModelAdmin):  # type: ignore[misc]

@@ -7,9 +7,12 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
+from guardrails.findings import Outcome
+from streaming import sessions
 from streaming.audit import people
 from streaming.audit.verify import log_faults
 from streaming.models import AuditEntry, AuditSession, Conversation, Finding, Message, Review
+from streaming.sessions import Ending, Visitor
 from tests.conftest import Cast
 
 from .test_audit_chain import session
@@ -71,6 +74,19 @@ def test_it_works(reviewer: Client, reveal_page: str, review_page: str, finding:
     assert (review.label, review.note, review.by) == ("false_positive", "a part <no>", "reviewer")
     assert b"a part &lt;no&gt;" in reviewer.get(review_page).content
     assert list(log_faults()) == []
+
+
+def test_a_prompt_that_was_checked_for_a_client_is_called_one(reviewer: Client) -> None:
+    ending = Ending(Outcome.ALLOWED, Message.Status.COMPLETE, content="Is it you?")
+    key = sessions.record_check(
+        visitor=Visitor(client="sg_a"), policy={"name": "p", "version": 1, "digest": "sha256:x"}, ending=ending,
+        monitor=False, conversation_key="c", correlation_id="", role=Message.Role.USER,
+    )  # fmt: skip
+    page = reverse("admin:streaming_auditsession_reveal", args=[key])
+    for shown in (reviewer.get(page), reviewer.post(page, {"reason": "complaint 17"})):
+        assert b"Prompt" in shown.content
+        assert b"Answer" not in shown.content
+    assert b"Is it you?" in shown.content
 
 
 def test_texts_are_masked_on_every_page(reviewer: Client, session_id: str, finding: Finding, cast: Cast) -> None:
