@@ -23,6 +23,7 @@ have a channel of their own (``arguments.py``).
 
 from __future__ import annotations
 
+import json
 from typing import TypedDict
 
 from guardrails.findings import AppliesTo
@@ -55,8 +56,8 @@ class Restorer:
     def __init__(self, masker: Masker, *, one_value: bool = False, around: Place | None = None) -> None:
         """``one_value``: a program reads the channel's text as one value (``Place``).
 
-        ``around``: the place in a text that this one is a part of, and which may be shown as it is. It reads along; no
-        value comes back where markup is open there.
+        ``around``: the place in JSON of which this text is a string, and which may be shown as it is. It reads along,
+        in the spelling of JSON; no value comes back where markup is open there.
         """
         self._masker = masker
         self._around = around
@@ -144,7 +145,7 @@ class Restorer:
                 if not begins and self._running_text:
                     self._place.read_value(value)
                     if self._around is not None:
-                        self._around.read_value(value)
+                        self._around.read_value(_spelled(value))
                     self._masker.put_back += 1
                     written = value
                 else:
@@ -162,7 +163,7 @@ class Restorer:
     def _read(self, text: str) -> None:
         self._place.read(text)
         if self._around is not None:
-            self._around.read(text)
+            self._around.read(_spelled(text))
 
     def state(self) -> RestorerState:
         """The state as JSON-able data, without any value."""
@@ -193,3 +194,8 @@ class Restorer:
             (written, (masker.restored(written) or "") if sort else "") for written, sort in state["waiting"]
         ]
         return restorer
+
+
+def _spelled(text: str) -> str:
+    """A part of a string as JSON writes it: a line end in it ends no line of what is shown."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

