@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tests.stack.clients import Json
-from tests.stack.servers import LIMIT_S, Stack, stack
+from tests.stack.processes import LIMIT_S
+from tests.stack.servers import Stack, stack
 
 STREAMS = 50
 AT_ONCE = 6
