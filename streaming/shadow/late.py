@@ -18,6 +18,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from guardrails.findings import HIDING, Finding, Mode, would_have
+from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from guardrails.selectors import PolicyUnavailable, policy_by_digest
 from streaming.audit import services as audit
@@ -102,15 +103,19 @@ def settle(session: AuditSession, name: str, findings: Iterable[Finding], came: 
 
 
 def _beside(details: Mapping[str, object], active: Guardrail) -> tuple[Policy, Guardrail] | None:
-    """The shadow's policy and its guardrail that asks the very same thing and was not run for itself."""
-    if active.name not in _names(details, "not_run"):
+    """The shadow's policy and its guardrail that asks the very same thing and was not run for itself.
+
+    One that looks at sentences has verdicts of its own, and what is said of a whole text is none of them.
+    """
+    told = details.get("late") is not None or details.get("shared") is not None
+    if active.name not in _names(details, "shared" if told else "not_run"):
         return None
     try:
         policy: Policy = policy_by_digest(str(details["digest"]))
         beside = policy.guardrail(active.name)
     except (PolicyUnavailable, KeyError):
         return None
-    return (policy, beside) if alike(active, beside) else None
+    return (policy, beside) if beside.checkpoint is Checkpoint.DEFERRED and alike(active, beside) else None
 
 
 def _all_judged(session: AuditSession, name: str) -> bool:

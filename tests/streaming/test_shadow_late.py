@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -10,6 +11,7 @@ from channels.db import database_sync_to_async
 from django.utils import timezone
 
 from guardrails.findings import Verdict
+from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from guardrails.selectors import ShadowPolicy
 from streaming import tasks
@@ -19,7 +21,7 @@ from streaming.conf import conf
 from streaming.deferred import run_deferred
 from streaming.log import MemoryLog
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, ShadowCheck
-from streaming.shadow import worker
+from streaming.shadow import running, worker
 from streaming.shadow.worker import run_shadow_check
 from streaming.sweep import sweep
 from tests.streaming.pumping import Trial, trial
@@ -126,6 +128,26 @@ async def test_the_sessions_own_checks_are_waited_for_and_these_are_not(monkeypa
     assert (row.state, told(row)) == ("COMPLETE", ("unknown", "", ["judge"]))
     assert told(await asked(row)) == ("only_shadow", "blocked", [])
     assert row.would_have == "blocked", "by the active version's own"
+
+
+@pytest.mark.parametrize("paid", [True, False], ids=["asked for itself", "asked by nobody"])
+async def test_a_verdict_on_a_whole_text_is_none_on_its_sentences(paid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*asked: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("streaming.shadow.running.run_check", never)
+    monkeypatch.setattr(running, "GRACE_S", 0.0)
+    toxic = {"name": "toxic", "kind": "toxicity", "action": "block", "applies_to": ["response"]}
+    active = policy({**toxic, "mode": "MONITOR"}).demoted({"toxic": Checkpoint.DEFERRED})
+    second = policy(toxic, version=4)
+    if not paid:
+        monkeypatch.setattr("streaming.shadow.asked.Late.asks", lambda late, one: late.not_run.append(one.name))
+    _, row = await ended(second, monkeypatch, "You are a worthless stupid idiot.", active=active)
+    assert told(row) == ("unknown", "", ["toxic"])
+    assert await run_deferred((await DeferredCheck.objects.aget()).pk, MemoryLog())
+    await row.arefresh_from_db()
+    assert row.would_have == "blocked", "the active version's own verdict"
+    assert told(row) == ("unknown", "", ["toxic"])
 
 
 async def test_what_comes_before_the_session_is_sealed_is_sealed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
