@@ -3,13 +3,16 @@
 Exists because one client's loop must not take all connections to an upstream, and an upstream of the house may take no
 more. Protects the rule that the limit is one limit however many processes serve: places are kept in the store, renewed
 while the answer is under way, and given back when it is over; those of a process that died come free by themselves.
-While the store is away nobody is refused: it is the guardrails that protect readers, not this.
+While the store is away nobody is refused: it is the guardrails that protect readers, not this. A caller who leaves
+while a place is being taken keeps none.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import structlog
@@ -50,10 +53,10 @@ def key_of(client: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place that was taken; empty when the store was away."""
+    """A place that was taken, or may have been when the store was away; empty where none is needed."""
 
     key: str = ""
-    member: str = ""
+    member: str = field(default_factory=lambda: uuid4().hex)
 
     async def renew(self) -> None:
         """The answer is under way; one that is over already has no place, and gets none."""
@@ -68,12 +71,37 @@ class Place:
                 await shared_log().evaluate(_GIVE_BACK, [self.key], [self.member])
 
 
+_leaving: set[asyncio.Task[None]] = set()
+"""Places that are given back for callers who have gone."""
+
+
+async def taking(place: Place, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
+    """What the store says to a script that may take this place. Raises ``LogUnavailable``; the place may be taken then.
+
+    The store does what it was asked to also when nobody waits for it any more.
+    """
+    work = asyncio.ensure_future(shared_log().evaluate(script, keys, args))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        leaving = asyncio.create_task(_leave(place, work))
+        _leaving.add(leaving)
+        leaving.add_done_callback(_leaving.discard)
+        raise
+
+
+async def _leave(place: Place, work: asyncio.Future[object]) -> None:
+    with suppress(LogUnavailable):
+        await work
+    await place.give_back()
+
+
 async def take(client: str, most: int) -> Place | None:
     """A place for one answer of this client, or at this upstream; None when all are taken."""
-    key, member = key_of(client), uuid4().hex
+    place = Place(key_of(client))
     try:
-        taken = await shared_log().evaluate(TAKE, [key], [most, round(LONGEST_S * 1000), member])
+        taken = await taking(place, TAKE, [place.key], [most, round(LONGEST_S * 1000), place.member])
     except LogUnavailable:
         logger.warning("places_not_counted", client=client)
-        return Place()
-    return Place(key, member) if taken else None
+        return place
+    return place if taken else None

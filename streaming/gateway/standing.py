@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import cast
-from uuid import uuid4
 
 import structlog
 
@@ -24,7 +23,6 @@ from streaming.gateway import places
 from streaming.gateway.places import Place
 from streaming.limits import Allowance, Spends, rate_key
 from streaming.log import LogUnavailable
-from streaming.log_redis import shared_log
 from streaming.upstreams import Offered, offered_now
 
 logger = structlog.get_logger(__name__)
@@ -78,14 +76,15 @@ async def begin(standing: Standing) -> tuple[Allowance | None, Place | None]:
     While the store is away nothing is counted, and nobody refused.
     """
     client, limit = standing.access.visitor.client, standing.access.calls_per_minute
-    key, member = places.key_of(client), uuid4().hex
+    place = Place(places.key_of(client))
     ttl_ms, window_ms = round(places.LONGEST_S * 1000), round(Spends.START.value * 1000)
     try:
-        said = await shared_log().evaluate(
-            _BEGIN, [key, rate_key(client, Spends.START)], [standing.at_once, ttl_ms, member, window_ms, limit]
-        )
+        said = await places.taking(
+            place, _BEGIN, [place.key, rate_key(client, Spends.START)],
+            [standing.at_once, ttl_ms, place.member, window_ms, limit],
+        )  # fmt: skip
     except LogUnavailable:
         logger.warning("call_not_counted", client=client)
-        return None, Place()
+        return None, place
     used, left_ms, taken = cast("list[int]", said)
-    return Allowance(limit, used, max(0, left_ms) / 1000), Place(key, member) if taken else None
+    return Allowance(limit, used, max(0, left_ms) / 1000), place if taken else None

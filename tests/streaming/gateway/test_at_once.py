@@ -6,9 +6,9 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from channels.db import database_sync_to_async
@@ -22,9 +22,14 @@ from guardrails.policy import compile_policy
 from guardrails.selectors import Running
 from project import environment
 from streaming import registry
+from streaming.access import Access
 from streaming.api.gateway import front
 from streaming.gateway import places
-from streaming.log_redis import shared_log
+from streaming.gateway.standing import Standing, begin
+from streaming.log import LogUnavailable
+from streaming.log_redis import RedisLog, shared_log
+from streaming.sessions import Visitor
+from streaming.upstreams import Offered
 from tests.streaming.gateway.fake import Answer, Fake, sse, upstream
 from tests.streaming.gateway.test_heartbeats import Thinks
 from tests.streaming.gateway.test_openai_sdk import chunk, whole
@@ -165,6 +170,66 @@ async def test_a_place_that_was_given_back_is_not_taken_again_by_renewing_it() -
     assert len(await until("c")) == 1
     await place.give_back()
     await place.renew()
+    assert await until("c") == []
+
+
+def standing(most: int) -> Standing:
+    """Of a client that may have so many answers under way."""
+    return Standing(
+        Access(Visitor(client="c"), "p", answers_at_once=most), cast("Running", None), cast("Offered", None)
+    )
+
+
+TAKERS: dict[str, Callable[[], Awaitable[object]]] = {
+    "upstream": lambda: places.take("c", 1),
+    "call": lambda: begin(standing(1)),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+async def test_who_leaves_while_a_place_is_taken_keeps_none(taker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has taken it already, and nobody is told."""
+    taken, told = asyncio.Event(), asyncio.Event()
+    evaluate = RedisLog.evaluate
+
+    async def slow(log: RedisLog, script: str, *args: Any) -> object:
+        said = await evaluate(log, script, *args)
+        if places.TAKE in script:
+            taken.set()
+            await told.wait()
+        return said
+
+    monkeypatch.setattr(RedisLog, "evaluate", slow)
+    asking = asyncio.ensure_future(TAKERS[taker]())
+    async with asyncio.timeout(20):
+        await taken.wait()
+        asking.cancel()
+        await asyncio.wait({asking})
+    assert asking.cancelled()
+    assert len(await until("c")) == 1
+    told.set()
+    (leaving,) = places._leaving
+    await asyncio.wait({leaving}, timeout=20)
+    assert await until("c") == []
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+async def test_a_place_of_which_the_store_told_too_late_is_given_back(
+    taker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = RedisLog.evaluate
+
+    async def late(log: RedisLog, script: str, *args: Any) -> object:
+        said = await evaluate(log, script, *args)
+        if places.TAKE in script:
+            raise LogUnavailable("too late")
+        return said
+
+    monkeypatch.setattr(RedisLog, "evaluate", late)
+    found = await TAKERS[taker]()
+    place = found[1] if isinstance(found, tuple) else found
+    assert len(await until("c")) == 1
+    await cast("places.Place", place).give_back()
     assert await until("c") == []
 
 
