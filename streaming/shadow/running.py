@@ -4,7 +4,8 @@ Exists apart from the answer so that there is no way from here to a reader: it i
 is read once, at the end. Protects three rules. The active version's text and events are the same with and without it.
 Whatever fails in here (a version that does not load, a gate, a guardrail) ends the shadow and nothing else, is logged,
 and stands in the session's record. And what it may cost is bounded: its gates look at each character once, few of its
-checks run at a time in a process, few sentences may wait, and the end waits for it ``GRACE_S`` at most.
+checks run at a time in a process, few sentences may wait, and the end waits ``GRACE_S`` at most for what they say.
+Texts are read to their end, because nobody would read them later; that takes what the active version's own look took.
 
 IMMEDIATE and BATCHED guardrails run here; DEFERRED ones, and what BATCHED ones have not said by then, are left to
 workers (``streaming.shadow.asked``).
@@ -100,7 +101,8 @@ class Shadow:
         self._wholes: list[_Lane] = []
         self._beside = None if which.policy is None else Beside(which.policy, monitor=True)
         self._open: dict[tuple[int, int], tuple[_Lane, SentenceCheck, set[str]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._readings: set[asyncio.Task[None]] = set()
+        self._verdicts: set[asyncio.Task[None]] = set()
         self._failures: Counter[str] = Counter()
         self._error = which.reason
         self._spent_s = 0.0
@@ -141,7 +143,7 @@ class Shadow:
             gate = Gate(self._policy, looked.applies_to, looked.channel, monitor=True)
             lane = _Lane(gate, looked.conversation, looked)
             self._wholes.append(lane)
-            self._start(self._whole(lane, looked.text))
+            self._start(self._whole(lane, looked.text), self._readings)
 
     def _feed(self, key: Key, applies_to: AppliesTo, text: str, active: Answer) -> None:
         if self._policy is None:
@@ -161,17 +163,15 @@ class Shadow:
             elif effect[0] == gates.CHECK and self._policy is not None:
                 check = effect[1]
                 self._open[id(lane), check.id] = lane, check, set(check.guardrails)
-                self._start(self._judge(lane, check, self._policy))
+                if len(self._verdicts) < MAX_WAITING:
+                    self._start(self._judge(lane, check, self._policy), self._verdicts)
 
     # -- what takes time ----------------------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        if len(self._tasks) >= MAX_WAITING:
-            work.close()
-            return
+    def _start(self, work: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(self._apart(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     async def _apart(self, work: Coroutine[None, None, None]) -> None:
         try:
@@ -213,7 +213,7 @@ class Shadow:
     async def record(self, active: Answer | None, beside: Compared, *, grace_s: float | None = None) -> ShadowRecord:
         """What it came to. ``active``: the active version's answer, if there was one.
 
-        ``grace_s``: how long it may wait instead of ``GRACE_S``.
+        ``grace_s``: how long it may wait for verdicts instead of ``GRACE_S``.
         """
         with self._alone():
             for lane in self._lanes.values():
@@ -270,12 +270,13 @@ class Shadow:
         return late
 
     async def _waited(self, grace_s: float) -> None:
-        """Let the open checks end; those that have not when the time is over are cancelled."""
+        """Let all texts be read, and open checks end; those that have not when the time is over are cancelled."""
+        await asyncio.gather(*self._readings)
         await asyncio.sleep(0)  # one that was never begun could not end what it was given
         until = time.monotonic() + grace_s
-        while self._tasks and (left := until - time.monotonic()) > 0:  # looking at a text may lead to more of them
-            await asyncio.wait(self._tasks, timeout=left)
-        late = tuple(self._tasks)
+        while self._verdicts and (left := until - time.monotonic()) > 0:
+            await asyncio.wait(self._verdicts, timeout=left)
+        late = tuple(self._verdicts)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

@@ -20,6 +20,7 @@ from guardrails.selectors import ShadowPolicy
 from streaming.audit.chain import digest
 from streaming.audit.rows import SESSION_FIELDS, session_digest, stamp
 from streaming.audit.verify import log_faults
+from streaming.checks import Looked
 from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.gate import Gate, gate_text
 from streaming.log import LogUnavailable, MemoryLog, Payload
@@ -329,6 +330,17 @@ async def test_verdict_that_never_comes_does_not_cost_what_was_found_in_the_prom
     assert await left_to_workers() == asked.MOST_PIECES
     assert row.shadow["unanswered"] == 2_000 - asked.MOST_PIECES
     assert kind.under_way == 0
+
+
+async def test_long_text_is_read_to_its_end_however_short_the_wait_for_verdicts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "MAX_WAITING", 0)
+    which = shadow(words("new", "block", "zebra"))
+    beside, text = running.Shadow(which, session_id="s"), "and so on " * 2_000 + "zebra"
+    beside.look(Looked(text, AppliesTo.PROMPT, "prompt"))
+    record = await beside.record(None, running.Compared(policy(words("w", "redact", "heron")), False), grace_s=0.0)
+    assert (record.unanswered, record.comparison) == (0, "only_shadow")
 
 
 async def test_flood_of_sentences_asks_few_at_a_time_and_lets_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
