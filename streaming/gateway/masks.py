@@ -22,8 +22,12 @@ from streaming.gateway.json_answers import TEXTS, JsonRestorer, asked_for
 from streaming.gateway.loose_json import is_json, laid_open, unescaped
 from streaming.gateway.names import looked
 from streaming.gateway.prompt import first_asked
+from streaming.gateway.sweep import LONG
 from streaming.gateway.walker import Json
 from streaming.mask_keys import mask_keys
+
+_LONGEST = 4 * LONG
+"""Characters of thoughts that are looked at once more while nobody else streams."""
 
 
 class Masks:
@@ -72,8 +76,12 @@ class Masks:
     def same_again(self, written: str, shown: str) -> bool:
         """Whether a text that the client got as ``shown`` goes upstream as it was written, when it is sent back.
 
-        The rules for prompts look at it then, whatever they thought of it in the answer.
+        The rules for prompts look at it then, whatever they thought of it in the answer. Where they decide, a text that
+        is too long to be looked at in the event loop counts as altered.
         """
+        if len(shown) > _LONGEST:
+            decided = any(guardrail.decides for guardrail in self._rules.running(AppliesTo.PROMPT))
+            return not decided and self._masker.swept(shown) == written
         said = laid_open(shown, lambda text: looked(self._rules, text, AppliesTo.PROMPT).findings)
         checked = looked(self._rules, said, AppliesTo.PROMPT)
         return checked.blocked is None and self._masker.swept(self.mask(said, checked)) == written

@@ -242,6 +242,23 @@ async def test_thoughts_that_rules_for_prompts_alone_would_alter_lose_their_sign
     assert parts == ([] if own else [block]) + [{"type": "text", "text": "Hi"}]
 
 
+@pytest.mark.parametrize(
+    ("action", "length", "kept"), [("redact", 40_000, True), ("redact", 40_001, False), ("warn", 40_001, True)]
+)
+async def test_thoughts_too_long_to_be_looked_at_once_more_lose_their_signature(
+    action: str, length: int, kept: bool
+) -> None:
+    """That look holds up everybody else; where rules for prompts hide nothing, it decides nothing."""
+    guardrail = {**PII, "action": action, "applies_to": ["prompt"]}
+    policy = widened(compile_policy({"policy": "p", "guardrails": [guardrail]}))
+    masks = Masks(policy, {"messages": [{"role": "user", "content": "write"}]}, caller="c")
+    walker = walker_of("anthropic", masks, policy)
+    block = {"type": "thinking", "thinking": ("thus " * 8_001)[:length], "signature": "c2lnbmVk"}
+    walker.whole({"type": "message", "role": "assistant", "content": [block, {"type": "text", "text": "Hi"}]})
+    (document,) = walker.drain()
+    assert document["content"][0] == {**block, "signature": "c2lnbmVk" if kept else ""}  # type: ignore[index]
+
+
 async def test_thoughts_that_were_put_back_go_upstream_again_as_they_were_signed() -> None:
     masks, placeholder = await asked()
     text = f"mail {placeholder} now"
