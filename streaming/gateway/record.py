@@ -203,6 +203,8 @@ class Record:
         """What the shadow makes of the texts; the client has its answer."""
         if (which := self.shadow) is None or (seen := gates.noted) is None:
             return None
+        if self.prompted.blocked is not None:  # it goes to nobody, whichever version asks
+            which = replace(which, paid=False)
         wide = None if which.policy is None else widened(which.policy)
         did = acted(self.policy, findings, monitor=False)
 

@@ -27,7 +27,7 @@ from streaming.guarded import rows
 from streaming.guarded.record import Record, ShadowState, finding_of
 from streaming.sessions import DeferredText
 from streaming.shadow.asked import Late
-from streaming.shadow.record import ShadowRecord, acted, recorded, with_exposure
+from streaming.shadow.record import ShadowRecord, acted, recorded, stops, with_exposure
 
 logger = structlog.get_logger(__name__)
 
@@ -62,15 +62,16 @@ async def ended(record: Record) -> ShadowRecord | None:
         return None
     policy: Policy | None = None
     late: Late | None = None
+    active = record.hits()
+    kept = record.kind == AppliesTo.PROMPT.value and stops(active)  # it goes to nobody, whichever version asks
     with _alone(record, state):
         whole: Policy = await in_database(policy_by_digest)(state["digest"])
         if not state["error"] and record.chunks:
             gate = _gate(record, state, whole.only(Checkpoint.IMMEDIATE))
             _take(state, gate.finish())
             state["gate"] = gate.state()
-            late = await _left(record, whole, gate.counters.chars_in, paid=state.get("paid", True))
+            late = await _left(record, whole, gate.counters.chars_in, paid=state.get("paid", True) and not kept)
         policy = whole
-    active = record.hits()
     stopped = [hit.end for hit in active if hit.mode is Mode.BLOCK and hit.action is Action.BLOCK]
     found = [hit for hit in map(finding_of, state["findings"]) if not stopped or hit.start < min(stopped)]
     return recorded(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from guardrails.findings import HIDING, Finding, Mode
+from guardrails.findings import HIDING, Action, Finding, Mode
 from guardrails.kinds.base import Turn
 from guardrails.policy import Policy
 
@@ -174,6 +174,11 @@ def acted(policy: Policy | None, findings: Iterable[Finding], *, monitor: bool) 
     if monitor:
         return any(_decides(policy, finding) for finding in hits)
     return any(finding.mode is Mode.BLOCK for finding in hits)
+
+
+def stops(findings: Iterable[Finding]) -> bool:
+    """Whether the active version blocked the text that it found these in."""
+    return any(finding.mode is Mode.BLOCK and finding.action is Action.BLOCK for finding in findings)
 
 
 def with_exposure(findings: Iterable[Finding], active: Iterable[Finding], released: int) -> list[Finding]:

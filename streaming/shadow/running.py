@@ -36,7 +36,7 @@ from streaming.core.gate import Gate, SentenceCheck
 from streaming.providers.base import ChatMessage
 from streaming.sessions import DeferredText
 from streaming.shadow.asked import Late
-from streaming.shadow.record import ShadowRecord, exposure, recorded, with_exposure
+from streaming.shadow.record import ShadowRecord, exposure, recorded, stops, with_exposure
 
 logger = structlog.get_logger(__name__)
 
@@ -94,6 +94,7 @@ class Shadow:
     ) -> None:
         self._which = which
         self._policy: Policy | None = which.policy
+        self._paid = which.paid
         self._session_id = session_id
         self._turns = tuple(conversation)
         self._clock = clock
@@ -121,6 +122,8 @@ class Shadow:
     def look(self, looked: Looked) -> None:
         """A whole text that the active version has looked at."""
         with self._alone():
+            if looked.applies_to is AppliesTo.PROMPT:
+                self._spare([looked])
             if self._beside is not None:
                 self._beside.look(looked)
             self._look(looked)
@@ -128,10 +131,16 @@ class Shadow:
     def given(self, texts: Sequence[Looked], messages: Sequence[ChatMessage]) -> None:
         """What the session begins with, looked at: the prompt, and messages that a client hands over."""
         with self._alone():
+            self._spare(texts)
             if self._beside is not None:
                 self._beside.given(texts, messages)
             for looked in texts:
                 self._look(looked)
+
+    def _spare(self, texts: Sequence[Looked]) -> None:
+        """What the active version lets go nowhere, no guardrail over the network is told either."""
+        if any(stops(looked.findings) for looked in texts):
+            self._paid = False
 
     def thought(self, text: str, shown: int) -> None:
         """All of the first choice's thinking, and how many characters of it were shown."""
@@ -184,7 +193,7 @@ class Shadow:
     async def _judge(self, lane: _Lane, check: SentenceCheck, policy: Policy) -> None:
         for name in check.guardrails:
             guardrail = policy.guardrail(name)
-            if guardrail.impl.performance.network and not self._which.paid:
+            if guardrail.impl.performance.network and not self._paid:
                 continue
             turns = lane.turns if guardrail.impl.wants_conversation else ()
             request = CheckRequest(check.text, lane.gate.applies_to, turns, guardrail.time_limit_s)
@@ -248,7 +257,7 @@ class Shadow:
         """What workers are to be asked."""
         if self._policy is None or self._beside is None:
             return None
-        late = Late(self._policy, paid=self._which.paid)
+        late = Late(self._policy, paid=self._paid)
         late.wholes([*beside.texts, *self._beside.deferred()], beside.policy, beside.asked, beside.released)
         keys = {id(lane): key for key, lane in self._lanes.items()}
         shown: dict[int, Callable[[int, int], int]] = {}

@@ -448,6 +448,22 @@ async def test_blocked_prompt_is_compared() -> None:
     assert (row.outcome, row.shadow_comparison) == ("blocked", "only_active")
 
 
+@pytest.mark.parametrize(("stopping", "asked"), [("block", 0), ("redact", 1)])
+async def test_blocked_prompt_is_told_to_nobody_over_the_network(stopping: str, asked: int) -> None:
+    class Elsewhere(Sentences):
+        performance = PerformanceCharacteristics(PerformanceClass.MODERATE, 200, 500, 900, network=True)
+
+    kind = Elsewhere("night")
+    kind.go.set()
+    beside = with_sentences(policy(words("new", "warn", "zebra"), version=4), kind)
+    prompts = tuple(replace(one, applies_to=frozenset({AppliesTo.PROMPT})) for one in beside.guardrails)
+    which = ShadowPolicy(4, "d4", replace(beside, guardrails=prompts))
+    case = await trial(["unused"], prompt="the fox.", policy=policy(words("w", stopping, "fox")), shadow=which)
+    row = await run(case)
+    assert (len(kind.asked), await left_to_workers()) == (asked, 0)
+    assert (row.shadow_comparison, row.shadow["not_run"]) == (("only_active", []) if asked else ("unknown", ["tone"]))
+
+
 async def test_session_wholly_in_monitor_is_compared_by_what_the_active_would_have_done() -> None:
     active, beside = policy(words("w", "block", "fox")), shadow(words("new", "redact", "fox"))
     row = await run(await trial(["A fox."], policy=active, shadow=beside, monitor=True))

@@ -295,6 +295,21 @@ async def test_what_would_keep_a_call_waiting_is_asked_by_workers(call: str, mon
     assert (row.would_have, await row.findings.acount(), await row.deferred_checks.acount()) == ("", 0, 0)
 
 
+@pytest.mark.parametrize("call", ["stream", "check"])
+async def test_a_prompt_that_was_blocked_is_told_to_no_judge(call: str) -> None:
+    await slow_shadow(document(foxes="block fox"))
+    client, text = Client(), f"A fox. {HARM}"
+    if call == "stream":
+        said = await client.post("stream/start", kind="prompt", delta=text)
+        await client.post("stream/finish", session_id=said["session_id"])
+    else:
+        said = await client.post("check", text=text, kind="prompt")
+    row = await AuditSession.objects.aget(pk=str(said["session_id"]))
+    assert (row.outcome, row.shadow_comparison) == ("blocked", "unknown")
+    assert "judge" in row.shadow["not_run"]
+    assert "judge" not in await for_workers()
+
+
 async def test_what_came_behind_a_block_of_a_stream_is_nobodys() -> None:
     await slow_shadow(document(foxes="block fox"))
     session_id, _ = await Client().stream(["A fox. ", HARM])

@@ -106,14 +106,17 @@ async def test_who_does_not_want_to_pay_is_told_that_it_is_unknown(monkeypatch: 
     assert not await ShadowCheck.objects.aexists()
 
 
-async def test_a_prompt_that_was_blocked_and_an_answer_that_was_stopped_are_asked_about(
+async def test_a_prompt_that_was_blocked_is_told_to_nobody_and_an_answer_up_to_where_it_was_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stops, both = policy(words("w", "block", "heron")), ["prompt", "response"]
     second = policy(judge("BLOCK", applies_to=both), version=4)
     _, row = await ended(second, monkeypatch, active=stops, prompt=f"heron. {HARM}")
-    assert (row.outcome, told(await asked(row))) == ("blocked", ("both_acted", "blocked", []))
-    assert [found["channel"] for found in row.shadow["findings"]] == ["prompt"]
+    assert (row.outcome, told(row)) == ("blocked", ("unknown", "", ["judge"]))
+    assert not await ShadowCheck.objects.aexists()
+    acting = policy(judge("BLOCK", applies_to=both), words("w", "block", "heron"), version=4)
+    _, row = await ended(acting, monkeypatch, active=stops, prompt=f"heron. {HARM}")
+    assert told(row) == ("both_acted", "blocked", ["judge"])
     _, row = await ended(second, monkeypatch, f"A heron. {HARM}", active=stops)
     assert (row.outcome, told(await asked(row))) == ("blocked", ("only_active", "", [])), "what came behind is nobody's"
 

@@ -184,6 +184,15 @@ async def test_a_judge_is_asked_about_prompt_and_answer_and_is_not_told_what_is_
     )
 
 
+async def test_a_prompt_that_was_blocked_is_told_to_no_judge(running: list[Running]) -> None:
+    judge = {"name": "judge", "kind": "ai_judge", "mode": "BLOCK", "action": "block", "applies_to": ["prompt"],
+             "config": {"provider": "scripted", "rubric": "harm"}}  # fmt: skip
+    running.append(beside(policy(words("heron")), policy(judge, version=2)))
+    _, session = await asked("a heron")
+    assert (session.outcome, session.shadow_comparison, session.shadow["not_run"]) == ("blocked", "unknown", ["judge"])
+    assert await told_to_workers() == {}
+
+
 async def test_a_shadow_that_breaks_breaks_nothing_else(
     running: list[Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
