@@ -596,6 +596,9 @@ class Pump:
             with contextlib.suppress(Exception):
                 await self._writing
         stored = ending(self._run, self._answer, result, self._outlet.seq, self._marks.feeds_ms, self._asking.overtaken)
+        # A worker is asked about the first choice's text, while this process has a question about another's in hand.
+        places = {(one.guardrail, one.applies_to) for one in stored.deferred}
+        owed = tuple(replace(one, part=1) if (one.guardrail, one.applies_to) in places else one for one in owed)
         feeds_ms = self._marks.feeds_ms
         if self._run.prompt.blocked is None:
             self._beside.add(AppliesTo.THINKING, *self._answer.thought)

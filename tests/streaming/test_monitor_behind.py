@@ -13,6 +13,7 @@ import pytest
 from guardrails.policy import Policy, compile_policy
 from streaming import asking, deferred
 from streaming.checks import MAX_UNANSWERED
+from streaming.core.events import TextDelta
 from streaming.deferred import run_deferred
 from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.models import AuditSession, DeferredCheck, Finding
@@ -98,6 +99,27 @@ async def test_what_is_too_far_behind_is_asked_by_a_worker_and_nothing_is_found_
     found = [(row.start, row.exposed) async for row in Finding.objects.order_by("start")]
     assert found == [(sum(map(len, text[:n])), len(text[n])) for n in range(9)]
     assert (await ended(case))[0] == "COMPLETE"
+
+
+async def test_one_choice_is_far_behind_and_another_is_still_out_when_the_answer_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asking, "MAX_BEHIND", 3)
+    monkeypatch.setattr(deferred, "policy_by_digest", lambda digest: said())
+    async with asyncio.timeout(LIMIT_S):
+        other, text = "Of the other choice. And", sentences(5)
+        case = await trial([TextDelta(other, choice=1), *text, asyncio.Event()], policy=said())
+        pump = await under_way(case, 3)
+        await case.until_shown("".join([other, *text]))
+        await case.log.interrupt(case.session_id)
+        await case.until("done")
+        rows = [(row.place, row.sentences, row.state) async for row in DeferredCheck.objects.order_by("part")]
+        assert rows == [("response", True, "waiting"), ("response#1", True, "checking")]
+        Slow.go.set()
+        await pump
+        assert await run_deferred((await DeferredCheck.objects.aget(part=0)).pk, case.log)
+    assert await Finding.objects.acount() == 6
+    assert await ended(case) == ("COMPLETE", "interrupted", "blocked")
 
 
 @pytest.mark.parametrize("how", ["stopped", "failed", "blocked"])
