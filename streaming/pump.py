@@ -30,6 +30,7 @@ from streaming.calls import Call
 from streaming.checks import Looked
 from streaming.conf import Conf
 from streaming.core.events import (
+    FindingEvent,
     ProviderEvent,
     ProviderNotice,
     ProviderToolResult,
@@ -167,7 +168,7 @@ class Pump:
         """
         if (result := self._result) is None:
             result = Result(Outcome.ERROR, "server_stopped", "The server was stopped while the answer streamed.")
-            self._outlet.coming += self._answer.cut_off()
+            self._cut_off()
         overheard = self._let_go()
         self._asking.give_up()
         await self._end(result, overheard.deferred if overheard is not None else ())
@@ -217,12 +218,19 @@ class Pump:
         try:
             result = await self._stream()
             if result.outcome is not None:
-                self._outlet.coming += self._answer.cut_off()
+                self._cut_off()
         except Exception as error:
             result = self._broken(error)
+            with contextlib.suppress(Exception):  # what is broken may be a gate
+                self._cut_off()
         finally:
             self._said_all()
         return result
+
+    def _cut_off(self) -> None:
+        """Before its time the answer is over: what was shown of it is asked about, and found up to there."""
+        self._outlet.coming += self._asking.ask_beside()
+        self._outlet.coming += self._answer.cut_off()
 
     def _broken(self, error: Exception) -> Result:
         if isinstance(error, LogUnavailable):
@@ -264,9 +272,7 @@ class Pump:
             self._idle, self._in_passing, self._called = False, 0, False
             batch = self._inbox.get_all() if not self._large else self._inbox.get_all(FEW)
             if stop := next((item for item in batch if isinstance(item, Stop)), None):
-                for item in batch:
-                    if isinstance(item, JudgedLater):  # it belongs to the session all the same
-                        self._inbox.put_nowait(item)
+                self._found_beside(batch)
                 return Result(stop.outcome)
             events = self._outlet.coming  # what is in there is told, even if something below fails
             for item in self._in_turn(batch):
@@ -320,6 +326,15 @@ class Pump:
                 return Result(Outcome.ERROR, ended.error.code, words, not ended.error.permanent)
             if ended is not None and not self._asking.busy and self._inbox.empty():
                 return Result()
+
+    def _found_beside(self, batch: list[Item]) -> None:
+        """What guardrails have found in what came with a stop, or are to be asked of it, belongs to the session."""
+        for item in batch:
+            if isinstance(item, JudgedLater):
+                self._inbox.put_nowait(item)
+            elif isinstance(item, Said) and self._answer.blocked is None:
+                self._outlet.coming += [FindingEvent(self._answer.number(one)) for one in item.findings]
+                self._outlet.coming += self._asking.ask_later(item.later)
 
     def _in_turn(self, batch: list[Item]) -> Iterator[Item]:
         """The batch in its order; what the provider said waits while too many texts wait for verdicts."""

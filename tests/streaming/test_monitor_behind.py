@@ -12,13 +12,15 @@ import pytest
 
 from guardrails.policy import Policy, compile_policy
 from streaming import asking, deferred
+from streaming.agent import Said
 from streaming.checks import MAX_UNANSWERED
-from streaming.core.events import TextDelta
+from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta
 from streaming.deferred import run_deferred
 from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.models import AuditSession, DeferredCheck, Finding
 
 from .pumping import Trial, trial
+from .test_agent import Tools, answer, asks, tools  # noqa: F401 -- ``tools`` is a fixture
 from .test_monitor_delays_nothing import Slow, findings, policy, slow_kind, states  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,6 +42,12 @@ async def under_way(case: Trial, questions: int) -> asyncio.Task[None]:
     while len(Slow.asked) < questions:  # noqa: ASYNC110
         await asyncio.sleep(0)
     return pump
+
+
+async def until_closed(case: Trial) -> None:
+    """Nothing more comes from the provider."""
+    while not case.provider.closed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 async def ended(case: Trial) -> tuple[str, str, str]:
@@ -134,8 +142,7 @@ async def test_what_was_shown_is_judged_however_the_answer_ends(how: str) -> Non
             await case.log.interrupt(case.session_id)
             await case.until("done")
         else:
-            while not case.provider.closed:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await until_closed(case)
             assert await case.of("done") == []
         Slow.go.set()
         await pump
@@ -146,21 +153,93 @@ async def test_what_was_shown_is_judged_however_the_answer_ends(how: str) -> Non
     assert states(await case.events())[-1] == "would_block"
 
 
-async def test_of_a_sentence_that_was_shown_in_part_it_is_said_how_much() -> None:
+class Failing(MemoryLog):
+    """Away once for what has an event of the type ``at``; ``made``: it was appended all the same."""
+
+    def __init__(self, at: str, *, made: bool = False) -> None:
+        super().__init__()
+        self.at, self.made, self.failed = at, made, 0
+
+    async def append(
+        self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+    ) -> int:
+        fails = not self.failed and any(payload["type"] == self.at for payload in payloads)
+        if self.made or not fails:
+            seq = await super().append(session_id, payloads, ms=ms, floor=floor, known=known)
+        if fails:
+            self.failed += 1
+            raise LogUnavailable("away")
+        return seq
+
+
+@pytest.mark.parametrize("how", ["stopped", "store away"])
+async def test_of_a_sentence_that_was_shown_in_part_it_is_said_how_much(how: str) -> None:
     given = compile_policy({"policy": "t", "guardrails": [
         {"name": "slow", "kind": "trial_slow", "mode": "MONITOR", "applies_to": ["response"], "time_limit_s": 60},
         {"name": "end", "kind": "regex", "config": {"rules": [{"id": "e", "pattern": r"end\. Now"}]}},
     ]}, version=1, digest="sha256:t")  # fmt: skip
     async with asyncio.timeout(LIMIT_S):
-        case = await trial(["This is the end. N", asyncio.Event()], policy=given)
+        more, log = asyncio.Event(), Failing("error")
+        said_of_it = ProviderNotice("busy", "It takes its time.")
+        case = await trial(["This is the end. N", more, said_of_it, asyncio.Event()], policy=given, log=log)
         pump = await under_way(case, 1)
         await case.until_shown("This is the ")
-        await case.log.interrupt(case.session_id)
-        await case.until("done")
+        if how == "stopped":
+            await case.log.interrupt(case.session_id)
+            await case.until("done")
+        else:
+            more.set()
+            await until_closed(case)
         Slow.go.set()
         await pump
+    assert log.failed == (how == "store away")
     row = await Finding.objects.aget()
     assert (row.guardrail, row.start, row.exposed) == ("slow", 0, len("This is the "))
+    assert [event["n"] for event in await case.of("finding")] == [1]
+
+
+async def test_text_that_came_with_a_stop_was_shown_and_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = await trial(["One sentence. A", asyncio.Event()], policy=said())
+    take = case.pump._take_in_passing
+
+    def take_and_stop(event: ProviderEvent) -> bool:
+        taken = take(event)
+        if case.pump._answer.questions:
+            case.pump._interrupted()
+        return taken
+
+    monkeypatch.setattr(case.pump, "_take_in_passing", take_and_stop)
+    Slow.go.set()
+    async with asyncio.timeout(LIMIT_S):
+        await case.pump.run()
+    assert await case.shown() == "One sentence. A"
+    assert await findings() == [("slow", "text", "blocked")]
+    assert await ended(case) == ("COMPLETE", "interrupted", "blocked")
+
+
+async def test_what_a_tool_call_said_with_a_stop_is_on_record(tools: Tools) -> None:  # noqa: F811
+    rule = {"name": "rule", "kind": "regex", "action": "warn", "applies_to": ["tool_result"],
+            "config": {"rules": [{"id": "r", "pattern": "echo"}]}}  # fmt: skip
+    slow = {"name": "slow", "kind": "trial_slow", "mode": "MONITOR", "applies_to": ["tool_result"], "time_limit_s": 60}
+    given = compile_policy({"policy": "t", "guardrails": [rule, slow]}, version=1, digest="sha256:t")
+    case = await answer([asks(("echo", {"text": "One."}))], tools, given)
+    tell = case.pump._agent._tell
+
+    def tell_and_stop(call: Said) -> None:
+        tell(call)
+        if call.over:
+            case.pump._interrupted()
+
+    case.pump._agent._tell = tell_and_stop
+    Slow.go.set()
+    async with asyncio.timeout(LIMIT_S):
+        await case.pump.run()
+    assert {(name, channel) for name, channel, _ in await findings()} == {
+        ("rule", "tool_result"),
+        ("slow", "tool_result"),
+    }
+    assert len(await case.of("finding")) == 2
+    assert (await ended(case))[:2] == ("COMPLETE", "interrupted")
 
 
 async def heard_out(how: str, log: MemoryLog | None = None) -> tuple[Trial, asyncio.Task[None]]:
@@ -169,9 +248,7 @@ async def heard_out(how: str, log: MemoryLog | None = None) -> tuple[Trial, asyn
     case = await trial(["Hello."], prompt=prompt, policy=policy(), log=log)
     pump = await under_way(case, 1)
     await case.until("blocked" if how == "blocked" else "message_stream")
-    while how != "blocked" and not case.provider.closed:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    for _ in range(20):
+    while case.pump._result is None:  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert await case.of("done") == []
     return case, pump
@@ -207,21 +284,7 @@ async def test_an_answer_that_is_over_stays_what_it_was_when_the_server_stops(ho
 
 @pytest.mark.parametrize("made", [False, True], ids=["not appended", "appended and not confirmed"])
 async def test_a_finding_that_the_log_was_away_for_is_told_once(made: bool) -> None:
-    class Failing(MemoryLog):
-        failed = 0
-
-        async def append(
-            self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
-        ) -> int:
-            fails = not self.failed and any(payload["type"] == "finding" for payload in payloads)
-            if made or not fails:
-                seq = await super().append(session_id, payloads, ms=ms, floor=floor, known=known)
-            if fails:
-                self.failed += 1
-                raise LogUnavailable("away")
-            return seq
-
-    log = Failing()
+    log = Failing("finding", made=made)
     async with asyncio.timeout(LIMIT_S):
         case, pump = await heard_out("allowed", log)
         Slow.go.set()
