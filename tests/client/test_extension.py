@@ -274,7 +274,7 @@ def test_blocked_answer_says_so_and_its_message_is_not_checked(chat: Open, pages
 FACES = f"x{'🙂' * 29}{SECRET}{'🙂' * 30}x"
 
 
-@pytest.mark.parametrize("fail", ["closed", "open"])
+@pytest.mark.parametrize("fail", ["closed", pytest.param("open", marks=pytest.mark.long)])
 @pytest.mark.parametrize("root", [ROOT_X, ""], ids=["local", "server"])
 def test_characters_that_lie_on_a_border_of_pieces_rewrite_nothing(
     chat: Open, pages: Pages, root: str, fail: str

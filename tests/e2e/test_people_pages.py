@@ -24,8 +24,15 @@ def fits(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 390),
+        pytest.param("dark", 1280, marks=pytest.mark.long),
+        pytest.param("light", 390, marks=pytest.mark.long),
+    ],
+)
 def test_it_works(shared_demo: Demo, visit: Visit, width: int, scheme: str) -> None:
     newest = "select id, session_id from streaming_finding where rule = 'ssn' order by id desc limit 1"
     before = shared_demo.rows(newest)

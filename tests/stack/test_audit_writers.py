@@ -63,7 +63,7 @@ def write(env: dict[str, str], number: int) -> None:
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_it_works(tmp_path: Path, database: str) -> None:
     with installed(tmp_path, database) as env:
-        write(env, 300)
+        write(env, 160 if database == "sqlite" else 100)
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ def survive(folder: Path, number: int, database: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_it_works(tmp_path: Path, database: str) -> None:
-    survive(tmp_path, 150 if database == "sqlite" else 60, database)
+    survive(tmp_path, 100 if database == "sqlite" else 40, database)
 
 
 @pytest.mark.long
