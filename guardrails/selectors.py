@@ -235,6 +235,11 @@ def policy_by_digest(digest: str) -> Policy:
     return load(version)
 
 
+def shadow_pays(digest: str) -> bool:
+    """Whether that version still runs as a shadow whose guardrails that go over the network are asked."""
+    return models.Policy.objects.filter(shadow_version__digest=digest, shadow_asks_paid=True).exists()
+
+
 def policy_choices() -> list[PolicyInfo]:
     """Policies with an active version, by name, each with its state as of now."""
     rows = models.Policy.objects.filter(active_version__isnull=False).select_related(*_WITH)

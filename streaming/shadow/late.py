@@ -34,7 +34,7 @@ class Came(Enum):
     VERDICT = auto()
     FAILURE = auto()
     NOTHING = auto()
-    """Nobody made it in time."""
+    """Nobody made it in time, or nobody is paid for it any more."""
 
 
 def alike(one: Guardrail, other: Guardrail) -> bool:

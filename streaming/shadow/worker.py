@@ -3,7 +3,8 @@
 Exists beside ``streaming.deferred`` because nothing here is told to a reader and no session waits for it. Protects the
 same rules: a check is made by one worker at a time, a result counts only under the lease that it was made under, a
 guardrail that is away is asked again later and one that is known to be away not at all, and whatever becomes of a check
-its text is gone afterwards. And these checks stay behind those of the session: few run at once.
+its text is gone afterwards. Nobody is paid for a shadow that has ended, or that shall cost nothing any more. And these
+checks stay behind those of the session: few run at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from django.db.models.functions import Now
 from guardrails.findings import AppliesTo, Finding, Mode
 from guardrails.kinds.base import CheckRequest, Turn
 from guardrails.policy import Guardrail, Policy
-from guardrails.selectors import PolicyUnavailable, policy_by_digest
+from guardrails.selectors import PolicyUnavailable, policy_by_digest, shadow_pays
 from streaming.aside import SHARE_OF_LEASE, ask_each, worst_of
 from streaming.checks import Checked
 from streaming.conf import conf
@@ -86,6 +87,8 @@ async def _make(lease: _Lease, clock: Callable[[], float], again: Again | None) 
     except (PolicyUnavailable, KeyError, SealBroken) as error:
         logger.error("shadow_check_cannot_be_made", guardrail=row.guardrail, error=str(error))
         return await database_sync_to_async(_end)(lease, (), Came.FAILURE)
+    if guardrail.impl.performance.network and not await database_sync_to_async(shadow_pays)(row.policy_digest):
+        return await database_sync_to_async(_end)(lease, (), Came.NOTHING)
     limit_s = conf().check_lease_s * SHARE_OF_LEASE
     guardrail = replace(guardrail, time_limit_s=min(guardrail.time_limit_s, limit_s))
     tries = TRIES if again is None else 1

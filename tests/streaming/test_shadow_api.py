@@ -310,6 +310,21 @@ async def test_a_prompt_that_was_blocked_is_told_to_no_judge(call: str) -> None:
     assert "judge" not in await for_workers()
 
 
+@pytest.mark.parametrize("change", ["nothing paid", "ended"])
+async def test_who_stops_paying_stops_it_for_what_still_waits(change: str) -> None:
+    await slow_shadow(document(foxes="redact fox"))
+    said = await Client().post("check", text=HARM, kind="response")
+    row = await AuditSession.objects.aget(pk=str(said["session_id"]))
+    shadow = await PolicyVersion.objects.select_related("policy").aget(digest=row.shadow["digest"])
+    if change == "ended":
+        await without_shadow(shadow)
+    else:
+        await database_sync_to_async(services.set_shadow)(version=shadow, asks_paid=False)
+    row = await settled(row)
+    assert (row.shadow_comparison, row.shadow["not_run"], row.shadow["unanswered"]) == ("unknown", ["judge"], 1)
+    assert not await ShadowCheck.objects.aexists()
+
+
 async def test_what_came_behind_a_block_of_a_stream_is_nobodys() -> None:
     await slow_shadow(document(foxes="block fox"))
     session_id, _ = await Client().stream(["A fox. ", HARM])

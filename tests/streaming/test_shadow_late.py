@@ -41,6 +41,7 @@ async def ended(
     known = {active.digest: active, second.digest: second}
     for where in ("deferred", "shadow.late", "shadow.worker"):
         monkeypatch.setattr(f"streaming.{where}.policy_by_digest", known.__getitem__)
+    monkeypatch.setattr("streaming.shadow.worker.shadow_pays", known.__contains__)
     which = ShadowPolicy(4, second.digest, second, paid=paid)
     case = await trial([text], policy=active, shadow=which, prompt=prompt)
     await case.pump.run()

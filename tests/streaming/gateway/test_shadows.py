@@ -133,6 +133,7 @@ async def settled(second: Policy, session: AuditSession, monkeypatch: pytest.Mon
     """The session when workers have made the shadow's checks."""
     for where in ("late", "worker"):
         monkeypatch.setattr(f"streaming.shadow.{where}.policy_by_digest", {second.digest: second}.__getitem__)
+    monkeypatch.setattr("streaming.shadow.worker.shadow_pays", [second.digest].__contains__)
     async for pk in ShadowCheck.objects.values_list("pk", flat=True):
         assert await run_shadow_check(pk)
     assert not await database_sync_to_async(lambda: list(log_faults()))()
