@@ -156,7 +156,7 @@ async def _see_to_shadows(now: datetime, done: Swept, queue: Callable[[int], obj
     with done.failures.alone("checks"):
         for check_id, why in await database_sync_to_async(worker.overdue)(now=now):
             with done.failures.alone("checks"):
-                await database_sync_to_async(worker.give_up)(check_id, why)
+                await database_sync_to_async(worker.give_up)(check_id, why, now=now)
         if queue is not None:
             for check_id in await database_sync_to_async(worker.requeue)(now=now):
                 queue(check_id)

@@ -199,21 +199,25 @@ def overdue(*, now: datetime) -> list[tuple[int, Came]]:
     spent = ShadowCheck.objects.filter(
         state=State.CHECKING, started_at__lt=held_since, attempts__gte=settings.check_attempts
     )
-    late = ShadowCheck.objects.filter(stored_at__lt=now - timedelta(seconds=settings.monitoring_limit_s)).exclude(
-        state=State.CHECKING, started_at__gte=held_since
-    )
+    late = _unheld(now).filter(stored_at__lt=now - timedelta(seconds=settings.monitoring_limit_s))
     found = dict.fromkeys(late.values_list("pk", flat=True), Came.NOTHING)
     return [*(found | dict.fromkeys(spent.values_list("pk", flat=True), Came.FAILURE)).items()]
 
 
-def give_up(check_id: int, came: Came) -> bool:
-    """Leave a check unmade; its session stays unknown. False when it has ended meanwhile."""
+def _unheld(now: datetime) -> QuerySet[ShadowCheck]:
+    """Checks that no worker makes at that moment."""
+    held_since = now - timedelta(seconds=conf().check_lease_s)
+    return ShadowCheck.objects.exclude(state=State.CHECKING, started_at__gte=held_since)
+
+
+def give_up(check_id: int, came: Came, *, now: datetime) -> bool:
+    """Leave a check unmade; its session stays unknown. False when it has ended meanwhile, or a worker has taken it."""
     with transaction.atomic():
         row = ShadowCheck.objects.filter(pk=check_id).first()
         if row is None:
             return False
         session = AuditSession.objects.select_for_update().get(pk=row.session_id)
-        if not ShadowCheck.objects.filter(pk=check_id).delete()[0]:
+        if not _unheld(now).filter(pk=check_id).delete()[0]:
             return False
         settle(session, row.guardrail, (), came)
     return True

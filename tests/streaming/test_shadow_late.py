@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -221,6 +222,17 @@ async def test_what_nobody_makes_leaves_the_session_unknown(attempts: int, monke
     row = await asked(row)
     assert row.shadow_comparison == "unknown"
     assert (row.shadow["unanswered"], row.shadow["failures"]) == ((0, {"judge": 1}) if attempts else (1, {}))
+
+
+async def test_what_a_worker_takes_while_it_is_given_up_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, row = await ended(policy(judge("BLOCK"), version=4), monkeypatch)
+    now = timezone.now()
+    await ShadowCheck.objects.aupdate(stored_at=now - timedelta(seconds=conf().monitoring_limit_s + 5))
+    ((pk, came),) = await database_sync_to_async(worker.overdue)(now=now)
+    lease = await database_sync_to_async(worker._take)(pk)
+    assert not await database_sync_to_async(worker.give_up)(pk, came, now=now)
+    assert await worker._make(lease, time.monotonic, None)
+    assert told(await asked(row)) == ("only_shadow", "blocked", [])
 
 
 @pytest.mark.parametrize("circuit_open", [True, False])
