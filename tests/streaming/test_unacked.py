@@ -44,4 +44,13 @@ def test_an_event_weighs_three_numbers() -> None:
     unacked = Unacked()
     for seq in range(10_000):
         unacked.sent("a", seq, 100)
-    assert sys.getsizeof(unacked._sent) < 10_000 * 3 * 8 * 1.3
+    assert sys.getsizeof(unacked._seqs) + sys.getsizeof(unacked._sent) < 10_000 * (8 + 2 * 4) * 1.3
+
+
+def test_a_seq_has_room_for_a_session_that_counts_on_after_months() -> None:
+    unacked = Unacked()
+    seq = 200 * 24 * 3_600 * 1_000
+    unacked.sent("a", seq, 5)
+    unacked.sent("a", seq + 1, 7)
+    unacked.acknowledge("a", seq)
+    assert unacked.bytes == 7
