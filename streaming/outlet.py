@@ -9,7 +9,6 @@ meanwhile.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 
 from streaming.core.buffer import ResponseBuffer
@@ -153,8 +152,10 @@ class Outlet:
                 raise
             except asyncio.CancelledError:
                 # These are no longer ready and not yet told; the session's last events have to come behind them.
-                with contextlib.suppress(LogUnavailable):
+                try:
                     self.seq = await under_way
+                except LogUnavailable:
+                    self.missed = (*self.missed, *ready)
                 raise
         if self._untold and self._buffer.due_at is None:
             self.unread.taken(self._untold)

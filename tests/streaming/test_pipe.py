@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ import pytest
 from streaming import log_redis as logs
 from streaming.conf import Conf
 from streaming.core.events import Done
-from streaming.log import LogUnavailable
+from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.log_redis import RedisLog
 from streaming.outlet import Outlet
 
@@ -225,9 +225,9 @@ async def test_who_waits_for_an_append_is_cancelled_when_it_has_its_answer(monke
         async def write() -> None:
             await log.append(session, [chunk("a")], ms=0)
 
+        monkeypatch.setattr(logs, "CALL_LIMIT_S", 0.3)
         async with log.run(session):
             await piped(log, session)
-            monkeypatch.setattr(logs, "CALL_LIMIT_S", 0.05)
             writing = asyncio.create_task(write())
             await asyncio.sleep(0)
             writing.cancel()
@@ -251,6 +251,25 @@ async def test_an_outlet_that_is_cancelled_while_it_tells_knows_what_was_told(lo
         assert outlet.seq == 2
         await outlet.tell_all()
         assert [event["type"] for event in await log.read(session, 1)] == ["done"], "and tells it once"
+
+
+async def test_an_outlet_that_is_cancelled_while_the_store_goes_away_knows_what_was_missed() -> None:
+    class Away(MemoryLog):
+        async def append(
+            self, session_id: str, payloads: Sequence[Payload], *, ms: int, floor: int = 0, known: int = 1
+        ) -> int:
+            await asyncio.sleep(0)
+            raise LogUnavailable("away")
+
+    outlet = Outlet(Away(), "s", time.monotonic, lambda: 0, lambda: None)
+    last = Done("a", "allowed")
+    outlet.coming.append(last)
+    telling = asyncio.create_task(outlet.tell_all())
+    await asyncio.sleep(0)
+    telling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await telling
+    assert outlet.missed == (last,)
 
 
 async def test_closing_fails_what_waits() -> None:

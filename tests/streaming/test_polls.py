@@ -75,6 +75,7 @@ async def test_quiet_readers_beside_their_writers_share_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[str] = []
+    monkeypatch.setattr("streaming.polls.EVERY_S", 60.0)
     real = redis_log._redis.execute_command
 
     async def counted(*args: object, **options: object) -> object:
