@@ -18,6 +18,7 @@ from streaming import consumers, log_redis, registry
 from streaming.log import LogUnavailable
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, Conversation, Message
+from streaming.providers.schedule import Schedule
 from streaming.routing import websocket_urlpatterns
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -297,9 +298,14 @@ async def down(settings: object) -> None:
 
 
 async def test_reader_goes_on_when_the_store_is_back(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "50")
-    away = False
-    reading = log_redis.RedisLog.read
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "10")
+    away = hurried = False
+    reading, pausing = log_redis.RedisLog.read, Schedule.after
+
+    async def paced(self: Schedule, seconds: float) -> None:
+        await (asyncio.sleep(0) if hurried else pausing(self, seconds))
+
+    monkeypatch.setattr(Schedule, "after", paced)
 
     async def flaky(self: log_redis.RedisLog, *args: object, **kwargs: object) -> object:
         if away:
@@ -316,7 +322,7 @@ async def test_reader_goes_on_when_the_store_is_back(valkey_url: str, monkeypatc
         await client.until("message_stream")
         away = True
         assert (await client.until("error"))["code"] == "log_unavailable", "the second time is told, too"
-        away = False
+        away, hurried = False, True
         await client.over()
     assert client.text() == (await last_session()).answer.content
 
