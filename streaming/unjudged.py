@@ -15,6 +15,8 @@ from django.db import DatabaseError
 from guardrails.findings import AppliesTo
 from guardrails.policy import Policy
 from guardrails.selectors import policy_by_digest
+from streaming import demotion
+from streaming.aside import set_aside
 from streaming.models import AuditSession, DeferredCheck, Message
 from streaming.salvage import Salvaged
 
@@ -24,10 +26,13 @@ GONE = "The process that streamed the answer is gone; nobody judged its text."
 
 
 def policy_of(session_id: str) -> Policy | None:
-    """What the session began with; None where it cannot be loaded, which is no reason to leave the session open."""
-    digest = AuditSession.objects.values_list("policy_digest", flat=True).filter(pk=session_id).first()
+    """What the session began with, as sessions of its origin run it; None where it cannot be loaded, which is no reason
+    to leave the session open."""
+    found = AuditSession.objects.values_list("policy_digest", "origin").filter(pk=session_id).first()
+    digest, origin = found or ("", "")
     try:
-        return policy_by_digest(digest) if digest else None
+        policy: Policy | None = policy_by_digest(digest) if digest else None
+        return policy if policy is None or origin != AuditSession.Origin.CHAT else demotion.current(policy)
     except DatabaseError:
         raise  # nothing else could be done either
     except Exception as error:  # whatever it is, the session has to end
@@ -46,15 +51,22 @@ def checks_of(
             session=session,
             guardrail=guardrail.name,
             applies_to=applies_to.value,
+            sentences=guardrail.name in aside,
             state=DeferredCheck.State.ERROR,
             queued_at=now,
             finished_at=now,
             error=why,
         )
         for applies_to in _texts(session, salvaged)
-        for guardrail in policy.deferred(applies_to)
+        for run, aside in (_as_run(session, policy, applies_to),)
+        for guardrail in run.deferred(applies_to)
         if session.monitor or not guardrail.decides
     ]
+
+
+def _as_run(session: AuditSession, policy: Policy, applies_to: AppliesTo) -> tuple[Policy, tuple[str, ...]]:
+    """The version as the session ran it, and whose sentences workers would have been given."""
+    return set_aside(policy, applies_to) if session.origin == AuditSession.Origin.STREAM else (policy, ())
 
 
 def _texts(session: AuditSession, salvaged: Salvaged | None) -> list[AppliesTo]:

@@ -9,12 +9,12 @@ from channels.db import database_sync_to_async
 from django.utils import timezone
 
 from guardrails.findings import Action, Finding, Mode
-from streaming import sessions, unjudged
+from streaming import demotion, sessions, unjudged
 from streaming.audit.verify import log_faults
 from streaming.conf import conf
 from streaming.core.events import FindingEvent, MessageStream, Redaction, ServerEvent
 from streaming.log import LogUnavailable, MemoryLog
-from streaming.models import AuditSession, DeferredCheck, Message
+from streaming.models import AuditSession, DeferredCheck, Demotion, Message
 from streaming.models import Finding as Row
 from streaming.sessions import NewSession, Started, Visitor
 from streaming.sweep import sweep
@@ -148,6 +148,33 @@ async def test_what_nobody_will_judge_is_on_record_and_told(monkeypatch: pytest.
     assert {line["guardrail"] for line in lines[:-1]} == {name for name, _ in named}
     assert {line["state"] for line in lines[:-1]} == {"error"}
     assert lines[-1]["state"] == session.state, "who is told COMPLETE has been told of every check"
+
+
+@pytest.mark.parametrize(
+    ("origin", "demoted", "expected"),
+    [("stream", False, [True]), ("chat", True, [False]), ("chat", False, []), ("gateway", True, [])],
+)
+async def test_what_workers_would_have_been_given_is_what_the_session_left_to_them(
+    monkeypatch: pytest.MonkeyPatch, origin: str, demoted: bool, expected: list[bool]
+) -> None:
+    """Streams that their clients own wait for no sentence in MONITOR; chats run what is slow where it was moved."""
+    policy = policy_of({"name": "rude", "kind": "toxicity", "mode": "MONITOR", "applies_to": ["response"]})
+    monkeypatch.setattr(unjudged, "policy_by_digest", lambda digest: policy)
+    started = await begun()
+    await AuditSession.objects.aupdate(origin=origin)
+    if demoted:
+        measured = {"policy_version": 3, "declared": "BATCHED", "p95_ms": 900.0, "measurements": 20}
+        where = {"policy_name": "trial", "policy_digest": policy.digest, "guardrail": "rude", "checkpoint": "DEFERRED"}
+        await Demotion.objects.acreate(**where, **measured)
+    demotion.forget()
+    ahead = timezone.now() + timedelta(seconds=5)
+    assert await database_sync_to_async(sessions.end_lost)(
+        session_id=started.session_id, stale_before=ahead, error="gone"
+    )
+    demotion.forget()
+    rows = DeferredCheck.objects.filter(guardrail="rude")
+    assert [row.sentences async for row in rows] == expected
+    assert {row.error async for row in rows} <= {unjudged.GONE}
 
 
 async def test_a_policy_that_does_not_load_keeps_no_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
