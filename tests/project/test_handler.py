@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from unittest.mock import patch
 
@@ -15,9 +16,20 @@ from project.handler import Handler
 
 CLOSED: list[int] = []
 """The threads in which a response was closed."""
+BEGUN: list[asyncio.Event] = []
+"""Set once a call waits."""
+ENDED: list[str] = []
+"""What calls that wait were ended by."""
 
 
 async def _in_loop(request: HttpRequest) -> JsonResponse:
+    if "waits" in request.GET:
+        BEGUN[0].set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ENDED.append("cancelled")
+            raise
     if "thread" in request.GET:
         await sync_to_async(threading.get_ident)()
     response = JsonResponse({"asked": request.body.decode()})
@@ -33,6 +45,8 @@ def routes(settings: object) -> None:
     settings.ROOT_URLCONF = __name__  # type: ignore[attr-defined]
     settings.MIDDLEWARE = []  # type: ignore[attr-defined]
     CLOSED.clear()
+    ENDED.clear()
+    BEGUN[:] = [asyncio.Event()]
 
 
 async def _call(query: bytes = b"", *, goes: bool = False) -> list[bytes]:
@@ -43,6 +57,8 @@ async def _call(query: bytes = b"", *, goes: bool = False) -> list[bytes]:
     )  # fmt: skip
     await server.send_input({"type": "http.request", "body": b"said"})
     if goes:
+        async with asyncio.timeout(20):
+            await BEGUN[0].wait()
         await server.send_input({"type": "http.disconnect"})
         await server.wait(20)
         return []
@@ -66,5 +82,6 @@ async def test_a_call_that_was_taken_to_its_thread_ends_there() -> None:
 
 
 async def test_a_client_that_has_gone_ends_its_call_and_no_other() -> None:
-    await _call(goes=True)
+    await _call(b"waits", goes=True)
+    assert ENDED == ["cancelled"]
     assert await _call() == [b'{"asked": "said"}']
