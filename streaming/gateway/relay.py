@@ -74,6 +74,10 @@ def _broke_off(said: str) -> Failed:
     return Failed(StreamCutOff(said), said)
 
 
+class _Unread(Exception):
+    """The client takes nothing of what lies there."""
+
+
 async def _nobody() -> None:
     """Where no place was taken."""
 
@@ -147,11 +151,11 @@ class Relay:
                 await self._tell(Over())
             self.answered = True
             await self._hear_out()
-        except (asyncio.CancelledError, TimeoutError) as ended:
+        except (asyncio.CancelledError, _Unread) as ended:
             if self.answered:  # only what does not decide was out: the answer stays what it was
                 await self._surely(outcome, code, error)
                 raise
-            if isinstance(ended, TimeoutError):
+            if isinstance(ended, _Unread):
                 said = f"nothing of the answer was read for {READER_S:g} seconds"
                 self.broke_off = _broke_off(said)
                 await self.free()
@@ -168,8 +172,8 @@ class Relay:
             logger.exception("relay_failed", session=self._record.started.session_id)
             outcome, code, error = Outcome.ERROR, "internal", "Something went wrong on the server."
             await self.free()
-            with suppress(TimeoutError):  # nobody reads: that it failed is on record all the same
-                await self._tell(Failed(ProviderProtocolError(error), error))
+            with suppress(_Unread):  # nobody reads: that it failed is on record all the same
+                await self._tell(Failed(ProviderProtocolError(error), error.rstrip(".")))
             self.answered = True
         finally:
             for task in self._asking:
@@ -315,8 +319,11 @@ class Relay:
         if not self.told.full():
             self.told.put_nowait(told)
             return
-        async with asyncio.timeout(READER_S):
-            await self.told.put(told)
+        try:
+            async with asyncio.timeout(READER_S):
+                await self.told.put(told)
+        except TimeoutError:
+            raise _Unread from None
 
     # -- guardrails that are asked --------------------------------------------------------------------------
 

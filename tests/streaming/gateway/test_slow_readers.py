@@ -25,7 +25,7 @@ from tests.streaming.gateway.walked import OPEN, WALKERS
 class Asked:
     """One answer of ten words, behind which the upstream says nothing more or fails in a way that nobody expects."""
 
-    def __init__(self, *, fails: bool = False) -> None:
+    def __init__(self, *, fails: Exception | None = None) -> None:
         self.said_all, self.freed = asyncio.Event(), False
         self.record = Stand(10)
 
@@ -33,8 +33,8 @@ class Asked:
             for number in range(10):
                 yield openai({"content": f"word {number} "})
             self.said_all.set()
-            if fails:
-                raise RuntimeError("nobody knows why")
+            if fails is not None:
+                raise fails
             await asyncio.Event().wait()
 
         async def free() -> None:
@@ -88,7 +88,16 @@ async def test_who_waits_when_the_server_is_stopped_waits_no_longer() -> None:
 async def test_a_failure_that_nobody_reads_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "UNREAD", 10)
     monkeypatch.setattr(relaying, "READER_S", 0.02)
-    asked = Asked(fails=True)
+    asked = Asked(fails=RuntimeError("nobody knows why"))
     async with asyncio.timeout(20):
         await asyncio.wait({asked.task})
+    assert asked.record.outcomes == [Outcome.ERROR]
+
+
+async def test_a_time_limit_of_others_is_no_client_that_reads_nothing() -> None:
+    asked = Asked(fails=TimeoutError("of whatever was asked"))
+    said = await asked.rest()
+    await asyncio.wait({asked.task}, timeout=20)
+    assert "word 9" in said
+    assert error_in(said) == "Something went wrong on the server."
     assert asked.record.outcomes == [Outcome.ERROR]
