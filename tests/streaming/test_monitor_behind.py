@@ -16,6 +16,7 @@ from streaming.agent import Said
 from streaming.checks import MAX_UNANSWERED
 from streaming.core.events import ProviderEvent, ProviderNotice, TextDelta
 from streaming.deferred import run_deferred
+from streaming.inbox import Broken
 from streaming.log import LogUnavailable, MemoryLog, Payload
 from streaming.models import AuditSession, DeferredCheck, Finding
 
@@ -198,13 +199,16 @@ async def test_of_a_sentence_that_was_shown_in_part_it_is_said_how_much(how: str
     assert [event["n"] for event in await case.of("finding")] == [1]
 
 
-async def test_text_that_came_with_a_stop_was_shown_and_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["interrupted", "error"])
+async def test_text_that_came_with_the_end_was_shown_and_is_judged(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     case = await trial(["One sentence. A", asyncio.Event()], policy=said())
     take = case.pump._take_in_passing
 
     def take_and_stop(event: ProviderEvent) -> bool:
         taken = take(event)
-        if case.pump._answer.questions:
+        if case.pump._answer.questions and how == "error":
+            case.pump._inbox.put_nowait(Broken(RuntimeError("of ours")))
+        elif case.pump._answer.questions:
             case.pump._interrupted()
         return taken
 
@@ -214,7 +218,7 @@ async def test_text_that_came_with_a_stop_was_shown_and_is_judged(monkeypatch: p
         await case.pump.run()
     assert await case.shown() == "One sentence. A"
     assert await findings() == [("slow", "text", "blocked")]
-    assert await ended(case) == ("COMPLETE", "interrupted", "blocked")
+    assert await ended(case) == ("COMPLETE", how, "blocked")
 
 
 async def test_what_a_tool_call_said_with_a_stop_is_on_record(tools: Tools) -> None:  # noqa: F811
