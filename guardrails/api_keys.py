@@ -83,11 +83,16 @@ def revoke_api_key(*, key: ApiKey) -> ApiKey:
     return key
 
 
+def key_use_is_noted(*, key: ApiKey) -> bool:
+    """Whether its last use, as it was read, is recent enough."""
+    return key.last_used_at is not None and key.last_used_at >= timezone.now() - KEY_USE_NOTED_EVERY
+
+
 def note_key_used(*, key: ApiKey) -> None:
     """Record that a key was used."""
     now = timezone.now()
     stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - KEY_USE_NOTED_EVERY)
-    if key.last_used_at is None or key.last_used_at < now - KEY_USE_NOTED_EVERY:
+    if not key_use_is_noted(key=key):
         ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
 
 

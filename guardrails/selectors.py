@@ -39,6 +39,7 @@ __all__ = [
     "ShadowPolicy",
     "active_policy",
     "api_key_for",
+    "api_key_read",
     "client_bundle",
     "forget",
     "origin_is_known",
@@ -258,12 +259,19 @@ def version_state(version: PolicyVersion) -> tuple[bool, str]:
 
 def api_key_for(plaintext: str) -> ApiKey | None:
     """The key if it is known and not revoked; its time of last use is kept to the minute."""
+    key = api_key_read(plaintext)
+    if key is not None:
+        note_key_used(key=key)
+    return key
+
+
+def api_key_read(plaintext: str) -> ApiKey | None:
+    """The same where nothing may be stored; that it was used is the caller's to note."""
     prefix = key_prefix(plaintext)
     found = ApiKey.objects.filter(prefix=prefix, revoked_at__isnull=True).order_by()
     key = next(iter(found), None) if prefix else None
     if key is None or not hmac.compare_digest(key.key_hash, key_hash(plaintext)):
         return None
-    note_key_used(key=key)
     return key
 
 

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from guardrails.api_keys import change_api_key, create_api_key, note_key_used, revoke_api_key
+from guardrails.api_keys import change_api_key, create_api_key, key_use_is_noted, note_key_used, revoke_api_key
 from guardrails.client.subset import client_subset
 from guardrails.command_steps import note_command_step
 from guardrails.keys import signing_key, trusted_keys
@@ -52,6 +52,7 @@ __all__ = [
     "create_api_key",
     "end_rollout",
     "install",
+    "key_use_is_noted",
     "note_command_step",
     "note_key_used",
     "publish",

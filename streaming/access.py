@@ -86,7 +86,11 @@ async def access_by_key(plaintext: str, scope: str) -> Access:
 
 def access_now(plaintext: str, scope: str) -> Access:
     """The same, in a thread of the database's."""
-    key = api_key_for(plaintext)
+    return opened_by(api_key_for(plaintext), scope)
+
+
+def opened_by(key: ApiKey | None, scope: str) -> Access:
+    """The access that this key gives. Raises ``Refused``."""
     if key is None:
         raise Refused("unauthenticated", "The API key is not known or has been revoked.")
     if scope not in key.scopes:

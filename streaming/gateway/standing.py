@@ -3,26 +3,31 @@
 Exists because every visit to the database and to the store waits for its turn behind all that streams, so one of each
 is made and not three. Protects the rule that nothing of it is kept: a key that was revoked, a limit that was changed, a
 version that was rolled back and an upstream that was taken away count for the next request. A call that is one too many
-takes no place.
+takes no place. No call waits for a writer before it may begin: that its key was used is stored beside it.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 import structlog
 
 from guardrails.cohorts import Subject
-from guardrails.selectors import Running
-from streaming.access import Access, access_now
+from guardrails.models import ApiKey
+from guardrails.selectors import Running, api_key_read
+from guardrails.services import key_use_is_noted, note_key_used
+from streaming.access import Access, opened_by
 from streaming.chat import StartRefused, running_now
 from streaming.conf import conf
-from streaming.database import reading
+from streaming.database import AWAY, in_database, reading
 from streaming.gateway import places
 from streaming.gateway.places import Place
 from streaming.limits import Allowance, Spends, rate_key
 from streaming.log import LogUnavailable
+from streaming.registry import own_context
 from streaming.upstreams import Offered, offered_now
 
 logger = structlog.get_logger(__name__)
@@ -42,11 +47,12 @@ return {used, left, take()}
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """``running``: the policy that runs, or why none does."""
+    """``running``: the policy that runs, or why none does. ``key``: as it was read."""
 
     access: Access
     running: Running | StartRefused
     offered: Offered
+    key: ApiKey
 
     @property
     def at_once(self) -> int:
@@ -55,19 +61,35 @@ class Standing:
         return conf().gateway_at_once if own is None else own
 
 
-def standing_now(plaintext: str, scope: str) -> Standing:
-    """Read, in a thread of the database's. Raises ``Refused``."""
-    access = access_now(plaintext, scope)
+@reading
+def _read(plaintext: str, scope: str) -> Standing:
+    key = api_key_read(plaintext)
+    access = opened_by(key, scope)
+    assert key is not None  # nothing else opens anything
     running: Running | StartRefused
     try:
         running = running_now(access.policy, Subject("", access.visitor.user_id))
     except StartRefused as error:
         running = error
-    return Standing(access, running, offered_now())
+    return Standing(access, running, offered_now(), key)
 
 
-standing = reading(standing_now)
-"""The same, in an event loop."""
+async def standing(plaintext: str, scope: str) -> Standing:
+    """What this key may do now. Raises ``Refused``."""
+    found = await _read(plaintext, scope)
+    if not key_use_is_noted(key=found.key) and found.key.pk not in _noting:
+        noting = _noting[found.key.pk] = asyncio.create_task(_note(found.key), context=own_context())
+        noting.add_done_callback(lambda _: _noting.pop(found.key.pk, None))
+    return found
+
+
+_noting: dict[int, asyncio.Task[None]] = {}
+"""Keys whose use is being stored."""
+
+
+async def _note(key: ApiKey) -> None:
+    with suppress(*AWAY):
+        await in_database(note_key_used)(key=key)
 
 
 async def begin(standing: Standing) -> tuple[Allowance | None, Place | None]:

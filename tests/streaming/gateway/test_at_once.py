@@ -175,9 +175,8 @@ async def test_a_place_that_was_given_back_is_not_taken_again_by_renewing_it() -
 
 def standing(most: int) -> Standing:
     """Of a client that may have so many answers under way."""
-    return Standing(
-        Access(Visitor(client="c"), "p", answers_at_once=most), cast("Running", None), cast("Offered", None)
-    )
+    access = Access(Visitor(client="c"), "p", answers_at_once=most)
+    return Standing(access, cast("Running", None), cast("Offered", None), ApiKey())
 
 
 TAKERS: dict[str, Callable[[], Awaitable[object]]] = {
