@@ -23,7 +23,7 @@ from streaming.shadow.asked import Late
 Turns = Callable[[Guardrail, AppliesTo], tuple[Turn, ...] | None]
 
 
-def wholes(
+async def wholes(
     late: Late,
     gates: Gates,
     prompted: Prompted,
@@ -34,10 +34,21 @@ def wholes(
 ) -> None:
     """Put together what the shadow's DEFERRED guardrails are asked. ``asked``: what workers are asked already."""
     policy = late.policy
+    if prompted.masking is not None:
+        texts = ((AppliesTo.PROMPT, prompted.raw), *prompted.beside)
+        outside = {kind for kind, _ in texts if any(map(late.tells, policy.deferred(kind)))}
+        await prompted.masking.learn([(text, kind) for kind, text in texts if text and kind in outside])
+
+    def told(guardrail: Guardrail, text: str, applies_to: AppliesTo) -> str:
+        if guardrail.impl.performance.network and not late.tells(guardrail):
+            return ""  # which nobody is asked about
+        return prompted.told_beside(guardrail, text, applies_to)
 
     def add(applies_to: AppliesTo, text: str, part: int = 0, released: int = 0) -> None:
         about = [
-            DeferredText(guardrail.name, applies_to.value, _told(prompted, guardrail, applies_to, text), part=part,
+            # The upstream's words as they came; what the user typed without values that are masked.
+            DeferredText(guardrail.name, applies_to.value,
+                         text if applies_to is AppliesTo.RESPONSE else told(guardrail, text, applies_to), part=part,
                          turns=turns(guardrail, applies_to))
             for guardrail in (policy.deferred(applies_to) if text else ())
         ]  # fmt: skip
@@ -48,7 +59,7 @@ def wholes(
         channels = gates.answers[choice]
         said, released = "".join(map(_came, channels)), sum(one.gate.counters.released for one in channels)
         add(AppliesTo.RESPONSE, said, choice, released)
-    given = Beside(policy, monitor=True, told=prompted.told_beside)
+    given = Beside(policy, monitor=True, told=told)
     for applies_to, text in prompted.beside:
         given.add(applies_to, text, 0)
     heard = Beside(policy, monitor=True)
@@ -64,8 +75,3 @@ def _came(channel: Channel) -> str:
     """What came of a channel up to the end of what stopped it."""
     text = "".join(channel.raw or ())
     return text if channel.gate.block is None else text[: channel.gate.block.end]
-
-
-def _told(prompted: Prompted, guardrail: Guardrail, applies_to: AppliesTo, text: str) -> str:
-    """The upstream's words as they came; what the user typed without values that are masked."""
-    return text if applies_to is AppliesTo.RESPONSE else prompted.told_beside(guardrail, text, applies_to)

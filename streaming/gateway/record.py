@@ -208,9 +208,9 @@ class Record:
         wide = None if which.policy is None else widened(which.policy)
         did = acted(self.policy, findings, monitor=False)
 
-        def ask(late: Late) -> Callable[[str, AppliesTo], Awaitable[Outside]] | None:
+        async def ask(late: Late) -> Callable[[str, AppliesTo], Awaitable[Outside]] | None:
             choices = [choice for choice in sorted(gates.answers)[:MOST_CHOICES] if 0 <= choice <= LAST_CHOICE]
-            wholes(late, gates, self.prompted, seen, deferred, choices, self._turns)
+            await wholes(late, gates, self.prompted, seen, deferred, choices, self._turns)
             return None if self.prompted.masking is None else self.prompted.masking.learned
 
         return await looked(which, wide, seen, acted=did, session=self.started.session_id, ask=ask)

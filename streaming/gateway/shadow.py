@@ -109,7 +109,7 @@ class Noted:
             known.parts.append(text)
 
 
-Asking = Callable[[Late], Callable[[str, AppliesTo], Awaitable[Outside]] | None]
+Asking = Callable[[Late], Awaitable[Callable[[str, AppliesTo], Awaitable[Outside]] | None]]
 """Puts together what DEFERRED guardrails are asked; returns what hides values of the request from sentences of it."""
 
 
@@ -123,7 +123,7 @@ async def looked(
     try:
         rules = None if wide is None else wide.only(Checkpoint.IMMEDIATE)
         late = None if wide is None else Late(wide, paid=which.paid)
-        hidden = None if late is None or ask is None else ask(late)
+        hidden = None if late is None or ask is None else await ask(late)
         for text in noted if rules is not None else ():
             assert rules is not None
             assert late is not None
@@ -137,7 +137,8 @@ async def looked(
             here += _found(gate.finish())
             found += with_exposure(here, text.found, released)
             if text.asked:
-                told = None if hidden is None or text.gate is not None else await hidden(whole, text.applies_to)
+                outside = text.gate is None and any(map(late.tells, late.policy.batched(text.applies_to)))
+                told = await hidden(whole, text.applies_to) if hidden is not None and outside else None
                 await late.sentences(text.applies_to, text.channel, whole, text.found, released, outside=told)
     except Exception as failed:
         logger.error("shadow_failed", session=session, version=which.version, exc_info=failed)

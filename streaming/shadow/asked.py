@@ -46,6 +46,10 @@ class Late:
     _pieces: dict[tuple[str, AppliesTo], list[Piece]] = field(default_factory=dict)
     _turns: dict[tuple[str, AppliesTo], tuple[Turn, ...]] = field(default_factory=dict)
 
+    def tells(self, guardrail: Guardrail) -> bool:
+        """Whether this one is asked, over the network."""
+        return self.paid and guardrail.decides and guardrail.impl.performance.network
+
     def asks(self, guardrail: Guardrail) -> bool:
         """Whether this one is asked; one that is not is named as such."""
         if guardrail.decides and (self.paid or not guardrail.impl.performance.network):

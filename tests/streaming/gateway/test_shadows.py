@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from itertools import count
 
 import pytest
@@ -19,6 +19,7 @@ from streaming.api.gateway import front
 from streaming.audit.verify import log_faults
 from streaming.core.gate import Gate
 from streaming.gateway import shadow
+from streaming.gateway.outside import Hiding
 from streaming.gateway.shadow import Noted, looked
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, ShadowCheck
@@ -183,6 +184,35 @@ async def test_a_judge_is_asked_about_prompt_and_answer_and_is_not_told_what_is_
         "blocked",
         ["prompt"],
     )
+
+
+@pytest.mark.parametrize(("kind", "paid", "told"), [("judge", True, 1), ("judge", False, 0), ("toxic", True, 0)])
+async def test_texts_are_masked_anew_in_turns_and_only_for_who_is_asked_over_the_network(
+    kind: str, paid: bool, told: int, running: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked: list[str] = []
+    learn = Hiding.learn
+
+    async def learning(hiding: Hiding, texts: Iterable[tuple[str, AppliesTo]]) -> None:
+        known = list(texts)
+        masked.extend(text for text, _ in known)
+        await learn(hiding, known)
+
+    def at_once(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("others stream meanwhile")
+
+    monkeypatch.setattr(Hiding, "learn", learning)
+    monkeypatch.setattr("streaming.gateway.outside.gate_text", at_once)
+    pii = {"name": "pii", "kind": "pii", "action": "mask", "config": {"entities": {"email": True}}}
+    judge = {"name": "judge", "kind": "ai_judge", "mode": "BLOCK", "action": "block", "applies_to": ["prompt"],
+             "config": {"provider": "scripted", "rubric": "harm"}}  # fmt: skip
+    toxic: Json = {"name": "toxic", "kind": "toxicity", "action": "block"}
+    second = policy(judge if kind == "judge" else toxic, version=2)
+    running.append(Running(policy(pii), ShadowPolicy(2, "sha256:2", second, paid=paid)))
+    _, session = await asked(text := "Write to ann.cope@example.com.")
+    assert (session.shadow["error"], session.shadow["not_run"]) == ("", [kind])
+    assert masked == [text] * told
+    assert not [piece for piece in (await told_to_workers()).get(("judge", "prompt"), []) if "ann.cope" in piece.text]
 
 
 async def test_a_prompt_that_was_blocked_is_told_to_no_judge(running: list[Running]) -> None:
