@@ -10,6 +10,7 @@ checks stay behind those of the session: few run at once.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -64,18 +65,20 @@ async def run_shadow_check(
 ) -> bool:
     """Make one check. False where there was nothing to do, or it is to be made later.
 
-    ``again`` queues it once more after some seconds; where nothing can be queued it is made now or never.
+    ``again`` queues a check after some seconds: this one once more, or the one that has its place next; where nothing
+    can be queued it is made now or never. One that finds no place is queued by whoever gives one back.
     """
     lease = await database_sync_to_async(_take)(check_id)
-    if isinstance(lease, Busy):
-        if again is not None:
-            again(check_id, conf().check_again_s)
-        return False
-    if lease is None:
+    if lease is None or isinstance(lease, Busy):
         return False
     session_id = str(lease.row.session_id)
     with structlog.contextvars.bound_contextvars(correlation_id=lease.correlation_id, session=session_id):
-        return await _make(lease, clock, again)
+        done = await _make(lease, clock, again)
+    if done and again is not None and (waiting := await database_sync_to_async(_next)(lease)) is not None:
+        told = waiting.session
+        with structlog.contextvars.bound_contextvars(correlation_id=told.correlation_id, session=str(told.pk)):
+            again(waiting.pk, 0.0)
+    return done
 
 
 async def _make(lease: _Lease, clock: Callable[[], float], again: Again | None) -> bool:
@@ -97,8 +100,9 @@ async def _make(lease: _Lease, clock: Callable[[], float], again: Again | None) 
     worst = worst_of(results)
     if again is not None and may_pass(guardrail, worst, row.attempts):
         spent = not worst.circuit_open
-        if await database_sync_to_async(_give_back)(lease, spent=spent):
-            again(row.pk, wait_s(row.attempts) if spent else LONGEST_WAIT_S)
+        delay_s = wait_s(row.attempts) if spent else LONGEST_WAIT_S
+        if await database_sync_to_async(_give_back)(lease, spent=spent, delay_s=delay_s):
+            again(row.pk, delay_s)
         return False
     came = Came.FAILURE if worst.verdict.error is not None else Came.VERDICT
     return await database_sync_to_async(_end)(lease, _findings(guardrail, pieces, results), came)
@@ -147,18 +151,36 @@ def _take(check_id: int) -> _Lease | Busy | None:
         )
         waits = ShadowCheck.objects.filter(pk=check_id, state=State.WAITING)
         if under_way.count() >= AT_ONCE:
-            # Until then the row says so: another task of it ends here, and the sweep does not take it for forgotten.
-            later = Now() + timedelta(seconds=conf().check_again_s)
-            return Busy() if waits.filter(queued_at__lte=Now()).update(queued_at=later) else None
+            waits.filter(queued_at__gt=Now()).update(queued_at=Now())  # whoever gives a place back finds it
+            return Busy()
         if not waits.update(state=State.CHECKING, attempts=F("attempts") + 1, started_at=Now()):
             return None
         row.refresh_from_db(fields=["attempts", "state"])
     return _Lease(row, row.session.correlation_id)
 
 
-def _give_back(lease: _Lease, *, spent: bool) -> bool:
+def _next(lease: _Lease) -> ShadowCheck | None:
+    """The check that has waited longest for the place that this one has given back, when its end is stored.
+
+    Who looks next finds another one; and who found no place before then has said so, because both hold the lock.
+    """
+    policy_name, guardrail = lease.row.session.policy_name, lease.row.guardrail
+    with transaction.atomic():
+        one_at_a_time(policy_name, f"{guardrail} (shadow)")
+        waiting = ShadowCheck.objects.filter(
+            state=State.WAITING, queued_at__lte=Now(), guardrail=guardrail, session__policy_name=policy_name
+        )
+        found = waiting.select_related("session").order_by("pk").first()
+        if found is not None:
+            later = Now() + timedelta(seconds=conf().check_again_s)
+            ShadowCheck.objects.filter(pk=found.pk, state=State.WAITING).update(queued_at=later)
+    return found
+
+
+def _give_back(lease: _Lease, *, spent: bool, delay_s: float) -> bool:
     attempts = lease.row.attempts if spent else lease.row.attempts - 1
-    return bool(lease.held.update(state=State.WAITING, queued_at=Now(), attempts=attempts))
+    later = Now() + timedelta(seconds=delay_s)
+    return bool(lease.held.update(state=State.WAITING, queued_at=later, attempts=attempts))
 
 
 def _end(lease: _Lease, findings: Sequence[Finding], came: Came) -> bool:
@@ -177,7 +199,7 @@ def _end(lease: _Lease, findings: Sequence[Finding], came: Came) -> bool:
 def requeue(*, now: datetime) -> list[int]:
     """Checks to queue, oldest first: never picked up for a while, or held by a worker for longer than a lease.
 
-    ``now``: by the database's clock.
+    No more of a guardrail than run at once: each of them queues the next. ``now``: by the database's clock.
     """
     settings = conf()
     held_since = now - timedelta(seconds=settings.check_lease_s)
@@ -187,7 +209,12 @@ def requeue(*, now: datetime) -> list[int]:
     forgotten = ShadowCheck.objects.filter(
         state=State.WAITING, queued_at__lt=now - timedelta(seconds=settings.stale_s)
     ).order_by("pk")
-    found = list(forgotten.values_list("pk", flat=True))
+    found: list[int] = []
+    taken: Counter[tuple[str, str]] = Counter()
+    for pk, policy_name, guardrail in forgotten.values_list("pk", "session__policy_name", "guardrail"):
+        taken[policy_name, guardrail] += 1
+        if taken[policy_name, guardrail] <= AT_ONCE:
+            found.append(pk)
     ShadowCheck.objects.filter(pk__in=found, state=State.WAITING).update(queued_at=now)
     return found
 

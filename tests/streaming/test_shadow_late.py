@@ -250,15 +250,40 @@ async def test_a_judge_that_is_away_is_asked_again(circuit_open: bool, monkeypat
     assert told(await asked(row)) == ("only_shadow", "blocked", [])
 
 
-async def test_few_of_one_guardrail_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_of_one_guardrail_run_at_once_and_who_ends_queues_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "AT_ONCE", 1)
     second = policy(judge("BLOCK", applies_to=["prompt", "response"]), version=4)
-    await ended(second, monkeypatch)
-    first, other = [pk async for pk in ShadowCheck.objects.order_by("pk").values_list("pk", flat=True)]
+    for _ in range(2):
+        await ended(second, monkeypatch)
+    rows = ShadowCheck.objects.order_by("pk")
+    first, other, third, fourth = [pk async for pk in rows.values_list("pk", flat=True)]
+    queued: list[tuple[int, float]] = []
+
+    def again(pk: int, seconds: float) -> None:
+        queued.append((pk, seconds))
+
     await database_sync_to_async(worker._take)(first)
+    assert not await run_shadow_check(other, again=again)
+    assert queued == [], "it is nobody's turn"
+    await rows.filter(pk=first).aupdate(state="waiting")
+    assert await run_shadow_check(first, again=again)
+    await database_sync_to_async(worker._take)(third)
+    assert not await run_shadow_check(other, again=again)
+    await rows.filter(pk=third).aupdate(state="waiting")
+    assert await run_shadow_check(third, again=again)
+    assert queued == [(other, 0.0), (other, 0.0)], "also who was queued and found no place"
+    assert await run_shadow_check(fourth, again=again)
+    assert len(queued) == 2, "nobody is queued twice for two places"
+
+
+async def test_what_was_forgotten_is_queued_as_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = policy(judge("BLOCK", applies_to=["prompt", "response"]), version=4)
+    for _ in range(2):
+        await ended(second, monkeypatch)
     queued: list[int] = []
-    assert not await run_shadow_check(other, again=lambda pk, seconds: queued.append(pk))
-    assert queued == [other]
+    await later(conf().stale_s + 1, queued)
+    oldest = [pk async for pk in ShadowCheck.objects.order_by("pk").values_list("pk", flat=True)]
+    assert queued == oldest[: worker.AT_ONCE]
 
 
 def test_they_stand_behind_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
