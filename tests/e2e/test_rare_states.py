@@ -15,7 +15,7 @@ from tests.e2e.damaged import LONG, MILLION, OUTSIDER, PASSWORD, finding_of, har
 from tests.e2e.server import Demo, demo, misbehaving_endpoint
 from tests.e2e.test_accessibility import TWO, Look, issues, patient, seen_as, settled
 from tests.e2e.test_audit_pages import fits, sign_in
-from tests.e2e.visitor import LOST
+from tests.e2e.visitor import LOST, catch
 
 __all__ = ["patient"]
 
@@ -162,7 +162,7 @@ def test_no_network_and_a_server_that_fails_are_said_on_the_audit_pages(damaged:
     def fail(route: Route) -> None:
         route.fulfill(status=503, content_type="text/html", body="<h1>Busy</h1>")
 
-    page.route("**/audit/findings/**", fail)
+    catch(page, "/audit/findings/", fail)
     page.keyboard.press("t")
     expect(notice).to_contain_text("(503)")
     expect(page.locator("#note")).to_have_value("kept")

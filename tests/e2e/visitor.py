@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import html
 import re
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, WebSocket, expect
+from playwright.sync_api import Page, Route, WebSocket, expect
 
 GRAM = 5
 """A secret is taken as seen when this many of its characters in a row were; fewer occur by chance in any prose."""
@@ -214,6 +216,21 @@ class Visitor:
         said = [line for line in self.console if not any(one in line for one in but)]
         assert not said, said
         assert self.hosts <= {"127.0.0.1"}, self.hosts
+
+
+def catch(page: Page, path: str, handler: Callable[[Route], None]) -> None:
+    """Hand requests below ``path`` to ``handler``; returns when the browser does so, which may be a moment later."""
+    caught: list[Route] = []
+
+    def take(route: Route) -> None:
+        caught.append(route)
+        handler(route)
+
+    page.route(f"**{path}**", take)
+    end = time.monotonic() + 30
+    while not caught:
+        assert time.monotonic() < end, "the browser catches nothing"
+        page.evaluate("path => fetch(path).then(() => 0, () => 0)", f"{path}0/nothing")
 
 
 def until(page: Page, condition: str, timeout_s: float = 30, every_s: float = 0.05) -> None:

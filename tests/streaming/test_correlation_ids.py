@@ -221,6 +221,7 @@ async def test_what_the_sweep_logs_about_a_session_carries_the_sessions_id() -> 
     assert told == {
         ("session_lost", lost.session_id, "lost-4711"),
         ("readers_not_told", lost.session_id, "lost-4711"),
+        ("unjudged_not_recorded", lost.session_id, "lost-4711"),
         ("readers_not_told", overdue.session_id, "overdue-4711"),
     }
     assert queued == [(check.pk, "silent-4711")]
