@@ -199,11 +199,16 @@ def test_a_store_that_is_killed_costs_no_stream_on_this_database_either(servers:
     with contextlib.closing(Valkey(servers)) as valkey:
         goes_on(servers, client, valkey)
         lost_in_both(servers, client, valkey)
+        all_over(servers)  # while there is a store: workers need it
+
+
+def all_over(servers: Stack) -> None:
+    open_ones = "SELECT count(*) FROM streaming_auditsession WHERE state <> 'COMPLETE'"
+    until("all sessions are over", lambda: servers.rows(open_ones) == [(0,)])
 
 
 @pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
 def test_the_log_is_whole_after_all_that(servers: Stack) -> None:
-    open_ones = "SELECT count(*) FROM streaming_auditsession WHERE state <> 'COMPLETE'"
-    until("all sessions are over", lambda: servers.rows(open_ones) == [(0,)])
+    all_over(servers)
     done = servers.manage("audit", "verify")
     assert done.returncode == 0, done.stdout + done.stderr
