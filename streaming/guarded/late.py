@@ -99,8 +99,8 @@ async def write(store: Store, session_id: str) -> bool:
         return False
     if record.over:
         return False
-    await in_database(rows.write_through)(record=record, blob=found.blob)
-    await store.kept(session_id)
+    if await in_database(rows.write_through)(record=record, blob=found.blob):
+        await store.kept(session_id)  # else the store was put back to an older state: the next call is to see that
     return True
 
 

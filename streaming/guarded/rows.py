@@ -128,14 +128,17 @@ def begin(*, record: Record, visitor: Visitor, conversation_key: str, correlatio
     return True
 
 
-def write_through(*, record: Record, blob: bytes) -> None:
-    """Bring the database to this state, unless it has a newer one or the stream is over."""
+def write_through(*, record: Record, blob: bytes) -> bool:
+    """Bring the database to this state, unless it has a newer one (False) or the stream is over."""
     with transaction.atomic():
         newer = GuardedStream.objects.filter(
             session__pk=record.session_id, rev__lt=record.rev, sealed_state__isnull=False
         ).update(rev=record.rev, seq=record.seq, sealed_state=blob)
         if newer:
             _keep_what_is_shown(record)
+        return (
+            bool(newer) or not GuardedStream.objects.filter(session__pk=record.session_id, rev__gt=record.rev).exists()
+        )
 
 
 def _keep_what_is_shown(record: Record) -> None:

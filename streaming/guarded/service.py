@@ -365,8 +365,8 @@ class Streams:
         """Bring the database to this state. The call has been applied: where one of the two is away, it is answered
         all the same, and it is written later."""
         try:
-            await in_database(rows.write_through)(record=record, blob=blob)
-            await self._states.store.kept(record.session_id)
+            if await in_database(rows.write_through)(record=record, blob=blob):
+                await self._states.store.kept(record.session_id)
             self._late.written(record.session_id)
         except (LogUnavailable, *AWAY) as error:
             logger.warning("stream_not_written_through", session=record.session_id, error=str(error))
