@@ -964,7 +964,7 @@ def quick_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(base._tools, "slow_count", replace(slow, run=run))
 
 
-@pytest.mark.parametrize("times", [20, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [100])
 @pytest.mark.usefixtures("demo_policy")
 async def test_three_of_three_tool_scenarios_complete_every_time(
     monkeypatch: pytest.MonkeyPatch, settings: object, times: int

@@ -265,28 +265,25 @@ async def failed(order: Sequence[str], draw: random.Random) -> None:
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sessions", [400, pytest.param(1_000, marks=pytest.mark.long)])
-@pytest.mark.timeout(1_800)  # half a minute of work; a busy machine takes many times that
-async def test_it_works(sessions: int) -> None:
-    """So many sessions, and all that this process and the store hold is what they held before."""
+@pytest.mark.timeout(1_800)  # a minute of work; a busy machine takes many times that
+async def test_it_works() -> None:
+    """A thousand sessions, and all that this process and the store hold is what they held before."""
     await lived(60, 20, 6)  # what is loaded, connected and remembered once is no session's
     before = Held.now()
     rows = await AuditSession.objects.acount()
-    await lived(sessions, ENDED, CHATS)
+    await lived(SESSIONS, ENDED, CHATS)
     after = Held.now()
 
     assert after.keys == before.keys
-    assert after.store_bytes - before.store_bytes < 500 * sessions, "half a kilobyte for each; open ones took six"
+    assert after.store_bytes - before.store_bytes < 500_000, "half a kilobyte for each; open ones took six"
     assert (after.tasks, after.pumps) == (before.tasks, 0)
     assert after.files <= before.files + 2
     grown = (after.types - before.types).most_common(12)
-    assert after.blocks - before.blocks < sessions, f"not one small object for each, and there are {grown}"
+    assert after.blocks - before.blocks < SESSIONS, f"not one small object for each, and there are {grown}"
     # Not the resident size: what the allocators keep of it, and where it is torn, is no session's doing.
-    assert after.malloc_bytes - before.malloc_bytes < 2_000 * max(sessions, 1_000), (
-        after.malloc_bytes - before.malloc_bytes
-    )
+    assert after.malloc_bytes - before.malloc_bytes < 2_000_000, after.malloc_bytes - before.malloc_bytes
 
-    assert await AuditSession.objects.acount() == rows + sessions + CHATS, "the record stays"
+    assert await AuditSession.objects.acount() == rows + SESSIONS + CHATS, "the record stays"
     assert not await AuditSession.objects.exclude(state="COMPLETE").aexists()
     assert not await AuditSession.objects.filter(ended_at=None).aexists()
     assert not await GuardedStream.objects.exclude(sealed_state=None).aexists()
