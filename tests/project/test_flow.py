@@ -18,9 +18,10 @@ from project.bodies import Request
 from project.flow import handle_reply
 
 Reply = Callable[[bytes, bool], Awaitable[None]]
+Handle = Callable[[Any, Any, dict[str, Any]], Awaitable[None]]
 
 
-def answering() -> tuple[HTTPChannel, StringTransport, Reply]:
+def answering(handle: Handle = handle_reply) -> tuple[HTTPChannel, StringTransport, Reply]:
     """A connection with a request on it whose answer has begun, and how more of it is sent."""
     channel, transport = HTTPChannel(), StringTransport()
     server: Any = Server.__new__(Server)
@@ -34,7 +35,7 @@ def answering() -> tuple[HTTPChannel, StringTransport, Reply]:
 
     async def reply(body: bytes, more: bool) -> None:
         message = {"type": "http.response.body", "body": body, "more_body": more}
-        await handle_reply(server, request, message)
+        await handle(server, request, message)
 
     return channel, transport, reply
 
