@@ -30,6 +30,7 @@ Key = tuple[str, str]
 T = TypeVar("T")
 TOO_LATE = "no verdict before the session's end"
 STOPPED = "the server was stopped before the verdict came"
+ENDED = "the answer broke off before the verdict came"
 
 
 class Overheard:
@@ -64,9 +65,9 @@ class Overheard:
         asking.give_up()
         await self._store(log, list(self._out))
 
-    async def give_up(self, log: SessionLog) -> None:
-        """The server stops: what has not been said is an error."""
-        await self._store(log, list(self._out), words=STOPPED)
+    async def give_up(self, log: SessionLog, words: str = STOPPED) -> None:
+        """The server stops, or nothing is waited for any more: what has not been said is an error."""
+        await self._store(log, list(self._out), words=words)
 
     async def _store(self, log: SessionLog, keys: list[Key], words: str = TOO_LATE) -> None:
         if not keys:

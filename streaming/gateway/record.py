@@ -23,7 +23,7 @@ from streaming import conversing, endings, metrics, sessions, tasks, totals
 from streaming.away import noted
 from streaming.beside import Beside
 from streaming.bookends import policy_ref
-from streaming.checks import Outside
+from streaming.checks import Later, Outside
 from streaming.conf import conf
 from streaming.core.events import GuardrailStatus
 from streaming.database import AWAY
@@ -36,6 +36,7 @@ from streaming.gateway.shadow import looked
 from streaming.log import LogUnavailable, MemoryLog, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession, Message
+from streaming.overheard import Overheard
 from streaming.pace import RELAYED, Timeline
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
 from streaming.shadow.asked import Late
@@ -134,9 +135,13 @@ class Record:
             await asyncio.wait(open_)
 
     async def end(
-        self, gates: Gates, usage: dict[str, int], *, outcome: Outcome | None = None, code: str = "", error: str = ""
-    ) -> None:
-        """The request is over. ``outcome`` None: what the guardrails made of it."""
+        self, gates: Gates, usage: dict[str, int], *, outcome: Outcome | None = None, code: str = "", error: str = "",
+        out: Sequence[Later] = (), why: str = "",
+    ) -> None:  # fmt: skip
+        """The request is over. ``outcome`` None: what the guardrails made of it.
+
+        ``out``: verdicts that nobody waits for any more, and ``why``; they stand in the record as failed checks.
+        """
         answered, redactions = laid.answered(gates)
         findings = [*self.prompted.findings, *answered, *self.late]
         numbered = tuple(_numbered(finding, n) for n, finding in enumerate(findings, start=1))
@@ -146,7 +151,8 @@ class Record:
         guardrails: totals.AllTotals = {}
         checks = totals.add(guardrails, findings=numbered, statuses=[*self.prompted.statuses, *self.statuses])
         outcome = outcome or outcome_of(list(numbered), blocked=unasked or gates.blocked is not None)
-        deferred = () if unasked else tuple(self._deferred(gates))
+        unheard = Overheard(self.started.session_id, out)
+        deferred = () if unasked else (*self._deferred(gates), *unheard.deferred)
         timing: dict[str, object] = {
             RELAYED: True,
             "calls": 1,
@@ -193,6 +199,11 @@ class Record:
         state = await endings.store(ending, session_id=self.started.session_id, log=_log())
         if state is None:
             logger.error("ending_not_stored", session=self.started.session_id, outcome=outcome.value)
+        elif out:
+            try:
+                await unheard.give_up(_log(), why)
+            except Exception:  # the sweep ends what is left
+                logger.exception("overheard_not_stored", session=self.started.session_id)
         await self._settled()
         if (deferred or (ending.shadow is not None and ending.shadow.late)) and state is not None:
             await tasks.queue_session(self.started.session_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from streaming.gateway.prompt import conversation
 from streaming.gateway.record import ALIVE_EVERY_S, Record
 from streaming.gateway.upstream import DONE, UpstreamSaid
 from streaming.gateway.walker import Json, Walker, WrongDialect
+from streaming.overheard import ENDED, STOPPED
 from streaming.providers.base import ProviderError, ProviderProtocolError, StreamCutOff
 from streaming.providers.failures import shortened
 from streaming.wake import Line
@@ -106,7 +107,7 @@ class Relay:
         self._inbox = Line[Came | Judged]()
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._parked: deque[Json] = deque()
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking: dict[asyncio.Task[None], Later] = {}
         self._document: Json | None = None
         self._whole: list[Json] = []
         self._freed: Callable[[], Awaitable[None]] | None = freed
@@ -153,7 +154,7 @@ class Relay:
             await self._hear_out()
         except (asyncio.CancelledError, _Unread) as ended:
             if self.answered:  # only what does not decide was out: the answer stays what it was
-                await self._surely(outcome, code, error)
+                await self._surely(outcome, code, error, STOPPED)
                 raise
             if isinstance(ended, _Unread):
                 said = f"nothing of the answer was read for {READER_S:g} seconds"
@@ -166,7 +167,7 @@ class Relay:
             else:
                 said = "The server was stopped while the answer streamed."
                 self.broke_off = _broke_off(said.rstrip("."))
-                await self._surely(Outcome.ERROR, "server_stopped", said)
+                await self._surely(Outcome.ERROR, "server_stopped", said, STOPPED)
             raise
         except Exception:
             logger.exception("relay_failed", session=self._record.started.session_id)
@@ -196,11 +197,19 @@ class Relay:
         if freed is not None:
             await freed()
 
-    async def _surely(self, outcome: Outcome | None, code: str, error: str) -> None:
-        """Write the end although this task may be (or be being) cancelled; the cancellation comes after it."""
+    async def _surely(self, outcome: Outcome | None, code: str, error: str, why: str = ENDED) -> None:
+        """Write the end although this task may be (or be being) cancelled; the cancellation comes after it.
+
+        ``why`` verdicts did not come that are still out: nobody waits for them any more.
+        """
         self._gates.let_go()
         self._record.stop_reason = self._walker.stop_reason
-        work = self._record.end(self._gates, self._walker.usage, outcome=outcome, code=code, error=error)
+        out = self._still_out()
+        for task in self._asking:
+            task.cancel()
+        work = self._record.end(
+            self._gates, self._walker.usage, outcome=outcome, code=code, error=error, out=out, why=why
+        )
         task = asyncio.ensure_future(work)
         try:
             await asyncio.shield(task)
@@ -330,7 +339,8 @@ class Relay:
     def _ask(self) -> None:
         for question in self._gates.questions:
             for name in question.check.guardrails:
-                self._start(self._judge(question, self._gates.policy.guardrail(name)))
+                guardrail = self._gates.policy.guardrail(name)
+                self._start(self._judge(question, guardrail), Later(question.channel.gate, question.check, guardrail))
         self._gates.questions.clear()
 
     def _later(self, later: Later) -> None:
@@ -339,12 +349,20 @@ class Relay:
             self._record.statuses.append(status_after(later.guardrail, checked))
             self._record.late += later.findings(checked)
 
-        self._start(ask())
+        self._start(ask(), later)
 
-    def _start(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine of ours
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+    def _start(self, work: Coroutine[None, None, None], later: Later) -> None:
+        task = asyncio.ensure_future(work)
+        self._asking[task] = later
+        task.add_done_callback(lambda task: self._asking.pop(task, None))
+
+    def _still_out(self) -> list[Later]:
+        """What guardrails that do not decide have yet to say, of texts that no block has made moot."""
+        return [
+            later
+            for task, later in self._asking.items()
+            if not (task.done() or later.guardrail.decides) and later.check.id in later.gate.awaited
+        ]
 
     async def _judge(self, question: Question, guardrail: Guardrail) -> None:
         channel = question.channel

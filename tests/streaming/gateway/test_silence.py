@@ -20,7 +20,8 @@ from streaming import endings, registry, sessions
 from streaming.api.gateway import front
 from streaming.gateway.gates import Gates
 from streaming.gateway.record import Record
-from streaming.models import AuditSession
+from streaming.models import AuditSession, DeferredCheck
+from streaming.overheard import ENDED, STOPPED
 from tests.streaming.gateway.fake import JSON, Answer, Fake, sse, upstream
 from tests.streaming.gateway.test_heartbeats import Thinks
 from tests.streaming.gateway.test_openai_sdk import chunk, whole
@@ -97,19 +98,24 @@ async def test_it_works(fake: Fake, settings: Settings, monkeypatch: pytest.Monk
     assert (session.state, session.outcome, session.error_code) == ("COMPLETE", "allowed", "")
 
 
+def watching(monkeypatch: pytest.MonkeyPatch, *applies_to: str) -> None:
+    """Every request has a guardrail that only watches, and answers when it is told to."""
+    base.all_kinds()
+    monkeypatch.setattr(Thinks, "name", "trial_thinks", raising=False)
+    monkeypatch.setattr(Thinks, "done", asyncio.Event())
+    monkeypatch.setitem(base._REGISTRY, "trial_thinks", Thinks)  # type: ignore[arg-type]
+    watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": [*applies_to]}
+    running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
+    monkeypatch.setattr(front, "running_of", lambda found: running)
+
+
 @pytest.mark.parametrize("stops", [False, True], ids=["and is heard", "and the server stops"])
 async def test_a_guardrail_that_only_watches_thinks_on(
     fake: Fake, settings: Settings, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     """The client has its answer; what is found afterwards must still find the session open."""
     settings.SLUICEGATE_STALE_S = 0.006
-    base.all_kinds()
-    monkeypatch.setattr(Thinks, "name", "trial_thinks", raising=False)
-    monkeypatch.setattr(Thinks, "done", asyncio.Event())
-    monkeypatch.setitem(base._REGISTRY, "trial_thinks", Thinks)  # type: ignore[arg-type]
-    watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": ["response"]}
-    running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
-    monkeypatch.setattr(front, "running_of", lambda found: running)
+    watching(monkeypatch, "response")
     written = Written(monkeypatch)
     fake.answers["small"] = Answer(whole("Good day."), JSON)
     await row("house", f"{fake.url}/v1")
@@ -122,6 +128,47 @@ async def test_a_guardrail_that_only_watches_thinks_on(
     Thinks.done.set()
     session = await ended(str(session.pk))
     assert (session.outcome, session.error_code) == ("allowed", "")
+
+
+OUT = {
+    "the server stops behind it": ("allowed", {"prompt": 1, "response": 2}, STOPPED),
+    "the server stops within it": ("error", {"prompt": 1}, STOPPED),
+    "the client goes": ("abandoned", {"prompt": 1}, ENDED),
+}
+
+
+@pytest.mark.parametrize("how", OUT)
+async def test_a_check_that_is_out_when_an_answer_ends_is_on_record_as_failed(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It was asked and has said nothing: a row without it would look as if nobody had been asked."""
+    watching(monkeypatch, "prompt", "response")
+    gate, (outcome, asked, why) = threading.Event(), OUT[how]
+    pieces = sse(chunk({"content": "Good day. "}), chunk({"content": "And on."}), chunk({}, "stop"))
+    gated = outcome != "allowed"
+    fake.answers["small"] = Answer(pieces, gate=gate if gated else None, gated_head=gated)
+    await row("house", f"{fake.url}/v1")
+    asking = asyncio.create_task(ask(await new_key(), "house/small", stream=True))
+    try:
+        if gated:
+            assert await asyncio.to_thread(fake.writing.wait, 60)
+        else:
+            await asking
+        if outcome == "abandoned":
+            asking.cancel()
+            await asyncio.wait({asking})
+        else:
+            await registry.shutdown()
+    finally:
+        gate.set()
+        await asyncio.wait({asking})
+    session = await ended(str((await AuditSession.objects.aget()).pk))
+    assert (session.state, session.outcome) == ("COMPLETE", outcome)
+    checks = [check async for check in DeferredCheck.objects.all()]
+    assert {check.applies_to for check in checks} == set(asked)
+    assert all((one.guardrail, one.state, one.error[: len(why)]) == ("t", "error", why) for one in checks)
+    counted = session.timing["guardrails"]["t"]
+    assert (counted["checks"], counted["errors"]) == (sum(asked.values()),) * 2
 
 
 async def test_while_the_last_sign_is_fresh_the_database_is_not_asked(
