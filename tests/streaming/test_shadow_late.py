@@ -201,11 +201,12 @@ async def test_what_a_dead_worker_held_is_made_by_another_one(monkeypatch: pytes
     assert queued == []
     await later(conf().check_lease_s + 1, queued)
     assert queued == [pk]
-    row = await asked(row)
-    assert told(row) == ("only_shadow", "blocked", [])
+    alive = await database_sync_to_async(worker._take)(pk)
     assert not await database_sync_to_async(worker._end)(dead, (), worker.Came.VERDICT), (
         "who comes back changes nothing"
     )
+    assert await worker._make(alive, time.monotonic, None)
+    assert told(await asked(row)) == ("only_shadow", "blocked", [])
 
 
 @pytest.mark.parametrize("attempts", [0, 3], ids=["nobody made it", "each worker died"])
