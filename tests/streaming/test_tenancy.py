@@ -33,7 +33,7 @@ from streaming.models import AuditSession, Conversation, GuardedStream
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.reader import follow
 from streaming.routing import websocket_urlpatterns
-from streaming.sessions import Visitor
+from streaming.sessions import Visitor, conversation_of
 from tests.conftest import Cast
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
@@ -512,6 +512,20 @@ async def test_a_conversation_is_one_within_a_key_only() -> None:
         headers = {"Authorization": f"Bearer {key}"}
         said = await AsyncClient().post("/v1/chat", body, content_type="application/json", headers=headers)
         assert said.status_code == status
+
+
+async def test_a_conversation_that_belongs_to_nobody_opens_to_no_key(cast: Cast) -> None:
+    """Its user was deleted, say: neither a key nor a token nor another user comes with a browser's session."""
+    left = await Conversation.objects.acreate(policy="basic")
+    visitors = [Visitor(client="sg_other"), Visitor(only_session="s"), Visitor(user_id=cast.reviewer.pk)]
+    for visitor in visitors:
+        with pytest.raises(Conversation.DoesNotExist):
+            await database_sync_to_async(conversation_of)(visitor, str(left.pk))
+    key = await new_key("owner")
+    body = json.dumps({"prompt": "Go on", "conversation_id": str(left.pk)})
+    headers = {"Authorization": f"Bearer {key}"}
+    said = await AsyncClient().post("/v1/chat", body, content_type="application/json", headers=headers)
+    assert (said.status_code, json.loads(said.content)["error"]["code"]) == (422, "unknown_conversation")
 
 
 @pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == PUBLIC])
