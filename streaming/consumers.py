@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -41,8 +42,8 @@ logger = structlog.get_logger(__name__)
 REFUSED = 4401
 UNKNOWN = "sluicegate.unknown"
 """Where the scope says why nobody could find out who opens the socket."""
-TRY_AGAIN = 1013
-"""What a socket that nobody can let in now is closed with (RFC 6455's registry)."""
+BROKEN, TRY_AGAIN = 1011, 1013
+"""What a socket is closed with that failed here, and one that nobody can let in now (RFC 6455's registry)."""
 OWNED = "The text of this stream comes from its client, who ends it with POST /v1/stream/finish."
 AGAIN_S = 0.5
 """Seconds between two looks for a log that is away."""
@@ -76,6 +77,15 @@ class SessionSocket(AsyncWebsocketConsumer):
     # must not break when the store behind the layer goes away.
     channel_layer_alias = "none"
     takes_keys = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve the socket. Whatever breaks it, its readers go with it."""
+        try:
+            await super().__call__(scope, receive, send)
+        except BaseException:
+            if hasattr(self, "readers"):
+                await self.disconnect(BROKEN)
+            raise
 
     async def connect(self) -> None:
         """Accept, and say why not if the visitor may not be here."""
@@ -229,7 +239,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         session_id = str(found.pk)
         if old := self.readers.pop(session_id, None):
             old.stop()
-        if found.state == found.State.ACTIVE:
+        if found.state == found.State.ACTIVE and not self.active:  # what was started here stays what a stop is about
             self.active = session_id
         conversation_id = str(found.conversation_id or "")
         owned = found.origin == found.Origin.STREAM

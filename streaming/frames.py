@@ -43,7 +43,9 @@ YesOrNo = Annotated[bool | None, BeforeValidator(_yes_or_no)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
 MAX_TOKENS = 1_000_000
 """More than any model writes."""
-Seq = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+MAX_SEQ = 999_999_999_999_999
+"""More than any session has, and few enough for every store."""
+Seq = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=MAX_SEQ)]
 
 
 def _number_or_nothing(value: object) -> object:
@@ -82,7 +84,7 @@ class StartFrame(_Frame):
 
 
 class InterruptFrame(_Frame):
-    """Stop a session; without an id the one that this socket started last."""
+    """Stop a session; without an id the one that this socket started last, or else the one that it resumed."""
 
     type: Literal["interrupt"]
     session_id: Name = ""
@@ -127,6 +129,8 @@ def frame_of(value: Mapping[str, object], limits: Conf) -> Frame:
     if value.get("type") not in ("start", "interrupt", "resume", "ack"):
         raise FrameError("unknown_type", f"The frame's type must be one of: {_TYPES}.", "type")
     for name, part in value.items():
+        if why := unusable(name):  # nor could an answer that names it be sent
+            raise FrameError("invalid_text", f"A field's name {why}.")
         if isinstance(part, str) and (why := unusable(part)):
             raise FrameError("invalid_text", f"“{name}” {why}.", name)
     try:

@@ -158,6 +158,42 @@ async def test_who_reads_from_elsewhere_on_the_same_socket_can_still_stop_it(mon
         assert (await client.until("done"))["outcome"] == "interrupted"
 
 
+async def test_a_stop_is_about_the_answer_that_began_here_whatever_is_read_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
+    async with connected() as elsewhere, connected() as client:
+        await elsewhere.send(type="start", scenario="clean")
+        other = (await elsewhere.until("message_stream"))["session_id"]
+        await client.send(type="start", scenario="clean")
+        mine = (await client.until("message_stream"))["session_id"]
+        await client.send(type="resume", session_id=other)
+        await client.until("message_stream", session_id=other)
+        await client.send(type="interrupt")
+        assert (await client.until("done", session_id=mine))["outcome"] == "interrupted"
+        assert not await consumers.shared_log().interrupted(str(other))
+
+
+async def test_the_readers_of_a_socket_that_breaks_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
+    socket = WebsocketCommunicator(URLRouter(websocket_urlpatterns), "/ws/stream/")
+    socket.scope["session"] = type("Session", (), {"session_key": "s1"})()
+    assert (await socket.connect(timeout=10))[0]
+    client = Client(socket)
+    await client.send(type="start", scenario="clean")
+    await client.until("message_stream")
+    assert [one for one in asyncio.all_tasks() if "deliver" in repr(one.get_coro())]
+
+    async def breaks(*_: object) -> None:
+        raise OSError("the other side is gone")
+
+    monkeypatch.setattr(consumers.StreamConsumer, "take_frame", breaks)
+    await client.send(type="interrupt")
+    with pytest.raises(OSError, match="gone"):
+        await socket.wait(timeout=10)
+    assert not [one for one in asyncio.all_tasks() if "deliver" in repr(one.get_coro())]
+
+
 async def test_cut_socket_resumes_where_it_was_on_another_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "300")
     async with connected() as first:
@@ -232,6 +268,10 @@ async def test_conversation_of_somebody_else_does_not_exist_for_me() -> None:
         ('{"type": "resume", "session_id": "nope"}', "unknown_session", "session_id"),
         ('{"type": "resume", "session_id": "x", "last_seq": -1}', "invalid_field", "last_seq"),
         ('{"type": "ack", "seq": "many"}', "invalid_field", "seq"),
+        ('{"type": "resume", "session_id": "x", "last_seq": 1000000000000000}', "invalid_field", "last_seq"),
+        ('{"type": "resume", "session_id": "x", "last_seq": 99999999999999999999}', "invalid_field", "last_seq"),
+        ('{"type": "start", "\\ud800": "\\u0000"}', "invalid_text", None),
+        ('{"type": "start", "prompt": "x", "\\ud800": 1}', "invalid_text", None),
         (json.dumps({"type": "start", "prompt": "x" * 1_000_000}), "too_long", "prompt"),
         (json.dumps({"type": "start", "prompt": "x" * 3_000_000}), "too_large", None),
     ],
