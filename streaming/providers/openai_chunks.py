@@ -101,18 +101,20 @@ class ChunkReader(SseReader):
                 raise ProviderUnavailable("the provider stopped the answer with an error")
             yield Stopped(mended(reason) or "stop", index)
 
-    def _said(self, said: Mapping[str, object], index: int) -> Iterator[ProviderEvent]:
+    def _said(self, said: Mapping[str, object], index: int, *, whole: bool = False) -> Iterator[ProviderEvent]:
         yield from self.thinking(_text(said.get("reasoning_content")) or _text(said.get("reasoning")), index)
         # A refusal is what the model says instead of an answer, so it is shown (and gated) as one.
         yield from self.text(_text(said.get("content")) + _text(said.get("refusal")), index)
-        yield from self._tool_calls(said.get("tool_calls"), index)
+        yield from self._tool_calls(said.get("tool_calls"), index, whole=whole)
 
-    def _tool_calls(self, calls: object, choice: int) -> Iterator[ProviderEvent]:
+    def _tool_calls(self, calls: object, choice: int, *, whole: bool) -> Iterator[ProviderEvent]:
         for position, call in enumerate(objects(calls)):
             function = call.get("function")
             function = function if is_object(function) else {}
             id_, arguments = mended(call.get("id")), function.get("arguments")
-            index = self._call_index(choice, _int(call.get("index"), position), id_)
+            # Of a whole answer the list says which is which; some servers give all of them one index there, and no id.
+            sent = position if whole else _int(call.get("index"), position)
+            index = self._call_index(choice, sent, id_)
             yield ToolCallDelta(
                 index=index,
                 id=id_,
@@ -153,7 +155,7 @@ class ChunkReader(SseReader):
         yield from self._model_named(document.get("model"))
         for index, choice in numbered:
             if isinstance(said := choice.get("message"), dict):
-                yield from self._said(said, index)
+                yield from self._said(said, index, whole=True)
         yield from self.rest()
         yield from _usage(document.get("usage"))
         for choice in choices:

@@ -393,6 +393,15 @@ def test_any_number_of_calls_may_share_an_index_and_pieces_of_an_earlier_one_may
     assert calls_of(list(whole({"choices": [{"index": 0, "message": {"tool_calls": calls}}]}))) == expected
 
 
+@pytest.mark.parametrize("given", [{"index": 0}, {"index": 1, "id": "same"}, {}], ids=["no id", "one id", "neither"])
+def test_calls_of_an_answer_in_one_piece_are_as_many_as_it_lists(given: dict[str, object]) -> None:
+    """Its list says which is which, whatever they call themselves: two joined ones would be one that nobody made."""
+    listed = [{**given, "function": {"name": name, "arguments": '{"x": 1}'}} for name in "ab"]
+    sent = list(whole({"choices": [{"index": 0, "message": {"tool_calls": listed}}]}))
+    id_ = given.get("id", "")
+    assert calls_of(sent) == {(0, n): (id_, name, '{"x": 1}') for n, name in enumerate("ab")}
+
+
 def test_arguments_sent_as_an_object_or_without_an_index_are_not_lost() -> None:
     events = read([call(None, "c-1", "a", {"x": 1}), of(0, "tool_calls")])
     assert calls_of(events) == {(0, 0): ("c-1", "a", '{"x": 1}')}

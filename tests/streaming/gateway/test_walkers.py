@@ -311,6 +311,14 @@ def test_what_a_guardrail_has_to_be_asked_about_waits_and_so_does_the_end(shape:
     assert said.rindex(ended) > said.index(CARD)
 
 
+@pytest.mark.parametrize("policy", [OPEN, REDACTING], ids=["open", "guarded"])
+def test_calls_of_an_answer_in_one_piece_stay_as_many_as_it_lists(policy: Policy) -> None:
+    calls = [{"index": 0, "function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    choice = {"index": 0, "message": {"role": "assistant", "tool_calls": calls}, "finish_reason": "tool_calls"}
+    document: Json = {"choices": [choice]}
+    assert walk_whole("openai", document, policy) == document
+
+
 PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ" * 8
 IMAGE: Json = {"type": "image_url", "index": 0, "image_url": {"url": f"data:image/png;base64,{PIXELS}"}}
 
