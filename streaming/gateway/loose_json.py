@@ -26,6 +26,9 @@ _LETS_ALL_PASS = compile_policy({"policy": "nothing", "guardrails": []})
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|/)")
 
 
+_NUMBER = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(-?[0-9][0-9.eE+-]*)')
+"""A number of JSON, or a string, in which there are none."""
+
 _HALF = r"\\++u([Dd][%s][0-9A-Fa-f]{2})"
 _ANY_ESCAPE = re.compile(
     rf"""(?<!\\)(?:{_HALF % "89ABab"}{_HALF % "C-Fc-f"}|\\++(?:u([0-9A-Fa-f]{{4}})|x([0-9A-Fa-f]{{2}})|(["'/bfnrt])))"""
@@ -64,6 +67,21 @@ def is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def with_quotes(text: str, found: Sequence[Finding]) -> str:
+    """JSON in which numbers are strings where something was found in them: what hides it is text."""
+    spans = sorted((finding.start, finding.end) for finding in found)
+    starts = [start for start, _ in spans]
+    ends = list(accumulate((end for _, end in spans), max))
+    out: list[str] = []
+    at = 0
+    for number in _NUMBER.finditer(text):
+        known = bisect_left(starts, number.end())
+        if number[1] and known and ends[known - 1] > number.start():
+            out += (text[at : number.start()], f'"{number[1]}"')
+            at = number.end()
+    return "".join((*out, text[at:]))
 
 
 def has_escapes(text: str) -> bool:

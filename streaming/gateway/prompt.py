@@ -25,7 +25,7 @@ from streaming.core.events import GuardrailStatus
 from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
 from streaming.gateway.laid import Asked, channel_of
-from streaming.gateway.loose_json import laid_open_in_turns
+from streaming.gateway.loose_json import is_json, laid_open_in_turns, with_quotes
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter
 from streaming.gateway.outside import Hide, Hiding, needed
@@ -46,6 +46,8 @@ _LOOK = 64
 """Looking at a text costs as much as this many characters, however short it is."""
 _WRITTEN = frozenset({"input", "arguments", "json"})
 """What stands behind these a model or a tool has written, whatever it calls its fields."""
+_AS_JSON = frozenset({"input", "arguments", "metadata"})
+"""What stands behind these is looked at as the JSON that it is, too: a name of a field may say what its value is."""
 
 
 class Mask(Protocol):
@@ -119,8 +121,14 @@ class _Place:
     structure: bool = False
     top: str | int = ""
     """The field of the request that it is in."""
-    inner: bool = False
-    """It stands in JSON within a string, which is a place of its own."""
+    inner: int = 0
+    """How many strings of JSON it stands in; each of them is a place of its own."""
+    parsed: bool = False
+    """It is an object or a list, and ``text`` the JSON of it."""
+
+
+_Told = tuple[int, str, str, str]
+"""A finding: the message, the guardrail, the rule, and what was found."""
 
 
 async def guarded(
@@ -154,20 +162,28 @@ async def guarded(
     if out.masking is not None and needed(policy):
         out.hiding = out.masking
         await out.hiding.learn(
-            (place.text, place.applies_to) for place in (*walk.places, *(place for place, _, _ in walk.inside))
+            (place.text, place.applies_to)
+            for place in (*walk.places, *(place for place, _, _ in walk.inside), *walk.objects)
         )
     earlier = await _visible(policy, turns, swept)
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
     last: Json = cast("list[Json]", copied["messages"])[asked] if asked >= 0 else {}
     asking = Asked(asked, last.get("content"), turns[asked].text if asked >= 0 else "", last)
-    await _check(policy, walk.places, earlier, out, mask, asking)
-    second: list[_Place] = []
-    for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
-        text = place.text if value == before else json.dumps(value, ensure_ascii=False)
-        second.append(replace(place, text=text, structure=False, inner=False))
+    told: set[_Told] = set()
+    await _check(policy, walk.places, earlier, out, mask, asking, told)
+    for depth in sorted({place.inner for place, _, _ in walk.inside}, reverse=True):
+        second: list[_Place] = []
+        for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
+            if place.inner == depth:
+                text = place.text if value == before else _written(value)
+                second.append(replace(place, text=text, structure=False, inner=0))
+        if out.hiding is not None:
+            await out.hiding.learn((place.text, place.applies_to) for place in second)
+        await _check(policy, second, earlier, out, mask, asking, told, again=True)
+    third = [replace(place, text=_written(place.holder[place.key])) for place in walk.objects]  # type: ignore[index]
     if out.hiding is not None:
-        await out.hiding.learn((place.text, place.applies_to) for place in second)
-    await _check(policy, second, earlier, out, mask, asking, again=True)
+        await out.hiding.learn((place.text, place.applies_to) for place in third)
+    await _check(policy, third, earlier, out, mask, asking, told, again=True)
     out.findings += walk.names.findings
     copied = out.body = await sweep(copied, swept, walk.media.apart)
     out.blocked = out.blocked or walk.names.blocked
@@ -189,29 +205,42 @@ async def guarded(
 
 async def _check(
     policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked,
-    *, again: bool = False,
+    told: set[_Told], *, again: bool = False,
 ) -> None:  # fmt: skip
+    """``told``: what was found so far; what is found again in the JSON of its object is no finding of its own."""
     rules = policy.only(Checkpoint.IMMEDIATE)
 
-    async def one(place: _Place) -> tuple[_Place, CheckedText]:
-        return place, await check_text(
+    async def look(place: _Place) -> CheckedText:
+        return await check_text(
             rules if place.structure else policy,
             place.text,
             applies_to=place.applies_to,
             channel=channel_of(place.turn, place.top),
             conversation=turns[: max(0, place.turn)],
             later=True,
-            outside=None if out.hiding is None else out.hiding.told(place.text, place.applies_to),
+            outside=None if out.hiding is None else await out.hiding.learned(place.text, place.applies_to),
         )
+
+    async def one(place: _Place) -> tuple[_Place, CheckedText]:
+        checked = await look(place)
+        if not again or checked.blocked is not None or checked.visible == place.text or is_json(checked.visible):
+            return place, checked
+        apart = replace(place, text=with_quotes(place.text, checked.findings))
+        seen = await look(apart)
+        # A rule that knows a number by its not being a string finds it no more: then what is left is no JSON.
+        return (place, checked) if len(seen.findings) < len(checked.findings) else (apart, seen)
 
     asking = any(g.decides and g.checkpoint is not Checkpoint.IMMEDIATE for g in policy.guardrails)
     done: list[tuple[_Place, CheckedText]] = []
+    since = 0
     if asking:
         done = list(await asyncio.gather(*(one(place) for place in places)))
     else:
         for place in places:
             done.append(await one(place))
-            if len(place.text) > 2_000:
+            since += len(place.text) + _LOOK
+            if since > SLICE:
+                since = 0
                 await asyncio.sleep(0)  # others stream meanwhile
     for place, checked in done:
         looked = looked_at(checked, place.text, place.applies_to, channel_of(place.turn, place.top))
@@ -222,9 +251,14 @@ async def _check(
         out.blocked = out.blocked or checked.blocked
         out.statuses += checked.statuses
         shown = mask(place.text, checked, again=again)
-        place.holder[place.key] = shown  # type: ignore[index]  # keys are its own
+        if not place.parsed:
+            place.holder[place.key] = shown  # type: ignore[index]  # keys are its own
+        elif shown != place.text:
+            place.holder[place.key] = json.loads(shown) if is_json(shown) else shown  # type: ignore[index]
         findings, later = asked.looked(place.holder, place.key, place.text, shown, checked)
-        out.findings += findings
+        said = [(place.turn, f.guardrail, f.rule, place.text[f.start : f.end]) for f in checked.findings]
+        out.findings += [f for f, known in zip(findings, said, strict=True) if not (place.parsed and known in told)]
+        told.update(said)
         out.later += later
 
 
@@ -236,6 +270,7 @@ class _Walk:
         self.names = Names(self._rules, mask)
         self.places: list[_Place] = []
         self.inside: list[tuple[_Place, object, object]] = []
+        self.objects: list[_Place] = []
         self.media = Media()
         self._numbers = 0
         self._since = 0  # characters looked at since others had their turn
@@ -276,7 +311,16 @@ class _Walk:
                 out[key] = value
             else:
                 await self._put(out, key, value, (*path, name), applies_to, turn)
+            if name in _AS_JSON and isinstance(value, dict | list) and value and not _within_json(path):
+                await self._as_json(out, key, applies_to, turn, path[0] if path else name)
         return out
+
+    async def _as_json(self, out: Json, key: str, applies_to: AppliesTo, turn: int, top: str | int) -> None:
+        """Have the rules look at an object as at the text that a model or a program writes it as."""
+        text = _written(out[key])
+        self.objects.append(_Place(out, key, text, applies_to, turn, structure=True, top=top, parsed=True))
+        self._bounded()
+        await self._looked_at(len(text))
 
     async def _put(
         self, holder: Json | list[object], key: str | int, value: object, path: Path,
@@ -295,7 +339,7 @@ class _Walk:
         inner = json_in(value)
         if inner is None:
             value = holder[key] = await laid_open_in_turns(value, self._finder(applies_to))  # type: ignore[index]
-        structure, inside = _is_structure(path, value), "json" in path
+        structure, inside = _is_structure(path, value), path.count("json")
         place = _Place(holder, key, value, applies_to, turn, structure=structure, top=path[0], inner=inside)
         if inner is None:
             if value:
@@ -304,7 +348,8 @@ class _Walk:
         self.inside.append((place, await self.copy(inner, (*path, "json"), applies_to, turn), inner))
 
     def _bounded(self) -> None:
-        if len(self.places) + len(self.inside) + len(self.names) + self._numbers >= MAX_STRINGS:
+        found = len(self.places) + len(self.inside) + len(self.objects) + len(self.names) + self._numbers
+        if found >= MAX_STRINGS:
             raise BadRequest(f"The request has more than {MAX_STRINGS:,} strings, names of fields and long numbers.")
 
     async def _looked_at(self, chars: int) -> None:
@@ -339,6 +384,15 @@ def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:
         case {"type": "document" | "file" | "search_result"}:
             return AppliesTo.DOCUMENT
     return applies_to
+
+
+def _within_json(path: Path) -> bool:
+    """Whether what stands there is looked at as JSON with all that it stands in."""
+    return "json" in path or not _AS_JSON.isdisjoint(path)
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_structure(path: Path, value: str) -> bool:

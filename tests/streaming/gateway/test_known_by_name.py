@@ -1,0 +1,126 @@
+"""Values that a rule knows by the name of their field: whatever the dialect makes of the object, they stay here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from guardrails.policy import compile_policy
+from streaming.gateway.gates import widened
+from streaming.gateway.masks import Masks
+from streaming.gateway.prompt import Prompted, guarded
+from streaming.gateway.walker import Json
+from tests.streaming.gateway.test_gives_way import others
+from tests.streaming.gateway.test_prompts import user
+
+SSN = "123456789"
+POLICIES = {
+    action: widened(compile_policy({"policy": action, "guardrails": [{"name": "p", "kind": "pii", "action": action}]}))
+    for action in ("mask", "redact", "warn", "block")
+}
+
+
+def openai(arguments: object) -> Json:
+    function = {"name": "f", "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+
+
+def anthropic(arguments: object) -> Json:
+    return {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": arguments}]}
+
+
+def ollama(arguments: object) -> Json:
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+
+PLACES: dict[str, tuple[Callable[[object], Json], Callable[[Json], object]]] = {
+    "OpenAI's string": (
+        lambda said: {"messages": [user("Hi"), openai(said)]},
+        lambda body: json.loads(body["messages"][1]["tool_calls"][0]["function"]["arguments"]),  # type: ignore[index]
+    ),
+    "Anthropic's input": (
+        lambda said: {"messages": [user("Hi"), anthropic(said)]},
+        lambda body: body["messages"][1]["content"][0]["input"],  # type: ignore[index]
+    ),
+    "Ollama's arguments": (
+        lambda said: {"messages": [user("Hi"), ollama(said)]},
+        lambda body: body["messages"][1]["tool_calls"][0]["function"]["arguments"],  # type: ignore[index]
+    ),
+    "metadata": (lambda said: {"messages": [user("Hi")], "metadata": said}, lambda body: body["metadata"]),
+}
+ARGUMENTS: dict[str, object] = {
+    "a string": {"ssn": SSN, "ok": True},
+    "a number": {"ssn": int(SSN), "ok": True},
+    "a number as one of computing": {"ssn": float(SSN), "ok": True},
+    "deep": {"a": [{"b": {"ssn": int(SSN)}}], "ok": True},
+    "a list": [{"ssn": SSN}, {"ok": True}],
+    "arguments within": {"input": {"arguments": {"ssn": int(SSN)}}, "metadata": [{"ssn": SSN}]},
+    "JSON within": {"input": json.dumps({"ssn": SSN}), "ssn": SSN},
+}
+
+
+async def passed(body: Json, action: str) -> Prompted:
+    policy = POLICIES[action]
+    masks = Masks(policy, body, caller="c")
+    mask, swept, hide = masks.mask, masks.swept, masks.hidden
+    return await guarded(policy, {"model": "m", **body}, media_allowed=False, mask=mask, swept=swept, hide=hide)
+
+
+async def test_it_works() -> None:
+    made, got = PLACES["Anthropic's input"]
+    found = await passed(made({"ssn": SSN}), "redact")
+    assert got(found.body) == {"ssn": "[SSN]"}
+    assert [finding.category for finding in found.findings] == ["ssn"]
+
+
+@pytest.mark.parametrize("action", ["mask", "redact"])
+@pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
+@pytest.mark.parametrize("place", PLACES)
+async def test_what_the_name_of_a_field_says_goes_upstream_nowhere(place: str, arguments: object, action: str) -> None:
+    """And arguments are JSON again, in which a number that was hidden is a string."""
+    made, got = PLACES[place]
+    found = await passed(made(arguments), action)
+    assert SSN not in json.dumps(found.body)
+    said = got(found.body)
+    assert isinstance(said, type(arguments))
+    assert ("MASK-SSNO-" if action == "mask" else "[SSN]") in json.dumps(said)
+    if isinstance(said, dict) and "ok" in said:
+        assert said["ok"] is True
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_it_blocks_and_is_told_once(place: str) -> None:
+    made, got = PLACES[place]
+    assert (await passed(made({"ssn": SSN}), "block")).blocked is not None
+    mail = {"mail": "joe@b.example", "ssn": SSN}
+    found = await passed(made(mail), "warn")
+    assert got(found.body) == mail
+    if place != "OpenAI's string":
+        assert sorted(finding.category for finding in found.findings) == ["email", "ssn"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_arguments_in_which_nothing_is_found_are_what_they_were(place: str) -> None:
+    made, got = PLACES[place]
+    said = {"q": 'a "b"\n\\d ☃', "n": [1, 2.5, 1e300, None, True], "deep": {"": {}}}
+    assert got((await passed(made(said), "mask")).body) == said
+
+
+async def test_a_rule_that_knows_a_number_by_its_not_being_a_string_hides_it() -> None:
+    """What is left is no JSON then, and no number of anybody's."""
+    rule = {"id": "account", "pattern": '"acct": [0-9]{8}'}
+    policy = widened(compile_policy({"policy": "r", "guardrails": [
+        {"name": "r", "kind": "regex", "action": "redact", "config": {"rules": [rule]}}]}))  # fmt: skip
+    for place in PLACES:
+        made, _ = PLACES[place]
+        found = await guarded(policy, {"model": "m", **made({"acct": 98765432})}, media_allowed=False)
+        assert "98765432" not in json.dumps(found.body)
+
+
+async def test_large_arguments_are_looked_at_in_turns() -> None:
+    fields = {f"field {number}": "word " * 10 for number in range(1_000)}
+    async with others(100):
+        found = await passed({"messages": [user("Hi"), anthropic(fields | {"ssn": SSN})]}, "mask")
+    assert SSN not in json.dumps(found.body)
