@@ -87,9 +87,13 @@ class Restorer:
     def follow(self, former: Restorer) -> None:
         """Go on where another channel has ended: what a reader sees joined, an address or a tag may stand across.
 
-        Call it before the first ``feed``.
+        Call it before the first ``feed``. A channel that has been fed nothing is copied as often as one likes.
         """
         self._place = Place.restore(former._place.state())
+
+    def begin_behind(self, text: str) -> None:
+        """Begin where ``text`` ends, which a reader sees right before this channel's. Call it before ``follow``."""
+        self._place.read(text)
 
     @property
     def held(self) -> int:

@@ -2,12 +2,14 @@
 
 Exists to join the pure half (``guardrails.masking``, ``core.restore``, ``core.json_text``) with requests of a dialect.
 Protects the rule that a conversation keeps its placeholders although no dialect names conversations: what began it, and
-the key that asks, name it. Nothing is kept from one request to the next.
+the key that asks, name it. Nothing is kept from one request to the next. And an answer that goes on with the last
+message of its request begins where that message ends: an address that it began takes no value in.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 from guardrails.findings import AppliesTo, Finding
@@ -23,11 +25,14 @@ from streaming.gateway.loose_json import is_json, laid_open, unescaped
 from streaming.gateway.names import looked
 from streaming.gateway.prompt import first_asked
 from streaming.gateway.sweep import LONG
-from streaming.gateway.walker import Json
+from streaming.gateway.walker import Json, objects
 from streaming.mask_keys import mask_keys
 
 _LONGEST = 4 * LONG
-"""Characters of thoughts that are looked at once more while nobody else streams."""
+"""Characters of thoughts that are looked at once more while nobody else streams, or of a message that is continued."""
+_BLANK = re.compile(r"[ \t\n]")
+_MARKUP = ("<", "](", "]:")
+"""What begins something that may still be open however much stands behind it."""
 
 
 class Masks:
@@ -36,6 +41,8 @@ class Masks:
     def __init__(self, policy: Policy, body: Json, *, caller: str) -> None:
         self._policy = policy
         self._json = asked_for(body)
+        self._begun = _begun(body)
+        self._before: dict[str, Restorer | None] = {}
         self._rules = policy.only(Checkpoint.IMMEDIATE)
         self._masking = masking_guardrails(policy)
         conversation = hashlib.sha256(first_asked(body).encode("utf-8", "replace")).hexdigest()
@@ -71,7 +78,27 @@ class Masks:
         return self._restorer if len(self._masker) else nothing_masked
 
     def _restorer(self, channel: str) -> Restorer | None:
-        return JsonRestorer(self._masker) if self._json and channel in TEXTS else Restorer(self._masker)
+        made = JsonRestorer(self._masker) if self._json and channel in TEXTS else Restorer(self._masker)
+        if not (begun := self._begun.get("thinking" if channel == "thinking" else "text", "")):
+            return made
+        if channel not in self._before:
+            self._before[channel] = self._behind(begun)
+        if (before := self._before[channel]) is None:
+            return None
+        made.follow(before)
+        return made
+
+    def _behind(self, text: str) -> Restorer | None:
+        """What ends where ``text`` does; None where too much stands in front of that to say where it is."""
+        cut = 0
+        if len(text) > _LONGEST:
+            blank = _BLANK.search(text, len(text) - _LONGEST)
+            cut = blank.end() if blank is not None else len(text)
+            if blank is None or any(sign in text[:cut] for sign in _MARKUP):
+                return None
+        before = Restorer(self._masker)
+        before.begin_behind(text[cut:])
+        return before
 
     def same_again(self, written: str, shown: str) -> bool:
         """Whether a text that the client got as ``shown`` goes upstream as it was written, when it is sent back.
@@ -98,3 +125,18 @@ class Masks:
             return unescaped(text, JsonChannel(self._masker))
         restorer = Restorer(self._masker, one_value=True)  # the free text of a custom tool
         return restorer.feed(text) + restorer.finish()
+
+
+def _begun(body: Json) -> dict[str, str]:
+    """The answer that a request has begun itself: the thoughts and the text of a last message that is an answer."""
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        return {}
+    content = last.get("content")
+    parts: list[Json] = [{"text": content}] if isinstance(content, str) else objects(content)
+    parts += [{"thinking": last.get(name)} for name in ("reasoning_content", "reasoning", "thinking")]
+    return {
+        kind: "".join(text for part in parts if isinstance(text := part.get(kind), str))  # a line end would end a link
+        for kind in ("text", "thinking")
+    }
