@@ -2,14 +2,14 @@
 
 Exists beside the sockets for clients that only read: EventSource, curl, back ends. Protects two rules: a connection on
 which nothing happens is kept alive and found dead in time, and a reader whose log goes away is told so and sent back
-with the place it had reached (an event that stands in no log carries no id). A reader ends with its key, or with its
-token.
+with the place it had reached (an event that stands in no log carries no id). An end that the database tells has a place
+of its own, so that whoever was told it is not told for ever. A reader ends with its key, or with its token.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -20,6 +20,7 @@ from streaming.conf import Conf
 from streaming.core.events import ErrorEvent, ServerEvent
 from streaming.core.wire import HEARTBEAT, to_sse
 from streaming.database import AWAY
+from streaming.frames import MAX_SEQ
 from streaming.key_watch import look
 from streaming.log import LogUnavailable, SessionLog
 from streaming.reader import State, follow, from_database, over
@@ -27,6 +28,10 @@ from streaming.reader import State, follow, from_database, over
 logger = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 15.0
+ENDED = MAX_SEQ
+"""The place of a reader who was told by the database how its session ended: behind every event of a log."""
+_PLACE = b"id: %d\n\n" % ENDED
+"""A frame without data is no event; an EventSource keeps its id."""
 
 
 async def event_stream(
@@ -65,6 +70,8 @@ async def event_stream(
                         return
                     await look(key, until=until)
                     yield b"".join(to_sse(event) for event in batch)
+                    if batch and _tells_end(batch[-1]):
+                        yield _PLACE
                     next_batch = asyncio.ensure_future(anext(batches, None))
             finally:
                 # A generator that somebody still waits for cannot be closed.
@@ -82,3 +89,8 @@ async def event_stream(
         logger.exception("reader_failed", session=session_id, correlation_id=correlation_id)
         said = "Something went wrong on the server."
         yield to_sse(from_database(ErrorEvent("internal", said, recoverable=True), session_id, correlation_id))
+
+
+def _tells_end(event: Mapping[str, object]) -> bool:
+    """Whether the database has said with this that the session is COMPLETE."""
+    return (event["seq"], event["type"], event.get("state")) == (0, "state", State.COMPLETE)

@@ -27,7 +27,7 @@ from streaming.models import AuditSession
 from streaming.open_sessions import RETRY_S, TooManyOpen
 from streaming.rollout import marks_of
 from streaming.selectors import owned_session
-from streaming.sse import event_stream
+from streaming.sse import ENDED, event_stream
 
 router = Router(tags=["chat"])
 RENEWED = "X-Stream-Token"
@@ -120,7 +120,10 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
     summary="A session's events (SSE)",
 )
 async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | StreamingHttpResponse:
-    """All events above ``Last-Event-ID`` until the session is COMPLETE; 204 when the reader has them all."""
+    """All events above ``Last-Event-ID`` until the session is COMPLETE; 204 when the reader has them all.
+
+    An end that the database tells (``seq`` 0: the log is gone) is followed by an ``id`` without an event.
+    """
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     after = _last_seen(request)
     session_id = session_id or access.visitor.only_session
@@ -148,13 +151,13 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
 
 
 async def _has_all(log: SessionLog, session_id: str, after: int) -> bool:
-    """Whether a reader has the last event of a session that is COMPLETE. Of a log that is gone there is none to have.
+    """Whether a reader has the last event of a session that is COMPLETE; where its log is gone, the database's end.
 
     The last step is stored before it is told, and who comes in between has not seen how the answer ended.
     """
     rest = await log.read(session_id, after - 1, 2)
     if not rest:
-        return True
+        return after == ENDED
     last = rest[0]
     told = (last["seq"], last["type"], last.get("state")) == (after, "state", AuditSession.State.COMPLETE.value)
     return told and len(rest) == 1

@@ -19,10 +19,10 @@ from streaming import registry, stream_tokens
 from streaming.conf import Conf
 from streaming.core.wire import HEARTBEAT
 from streaming.log import LogUnavailable, MemoryLog
-from streaming.log_redis import close_shared_log
+from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditSession
 from streaming.routing import websocket_urlpatterns
-from streaming.sse import event_stream
+from streaming.sse import ENDED, event_stream
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("demo_policy", "valkey_url")]
 SSN = "536-22-8145"
@@ -60,11 +60,11 @@ class Client:
 
 
 def frames(raw: str) -> list[Event]:
-    """Events of an SSE text; the type and the id outside agree with those inside."""
+    """Events of an SSE text; the type and the id outside agree with those inside. A block without data is none."""
     out = []
     for block in raw.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
-        if lines:
+        if "data" in lines:
             event = json.loads(lines["data"])
             assert event["type"] == lines["event"]
             assert lines.get("id", "0") == str(event["seq"])
@@ -113,6 +113,30 @@ async def test_a_reader_that_comes_back_reads_on_and_one_that_has_all_is_sent_aw
     assert visible(events[: half + 1]) + visible(rest) == visible(events)  # neighbouring chunks may come as one
     assert rest[-1] == events[-1]
     assert await client.events(str(said["events_url"]), last=str(events[-1]["seq"])) == (204, [])
+
+
+async def test_a_reader_that_comes_back_when_the_log_is_gone_learns_the_end_and_learns_it_once(client: Client) -> None:
+    """As an EventSource does: with the id of the last frame that had one, and none at first."""
+    _, said = await client.chat(prompt="Hello there", provider="scripted", policy="basic")
+    url = str(said["events_url"])
+    _, events = await client.events(url)
+    await shared_log()._redis.flushdb()
+    for last in ("", "7", str(events[-1]["seq"])):
+        status, rest = await client.events(url, last=last)
+        assert status == 200
+        assert [event["type"] for event in rest] == ["message_update", "done", "state"], last
+        assert rest[-1]["state"] == "COMPLETE"
+        assert {event["seq"] for event in rest} == {0}
+        place = [line for line in client.raw.split("\n") if line.startswith("id: ")][-1].removeprefix("id: ")
+        assert await client.events(url, last=place) == (204, [])
+
+
+async def test_a_reader_that_was_told_the_end_by_the_database_stays_away_though_the_log_is_back(client: Client) -> None:
+    """The place of that end is behind all that a log can say."""
+    _, said = await client.chat(prompt="Hello there", provider="scripted", policy="basic")
+    await client.events(str(said["events_url"]))
+    assert await client.events(str(said["events_url"]), last=str(ENDED)) == (204, [])
+    assert (await client.events(str(said["events_url"]), last="7"))[0] == 200
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1e3", "²", "9" * 30])
