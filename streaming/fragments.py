@@ -18,6 +18,7 @@ from django.template.loader import render_to_string
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 
+from streaming.listing import listed
 from streaming.presentation import (
     FindingView,
     MessageView,
@@ -181,9 +182,12 @@ def _guardrail_status(event: Event, context: FragmentContext) -> str:
 
 
 def _finding(event: Event, context: FragmentContext) -> str:
+    """An item of the list, or one more that is counted: the page adds it to the number of its guardrail."""
+    target = dom_id("s", _text(event, "session_id"))
+    if listed(event):
+        return render_to_string("streaming/events.html#finding", {"finding": FindingView.of(event), "target": target})
     return render_to_string(
-        "streaming/events.html#finding",
-        {"finding": FindingView.of(event), "target": dom_id("s", _text(event, "session_id"))},
+        "streaming/events.html#finding_counted", {"name": _text(event, "guardrail"), "number": 1, "target": target}
     )
 
 

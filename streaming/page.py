@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from django.db.models import Count, Prefetch, Q
+from django.db.models import Count, Prefetch
 from django.http import HttpRequest
 
 from guardrails import selectors as policies
@@ -19,6 +19,7 @@ from guardrails.findings import Mode
 from guardrails.performance import Checkpoint
 from guardrails.policy import Guardrail, Policy
 from streaming import stops
+from streaming.listing import listed_rows
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding, Message
 from streaming.presentation import (
     BlockView,
@@ -38,9 +39,6 @@ from streaming.standing import line_of
 from streaming.timeline import TimelineView
 from streaming.verdicts import book
 
-FINDINGS_SHOWN = 200
-"""Of one answer: a long text full of addresses has ten thousand."""
-BLOCKING = Q(action="block", mode="BLOCK")
 WHEN = {
     Checkpoint.IMMEDIATE: "every chunk, before it is shown",
     Checkpoint.BATCHED: "at sentence ends",
@@ -145,14 +143,14 @@ def conversation_for(request: HttpRequest, conversation_id: str) -> StoredConver
 def stored_conversation(conversation: Conversation) -> StoredConversation:
     """Everything that the page shows of a conversation, in five queries. Of each answer's findings the first, and those
     that blocked; of the others how many there are."""
-    shown = Q(n__lte=FINDINGS_SHOWN) | BLOCKING
+    shown = listed_rows()
     messages = list(conversation_messages(str(conversation.pk)))
     sessions = list(
         AuditSession.objects.filter(conversation=conversation)
         .order_by("started_at")
         .prefetch_related(Prefetch("findings", Finding.objects.filter(shown)), "deferred_checks")
     )
-    others = Finding.objects.filter(~BLOCKING, session__in=sessions, n__gt=FINDINGS_SHOWN).order_by("guardrail")
+    others = Finding.objects.filter(~shown, session__in=sessions).order_by("guardrail")
     more: dict[UUID, list[tuple[str, int]]] = {}
     for key, name, number in others.values_list("session_id", "guardrail").annotate(number=Count("pk")):
         more.setdefault(key, []).append((name, number))

@@ -95,7 +95,10 @@ export function startStream(page, { keepsAddress = false } = {}) {
     }
   });
 
-  page.addEventListener("htmx:oobBeforeSwap", (event) => keepSameText(event));
+  page.addEventListener("htmx:oobBeforeSwap", (event) => {
+    keepSameText(event);
+    countOneMore(event);
+  });
 
   page.addEventListener("htmx:wsAfterMessage", () => {
     const id = document.getElementById("conversation-id").value;
@@ -115,6 +118,17 @@ function keepSameText(event) {
   if (!target.matches(".text[data-visible]") || !fragment.querySelector?.(".text[data-visible]")) return;
   if (target.textContent === fragment.textContent) event.detail.shouldSwap = false;
   else if (target.textContent) target.closest(".message").dataset.repaired = "";
+}
+
+// Behind the findings that are listed each guardrail has one line for its others, however many come one by one.
+function countOneMore(event) {
+  const { target, fragment } = event.detail;
+  const more = target.matches(".findings") && fragment.querySelector?.("[data-more-of]");
+  const line = more && target.querySelector(`[data-more-of="${CSS.escape(more.dataset.moreOf)}"]`);
+  if (!line) return;
+  line.dataset.more = Number(line.dataset.more) + Number(more.dataset.more);
+  line.querySelector("[data-number]").textContent = line.dataset.more;
+  event.detail.shouldSwap = false;
 }
 
 // A message that was served with the page and is now replayed from the log would stand there twice.

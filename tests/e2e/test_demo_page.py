@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from streaming.listing import SHOWN
 from streaming.providers.scripted import ALL_SCENARIOS, OUTAGE_SCENARIOS, SCENARIOS
 from tests.e2e.conftest import Visit
 from tests.e2e.expected import visible
@@ -56,6 +57,21 @@ def test_a_value_split_over_many_chunks_is_never_partly_shown(visitor: Visitor, 
     chips = visitor.page.locator(".answer [data-chip]").all_text_contents()
     assert len(chips) == len(SECRETS[scenario])
     assert all(chip in visible(answer) for chip in chips)
+    visitor.assert_clean()
+
+
+def test_of_many_findings_a_running_answer_lists_as_many_as_it_does_when_it_is_loaded_again(visitor: Visitor) -> None:
+    visitor.stream_to_end("a@b.org " * (SHOWN + 30))
+    visitor.state("COMPLETE")
+    shown, hits = visitor.page.locator(".findings"), visitor.page.locator("[data-hits-of=pii]")
+    expect(shown.locator("li")).to_have_count(SHOWN + 1)
+    expect(shown.locator("li").last).to_have_text("pii and 30 more")
+    expect(hits).to_have_text(str(SHOWN + 30))
+    live = shown.inner_text()
+    visitor.page.reload()
+    visitor.connected()
+    assert shown.inner_text() == live
+    expect(hits).to_have_text(str(SHOWN + 30))
     visitor.assert_clean()
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from django.template.loader import render_to_string
 
+from guardrails.findings import Action, Finding, Mode
 from streaming.core import events
 from streaming.fragments import FragmentContext, render
+from streaming.listing import SHOWN
 from streaming.page import Lane, Row
 from streaming.presentation import StatusView, dom_id, hold_note, milliseconds, pieces
 from streaming.timeline import TimelineView
@@ -221,6 +224,20 @@ def test_an_odd_guardrail_name_is_a_plain_id_and_stays_unique(name: str) -> None
 def test_a_literal_placeholder_of_the_model_is_no_chip() -> None:
     text = "[SSN] is a label; [SSN]"
     assert [(p.text, p.chip) for p in pieces(text, [[18, "[SSN]"]])] == [("[SSN] is a label; ", False), ("[SSN]", True)]
+
+
+def test_of_many_findings_the_first_are_listed_and_each_other_one_adds_to_a_number() -> None:
+    """Else a running answer would be a page of ten thousand items, which it is not when it is loaded again."""
+    found = Finding("pii", "pii", "email", "email", 3, 9, Mode.BLOCK, Action.REDACT)
+    block = replace(found, guardrail="codenames", action=Action.BLOCK)
+    watched = replace(block, guardrail="watched", mode=Mode.MONITOR)
+    told = [(found, SHOWN), (found, SHOWN + 1), (block, SHOWN + 2), (watched, SHOWN + 3)]
+    drawn = [read(events.FindingEvent(replace(one, n=n))) for one, n in told]
+    items = [next(about for tag, about in one.tags if tag == "li") for one in drawn]
+    assert [about.get("data-n") for about in items] == [str(SHOWN), None, str(SHOWN + 2), None]
+    counted = [(about["data-more-of"], about["data-more"]) for about in items if "data-more" in about]
+    assert counted == [("pii", "1"), ("watched", "1")]
+    assert drawn[1].swaps["s-s1-findings"].split() == ["pii", "and", "1", "more"]
 
 
 def test_redactions_that_do_not_fit_the_text_lose_no_character() -> None:

@@ -14,10 +14,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-import streaming.page
 from guardrails import selectors
 from guardrails.findings import Action, Finding, Mode, Outcome
-from streaming import sessions
+from streaming import listing, sessions
 from streaming.core.events import GuardrailStatus, PolicyRef
 from streaming.models import DeferredCheck, Message
 from streaming.sessions import DeferredText, Ending, NewSession, Started, Visitor
@@ -167,7 +166,7 @@ def test_a_stranger_learns_nothing_of_a_conversation_not_even_that_it_exists(cli
 def test_of_many_findings_the_first_are_listed_and_the_others_counted(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming.page, "FINDINGS_SHOWN", 2)
+    monkeypatch.setattr(listing, "SHOWN", 2)
     block = replace(REDACTED.findings[0], guardrail="codenames", action=Action.BLOCK, n=5)
     hits = [*(replace(REDACTED.findings[0], n=n) for n in range(1, 5)), block]
     started = stored(client, ending=replace(REDACTED, findings=hits, status=Message.Status.BLOCKED))
