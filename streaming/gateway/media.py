@@ -1,8 +1,9 @@
 """Pictures, sound and files of a request: what no guardrail can read, and nothing else.
 
 Exists because a request says its bytes as text. Protects two rules. Only bytes pass unseen: what stands where a part of
-a message says that it is a picture, a sound or a file, and is base64 indeed. A text source, and fields of the same
-names anywhere else (arguments, results, metadata), are text however they are written. And no part with bytes in it
+a message says that it is a picture, a sound or a file, and is base64 indeed: so long that it is no key and no number, or
+a ``data:`` address. A text source, and fields of the same names anywhere else (arguments, results, metadata), are text
+however they are written. And no part with bytes in it
 passes for text because nobody here knows its type, or because it says none. Pure.
 """
 
@@ -71,7 +72,7 @@ class Media:
 
     def passes(self, name: str, value: object, path: Path) -> bool:
         """Whether a field of an object that ``see`` was true of is bytes; it passes then. ``path``: the field's."""
-        if name not in _BYTES or not isinstance(value, str) or not are_bytes(value):
+        if name not in _BYTES or not isinstance(value, str) or not _unseen(value):
             return False
         self.apart.add(path)
         return True
@@ -81,7 +82,7 @@ class Media:
         if len(path) != 4 or path[0] != "messages" or path[2] != "images":
             return False
         self.kinds.append("image")
-        if not isinstance(value, str) or not are_bytes(value):
+        if not isinstance(value, str) or not _unseen(value):
             return False
         self.apart.add(path)
         return True
@@ -130,6 +131,11 @@ def _is_part(path: Path) -> bool:
             return False
         at += 2
     return True
+
+
+def _unseen(text: str) -> bool:
+    """Whether a text passes for the bytes of a picture: a number of a card is base64 as well, and so is a token."""
+    return (len(text) >= LONG or _DATA_URL.match(text) is not None) and are_bytes(text)
 
 
 def are_bytes(text: str) -> bool:

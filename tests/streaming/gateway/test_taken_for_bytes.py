@@ -90,6 +90,35 @@ async def test_what_is_said_to_be_bytes_and_is_not_is_looked_at(text: str) -> No
     assert found.body["messages"][1]["images"][2] == BYTES  # type: ignore[index,call-overload]
 
 
+SHORT = {
+    "a card": "4111111111111111", "a token": "ghp_" + "a1B2" * 9, "a key": "AKIA" + "ABCD2345" * 2,
+    "a long key": "sk-ant-api03-" + "a1B2c3D4e5F" * 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SHORT.values(), ids=SHORT)
+async def test_what_is_too_short_for_a_picture_is_looked_at(text: str) -> None:
+    """Numbers and keys decode as base64."""
+    secrets = {"name": "s", "kind": "secrets", "action": "redact"}
+    policy = widened(compile_policy({"policy": "p", "guardrails": [{"name": "p", "kind": "pii"}, secrets]}))
+    parts: list[Json] = [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": text}},
+        {"type": "image_url", "image_url": {"url": text}},
+        {"type": "image_url", "image_url": text},
+        {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+        {"type": "file", "file": {"file_data": text}},
+    ]
+    small = f"data:image/gif;base64,{BYTES[:60]}"
+    kept: Json = {"type": "image_url", "image_url": {"url": small}}
+    messages = [user(*parts, kept), {"role": "user", "content": "?", "images": [text, small, BYTES[:256]]}]
+    found = await guarded(policy, {"model": "m", "messages": messages}, media_allowed=True)
+    assert text not in json.dumps(found.body)
+    first, second = found.body["messages"]  # type: ignore[misc]
+    assert first["content"][-1] == kept  # type: ignore[index]
+    assert second["images"][1:] == [small, BYTES[:256]]  # type: ignore[index]
+    assert found.media == ("image", "audio", "file")
+
+
 async def test_bytes_of_every_part_pass_as_they_are() -> None:
     lines = "\n".join(BYTES[at : at + 76] for at in range(0, len(BYTES), 76))
     parts: list[Json] = [
