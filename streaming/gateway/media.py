@@ -1,10 +1,10 @@
-"""Pictures, sound and files of a request: what no guardrail can read, and nothing else.
+"""Pictures, sound and files of a request, and of parts of an answer: what no guardrail can read, and nothing else.
 
-Exists because a request says its bytes as text. Protects two rules. Only bytes pass unseen: what stands where a part of
-a message says that it is a picture, a sound or a file, and is base64 indeed: so long that it is no key and no number, or
-a ``data:`` address. A text source, and fields of the same names anywhere else (arguments, results, metadata), are text
-however they are written. And no part with bytes in it
-passes for text because nobody here knows its type, or because it says none. Pure.
+Exists because both say their bytes as text. Protects two rules. Only bytes pass unseen: what stands where a part of a
+message says that it is a picture, a sound or a file, and is base64 indeed, too long for a key or a number or a
+``data:`` address. A text source, and fields of the same names anywhere else (arguments, results, metadata), are text
+however they are written. And no part with bytes in it passes for text because nobody here knows its type, or because it
+says none. Pure.
 """
 
 from __future__ import annotations
@@ -99,6 +99,28 @@ def sort_of(part: Json) -> str | None:
     return named or ("file" if _has_bytes(part, 0) else None)
 
 
+def without_media(part: Json, depth: int = 0) -> Json:
+    """A part of an answer with an empty text in the place of each part of it that is media; of itself, if it is.
+
+    A document stays one, of an empty text: results of tools have a document there or nothing.
+    """
+    source, kind = part.get("source"), part.get("type")
+    if kind == "document" and isinstance(source, dict) and source.get("type") not in ("text", "content"):
+        part = {**part, "source": {"type": "text", "media_type": "text/plain", "data": ""}}
+    if part.get("file_type") in ("image", "pdf") and isinstance(part.get("content"), str):  # one that was looked into
+        part = {**part, "content": ""}
+    part = {name: _within(value, depth) if name in ("content", "source") else value for name, value in part.items()}
+    return part if sort_of(part) is None and depth < _DEEPEST else {"type": "text", "text": ""}
+
+
+def _within(value: object, depth: int) -> object:
+    if depth >= _DEEPEST:
+        return None
+    if isinstance(value, list):
+        return [without_media(item, depth + 1) if isinstance(item, dict) else item for item in value]
+    return without_media(value, depth + 1) if isinstance(value, dict) else value
+
+
 def _has_bytes(value: object, depth: int) -> bool:
     """Whether a string somewhere in it is an address with its bytes, or long base64."""
     match value:
@@ -113,7 +135,7 @@ def _has_bytes(value: object, depth: int) -> bool:
     return False
 
 
-_DEEP = 8
+_DEEP, _DEEPEST = 8, 40
 
 
 def _is_part(path: Path) -> bool:

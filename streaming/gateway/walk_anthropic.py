@@ -14,6 +14,7 @@ from guardrails.findings import AppliesTo
 from streaming.gateway.fields import Fields, Spot
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.measure import Pieces
+from streaming.gateway.media import without_media
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects
 
 _SAID = {"text": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}
@@ -114,6 +115,7 @@ class AnthropicWalker(Walker):
         block, index = chunk.get("content_block"), index_of(chunk.get("index"))
         if not isinstance(block, dict):
             raise WrongDialect("a block that is no object")
+        block = self._seen(block)
         self._open.setdefault(index, [])
         self._tools[index] = str(block.get("name", ""))
         if self._tools[index]:
@@ -137,6 +139,10 @@ class AnthropicWalker(Walker):
             else:
                 made[name] = self.plain(value)
         self._queue.append(waiting)
+
+    def _seen(self, block: Json) -> Json:
+        """A block without pictures and the like, at which nobody can look, where something may be kept from readers."""
+        return without_media(block) if self.deciding else block
 
     def _block_delta(self, chunk: Json) -> None:
         delta, index = chunk.get("delta"), index_of(chunk.get("index"))
@@ -280,6 +286,7 @@ class AnthropicWalker(Walker):
 
     def _whole_block(self, block: Json, at: int, waiting: Waiting) -> Json:
         made: Json = {}
+        block = self._seen(block)
         for name, value in block.items():
             if self.spells(name, value):
                 continue

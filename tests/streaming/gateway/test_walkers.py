@@ -343,6 +343,55 @@ def test_pictures_in_an_answer_pass_only_where_nothing_decides(policy: Policy, b
         assert "there." in text
 
 
+SOURCE = {"type": "base64", "media_type": "image/png", "data": PIXELS}
+PAGE = {"type": "document", "title": "A page", "source": SOURCE}
+NOTE = {"type": "text", "text": "A note."}
+TEXT_PAGE = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "A note."}}
+
+
+@pytest.mark.parametrize(
+    ("block", "left"),
+    [
+        ({"type": "image", "source": SOURCE}, {"type": "text", "text": ""}),
+        ({"type": "brand_new", "of": [PIXELS]}, {"type": "text", "text": ""}),
+        (
+            {"type": "mcp_tool_result", "tool_use_id": "t", "content": [NOTE, {"type": "image", "source": SOURCE}]},
+            {"type": "mcp_tool_result", "tool_use_id": "t", "content": [NOTE, {"type": "text", "text": ""}]},
+        ),
+        (
+            {"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "url": "u", "content": PAGE}},
+            {"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "url": "u", "content": {
+                "type": "document", "title": "A page",
+                "source": {"type": "text", "media_type": "text/plain", "data": ""}}}},
+        ),
+        (
+            {"type": "document", "source": {"type": "content", "content": [NOTE, {"type": "image", "source": SOURCE}]}},
+            {"type": "document", "source": {"type": "content", "content": [NOTE, {"type": "text", "text": ""}]}},
+        ),
+        (
+            {"type": "text_editor_code_execution_tool_result", "content": {
+                "type": "text_editor_code_execution_view_result", "file_type": "image", "content": PIXELS}},
+            {"type": "text_editor_code_execution_tool_result", "content": {
+                "type": "text_editor_code_execution_view_result", "file_type": "image", "content": ""}},
+        ),
+        ({"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "content": TEXT_PAGE}}, None),
+        ({"type": "web_search_tool_result", "content": [
+            {"type": "web_search_result", "encrypted_content": PIXELS}]}, None),
+        ({"type": "redacted_thinking", "data": PIXELS}, None),
+        ({"type": "tool_use", "id": "t", "name": "f", "input": {"source": SOURCE, "type": "image"}}, None),
+    ],
+    ids=lambda block: str(block.get("type")) if block else "as it came",
+)  # fmt: skip
+def test_pictures_among_the_blocks_of_an_answer_pass_only_where_nothing_decides(block: Json, left: Json | None) -> None:
+    """In results of tools that the vendor ran, too; words and what the vendor has sealed stay."""
+    for policy in (REDACTING, OPEN):
+        kept = block if left is None or policy is OPEN else left
+        streamed = walk("anthropic", anthropic_block(block, []), policy)[0]
+        assert [one["content_block"] for one in streamed if "content_block" in one] == [kept]
+        whole: Json = {"type": "message", "role": "assistant", "content": [block]}
+        assert walk_whole("anthropic", whole, policy)["content"] == [kept]
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
 @pytest.mark.parametrize("dialect", WALKERS)
 def test_why_an_answer_ended_is_kept_as_a_plain_name_that_rules_have_seen(dialect: str, whole: bool) -> None:
