@@ -379,7 +379,9 @@ class _Walk:
 
 def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:
     match fields:
-        case {"role": "tool" | "function"} | {"type": "tool_result" | "web_search_tool_result"}:
+        case {"role": "tool" | "function"}:
+            return AppliesTo.TOOL_RESULT
+        case {"type": str(kind)} if kind.endswith("tool_result"):  # of tools that the vendor runs, too
             return AppliesTo.TOOL_RESULT
         case {"type": "document" | "file" | "search_result"}:
             return AppliesTo.DOCUMENT

@@ -70,6 +70,31 @@ async def test_text_with_escapes_in_which_nothing_is_found_stays_as_it_was() -> 
     assert (await passed([user(text)])).body["messages"] == [user(text)]
 
 
+RESULTS: dict[str, object] = {
+    "tool_result": CARD,
+    "mcp_tool_result": [{"type": "text", "text": CARD}],
+    "web_search_tool_result": [{"type": "web_search_result", "title": CARD}],
+    "web_fetch_tool_result": {"type": "web_fetch_result", "url": CARD},
+    "code_execution_tool_result": {"type": "code_execution_result", "stdout": CARD},
+    "bash_code_execution_tool_result": {"type": "bash_code_execution_result", "stdout": CARD},
+    "text_editor_code_execution_tool_result": {"type": "text_editor_code_execution_view_result", "content": CARD},
+    "brand_new_tool_result": {"said": [CARD]},
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+async def test_results_of_tools_that_the_vendor_ran_are_results_of_tools(kind: str) -> None:
+    only = PII | {"action": "redact", "applies_to": ["tool_result"]}
+    policy = widened(compile_policy({"policy": "p", "guardrails": [only]}))
+    result = {"type": kind, "tool_use_id": "t", "content": RESULTS[kind]}
+    text = {"type": "text", "text": f"pay with {CARD}"}
+    body: Json = {"model": "m", "messages": [user("Hi"), {"role": "assistant", "content": [result, text]}]}
+    found = await guarded(policy, body, media_allowed=False)
+    shown, said = found.body["messages"][1]["content"]  # type: ignore[index,call-overload]
+    assert said == text
+    assert json.dumps(shown) == json.dumps(result).replace(CARD, "[CREDIT_CARD]")
+
+
 @pytest.mark.parametrize(
     "message",
     [
