@@ -241,16 +241,20 @@ class Sluicegate:
 
     async def call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
         """The answer of a call, sent again until somebody answers. Raises ``Refused`` and ``Unreachable``."""
+        # Before the first try: what cannot be written is not for another one.
+        content = None if body is None else _written(body)
         if self.http is None:
             raise RuntimeError("use `async with Sluicegate(…)`, or give it an http client")
         give_up, wait_s = self.clock() + self.patience_s, FIRST_WAIT_S
         headers["Authorization"] = f"Bearer {self.key}"
+        if content is not None:
+            headers["Content-Type"] = "application/json"
         while True:
             pause_s: float | None = None
             self.tries += 1
             try:
                 response = await self.http.request(
-                    method, self.url.rstrip("/") + path, json=body, headers=headers, timeout=self.timeout_s
+                    method, self.url.rstrip("/") + path, content=content, headers=headers, timeout=self.timeout_s
                 )
                 if response.status_code < 400:
                     said = cast("Json", response.json())
@@ -273,7 +277,8 @@ class Sluicegate:
         """The session's events with a seq above ``after``, until it is COMPLETE; none comes twice.
 
         A connection that is cut or falls silent is opened again, behind the last event that came (``Last-Event-ID``).
-        Raises ``Refused``, and ``Unreachable`` when nothing has come for as long as this client is patient.
+        Raises ``Refused``, and ``Unreachable`` when nothing has come for as long as this client is patient, not even a
+        sign of life.
         """
         if self.http is None:
             raise RuntimeError("use `async with Sluicegate(…)`, or give it an http client")
@@ -299,6 +304,9 @@ class Sluicegate:
                     else:
                         async with aclosing(_events_of(response)) as events:
                             async for event in events:
+                                if event is None:
+                                    give_up, wait_s = self.clock() + self.patience_s, FIRST_WAIT_S
+                                    continue
                                 # Seq 0 stands in no log: it says how a session ended whose log is gone.
                                 seq = int(str(event["seq"]))
                                 if 0 < seq <= after:
@@ -326,6 +334,10 @@ class Stream:
     session_id: str = ""
     hints: Hints = field(default_factory=lambda: Hints(max_delta_chars=1_000, flush_ms=800))
     blocked: bool = False
+    _half: str = ""
+    """Half a character (one of two surrogates) at the end of the text so far; it is sent with what follows."""
+    _waiting: int = 0
+    """The chunks of that half, where there was nothing else in them."""
     _sent: list[Json] = field(default_factory=list)
     """The delta of each seq with its chunks, for the case that the server asks for one again."""
     _visible: str = ""
@@ -337,7 +349,8 @@ class Stream:
 
     async def start(self, delta: str | None = None, chunks: int | None = None) -> list[Event]:
         """Begin; a repeated start is the same start. ``chunks``: so many of the model's are in the delta."""
-        self._sent = [] if delta is None else [_delta(delta, chunks)]
+        first = None if delta is None else self._next(delta, chunks)
+        self._sent = [] if first is None else [first]
         body = {**self.opening, **(self._sent[0] if self._sent else {})}
         answer = await self._start(body, {"Idempotency-Key": str(uuid4())})
         self.session_id = answer["session_id"]
@@ -346,12 +359,16 @@ class Stream:
 
     async def update(self, delta: str, chunks: int | None = None) -> list[Event]:
         """Send what is new; ``chunks``: so many of the model's are in it."""
-        self._sent.append(_delta(delta, chunks))
+        if (said := self._next(delta, chunks)) is None:
+            return []
+        self._sent.append(said)
         await self._send_from(len(self._sent))
         return self._events()
 
     async def finish(self, delta: str = "", chunks: int | None = None) -> list[Event]:
         """Send the last of the text and end it; the last of the events is ``Ended``."""
+        if not self.blocked:
+            delta, chunks = self._half + delta, None if chunks is None else chunks + self._waiting
         while True:
             # Always with its seq: a server that lost its newest state must not take this for the end of what it has.
             body: Json = {"session_id": self.session_id, "seq": len(self._sent) + 1}
@@ -378,6 +395,18 @@ class Stream:
                 if error.code != "seq_conflict":
                     raise
                 await self.gate.sleep(FIRST_WAIT_S)  # an earlier try of this very start is still under way
+
+    def _next(self, delta: str, chunks: int | None) -> Json | None:
+        """What is sent of the text so far; None when that is nothing but half a character."""
+        whole, self._half = self._half + delta, ""
+        if whole and "\ud800" <= whole[-1] <= "\udbff":
+            whole, self._half = whole[:-1], whole[-1]
+        came = None if chunks is None else chunks + self._waiting
+        self._waiting = 0
+        if whole or not self._half:
+            return _delta(whole, came)
+        self._waiting = came or 0
+        return None
 
     async def _send_from(self, seq: int) -> None:
         while seq <= len(self._sent):
@@ -418,6 +447,15 @@ class Stream:
         events += [Found(one) for one in self._found]
         self._found = []
         return events
+
+
+def _written(body: Json) -> bytes:
+    """As JSON. With escapes where a text has half a character, for which there are no bytes: halves that follow each
+    other are one again when they are read, and one that is alone is for the server to refuse."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(body).encode()
 
 
 def _delta(text: str, chunks: int | None) -> Json:
@@ -494,15 +532,30 @@ class _Collected:
             self._came += 1
 
 
-async def _events_of(response: httpx.Response) -> AsyncGenerator[Json, None]:
-    """The data of whole server-sent events; half an event at the end of a cut connection is none."""
-    data: list[str] = []
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            data.append(line[5:])
-        elif not line and data:
-            yield cast("Json", json.loads("\n".join(data)))
-            data = []
+async def _events_of(response: httpx.Response) -> AsyncGenerator[Json | None, None]:
+    """The data of whole server-sent events, None for a comment. Half an event where a connection is cut is none."""
+    data: list[bytes] = []
+    async with aclosing(_lines_of(response)) as lines:
+        async for line in lines:
+            if line.startswith(b":"):
+                yield None
+            elif line.startswith(b"data:"):
+                data.append(line[5:])
+            elif not line and data:
+                yield cast("Json", json.loads(b"\n".join(data)))
+                data = []
+
+
+async def _lines_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Whole lines. LF alone ends one: whatever else Unicode takes for a line's end may stand in an event's text."""
+    parts: list[bytes] = []
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as came:
+        async for part in came:
+            *whole, rest = part.split(b"\n")
+            for line in whole:
+                yield b"".join([*parts, line])
+                parts = []
+            parts.append(rest)
 
 
 def _common(one: str, other: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from streaming.core.wire import HEARTBEAT, to_sse
 from tests.examples.bad_network import WAYS, BadNetwork
 from tests.stack.servers import ROOT, Stack
 from tests.stack.test_two_processes import GUARDED, RULES, TEXT, pieces
@@ -277,6 +278,103 @@ async def test_a_server_that_only_says_that_its_store_is_away_is_given_up_like_a
         with pytest.raises(sg.Unreachable):
             assert {event["code"] async for event in gate.events("s")} == {"log_unavailable"}
     assert now > gate.patience_s / 2
+
+
+Parts = list[bytes | Exception]
+
+
+@dataclass
+class Events:
+    """A server of events: what each connection brings, and the time that passes before each part."""
+
+    connections: list[Parts]
+    pause_s: float = 0.0
+    now: float = 0.0
+    asked: list[str] = field(default_factory=list)
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        assert self.connections, "nobody had to come back"
+        self.asked.append(request.headers.get("Last-Event-ID", ""))
+        return httpx.Response(200, content=self._parts(self.connections.pop(0)))
+
+    async def _parts(self, parts: Parts) -> AsyncIterator[bytes]:
+        for part in parts:
+            self.now += self.pause_s
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def slept(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def read(self) -> list[dict[str, object]]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as http:
+            gate = sg.Sluicegate("http://server", "key", http, sleep=self.slept, clock=lambda: self.now)
+            return [event async for event in gate.events("s")]
+
+
+FIRST: dict[str, object] = {"type": "state", "state": "ACTIVE", "seq": 1}
+LAST: dict[str, object] = {"type": "state", "state": "COMPLETE", "seq": 9}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+async def test_every_line_end_that_unicode_knows_may_stand_in_an_event(size: int) -> None:
+    """The server writes them as they are; only LF ends a line."""
+    text = "one\u2028two\u2029three\u0085four\x0bfive\x1csix"
+    said = [{"type": "message_stream", "chunk": text, "seq": 5}, LAST]
+    raw = b"".join(to_sse(event) for event in said)
+    assert "\u2028".encode() in raw
+    server = Events([[raw[at : at + size] for at in range(0, len(raw), size)]])
+    assert await server.read() == said
+
+
+async def test_a_quiet_stream_whose_server_lives_is_read_on_when_it_is_cut() -> None:
+    """Ten minutes of comments are more than this client's patience with a server that says nothing."""
+    quiet: Parts = [to_sse(FIRST), *[HEARTBEAT] * 40, httpx.ReadError("cut")]
+    server = Events([quiet, [httpx.ReadError("cut")], [to_sse(LAST)]], pause_s=15.0)
+    assert await server.read() == [FIRST, LAST]
+    assert server.asked == ["", "1", "1"]
+
+
+async def test_a_place_without_an_event_is_passed_over() -> None:
+    """So ends what the database told: with an id alone."""
+    end = {**LAST, "seq": 0}
+    assert await Events([[to_sse(end), b"id: 999999999999999\n\n"]]).read() == [end]
+    cut: Parts = [to_sse(FIRST), b"id: 999999999999999\n\n", httpx.ReadError("cut")]
+    server = Events([cut, [to_sse(LAST)]])
+    assert await server.read() == [FIRST, LAST]
+    assert server.asked == ["", "1"]
+
+
+async def test_two_halves_of_a_character_are_one(servers: Stack) -> None:
+    """As some tokenizers cut it: between deltas, within one, alone in one, at the very beginning."""
+    text = "\U0001f600 and \U0001f600\U0001f601, so it is."
+    units = text.encode("utf-16-le")
+    halves = [units[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2)]
+    shown = Seen()
+    async with sg.Sluicegate(servers.url, servers.keys["owner"]) as gate:
+        stream = gate.stream()
+        calls = [stream.start(halves[0], 1), *(stream.update(half, 1) for half in halves[1:]), stream.finish()]
+        for events in calls:
+            for event in await events:
+                shown.take(event)
+        assert gate.tries == gate.calls
+        collected = await read(gate, said_in(halves))
+    assert shown.text == collected.text == text
+    assert shown.ended.summary["naive_calls"] == collected.ended.summary["naive_calls"] == len(halves)
+
+
+async def said_in(chunks: list[str]) -> AsyncIterator[str]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def test_half_a_character_that_stays_alone_is_refused_at_once(servers: Stack) -> None:
+    async with sg.Sluicegate(servers.url, servers.keys["owner"]) as gate:
+        for chunks in (["Hello \ud83d"], ["\ud83d"], ["Hello ", "\ude00 there"], ["\ud83d", "no"]):
+            with pytest.raises(sg.Refused, match="surrogate") as refused:
+                await read(gate, said_in(chunks))
+            assert (refused.value.status, refused.value.field) == (422, "delta")
 
 
 async def test_a_block_stops_the_reading(servers: Stack) -> None:
