@@ -30,6 +30,7 @@ from streaming.core.events import ServerEvent, ToolCall, ToolProgress, ToolResul
 from streaming.core.gate import Gate, Hold, gate_text
 from streaming.core.json_text import JsonChannel
 from streaming.core.text import mend
+from streaming.slices import read
 from streaming.tools.base import Context, Tool, ToolError
 
 logger = structlog.get_logger(__name__)
@@ -79,7 +80,8 @@ async def make_call(
 ) -> None:
     """One call from its arguments to its result. Tells everything; never raises but for cancellation."""
     kind = AppliesTo.TOOL_ARGUMENTS
-    written, arguments = decoded(call.arguments)
+    written = JsonChannel()
+    arguments = await read(written, readable(call.arguments))
     if call.wanted in offered:
         call.name, call.offered = call.wanted, True
     elif call.wanted:  # only rules look at a name, so nobody is waited for
@@ -109,7 +111,7 @@ async def make_call(
         (result, is_json), failed = await ran.result(offered), False
         if is_json:  # our own JSON: what a text in it is spelled with is no part of the text
             returned = JsonChannel()
-            result = returned.decode(result) + returned.decode_rest()
+            result = await read(returned, result)
     except ToolError as error:
         result, failed = _why(error), True
     kind = AppliesTo.TOOL_RESULT
@@ -130,10 +132,9 @@ def name_shown(wanted: str, policy: Policy, *, monitor: bool) -> str:
     return shown_as(wanted, gate_text(rules, wanted, applies_to=AppliesTo.TOOL_ARGUMENTS, monitor=monitor).visible)
 
 
-def decoded(arguments: str) -> tuple[JsonChannel, str]:
-    """Arguments as guardrails read them, and what encodes what they leave; those that are too long are not read."""
-    written = JsonChannel()
-    return written, written.decode("{}" if too_long(arguments) else arguments) + written.decode_rest()
+def readable(arguments: str) -> str:
+    """Arguments of which guardrails read anything: those that are too long are not read."""
+    return "{}" if too_long(arguments) else arguments
 
 
 def shown_as(wanted: str, visible: str) -> str:

@@ -16,7 +16,7 @@ from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdi
 from guardrails.kinds.base import Turn
 from guardrails.policy import Guardrail, Policy
 from streaming import stops, totals
-from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, shown_as, taken
+from streaming.agent import NOT_OVER, NOT_RUN, WITHHELD, Said, name_shown, readable, shown_as, taken
 from streaming.answer_lanes import HOLD_EVERY_MS, NOTHING, Key, Lane, Question, Round, Telling
 from streaming.calls import MAX_CALLS, MAX_NAME_CHARS, Call, ToolCalls
 from streaming.checks import Checked, Later, Look, Looked, warned
@@ -45,12 +45,13 @@ from streaming.core.events import (
     joined,
 )
 from streaming.core.gate import Gate
+from streaming.core.json_text import JsonChannel
 from streaming.core.text import mend
 from streaming.foreign_words import fit, model_name
 from streaming.pace import Timeline
 from streaming.providers.base import ChatMessage, ProviderTimeout, ToolCallMade
 from streaming.returned import Returned, name_lane
-from streaming.slices import SLICE
+from streaming.slices import SLICE, reading, writing
 
 
 class Answer:
@@ -464,12 +465,23 @@ class Answer:
             yield self._unseen(lane, [*lane.gate.feed(call.wanted), *lane.gate.finish()])
             call.name = shown_as(call.wanted, "".join(lane.parts))
             self._looked(lane, call.wanted)
+        written, parts = JsonChannel(), list[str]()
+        for part in reading(written, "{}" if call.told else readable(call.arguments)):  # told: they are behind it
+            parts.append(part)
+            yield []
         self._returns += 1
         text, failed = taken(result, error)
-        returned = Returned.of(self._returns, call, text, failed, self.policy, monitor=self.monitor)
+        returned = Returned.of(
+            self._returns, call, text, failed, self.policy, monitor=self.monitor,
+            written=written, arguments="".join(parts),
+        )  # fmt: skip
         self._returned[self._returns] = returned
         for effects in _whole(returned.asked, returned.arguments):
-            yield [] if effects is None else self._return(returned, returned.asked, effects)
+            for part in writing(written, effects or ()):
+                returned.shown.append(part)
+                yield []
+            if effects is not None:
+                yield self._return(returned, returned.asked, effects, written=True)
         if self.blocked is None:
             for effects in _whole(returned.said, returned.text):
                 returned.fed = effects is not None
@@ -485,12 +497,14 @@ class Answer:
             released = lane.gate.counters.released
             self._look(Looked(text, lane.gate.applies_to, lane.channel, tuple(lane.found), released))
 
-    def _return(self, returned: Returned, lane: Lane, effects: list[gates.Effect]) -> list[ServerEvent]:
+    def _return(
+        self, returned: Returned, lane: Lane, effects: list[gates.Effect], *, written: bool = False
+    ) -> list[ServerEvent]:
         """Events of a call that the provider ran: the call, and then its result, each in one piece.
 
-        Each once no deciding guardrail has to answer about it.
+        Each once no deciding guardrail has to answer about it. ``written``: the arguments are JSON again already.
         """
-        if lane is returned.asked:
+        if lane is returned.asked and not written:
             returned.shown.append(returned.written.encode(effects))
         out = self._unseen(lane, effects)
         if not returned.asked_over and (self.blocked is not None or not returned.asked.gate.waiting):

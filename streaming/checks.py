@@ -35,7 +35,7 @@ from streaming.providers.base import (
     UnknownProvider,
     get_provider,
 )
-from streaming.slices import fed
+from streaming.slices import fed, spelled
 from streaming.tries import TRIES, wait_within_s
 from streaming.verdicts import Computing, book
 
@@ -389,7 +389,7 @@ async def settled(
             requests = [(one, _request(check, one, gate.applies_to, conversation, outside)) for one in guardrails]
             return await asyncio.gather(*(run_check(one, request, clock) for one, request in requests))
 
-    waiting = _collect(effects, out, parts, written)
+    waiting = await _collect(effects, out, parts, written)
     while waiting:
         jobs: list[tuple[SentenceCheck, list[Guardrail]]] = []
         for check in waiting:
@@ -412,7 +412,7 @@ async def settled(
                 effects = gate.verdict(check.id, guardrail.name, checked.verdict)
             except KeyError:  # a block before this sentence has made the question moot
                 continue
-            waiting += _collect(effects, out, parts, written)
+            waiting += await _collect(effects, out, parts, written)
     awaited = gate.awaited
     out.later = [question for question in out.later if question.check.id in awaited]
     if written is not None and out.blocked is None:
@@ -435,12 +435,12 @@ def _request(
     return CheckRequest(told, applies_to, turns, guardrail.time_limit_s)
 
 
-def _collect(
+async def _collect(
     effects: list[gates.Effect], out: CheckedText, parts: list[str], written: JsonChannel | None
 ) -> list[SentenceCheck]:
     checks: list[SentenceCheck] = []
     if written is not None:
-        parts.append(written.encode(effects))
+        parts.append(await spelled(written, effects))
     for effect in effects:
         if effect[0] == gates.RELEASE:
             if written is None:

@@ -20,6 +20,7 @@ from streaming.core.gate import strongest
 from streaming.core.json_text import JsonChannel
 from streaming.messages import BadMessages, MessageIn, is_json_object, prompt_at
 from streaming.providers.base import ChatMessage, ToolCallMade
+from streaming.slices import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
     """
     asked = prompt_at(given)
     turns = tuple(Turn(message.role, message.content) for message in given)
+    calls: list[tuple[int, str, JsonChannel, str]] = []
+    for number, message in enumerate(given):
+        for call in message.tool_calls:
+            written = JsonChannel()  # looked at as it reads: a value that is spelled in escapes is the same value
+            calls.append((number, call.id, written, await read(written, call.arguments)))
     jobs: list[tuple[int, str, Coroutine[None, None, CheckedText]]] = []
     texts: list[tuple[str, AppliesTo, str, tuple[Turn, ...]]] = []
 
@@ -80,10 +86,8 @@ async def handed_over(policy: Policy, given: Sequence[MessageIn], *, monitor: bo
         if message.content:
             applies_to = AppliesTo.TOOL_RESULT if message.role == "tool" else AppliesTo.PROMPT
             check(number, "content", message.content, applies_to)
-        for call in message.tool_calls:
-            written = JsonChannel()  # looked at as it reads: a value that is spelled in escapes is the same value
-            read = written.decode(call.arguments) + written.decode_rest()
-            check(number, call.id, read, AppliesTo.TOOL_ARGUMENTS, written)
+        for _, id_, written, arguments in (one for one in calls if one[0] == number):
+            check(number, id_, arguments, AppliesTo.TOOL_ARGUMENTS, written)
     # Verdicts about texts that were judged before are remembered, so a long conversation is not judged anew each time.
     done = await asyncio.gather(*(job for _, _, job in jobs))
     parts = {(number, name): checked for (number, name, _), checked in zip(jobs, done, strict=True)}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from guardrails.findings import AppliesTo
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
-from streaming.agent import decoded
 from streaming.answer_lanes import Lane
 from streaming.calls import Call
 from streaming.core.gate import Gate, Hold
@@ -41,9 +40,11 @@ class Returned:
     told: bool = False
 
     @classmethod
-    def of(cls, number: int, call: Call, text: str, failed: bool, policy: Policy, *, monitor: bool) -> Returned:
-        """Nothing has been fed to its gates yet. A call that has been told has its arguments behind it."""
-        written, arguments = decoded("{}" if call.told else call.arguments)
+    def of(
+        cls, number: int, call: Call, text: str, failed: bool, policy: Policy, *, monitor: bool,
+        written: JsonChannel, arguments: str,
+    ) -> Returned:  # fmt: skip
+        """Nothing has been fed to its gates yet. ``arguments``: the call's, as they were read through ``written``."""
         asked = Gate(policy, AppliesTo.TOOL_ARGUMENTS, "tool_arguments", monitor=monitor)
         said = Gate(policy, AppliesTo.TOOL_RESULT, "tool_result", monitor=monitor)
         lanes = Lane(asked, "tool_arguments", number), Lane(said, "tool_result", number)

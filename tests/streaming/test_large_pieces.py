@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from streaming.agent import MAX_RESULT_CHARS
-from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta
+from streaming.agent import MAX_RESULT_CHARS, Said, make_call
+from streaming.calls import Call
+from streaming.core.effects import RELEASE, Effect
+from streaming.core.events import ProviderEvent, ProviderToolResult, TextDelta, ThinkingDelta, ToolCallDelta
 from streaming.core.gate import Gate
-from streaming.slices import SLICE
+from streaming.core.json_text import JsonChannel
+from streaming.messages import MessageIn, ToolCallIn
+from streaming.prompting import handed_over
+from streaming.slices import READ, SLICE
 
 from .pumping import policy_of, trial
 
@@ -61,6 +68,63 @@ async def test_it_works(said: ProviderEvent, monkeypatch: pytest.MonkeyPatch) ->
         channel = "text" if isinstance(said, TextDelta) else "thinking"
         assert case.pump._answer.visible(channel).startswith(SHOWN)
     assert case.pump._answer._round.signature == ("s" if isinstance(said, ThinkingDelta) else "")
+
+
+ARGUMENTS = json.dumps({"q": [1] * (20 * SLICE)})
+
+
+async def by_our_tool() -> None:
+    call, told = Call(wanted="nobody's", pieces=[ARGUMENTS]), list[Said]()
+    await make_call(call, {}, GATED, told.append, monitor=False)
+    assert call.run == ARGUMENTS
+
+
+async def by_the_provider() -> None:
+    said = ToolCallDelta(0, "t", "search", ARGUMENTS, ran_by_provider=True), ProviderToolResult("t", "Found.")
+    case = await trial([*said, TextDelta("The end.")], policy=GATED)
+    await case.pump.run()
+    assert [event["arguments"] for event in await case.of("tool_call")] == [ARGUMENTS]
+
+
+async def by_the_client() -> None:
+    calls = [ToolCallIn(id="t", name="search", arguments=ARGUMENTS)]
+    asked = [MessageIn(role="assistant", tool_calls=calls), MessageIn(role="user", content="Hello")]
+    prompted = await handed_over(GATED, asked, monitor=False)
+    assert prompted.messages[0].tool_calls[0].arguments == ARGUMENTS
+
+
+@pytest.mark.parametrize("written", [by_our_tool, by_the_provider, by_the_client])
+async def test_long_arguments_are_read_and_written_in_turns(
+    written: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a microsecond for each character of JSON: a quarter of a million are a tenth of a second for everybody."""
+    decode, encode, most, now = JsonChannel.decode, JsonChannel.encode, {"read": 0, "written": 0}, {}
+
+    def note(what: str, chars: int) -> None:
+        now[what] = now.get(what, 0) + chars
+        most[what] = max(most[what], now[what])
+
+    def decoding(channel: JsonChannel, delta: str) -> str:
+        note("read", len(delta))
+        return decode(channel, delta)
+
+    def encoding(channel: JsonChannel, effects: list[Effect]) -> str:
+        note("written", sum(len(effect[1]) for effect in effects if effect[0] == RELEASE))
+        return encode(channel, effects)
+
+    async def others() -> None:
+        while True:
+            now.clear()
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(JsonChannel, "decode", decoding)
+    monkeypatch.setattr(JsonChannel, "encode", encoding)
+    beside = asyncio.create_task(others())
+    async with asyncio.timeout(LIMIT_S):
+        await written()
+    beside.cancel()
+    assert 0 < most["read"] <= 2 * READ
+    assert 0 < most["written"] <= 2 * READ
 
 
 async def test_what_a_tool_of_the_provider_returns_is_bounded_like_what_ours_return() -> None:
