@@ -22,7 +22,7 @@ from streaming.core.gate import Gate, SentenceCheck
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
-from streaming.gateway.loose_json import laid_open
+from streaming.gateway.loose_json import has_escapes, laid_open
 from streaming.gateway.measure import Measure
 from streaming.gateway.shadow import Noted
 
@@ -348,17 +348,28 @@ class Gates:
         return shown
 
     def decoded(self, text: str) -> str:
-        """Complete arguments that no parser takes, or not every one alike: rules look at them as strings say them."""
+        """Complete arguments that no parser takes, or not every one alike: rules look at them as strings say them.
+
+        What nothing was hidden in is as the model wrote it: it may be a program, to which every sign matters.
+        """
         mender, channel = Mender(), JsonChannel()
         gate = Gate(self._immediate, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
-        said = laid_open(mender.feed(text) + mender.finish(), self._finder(AppliesTo.TOOL_ARGUMENTS))
+        written = mender.feed(text) + mender.finish()
+        said = laid_open(written, self._finder(AppliesTo.TOOL_ARGUMENTS))
         read, rest = channel.decode(said), channel.decode_rest()
         effects = [*gate.feed(read), *gate.feed(rest), *gate.finish()]
         if self.noted is not None:
             found = _found_of(effects)
             self.noted.whole(AppliesTo.TOOL_ARGUMENTS, gate.channel, read + rest, found, gate.counters.released)
         self._noted(effects)
+        shown = "".join(e[1] for e in effects if e[0] == gates.RELEASE or e[0] == gates.REDACTED)
+        if shown == read + rest and not (has_escapes(written) and self.must_ask(AppliesTo.TOOL_ARGUMENTS)):
+            return written
         return channel.encode(effects) + channel.finish()
+
+    def hides(self, text: str, applies_to: AppliesTo) -> bool:
+        """Whether rules hide something of a complete text, or stop it."""
+        return gates.gate_text(self._immediate, text, applies_to=applies_to, channel="field").visible != text
 
     def _finder(self, applies_to: AppliesTo) -> Callable[[str], list[Finding]]:
         return lambda text: gates.gate_text(self._immediate, text, applies_to=applies_to, channel="field").findings

@@ -28,6 +28,7 @@ _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|/)")
 
 _NUMBER = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(-?[0-9][0-9.eE+-]*)')
 """A number of JSON, or a string, in which there are none."""
+_BARE = re.compile(r"[:,\[]\s*+-?[0-9]")
 
 _HALF = r"\\++u([Dd][%s][0-9A-Fa-f]{2})"
 _ANY_ESCAPE = re.compile(
@@ -82,6 +83,11 @@ def with_quotes(text: str, found: Sequence[Finding]) -> str:
             out += (text[at : number.start()], f'"{number[1]}"')
             at = number.end()
     return "".join((*out, text[at:]))
+
+
+def has_numbers(text: str) -> bool:
+    """Whether a number may stand in JSON: one that is hidden has to become a string."""
+    return _BARE.search(text) is not None
 
 
 def has_escapes(text: str) -> bool:

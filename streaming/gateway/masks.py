@@ -122,7 +122,9 @@ class Masks:
         if not len(self._masker) or tool not in self._policy.restore_in_tools:
             return text
         if is_json(text) or text.lstrip()[:1] in ("{", "["):
-            return unescaped(text, JsonChannel(self._masker))
+            before = self._masker.put_back
+            shown = unescaped(text, JsonChannel(self._masker))
+            return text if self._masker.put_back == before else shown  # which may be a program that begins so
         restorer = Restorer(self._masker, one_value=True)  # the free text of a custom tool
         return restorer.feed(text) + restorer.finish()
 

@@ -20,7 +20,7 @@ from guardrails.findings import Action, AppliesTo, Finding, Mode
 from streaming import stops
 from streaming.gateway.gates import Channel, Gates
 from streaming.gateway.known import Known
-from streaming.gateway.loose_json import has_escapes, is_json, one_meaning
+from streaming.gateway.loose_json import has_escapes, has_numbers, is_json, one_meaning
 from streaming.gateway.measure import Pieces
 
 Json: TypeAlias = dict[str, object]
@@ -321,6 +321,8 @@ class Walker(ABC):
             looked = self._arguments(value, 0)
             if looked != value or (has_escapes(text) and self.gates.must_ask(AppliesTo.TOOL_ARGUMENTS)):
                 text = json.dumps(looked, ensure_ascii=False)
+            if has_numbers(text) and self.gates.hides(text, AppliesTo.TOOL_ARGUMENTS):  # a rule goes by a field's name
+                text = self.gates.decoded(text)
         elif text:
             text = self.gates.decoded(text)
         return self.gates.whole(text, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")

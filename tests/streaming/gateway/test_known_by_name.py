@@ -14,6 +14,8 @@ from streaming.gateway.prompt import Prompted, guarded
 from streaming.gateway.walker import Json
 from tests.streaming.gateway.test_gives_way import others
 from tests.streaming.gateway.test_prompts import user
+from tests.streaming.gateway.test_walkers import anthropic_block, cut, ollama_call, openai_call
+from tests.streaming.gateway.walked import BLOCKING, WALKERS, walk, walk_whole
 
 SSN = "123456789"
 POLICIES = {
@@ -124,3 +126,53 @@ async def test_large_arguments_are_looked_at_in_turns() -> None:
     async with others(100):
         found = await passed({"messages": [user("Hi"), anthropic(fields | {"ssn": SSN})]}, "mask")
     assert SSN not in json.dumps(found.body)
+
+
+def answered(dialect: str, said: str) -> dict[str, list[Json]]:
+    """Answers that call a function with these arguments, in every shape that the dialect has."""
+    value = json.loads(said)
+    call = {"id": "c", "type": "function", "function": {"name": "pay", "arguments": said}}
+    block: Json = {"type": "tool_use", "id": "t", "name": "pay", "input": value}
+    pieces: list[Json] = [{"type": "input_json_delta", "partial_json": part} for part in cut(said, 12)]
+    whole: dict[str, Json] = {
+        "openai": {"choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": [call]}}]},
+        "anthropic": {"type": "message", "role": "assistant", "content": [block]},
+        "ollama": {"message": {"content": "", "tool_calls": [{"function": {"name": "pay", "arguments": value}}]}},
+    }
+    streams = {
+        "openai": {"streamed": openai_call(cut(said, 12))},
+        "anthropic": {
+            "streamed": anthropic_block(block | {"input": {}}, pieces),
+            "at once": anthropic_block(block, []),
+        },
+        "ollama": {"streamed": ollama_call(value), "a string": ollama_call(said)},
+    }
+    return {"whole": [whole[dialect]], **streams[dialect]}
+
+
+def arguments_in(sent: object) -> list[object]:
+    """The arguments of calls, read, wherever they stand."""
+    if isinstance(sent, list):
+        return [found for part in sent for found in arguments_in(part)]
+    if not isinstance(sent, dict):
+        return []
+    found = [sent[name] for name in ("arguments", "input", "partial_json") if sent.get(name)]
+    return [json.loads(one) if isinstance(one, str) else one for one in found] + arguments_in(list(sent.values()))
+
+
+@pytest.mark.parametrize("dialect", WALKERS)
+def test_a_number_in_the_arguments_of_an_answer_is_hidden_and_the_answer_goes_on(dialect: str) -> None:
+    """It becomes a string; a digit alone, a date and a sum stay numbers."""
+    for said, shown in (
+        (f'{{"ssn": {SSN}, "n": [1, 2.50, -3e5]}}', {"ssn": "[SSN]", "n": [1, 2.5, -3e5]}),
+        (f'[{{"a": {{"ssn":{SSN}}}}}, "x"]', [{"a": {"ssn": "[SSN]"}}, "x"]),
+        (f'{{"ssn": "{SSN}", "n": 1}}', {"ssn": "[SSN]", "n": 1}),
+    ):
+        for shape, chunks in answered(dialect, said).items():
+            policy = POLICIES["redact"]
+            sent = [walk_whole(dialect, chunks[0], policy)] if shape == "whole" else walk(dialect, chunks, policy)[0]
+            assert SSN not in json.dumps(sent)
+            assert arguments_in(sent) == [shown], shape
+            told = walk_whole(dialect, chunks[0], BLOCKING) if shape == "whole" else walk(dialect, chunks, BLOCKING)[0]
+            assert SSN not in json.dumps(told)
+            assert arguments_in(told) == []

@@ -11,7 +11,7 @@ from guardrails.policy import compile_policy
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.names import looked
-from streaming.gateway.walker import MAX_ARGUMENTS, Json
+from streaming.gateway.walker import MAX_ARGUMENTS, Json, objects
 from tests.streaming.gateway.test_walkers import CARD, anthropic_block, cut, ollama, openai, openai_call
 from tests.streaming.gateway.walked import BLOCKING, OPEN, REDACTING, WALKERS, walk
 
@@ -106,6 +106,42 @@ def test_a_tool_of_free_text_gets_values_back_too(text: str) -> None:
     (chunk, _) = walker.drain()
     made = chunk["choices"][0]["delta"]["tool_calls"][0]  # type: ignore[index]
     assert made["custom"] == {"name": "pay", "input": text.format(CARD)}
+
+
+FREE = {
+    "a pattern": 're.match("\\d+", s)',
+    "lines": 'x = """\nl\n"""',
+    "a line end within quotes": 'say "a\nb"',
+    "a list of strings": '["a\nb", r"\\d", f"\\t"]',
+    "a block": '{ const s = "\\q"; }',
+    "a quote alone": "it is 5' 3\" tall\n\\",
+    "JSON twice": '{"a": "\\u00e9"}\n{"a": "\\/"}',
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["redact", "values may come back"])
+@pytest.mark.parametrize("whole", [False, True], ids=["streamed", "whole"])
+@pytest.mark.parametrize("text", FREE.values(), ids=FREE)
+def test_free_text_in_which_nothing_is_hidden_is_what_the_model_wrote(text: str, whole: bool, masked: bool) -> None:
+    """Programs, patches and patterns: every sign counts."""
+    policy = widened(compile_policy({"policy": "m", "restore_in_tools": ["run"], "guardrails": [
+        {"name": "p", "kind": "pii", "action": "mask" if masked else "redact"}]}))  # fmt: skip
+    masks = Masks(policy, {"messages": [{"role": "user", "content": "Hi"}]}, caller="c")
+    if masked:
+        masks.mask(CARD, looked(policy, CARD, AppliesTo.PROMPT))
+    walker = WALKERS["openai"](Gates(policy, masks.restoring, masks.restore_arguments))
+    call = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "run", "input": text}}
+    if whole:
+        walker.whole({"choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": [call]}}]})
+    else:
+        for piece in cut(text, 0):
+            walker.take(openai({"tool_calls": [call | {"custom": {"input": piece}}]}))
+        walker.take(openai({"tool_calls": [call | {"custom": {"name": "run"}}]}))
+        walker.take(openai({}, "tool_calls"))
+    choices = [choice for one in walker.drain() for choice in objects(one["choices"])]
+    (said,) = (call for one in choices for call in one["message" if whole else "delta"].get("tool_calls", ()))  # type: ignore[attr-defined]
+    assert said["custom"] == {"name": "run", "input": text}
+    assert walker.gates.blocked is None
 
 
 def test_input_that_is_there_at_once_is_not_longer_than_arguments_may_be() -> None:
