@@ -204,6 +204,8 @@ class OpenAIWalker(Walker):
                     out[name] = value
             elif name == "role":
                 out[name] = self.once(value, (index, name))
+            elif name == "annotations" and not whole:
+                out[name] = self.plain(value)  # complete each time: libraries take no second piece of one
             elif not self.spells(name, value):
                 self._text(out, name, value, (name,), index, waiting, whole=whole)
         return out

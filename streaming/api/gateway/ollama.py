@@ -1,7 +1,7 @@
 """``POST /api/chat`` and ``GET /api/tags``: Ollama's dialect.
 
 Exists so that a client of Ollama needs another host and nothing else. Protects two habits: a request that does not
-say so is streamed, and a stream is lines of JSON.
+say so is streamed, and a stream is lines of JSON, whatever its reader takes for the end of a line.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ api = NinjaAPI(title="Sluicegate (Ollama)", version="1", docs_url=None, openapi_
 install(api)
 
 
+_LINE_ENDS = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"})
+"""What ends a line for readers that go by Unicode, the official library among them; JSON leaves them as they are."""
+
+
 def line(chunk: Json) -> bytes:
     """A chunk as a line."""
-    return json.dumps(chunk, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return json.dumps(chunk, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace") + b"\n"
 
 
 def _speaker(body: Json, model: str, id_: str) -> Speaker:

@@ -6,8 +6,10 @@ import json
 
 import ollama
 import pytest
+from httpx._decoders import LineDecoder
 from ollama import AsyncClient, Client
 
+from streaming.api.gateway.ollama import line as framed
 from tests.streaming.gateway.fake import JSON, NDJSON, Answer
 from tests.streaming.gateway.recorded import recordings
 from tests.streaming.gateway.served import OPENED, Gateway
@@ -140,3 +142,18 @@ def test_models_are_listed_and_any_provider_may_stand_behind(served: Gateway) ->
     assert "scripted-1" in [model.model for model in ours.list().models]
     assert "scripted model" in str(ours.chat(model="scripted-1", messages=HELLO).message.content)
     assert "[SSN]" in "".join(str(one["message"]["content"]) for one in streamed(ours, "scripted/pii"))  # type: ignore[index]
+
+
+ENDS = "a\x85b\u2028c\u2029d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
+"""All that ends a line somewhere."""
+
+
+@pytest.mark.parametrize("policy", ["open", "strict"])
+def test_what_ends_a_line_in_unicode_ends_none_in_the_dialect(served: Gateway, policy: str) -> None:
+    frame = framed({"message": {"content": ENDS, ENDS: 1}})
+    decoder = LineDecoder()
+    (only,) = decoder.decode(frame.decode()) + decoder.flush()
+    assert json.loads(only) == {"message": {"content": ENDS, ENDS: 1}}
+    served.fake.answers["ends"] = Answer([line({"content": ENDS}), LAST], NDJSON)
+    got = streamed(client(served, policy), "ends")
+    assert "".join(str(one["message"]["content"] or "") for one in got) == ENDS  # type: ignore[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from openai.lib.streaming._deltas import accumulate_delta
 
 from guardrails.findings import Verdict
 from guardrails.policy import Policy, compile_policy
@@ -252,6 +253,26 @@ def test_whole_answers_are_walked_as_streams_are(policy: object) -> None:
     for dialect, document in documents.items():
         assert walk_whole(dialect, document, OPEN) == document
         assert "411" not in json.dumps(walk_whole(dialect, document, policy))  # type: ignore[arg-type]
+
+
+def cited(title: str, url: str) -> Json:
+    citation = {"start_index": 0, "end_index": 5, "title": title, "url": url}
+    return {"type": "url_citation", "url_citation": citation}
+
+
+@pytest.mark.parametrize("policy", [REDACTING, OPEN], ids=["guarded", "open"])
+def test_the_library_puts_together_the_annotations_of_a_stream(policy: Policy) -> None:
+    """They are complete in the chunk that has them; what a gate would hold of one no second chunk could say."""
+    said = [cited("About the desk of joe", "https://a.example/joe.doe"), cited(f"It is {CARD}", "https://b.example/41")]
+    chunks = [*openai_text(["Hello"])[:-1], openai({"annotations": said}), openai({"content": " there."}, "stop")]
+    sent, _ = walk("openai", chunks, policy)
+    found: dict[object, object] = {}
+    for chunk in sent:
+        for choice in chunk["choices"]:  # type: ignore[attr-defined]
+            found = accumulate_delta(found, choice["delta"])
+    card = CARD if policy is OPEN else "[CREDIT_CARD]"
+    assert found["annotations"] == [said[0], cited(f"It is {card}", "https://b.example/41")]
+    assert found["content"] == "Hello there."
 
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "ollama"])
