@@ -28,9 +28,10 @@ def asked_for(body: Json) -> bool:
             | {"output_format": {"type": "json_schema"}}
             | {"output_config": {"format": {"type": "json_schema"}}}
             | {"format": "json" | dict()}
+            | {"structured_outputs": {"json": str() | dict()} | {"json_object": True}}  # as vLLM calls it
         ):
             return True
-    return bool(body.get("guided_json"))  # as vLLM calls it
+    return bool(body.get("guided_json"))  # as vLLM called it
 
 
 class JsonRestorer(Restorer):

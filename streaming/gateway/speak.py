@@ -126,7 +126,7 @@ async def spoken(
 
 FREE = frozenset({"cache_control", "citations", "annotations", "parsed"})
 """What may stand at messages, parts and tools of any dialect, and changes nothing in the answer."""
-_FALSE_IS_DEFAULT = frozenset({"logprobs", "store", "strict", "background"})
+_FALSE_IS_DEFAULT = frozenset({"logprobs", "store", "strict", "background", "disable_parallel_tool_use"})
 
 
 def refuse_unknown(
@@ -239,8 +239,8 @@ def _is_wish(name: str, value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and name not in ("seed", "top_k"))
 
 
-def most_tokens(value: object, where: str) -> int | None:
-    """A limit of tokens, None where none is named. Raises ``BadRequest`` for what is none."""
+def at_least_one(value: object, where: str) -> int | None:
+    """A limit of tokens or a number of answers, None where none is named. Raises ``BadRequest`` for what is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

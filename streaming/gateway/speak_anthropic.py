@@ -13,7 +13,7 @@ from streaming.gateway.speak import (
     Gathered,
     Speaker,
     all_objects,
-    most_tokens,
+    at_least_one,
     refuse_unknown,
     sampling_of,
     text_alone,
@@ -153,6 +153,8 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     choice, thinking = body.get("tool_choice"), body.get("thinking")
     if choice is not None and not (isinstance(choice, dict) and choice.get("type") == "auto"):
         raise BadRequest(f"“tool_choice” cannot be passed on to “{provider.name}”.", "tool_choice", "unsupported")
+    if choice is not None:  # how many calls there may be at once, for one
+        refuse_unknown(choice, frozenset({"type"}), FREE, provider, "tool_choice.")
     if thinking is not None and not (isinstance(thinking, dict) and thinking.get("type") == "disabled"):
         raise BadRequest(f"“thinking” cannot be passed on to “{provider.name}”.", "thinking", "unsupported")
     messages: list[ChatMessage] = []
@@ -164,7 +166,7 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
         messages=tuple(messages),
         model=model,
         tools=tuple(_tools(body, provider)),
-        max_tokens=most_tokens(body.get("max_tokens"), "max_tokens"),
+        max_tokens=at_least_one(body.get("max_tokens"), "max_tokens"),
         sampling=sampling_of(body, provider, "anthropic"),
     )
 

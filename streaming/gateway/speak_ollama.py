@@ -12,9 +12,9 @@ from streaming.gateway.speak import (
     Gathered,
     Speaker,
     all_objects,
+    at_least_one,
     function_of,
     functions_of,
-    most_tokens,
     refuse_unknown,
     sampling_of,
     text_alone,
@@ -103,7 +103,7 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
         messages=tuple(_messages(body, provider)),
         model=model,
         tools=tuple(functions_of(body, provider)),
-        max_tokens=None if unlimited else most_tokens(most, "options.num_predict"),
+        max_tokens=None if unlimited else at_least_one(most, "options.num_predict"),
         sampling=sampling_of(options, provider, "ollama", "options."),
     )
 

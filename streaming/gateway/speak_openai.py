@@ -13,9 +13,9 @@ from streaming.gateway.speak import (
     Gathered,
     Speaker,
     all_objects,
+    at_least_one,
     function_of,
     functions_of,
-    most_tokens,
     refuse_unknown,
     sampling_of,
     text_alone,
@@ -136,14 +136,14 @@ def understood(body: Json, provider: Provider, model: str) -> ProviderRequest:
     if body.get("tool_choice") not in (None, "auto"):
         raise BadRequest(f"“tool_choice” cannot be passed on to “{provider.name}”.", "tool_choice", "unsupported")
     named = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    choices = body.get("n")
-    if isinstance(choices, int) and choices > 1 and provider.name != "openai":
+    choices = at_least_one(body.get("n"), "n")
+    if choices is not None and choices > 1 and provider.name != "openai":
         raise BadRequest(f"“n” cannot be passed on: “{provider.name}” gives one answer at a time.", "n", "unsupported")
     return ProviderRequest(
         messages=tuple(_messages(body, provider)),
         model=model,
         tools=tuple(functions_of(body, provider)),
-        max_tokens=most_tokens(body.get(named), named),
+        max_tokens=at_least_one(body.get(named), named),
         sampling=sampling_of(body, provider, "openai"),
     )
 

@@ -28,7 +28,9 @@ POLICY = compile_policy(
 )
 WISHES: dict[str, list[Json]] = {
     "openai": [{"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
-               {"response_format": {"type": "json_object"}}, {"guided_json": {"type": "object"}}],
+               {"response_format": {"type": "json_object"}}, {"guided_json": {"type": "object"}},
+               {"structured_outputs": {"json": {"type": "object"}}}, {"structured_outputs": {"json": "{}"}},
+               {"structured_outputs": {"json_object": True}}],
     "anthropic": [{"output_format": {"type": "json_schema", "schema": {}}},
                   {"output_config": {"format": {"type": "json_schema", "schema": {}}}}],
     "ollama": [{"format": "json"}, {"format": {"type": "object"}}],

@@ -37,6 +37,7 @@ def tool(**more: object) -> Json:
 
 REFUSED: list[tuple[str, Json, str]] = [
     ("openai", asking(parallel_tool_calls=False), "parallel_tool_calls"),
+    *(("openai", asking(n=wrong), "n") for wrong in (2, 0, -1, "1", 1.0, True, [1])),
     ("openai", asking({"role": "user", "content": "Hi", "name": "ann"}), "messages[0].name"),
     ("openai", asking(assistant(function_call={"name": "f", "arguments": "{}"})), "messages[0].function_call"),
     ("openai", asking(assistant(audio={"id": "a"})), "messages[0].audio"),
@@ -58,6 +59,9 @@ REFUSED: list[tuple[str, Json, str]] = [
     ("anthropic", asking({"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}),
      "messages[0].content[0]"),
     ("anthropic", asking(tools=[{"name": "pay", "input_schema": {}, "strict": True}]), "tools[0].strict"),
+    ("anthropic", asking(tool_choice={"type": "any"}), "tool_choice"),
+    ("anthropic", asking(tool_choice={"type": "auto", "disable_parallel_tool_use": True}),
+     "tool_choice.disable_parallel_tool_use"),
     ("anthropic", asking(system=[TEXT | {"brand_new": 1}]), "system[0].brand_new"),
     ("ollama", asking(think=False), "think"),
     ("ollama", asking(think=True), "think"),
@@ -80,7 +84,8 @@ CARRIED: list[tuple[str, Json]] = [
     ("openai", asking(assistant(refusal=None, annotations=[], audio=None, function_call=None, tool_calls=None))),
     ("openai", asking(assistant(tool_calls=[CALL]), RESULT)),
     ("openai", asking({"role": "user", "content": [TEXT | {"cache_control": {"type": "ephemeral"}}]})),
-    ("openai", asking(tools=[tool(strict=False)], logprobs=False, store=False)),
+    ("openai", asking(tools=[tool(strict=False)], logprobs=False, store=False, n=1, tool_choice="auto")),
+    ("anthropic", asking(tool_choice={"type": "auto", "disable_parallel_tool_use": False})),
     ("anthropic", asking({"role": "user", "content": [TEXT | {"cache_control": {"type": "ephemeral"}}]},
                          {"role": "assistant", "content": [TEXT | {"citations": [{"type": "x"}]}, USE]},
                          {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}]},
