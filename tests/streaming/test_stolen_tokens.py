@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 
@@ -19,6 +18,7 @@ from streaming.sessions import Started, Visitor
 from tests.streaming.test_tenancy import (
     NEWS,
     NOTHING_NEW,
+    Reader,
     Waits,
     begin,
     new_key,
@@ -88,57 +88,26 @@ async def test_an_open_reader_ends_when_its_token_can_be_renewed_no_more(
     if meanwhile == NEWS:
         settings.SLUICEGATE_IDLE_CHECK_S = 600.0  # type: ignore[attr-defined]
     session_id, token = await begin(await new_key("owner"))
-    if way == "socket":
-        made = await socket(f"?token={token}")
-        await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
-        for wanted in ("state", "message_new"):
-            assert json.loads(await made.receive_from(timeout=60))["type"] == wanted
-    else:
-        parts = aiter(await AsyncClient().get(f"/v1/stream/events?token={token}"))
-        assert b"event: state" in await anext(parts)
+    reader = await Reader.of(way, session_id, f"?token={token}")
     clock.at(RENEWABLE_S - 5)
     await shared_log().append(session_id, [{"type": "finding", "n": 1}], ms=1)
-    if way == "socket":
-        assert json.loads(await made.receive_from(timeout=60))["type"] == "finding"
-    else:
-        async with asyncio.timeout(60):
-            assert b"event: finding" in await anext(parts)
+    await reader.finds()
     clock.at(RENEWABLE_S + 2)
     if meanwhile == NEWS:
         await shared_log().append(session_id, [{"type": "secret"}], ms=1)
-    if way == "socket":
-        assert await refusal(made) == "unauthenticated"
-        await made.disconnect()
-        return
-    async with asyncio.timeout(60):
-        rest = b"".join([part async for part in parts])
-    assert b"unauthenticated" in rest
-    assert b"secret" not in rest
+    assert "secret" not in await reader.refused()
 
 
 @pytest.mark.parametrize("way", ["events", "socket"])
 async def test_a_reader_with_the_key_has_no_such_end(way: str, watchful: None, clock: Clock) -> None:
     key = await new_key("owner")
     session_id, _ = await begin(key)
-    if way == "socket":
-        made = await socket(key=key)
-        await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
-        for wanted in ("state", "message_new"):
-            assert json.loads(await made.receive_from(timeout=60))["type"] == wanted
-    else:
-        headers = {"Authorization": f"Bearer {key}"}
-        parts = aiter(await AsyncClient().get(f"/v1/stream/events?session_id={session_id}", headers=headers))
-        assert b"event: state" in await anext(parts)
+    reader = await Reader.of(way, session_id, key=key)
     clock.at(10 * RENEWABLE_S)
     await shared_log().append(session_id, [{"type": "finding", "n": 1}], ms=1)
-    if way == "socket":
-        assert json.loads(await made.receive_from(timeout=60))["type"] == "finding"
-        await made.disconnect()
-        return
-    async with asyncio.timeout(60):
-        assert b"event: finding" in await anext(parts)
-        await revoke("owner")
-        assert b"unauthenticated" in b"".join([part async for part in parts])
+    await reader.finds()
+    await revoke("owner")
+    await reader.refused()
 
 
 @pytest.mark.parametrize("by", ["key", "token"])

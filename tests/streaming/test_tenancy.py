@@ -199,6 +199,49 @@ async def refusal(made: WebsocketCommunicator) -> object:
     return said["code"]
 
 
+@dataclass
+class Reader:
+    """Reads the events of a session, on a socket or as a stream, and has had the first ones."""
+
+    made: WebsocketCommunicator | None = None
+    parts: AsyncIterator[bytes] | None = None
+
+    @classmethod
+    async def of(cls, way: str, session_id: str, query: str = "", key: str = "") -> Reader:
+        """``query``: what lets it in where no ``key`` does."""
+        if way == "socket":
+            made = await socket(query, key=key)
+            await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
+            for wanted in ("state", "message_new"):
+                assert json.loads(await made.receive_from(timeout=60))["type"] == wanted
+            return cls(made)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        response = await AsyncClient().get(f"/v1/stream/events{query or '?session_id=' + session_id}", headers=headers)
+        parts = aiter(response)
+        assert b"event: state" in await anext(parts)
+        return cls(parts=parts)
+
+    async def finds(self) -> None:
+        """The next event is a finding."""
+        if self.made is not None:
+            assert json.loads(await self.made.receive_from(timeout=60))["type"] == "finding"
+        elif self.parts is not None:
+            async with asyncio.timeout(60):
+                assert b"event: finding" in await anext(self.parts)
+
+    async def refused(self) -> str:
+        """It is told that it may not read on; what else it was told on the way to its end."""
+        if self.made is not None:
+            assert await refusal(self.made) == "unauthenticated"
+            await self.made.disconnect()
+            return ""
+        assert self.parts is not None
+        async with asyncio.timeout(60):
+            rest = b"".join([part async for part in self.parts]).decode()
+        assert '"code":"unauthenticated"' in rest.replace('": ', '":')
+        return rest
+
+
 def test_it_works() -> None:
     """No route without a row, no row without a route, and each call asks for the very scope of its row."""
     asked = dict(http_routes(get_resolver()))
@@ -417,27 +460,11 @@ async def test_an_open_reader_ends_with_its_key(
     session_id, token = await begin(key)
     query = f"?token={token}" if by == "token" else ""
     plaintext = "" if by == "token" else key
-    if way == "socket":
-        made = await socket(query, key=plaintext)
-        await made.send_to(json.dumps({"type": "resume", "session_id": session_id}))
-        assert json.loads(await made.receive_from(timeout=60))["type"] == "state"
-        assert json.loads(await made.receive_from(timeout=60))["type"] == "message_new"
-    else:
-        headers = {"Authorization": f"Bearer {plaintext}"} if plaintext else {}
-        response = await AsyncClient().get(f"/v1/stream/events{query or '?session_id=' + session_id}", headers=headers)
-        parts = aiter(response)
-        assert b"event: state" in await anext(parts)
+    reader = await Reader.of(way, session_id, query, plaintext)
     await revoke("owner")
     if meanwhile == NEWS:
         await shared_log().append(session_id, [{"type": "secret"}], ms=1)
-    if way == "socket":
-        assert await refusal(made) == "unauthenticated"
-        await made.disconnect()
-        return
-    async with asyncio.timeout(60):
-        rest = b"".join([part async for part in parts])
-    assert b'"code":"unauthenticated"' in rest.replace(b'": ', b'":')
-    assert b"secret" not in rest
+    assert "secret" not in await reader.refused()
 
 
 async def test_a_revoked_key_interrupts_nothing() -> None:
