@@ -98,9 +98,14 @@ def _field(name: str, schema: Part, *, required: bool, about: object) -> Field:
     return Field(name, _words(schema), _shape(schema), required, str(about or ""))
 
 
-def _sent(body: Part) -> str:
+def _sent(body: object) -> str:
     """The shape of a body in JSON."""
-    return _shape(_part(body, "content", "application/json", "schema"))
+    return _shape(_part(cast("Part", body), "content", "application/json", "schema"))
+
+
+def _given(answers: Part) -> str:
+    """The shape of the first answer that is no refusal. A status is a number here, and text in JSON."""
+    return next((shape for status, one in answers.items() if str(status)[0] == "2" and (shape := _sent(one))), "")
 
 
 def calls(schema: Part) -> Iterator[Call]:
@@ -123,7 +128,7 @@ def calls(schema: Part) -> Iterator[Call]:
                 about=str(operation.get("description", "")),
                 keyed=bool(operation.get("security")),
                 takes=_sent(_part(operation, "requestBody")),
-                gives=_sent(_part(operation, "responses", "200")),
+                gives=_given(_part(operation, "responses")),
                 parameters=parameters,
             )
 

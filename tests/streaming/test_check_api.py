@@ -19,6 +19,7 @@ from guardrails.policy import compile_policy
 from guardrails.selectors import PolicyInfo, Running
 from guardrails.services import create_api_key, revoke_api_key
 from streaming import health, tasks
+from streaming.api import docs_page, root
 from streaming.log_redis import close_shared_log, connect
 from streaming.models import AuditSession, Conversation, DeferredCheck, Finding
 
@@ -178,6 +179,20 @@ async def test_unknown_path_and_docs_need_no_key() -> None:
     assert page.status_code == 200
     assert b"POST /v1/check" in page.content
     assert b"<script>" not in page.content
+
+
+async def test_the_page_names_what_every_call_gives() -> None:
+    """The document itself names it under the status that the call answers with."""
+    document = root.api.get_openapi_schema()
+    gives = {call.path: call.gives for call in docs_page.calls(document)}
+    assert (gives["/v1/check"], gives["/v1/stream/start"], gives["/v1/chat"]) == ("CheckOut", "StartOut", "ChatOut")
+    assert gives["/v1/stream/events"] == "", "a stream of events has no one shape"
+    assert "" not in {gives[path] for path in gives if path.startswith("/v1/stream/") and path != "/v1/stream/events"}
+    assert list(docs_page.calls(json.loads(json.dumps(document)))) == list(docs_page.calls(document))
+    page = (await AsyncClient().get("/v1/docs")).content.decode()
+    for shape in ("CheckOut", "StartOut", "ChatOut", "RulesOut"):
+        assert f'<a href="#shape-{shape}">{shape}</a>' in page
+        assert f'id="shape-{shape}"' in page
 
 
 async def test_ready_names_every_part_and_missing_workers_do_not_make_it_unready() -> None:
