@@ -9,17 +9,32 @@ set -euo pipefail
 URL=${SLUICEGATE_URL:-http://127.0.0.1:8000}
 KEY=${SLUICEGATE_KEY:?set it to a key: manage.py create_api_key example --scope check --scope stream --scope rules}
 
-# A call: path, JSON body, more curl arguments. What got no answer is sent again with the same body; curl obeys
-# Retry-After by itself. The API takes an update or a finish that comes again for the same call, and a start that has an
-# Idempotency-Key. A check or a chat that comes again is a new one: it is judged, counted and recorded once more.
+# Of several tries only the last one's answer stays in a file; on standard output curl leaves those before it as well.
+ANSWER=$(mktemp)
+trap 'rm -f "$ANSWER"' EXIT
+
+# A call: path, JSON body, more curl arguments. Where nobody listens, time is up or the answer is a 5xx or a 429, curl
+# sends it again by itself, and obeys Retry-After. Where the connection is cut it does not: was_cut says when to do that
+# here. The API takes an update or a finish that comes again for the same call, and a start that has an Idempotency-Key.
+# A check or a chat that comes again is a new one, judged, counted and recorded once more: one that was cut is left.
 call() {
-  local path=$1 body=$2
+  local path=$1 body=$2 tries=5 status
   shift 2
-  curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused --max-time 60 \
-    --header "Authorization: Bearer $KEY" --header 'Content-Type: application/json' "$@" \
-    --data "$body" "$URL$path"
+  while
+    status=0
+    : >"$ANSWER"
+    curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused --max-time 60 --output "$ANSWER" \
+      --header "Authorization: Bearer $KEY" --header 'Content-Type: application/json' "$@" \
+      --data "$body" "$URL$path" || status=$?
+    was_cut "$path" "$status" && ((--tries))
+  do sleep 1; done
+  cat "$ANSWER"
   echo
+  return "$status"
 }
+
+# A call that may come again got no answer, or part of one: what curl ends with then.
+was_cut() { [[ $1 == /v1/stream/* && " 18 52 55 56 " == *" $2 "* ]]; }
 
 # Without a body: a GET.
 get() {

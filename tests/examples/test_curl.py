@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
 
+from tests.stack.failing_network import PASSES, failing_network
 from tests.stack.servers import ROOT, Stack
 
 SCRIPT = ROOT / "examples" / "curl" / "tour.sh"
@@ -22,11 +25,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(servers: Stack, *parts: str, key: str = "owner") -> subprocess.CompletedProcess[str]:
+def run(servers: Stack, *parts: str, key: str = "owner", url: str = "") -> subprocess.CompletedProcess[str]:
     env = {
         "PATH": os.environ["PATH"],
         "LANG": "C.UTF-8",
-        "SLUICEGATE_URL": servers.url,
+        "SLUICEGATE_URL": url or servers.url,
         "SLUICEGATE_KEY": servers.keys.get(key, key),
     }
     argv = ["bash", str(SCRIPT), *parts]
@@ -67,6 +70,29 @@ def test_a_stream(servers: Stack) -> None:
     assert (status["expected_seq"], status["held_chars"]) == (3, update["held_chars"])
     assert (finish["summary"]["calls"], finish["action"]) == (3, "redact")
     assert zipped["released_chars"] + zipped["held_chars"] == len("A long text is worth it.")
+
+
+async def test_a_stream_survives_connections_that_are_cut(servers: Stack) -> None:
+    """Each of its calls comes again: nothing is applied twice, and nothing of it can be seen in what is shown."""
+    first, second = ["lost answer", "refused", PASSES], ["cut answer", "lost request", PASSES]
+    ways = [*first, *second, PASSES, PASSES, "lost answer", "busy"]
+    async with failing_network(*servers.shared.getsockname()) as network:
+        url = network.line("tour", Random(1), ways, [])
+        done = await asyncio.to_thread(run, servers, "stream", url=url)
+    assert done.returncode == 0, done.stderr
+    assert network.met.total() == 6
+    started, update, again, status, finish, _ = answers(done.stdout)
+    assert again == update
+    assert started["released"] + update["released"] + finish["released"] == "My number is [SSN], and it is mine."
+    assert (status["expected_seq"], finish["summary"]["calls"]) == (3, 3)
+
+
+async def test_a_check_that_was_cut_is_not_sent_again(servers: Stack) -> None:
+    """It would be another one."""
+    async with failing_network(*servers.shared.getsockname()) as network:
+        url = network.line("tour", Random(1), ["lost answer"], [])
+        done = await asyncio.to_thread(run, servers, "check", url=url)
+    assert (done.returncode != 0, answers(done.stdout)) == (True, [])
 
 
 def test_a_chat(servers: Stack) -> None:
