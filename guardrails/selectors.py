@@ -30,6 +30,7 @@ from guardrails.policy import Policy
 from guardrails.services import COHORT, note_key_used
 from guardrails.signing import Purpose
 from guardrails.tokens import key_hash, key_prefix
+from guardrails.unchanged import Unchanged
 
 __all__ = [
     "ClientBundle",
@@ -224,6 +225,8 @@ def forget() -> None:
     """Drop the last good versions (tests: as after a restart)."""
     _last_good.clear()
     _sick.clear()
+    _policies.forget()
+    _keys.forget()
 
 
 def policy_by_digest(digest: str) -> Policy:
@@ -268,8 +271,7 @@ def api_key_for(plaintext: str) -> ApiKey | None:
 def api_key_read(plaintext: str) -> ApiKey | None:
     """The same where nothing may be stored; that it was used is the caller's to note."""
     prefix = key_prefix(plaintext)
-    found = ApiKey.objects.filter(prefix=prefix, revoked_at__isnull=True).order_by()
-    key = next(iter(found), None) if prefix else None
+    key = next(iter(_keys.rows(prefix)), None) if prefix else None
     if key is None or not hmac.compare_digest(key.key_hash, key_hash(plaintext)):
         return None
     return key
@@ -282,14 +284,14 @@ def origin_is_known(origin: str) -> bool:
 
 
 def _policy_row(name: str) -> models.Policy | None:
-    # Every session asks this: an order for the one row that there can be costs as much as the rest.
-    for row in models.Policy.objects.filter(name=name).select_related(*_WITH).order_by():
-        return _wired(row)
-    return None
+    return next(map(_wired, _policies.rows(name)), None)
 
 
 _WITH = ("active_version", "activation", "shadow_version", "rollout__activation__version")
 """What one query brings along; policies of versions and versions of activations are mostly what is there already."""
+# An order for the one row that there can be costs as much as the rest.
+_policies = Unchanged(lambda name: models.Policy.objects.filter(name=name).select_related(*_WITH).order_by())
+_keys = Unchanged(lambda prefix: ApiKey.objects.filter(prefix=prefix, revoked_at__isnull=True).order_by())
 
 
 def _wired(row: models.Policy) -> models.Policy:

@@ -16,6 +16,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
 from guardrails.kinds.base import CheckFailed
+from guardrails.unchanged import Unchanged
 from streaming.database import in_database
 from streaming.outbound import AddressRefused, address_of
 from streaming.providers.anthropic import AnthropicProvider
@@ -116,6 +117,9 @@ class Offered:
         return provider.name if isinstance(provider, HttpProvider) else ""
 
 
+_enabled = Unchanged(lambda _: Upstream.objects.filter(enabled=True))
+
+
 def offered_now() -> Offered:
     """The upstreams of the environment and those of the admin."""
     providers = available()
@@ -123,7 +127,7 @@ def offered_now() -> Offered:
     fallbacks = [name for name in settings.SLUICEGATE_FALLBACKS if name in providers]
     at_once = dict(settings.SLUICEGATE_UPSTREAMS_AT_ONCE)
     listed = list(settings.SLUICEGATE_FALLBACKS)
-    for row in Upstream.objects.filter(enabled=True):
+    for row in _enabled.rows():
         if row.name in providers or row.dialect not in DIALECTS or row.key == CANNOT_BE_OPENED or not row.listed:
             continue
         providers[row.name] = _provider(row)
