@@ -29,7 +29,7 @@ from django.utils import timezone
 from guardrails.findings import Finding as FoundHit
 from guardrails.findings import Outcome
 from guardrails.kinds.base import Turn
-from streaming import conversing, models, unjudged
+from streaming import conversing, models, statement, unjudged
 from streaming.audit import services as audit
 from streaming.core.events import PolicyRef
 from streaming.models import AuditSession, Conversation, DeferredCheck, Message, ShadowCheck, place_of
@@ -160,7 +160,7 @@ def start_session(new: NewSession) -> Started:
     with transaction.atomic():
         conversation = conversation_of(new.visitor, new.conversation_id) if new.conversation_id else None
         if conversation is None:
-            conversation = Conversation.objects.create(
+            conversation = Conversation(
                 id=UUID(new.fresh_id) if new.fresh_id else uuid4(),
                 user_id=new.visitor.user_id,
                 session_key=new.visitor.session_key,
@@ -168,6 +168,7 @@ def start_session(new: NewSession) -> Started:
                 policy=new.policy["name"],
                 created=now,
             )
+            statement.insert([conversation])
         prompt = Message(
             conversation=conversation,
             role=Message.Role.USER,
@@ -186,8 +187,8 @@ def start_session(new: NewSession) -> Started:
             in_reply_to=prompt,
             created=now + timedelta(microseconds=1),
         )
-        Message.objects.bulk_create([prompt, answer])
-        session = AuditSession.objects.create(
+        statement.insert([prompt, answer])
+        session = AuditSession(
             id=UUID(new.session_id) if new.session_id else uuid4(),
             origin=new.origin,
             conversation=conversation,
@@ -205,8 +206,8 @@ def start_session(new: NewSession) -> Started:
             client=new.visitor.client,
             correlation_id=new.correlation_id,
             started_at=now,
-            heartbeat_at=Now(),
         )
+        statement.insert([session], now="heartbeat_at")
         audit.opened(session=session)
     ids = (str(session.id), str(conversation.id), str(prompt.id), str(answer.id))
     return Started(*ids, now, session.correlation_id)
@@ -274,14 +275,19 @@ def _owns(visitor: Visitor, conversation: Conversation) -> bool:
 def keep_partial(*, session_id: str, content: str, released: int, chars_in: int, last_seq: int) -> bool:
     """Write through what is visible so far, as the pump's sign of life. False when the session has ended."""
     with transaction.atomic():
-        alive = AuditSession.objects.filter(pk=session_id, state=State.ACTIVE).update(
-            heartbeat_at=Now(), released=released, chars_in=chars_in, last_seq=last_seq
+        alive = statement.update(
+            AuditSession,
+            {"pk": session_id, "state": State.ACTIVE},
+            {"heartbeat_at": Now(), "released": released, "chars_in": chars_in, "last_seq": last_seq},
         )
         if alive:
-            Message.objects.filter(sessions_answered__pk=session_id).update(
-                content=content, status=Message.Status.STREAMING
-            )
+            _answer(session_id, content=content, status=Message.Status.STREAMING)
     return bool(alive)
+
+
+def _answer(session_id: str, **changes: object) -> None:
+    """Change the session's answer, if it has one still."""
+    statement.update(Message, {"pk": statement.Of(AuditSession, session_id, "answer")}, changes)
 
 
 def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
@@ -318,12 +324,13 @@ def finish_streaming(*, session_id: str, ending: Ending) -> State | None:
         )
         if not moved:
             return None
-        answer = Message.objects.filter(sessions_answered__pk=session_id)
-        answer.update(content=ending.content, status=ending.status, metadata=ending.metadata, **_who(ending))
+        _answer(session_id, content=ending.content, status=ending.status, metadata=ending.metadata, **_who(ending))
         # Some may have been written through before: a finding is stored once, by its number.
         rows = [finding_row(session_id, hit) for hit in ending.findings]
-        models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
-        DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
+        if rows:
+            models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
+        if ending.deferred:
+            DeferredCheck.objects.bulk_create(_outbox_row(session_id, item, now) for item in ending.deferred)
         if ending.shadow is not None and ending.shadow.late:
             ShadowCheck.objects.bulk_create(rows_of(session_id, ending.shadow))
         if target is State.COMPLETE:
@@ -476,7 +483,7 @@ def _put_back(session: AuditSession, salvaged: Salvaged, answer: QuerySet[Messag
 def _move(session_id: str, source: State, target: State, **changes: object) -> bool:
     if target not in TRANSITIONS[source]:
         raise ValueError(f"a session cannot go from {source} to {target}")
-    return AuditSession.objects.filter(pk=session_id, state=source).update(state=target, **changes) == 1
+    return statement.update(AuditSession, {"pk": session_id, "state": source}, {"state": target, **changes}) == 1
 
 
 def named_conversation(*, visitor: Visitor, key: str, policy: str, now: datetime) -> Conversation:

@@ -19,6 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from streaming import statement
 from streaming.audit.chain import GENESIS, Entry, canonical, commitment, next_entry
 from streaming.audit.rows import (
     beside_digest,
@@ -201,18 +202,18 @@ def sealed(*, session_id: str, checks: bool = False) -> None:
 
     ``checks``: it may have had deferred checks; one that was never MONITORING has none, and nobody asks for them.
     """
-    session = AuditSession.objects.select_related("prompt", "answer").get(pk=session_id)
-    messages = {
-        name: message
-        for name, message in (("prompt", session.prompt), ("answer", session.answer))
-        if isinstance(message, Message)
-    }
+    if not (found := statement.rows(AuditSession, {"pk": session_id})):
+        raise AuditSession.DoesNotExist
+    session = found[0]
+    ids = {"prompt": session.prompt_id, "answer": session.answer_id}
+    stored = {one.pk: one for one in statement.rows(Message, {"pk": tuple(pk for pk in ids.values() if pk)})}
+    messages = {name: stored[pk] for name, pk in ids.items() if pk in stored}
     made = DeferredCheck.objects.filter(session__pk=session_id) if checks else ()
     over = shadow_is_over(session)
     body: dict[str, object] = {
         "row": session_digest(session, shadow=over),
         **({} if over else {SHADOW: shadow_digest(session)}),
-        "findings": [finding_digest(row) for row in session.findings.order_by("n")],
+        "findings": [finding_digest(row) for row in statement.rows(Finding, {"session": session_id}, "n")],
         "outcome": session.outcome,
         "texts": {name: commitment(message.salt, message.content) for name, message in messages.items()},
         "beside": beside_digest(session),
