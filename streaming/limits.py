@@ -69,7 +69,9 @@ async def take(client: str, spends: Spends, limit: int) -> Allowance | None:
     """Count one call of this client; None when the store is away and nothing can be counted."""
     key = rate_key(client, spends)
     try:
-        answer = await shared_log().evaluate(TAKE, [key], [round(spends.value * 1000)])
+        log = shared_log()
+        log.hasten()
+        answer = await log.evaluate(TAKE, [key], [round(spends.value * 1000)])
     except LogUnavailable:
         logger.warning("rate_limit_not_counted", client=client)
         return None

@@ -322,7 +322,18 @@ class RedisLog:
 
     async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[str | float | bytes]) -> object:
         """Run a Lua script in the store that the log is in. Raises ``LogUnavailable``."""
-        return await self._reach(self._script(script)(keys=list(keys), args=list(args)))
+        made = self._script(script)
+        if self._pipe.ready:
+            answer = await self._asked(("EVALSHA", made.sha, len(keys), *keys, *args))
+            if not isinstance(answer, LogUnavailable):
+                return answer
+            if not str(answer.__cause__).startswith("NOSCRIPT"):  # that one has not been made
+                raise answer
+        return await self._reach(made(keys=list(keys), args=list(args)))
+
+    def hasten(self) -> None:
+        """Scripts will be run often: from the next one on they have a connection (``Pipe``)."""
+        self._pipe.open_soon()
 
     async def commit(
         self, script: str, session_id: str, key: str, args: Sequence[str | float | bytes], payloads: Sequence[Payload],
@@ -407,6 +418,17 @@ class RedisLog:
 
         keys = asked["keys"]
         self._pipe.send(("EVAL", APPEND, len(keys), *keys, *asked["args"]), answered, CALL_LIMIT_S)
+        return told
+
+    def _asked(self, command: Sequence[str | float | bytes]) -> asyncio.Future[object]:
+        """What the store answers through the pipe, or a ``LogUnavailable``."""
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: object) -> None:
+            if not told.done():  # else nobody waits any more
+                told.set_result(answer)
+
+        self._pipe.send(command, answered, CALL_LIMIT_S)
         return told
 
     def _appending(

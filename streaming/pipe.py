@@ -149,4 +149,6 @@ def _answers() -> hiredis.Reader:
 
 
 def _unavailable(error: Exception) -> LogUnavailable:
-    return LogUnavailable(f"the session log has refused a call ({error})")
+    made = LogUnavailable(f"the session log has refused a call ({error})")
+    made.__cause__ = error
+    return made

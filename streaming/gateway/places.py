@@ -80,7 +80,9 @@ async def taking(place: Place, script: str, keys: Sequence[str], args: Sequence[
 
     The store does what it was asked to also when nobody waits for it any more.
     """
-    work = asyncio.ensure_future(shared_log().evaluate(script, keys, args))
+    log = shared_log()
+    log.hasten()
+    work = asyncio.ensure_future(log.evaluate(script, keys, args))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

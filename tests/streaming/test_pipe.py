@@ -281,3 +281,60 @@ async def test_closing_fails_what_waits() -> None:
             await log.aclose()
             with pytest.raises(LogUnavailable):
                 await waiting
+
+
+COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
+
+
+async def hastened(log: RedisLog) -> None:
+    log.hasten()
+    await until(lambda: log._pipe.ready)
+
+
+async def test_scripts_that_run_often_go_through_it_and_answer_as_before(log: RedisLog) -> None:
+    key = f"count:{uuid4()}"
+    assert await log.evaluate(COUNT, [key], [2]) == 2
+    await hastened(log)
+    assert await asyncio.gather(*(log.evaluate(COUNT, [key], [1]) for _ in range(50))) == list(range(3, 53))
+    assert await log.evaluate("return {'a', 7, false}", [], []) == [b"a", 7, None]
+    assert not log._under_way, "none of them went another way"
+
+
+async def test_a_script_that_the_store_has_forgotten_runs_once(log: RedisLog) -> None:
+    key = f"count:{uuid4()}"
+    await hastened(log)
+    for total in (1, 2):
+        await log._redis.script_flush()
+        assert await log.evaluate(COUNT, [key], [1]) == total
+    wrong = "return redis.call('INCRBY', KEYS[1], 'nothing')"
+    for _ in range(2):  # the second time the store knows it
+        with pytest.raises(LogUnavailable):
+            await log.evaluate(wrong, [key], [])
+    assert await log.evaluate(COUNT, [key], [0]) == 2
+
+
+async def test_nobody_gets_the_answer_of_a_script_that_was_called_off(log: RedisLog) -> None:
+    key = f"count:{uuid4()}"
+    await log.evaluate(COUNT, [key], [0])
+    await hastened(log)
+    waiting = [asyncio.ensure_future(log.evaluate(COUNT, [key], [1])) for _ in range(4)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    assert await asyncio.gather(waiting[0], *waiting[2:]) == [1, 3, 4]
+    assert log._pipe.ready
+
+
+async def test_a_script_is_not_run_again_when_the_store_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def silent(name: bytes) -> bytes:
+        asked.append(name)
+        return b""
+
+    async with fake() as (log, store):
+        await hastened(log)
+        monkeypatch.setattr(store, "reply", silent)
+        store.hang_up, store.evals = True, 1
+        with pytest.raises(LogUnavailable):
+            await log.evaluate(COUNT, ["key"], [1])
+        assert asked == [b"EVALSHA"]
