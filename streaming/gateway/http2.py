@@ -31,6 +31,43 @@ class TellingPool(httpcore.AsyncConnectionPool):
         """See httpcore."""
         return _Telling(super().create_connection(origin))
 
+    def _assign_requests_to_connections(self) -> list[httpcore.AsyncConnectionInterface]:
+        """What httpcore's does with one look at each connection; returns those that are to be closed.
+
+        Its own looks at all of them for each that is idle, at the beginning and at the end of every request, and takes
+        the number of all for that of the idle ones: with more answers under way than are kept, none would be.
+        """
+        closing: list[httpcore.AsyncConnectionInterface] = []
+        idle: list[httpcore.AsyncConnectionInterface] = []
+        for connection in tuple(self._connections):
+            if connection.is_closed():
+                self._connections.remove(connection)
+            elif connection.has_expired():
+                self._connections.remove(connection)
+                closing.append(connection)
+            elif connection.is_idle():
+                idle.append(connection)
+        for connection in idle[: max(0, len(idle) - self._max_keepalive_connections)]:
+            self._connections.remove(connection)
+            closing.append(connection)
+            idle.remove(connection)
+        for request in [one for one in self._requests if one.is_queued()]:
+            origin = request.request.url.origin
+            free = (one for some in (idle, self._connections) for one in some if one.is_available())
+            found = next((one for one in free if one.can_handle_request(origin)), None)
+            if found is None:
+                if len(self._connections) >= self._max_connections:
+                    if not idle:
+                        continue
+                    closing.append(idle.pop(0))
+                    self._connections.remove(closing[-1])
+                found = self.create_connection(origin)
+                self._connections.append(found)
+            elif found in idle:
+                idle.remove(found)
+            request.assign_to_connection(found)
+        return closing
+
 
 class _Telling(httpcore.AsyncConnectionInterface):
     """A connection of httpcore's."""
