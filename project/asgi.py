@@ -17,7 +17,7 @@ django.setup(set_prefix=False)
 from project.bodies import Bounded, bound_daphne  # noqa: E402 - Django has to be set up first
 from project.flow import paced_daphne  # noqa: E402
 from project.handler import Handler  # noqa: E402
-from project.startup import refuse_misconfiguration  # noqa: E402
+from project.startup import refuse_misconfiguration, settle  # noqa: E402
 
 django_application = Handler()
 refuse_misconfiguration()
@@ -30,3 +30,5 @@ sockets = URLRouter(websocket_urlpatterns)  # type: ignore[arg-type]  # the stub
 application = ProtocolTypeRouter(
     {"http": Bounded(django_application), "websocket": CheckedOrigins(keyed=keyed_socket, ours=Visitors(sockets))}
 )
+
+settle()

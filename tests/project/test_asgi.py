@@ -12,12 +12,17 @@ from tests.streaming.real_server import clean_environment
 ROOT = Path(__file__).parents[2]
 UNDER_DAPHNE = """
 import asyncio
+import gc
+import sys
 import project.asgi
 from daphne.http_protocol import HTTPFactory
 from daphne.server import Server
 from project.bodies import Request
 from tests.project.test_flow import answering, is_held
 from twisted.internet.address import IPv4Address
+
+assert gc.get_freeze_count() > 50_000, "what is loaded for good is looked through for cycles"
+assert "streaming.api.root" in sys.modules, "a part is loaded after that"
 
 async def main():
     connections = HTTPFactory(Server(None, endpoints=["tcp:0"]))
