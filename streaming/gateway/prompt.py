@@ -24,6 +24,7 @@ from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
+from streaming.gateway.by_name import as_json, without_limits, written
 from streaming.gateway.laid import Asked, channel_of
 from streaming.gateway.loose_json import is_json, laid_open_in_turns, with_quotes
 from streaming.gateway.media import Media
@@ -46,8 +47,6 @@ _LOOK = 64
 """Looking at a text costs as much as this many characters, however short it is."""
 _WRITTEN = frozenset({"input", "arguments", "json"})
 """What stands behind these a model or a tool has written, whatever it calls its fields."""
-_AS_JSON = frozenset({"input", "arguments", "metadata"})
-"""What stands behind these is looked at as the JSON that it is, too: a name of a field may say what its value is."""
 
 
 class Mask(Protocol):
@@ -175,12 +174,12 @@ async def guarded(
         second: list[_Place] = []
         for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
             if place.inner == depth:
-                text = place.text if value == before else _written(value)
+                text = place.text if value == before else written(value)
                 second.append(replace(place, text=text, structure=False, inner=0))
         if out.hiding is not None:
             await out.hiding.learn((place.text, place.applies_to) for place in second)
         await _check(policy, second, earlier, out, mask, asking, told, again=True)
-    third = [replace(place, text=_written(place.holder[place.key])) for place in walk.objects]  # type: ignore[index]
+    third = [replace(place, text=written(place.holder[place.key])) for place in walk.objects]  # type: ignore[index]
     if out.hiding is not None:
         await out.hiding.learn((place.text, place.applies_to) for place in third)
     await _check(policy, third, earlier, out, mask, asking, told, again=True)
@@ -209,10 +208,11 @@ async def _check(
 ) -> None:  # fmt: skip
     """``told``: what was found so far; what is found again in the JSON of its object is no finding of its own."""
     rules = policy.only(Checkpoint.IMMEDIATE)
+    objects = without_limits(rules) if any(place.parsed for place in places) else rules
 
     async def look(place: _Place) -> CheckedText:
         return await check_text(
-            rules if place.structure else policy,
+            objects if place.parsed else rules if place.structure else policy,
             place.text,
             applies_to=place.applies_to,
             channel=channel_of(place.turn, place.top),
@@ -311,13 +311,13 @@ class _Walk:
                 out[key] = value
             else:
                 await self._put(out, key, value, (*path, name), applies_to, turn)
-            if name in _AS_JSON and isinstance(value, dict | list) and value and not _within_json(path):
-                await self._as_json(out, key, applies_to, turn, path[0] if path else name)
+            if isinstance(value, dict | list) and value and as_json(name, path):
+                await self._object_as_json(out, key, applies_to, turn, path[0] if path else name)
         return out
 
-    async def _as_json(self, out: Json, key: str, applies_to: AppliesTo, turn: int, top: str | int) -> None:
+    async def _object_as_json(self, out: Json, key: str, applies_to: AppliesTo, turn: int, top: str | int) -> None:
         """Have the rules look at an object as at the text that a model or a program writes it as."""
-        text = _written(out[key])
+        text = written(out[key])
         self.objects.append(_Place(out, key, text, applies_to, turn, structure=True, top=top, parsed=True))
         self._bounded()
         await self._looked_at(len(text))
@@ -386,15 +386,6 @@ def _kind_of(fields: Json, applies_to: AppliesTo) -> AppliesTo:
         case {"type": "document" | "file" | "search_result"}:
             return AppliesTo.DOCUMENT
     return applies_to
-
-
-def _within_json(path: Path) -> bool:
-    """Whether what stands there is looked at as JSON with all that it stands in."""
-    return "json" in path or not _AS_JSON.isdisjoint(path)
-
-
-def _written(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_structure(path: Path, value: str) -> bool:

@@ -51,6 +51,11 @@ PLACES: dict[str, tuple[Callable[[object], Json], Callable[[Json], object]]] = {
         lambda body: body["messages"][1]["tool_calls"][0]["function"]["arguments"],  # type: ignore[index]
     ),
     "metadata": (lambda said: {"messages": [user("Hi")], "metadata": said}, lambda body: body["metadata"]),
+    "a field nobody knows": (lambda said: {"messages": [user("Hi")], "x": {"y": said}}, lambda body: body["x"]["y"]),  # type: ignore[index]
+    "a result": (
+        lambda said: {"messages": [user([{"type": "tool_result", "content": [{"type": "json", "json": said}]}])]},
+        lambda body: body["messages"][0]["content"][0]["content"][0]["json"],  # type: ignore[index]
+    ),
 }
 ARGUMENTS: dict[str, object] = {
     "a string": {"ssn": SSN, "ok": True},
@@ -108,6 +113,24 @@ async def test_arguments_in_which_nothing_is_found_are_what_they_were(place: str
     made, got = PLACES[place]
     said = {"q": 'a "b"\n\\d ☃', "n": [1, 2.5, 1e300, None, True], "deep": {"": {}}}
     assert got((await passed(made(said), "mask")).body) == said
+
+
+async def test_an_object_is_no_text_that_may_be_too_long() -> None:
+    length: Json = {"name": "l", "kind": "length", "action": "block", "config": {"max_chars": 100}}
+    rules: Json = {"name": "p", "kind": "pii", "action": "redact"}
+    policy = widened(compile_policy({"policy": "l", "guardrails": [length, rules]}))
+    said = {f"field {number}": "short" for number in range(50)}
+    for place in ("Anthropic's input", "Ollama's arguments", "metadata"):
+        made, got = PLACES[place]
+        found = await guarded(policy, {"model": "m", **made(said | {"ssn": SSN})}, media_allowed=False)
+        assert found.blocked is None
+        assert got(found.body) == said | {"ssn": "[SSN]"}
+
+
+async def test_parameters_are_numbers_whatever_they_look_like() -> None:
+    card = 4111111111111111
+    body: Json = {"messages": [user("Hi")], "seed": card, "options": {"seed": card}}
+    assert (await passed(body, "mask")).body == {"model": "m", **body}
 
 
 async def test_a_rule_that_knows_a_number_by_its_not_being_a_string_hides_it() -> None:
