@@ -17,12 +17,14 @@ django.setup(set_prefix=False)
 from project.bodies import Bounded, bound_daphne  # noqa: E402 - Django has to be set up first
 from project.flow import paced_daphne  # noqa: E402
 from project.handler import Handler  # noqa: E402
+from project.sockets import light_daphne  # noqa: E402
 from project.startup import refuse_misconfiguration, settle  # noqa: E402
 
 django_application = Handler()
 refuse_misconfiguration()
 bound_daphne()
 paced_daphne()
+light_daphne()
 
 from streaming.routing import CheckedOrigins, Visitors, keyed_socket, websocket_urlpatterns  # noqa: E402
 

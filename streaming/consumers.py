@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ObjectDoesNotExist
 
@@ -79,9 +80,17 @@ class SessionSocket(AsyncWebsocketConsumer):
     takes_keys = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve the socket. Whatever breaks it, its readers go with it."""
+        """Serve the socket; whatever breaks it, its readers go with it.
+
+        What Channels does where there is one source of messages, without a task for it and without its waits.
+        """
+        self.scope, self.base_send = scope, send
+        self.channel_layer = None  # type: ignore[assignment]  # as Channels itself has it where there is none
         try:
-            await super().__call__(scope, receive, send)
+            while True:
+                await self.dispatch(await receive())
+        except StopConsumer:
+            return
         except BaseException:
             if hasattr(self, "readers"):
                 await self.disconnect(BROKEN)

@@ -23,7 +23,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, SyncToAsync, sync_to_async
-from django.db import InterfaceError, OperationalError, close_old_connections, connection, connections
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, close_old_connections, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 KEPT_S = 300
@@ -121,7 +121,9 @@ def _close(opened: list[BaseDatabaseWrapper]) -> None:
 
 
 def _at_work(*, reads: bool) -> _Threads:
-    alone = connection.vendor == "sqlite"
+    # Asked of the settings: in an event loop the connection itself would be made for every task that asks, and kept
+    # with its context, four kilobytes each.
+    alone = connections.settings[DEFAULT_DB_ALIAS]["ENGINE"].endswith("sqlite3")
     found = _threads.get(reads and alone)
     if found is None:
         found = _threads[reads and alone] = _Threads(1 if alone else THREADS)

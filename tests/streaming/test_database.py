@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
@@ -45,6 +47,18 @@ def test_what_a_caller_has_not_committed_is_seen_by_what_it_waits_for() -> None:
     with transaction.atomic():
         Group.objects.create(name="not committed")
         assert async_to_sync(in_database(Group.objects.filter(name="not committed").exists))()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_thousand_tasks_that_ask_hold_no_thousand_connections() -> None:
+    """Django would make one, open or not, for each task that as much as looks at it in an event loop."""
+
+    async def asks() -> Sequence[BaseDatabaseWrapper]:
+        await in_database(_where)()
+        await reading(_where)()
+        return connections.all(initialized_only=True)
+
+    assert not await asyncio.get_running_loop().create_task(asks(), context=contextvars.Context())
 
 
 @pytest.mark.django_db(transaction=True)
