@@ -9,7 +9,7 @@ reads them. One blocks, all stop. And values are put back only behind the gate, 
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
@@ -350,7 +350,8 @@ class Gates:
     def decoded(self, text: str) -> str:
         """Complete arguments that no parser takes, or not every one alike: rules look at them as strings say them.
 
-        What nothing was hidden in is as the model wrote it: it may be a program, to which every sign matters.
+        What nothing was hidden in is as the model wrote it. So is what is no JSON where all that was found is found in
+        it as it stands: it may be a program, to which every sign matters.
         """
         mender, channel = Mender(), JsonChannel()
         gate = Gate(self._immediate, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
@@ -358,12 +359,17 @@ class Gates:
         said = laid_open(written, self._finder(AppliesTo.TOOL_ARGUMENTS))
         read, rest = channel.decode(said), channel.decode_rest()
         effects = [*gate.feed(read), *gate.feed(rest), *gate.finish()]
+        found = _found_of(effects)
+        asked = has_escapes(written) and self.must_ask(AppliesTo.TOOL_ARGUMENTS)
+        if found and not (asked or channel.is_json or gate.blocked):
+            there = self._finder(AppliesTo.TOOL_ARGUMENTS)(said)
+            if _said_in(said, there) >= _said_in(read + rest, found):
+                return said
         if self.noted is not None:
-            found = _found_of(effects)
             self.noted.whole(AppliesTo.TOOL_ARGUMENTS, gate.channel, read + rest, found, gate.counters.released)
         self._noted(effects)
         shown = "".join(e[1] for e in effects if e[0] == gates.RELEASE or e[0] == gates.REDACTED)
-        if shown == read + rest and not (has_escapes(written) and self.must_ask(AppliesTo.TOOL_ARGUMENTS)):
+        if shown == read + rest and not asked:
             return written
         return channel.encode(effects) + channel.finish()
 
@@ -458,6 +464,11 @@ class Gates:
         """Characters of the first choice's text that have come, and those of them that are held no longer."""
         settled = sum(channel.gate.settled for channel in self.answer)
         return settled + sum(channel.gate.held for channel in self.answer), settled
+
+
+def _said_in(text: str, found: list[Finding]) -> Counter[tuple[str, str, str]]:
+    """What was found in a text, by guardrail and rule, as it stands there."""
+    return Counter((finding.guardrail, finding.rule, text[finding.start : finding.end]) for finding in found)
 
 
 def _found_of(effects: list[gates.Effect]) -> list[Finding]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from guardrails.findings import AppliesTo
-from guardrails.policy import compile_policy
+from guardrails.policy import Policy, compile_policy
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.names import looked
@@ -142,6 +142,19 @@ def test_free_text_in_which_nothing_is_hidden_is_what_the_model_wrote(text: str,
     (said,) = (call for one in choices for call in one["message" if whole else "delta"].get("tool_calls", ()))  # type: ignore[attr-defined]
     assert said["custom"] == {"name": "run", "input": text}
     assert walker.gates.blocked is None
+
+
+@pytest.mark.parametrize("policy", [REDACTING, BLOCKING], ids=["redact", "block"])
+def test_of_a_program_nothing_is_altered_but_what_is_hidden(policy: Policy) -> None:
+    text = 'if re.match("\\d+", s):\n    say("""\nto\n""", "{}")'
+    sent = sent_of(text.format(CARD), policy)
+    assert sent == (text.format("[CREDIT_CARD]") if policy is REDACTING else "")
+    spelled = text.format(HIDDEN)
+    assert "111111" not in sent_of(spelled, policy)
+    both = f'say("{CARD}", "{HIDDEN}")'
+    assert "111111" not in sent_of(both, policy)
+    walker = walk("openai", openai_call([text.format(CARD)]), policy)[1]
+    assert [finding.category for finding in walker.gates.findings] == ["credit_card"]
 
 
 def test_input_that_is_there_at_once_is_not_longer_than_arguments_may_be() -> None:
