@@ -17,6 +17,8 @@ from streaming.gateway.standing import Standing, begin, standing
 from streaming.limits import Allowance, Spends, take
 
 STANDING, PLACE = "sluicegate.standing", "sluicegate.place"
+_PLACES = (("authorization", "HTTP_AUTHORIZATION"), ("x-api-key", "HTTP_X_API_KEY"))
+"""The headers in which a key may stand, and where Django keeps them."""
 """Where ``Answers`` leaves what it found and took, in ``request.META``."""
 
 
@@ -31,8 +33,7 @@ class Key(HttpBearer):
 
     async def __call__(self, request: HttpRequest) -> Access:
         """The access of the request's key. Raises ``ApiError``."""
-        headers = ((name.lower(), value) for name, value in request.headers.items())
-        plaintext = key_in(headers)
+        plaintext = key_in((name, request.META.get(place, "")) for name, place in _PLACES)
         if not plaintext:
             raise ApiError(401, "An API key is needed: “Authorization: Bearer …” or “X-API-Key: …”.")
         return await self.authenticate(request, plaintext)
