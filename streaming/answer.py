@@ -8,7 +8,6 @@ whole answer stops. Protects the rule that nothing but a gate's effects ever bec
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -99,8 +98,8 @@ class Answer:
         self.chosen: ProviderChosen | None = None
         self.stop_reason = ""
         self._cut: tuple[str, ...] = ()
-        self.notices: Counter[tuple[str, str]] = Counter()  # by provider and code
-        self.timed_out: Counter[str] = Counter()  # by provider: its last try was over time, and another was asked
+        self.notices: dict[tuple[str, str], int] = {}  # by provider and code
+        self.timed_out: dict[str, int] = {}  # by provider: its last try was over time, and another was asked
         self.tools_ok = self.tools_failed = 0
         self.arrivals, self.releases = Timeline(), Timeline()
         self.first_ms: int | None = None  # when the first token came
@@ -143,7 +142,8 @@ class Answer:
                 if self.chosen is not None:
                     earlier = self.chosen.fallback
                     if event.after == ProviderTimeout.code:
-                        self.timed_out[self.chosen.provider] += 1
+                        late = self.chosen.provider
+                        self.timed_out[late] = self.timed_out.get(late, 0) + 1
                 # Every reason of the whole answer, of the rounds before this one too.
                 self.chosen, self.stop_reason = replace(event, fallback=joined(earlier, event.fallback)), ""
             case ModelNamed(model):
@@ -152,7 +152,8 @@ class Answer:
             case Stopped(reason, choice):
                 return self._ended(reason, choice)
             case ProviderNotice(code, message):
-                self.notices[self.chosen.provider if self.chosen else "", code] += 1
+                key = (self.chosen.provider if self.chosen else "", code)
+                self.notices[key] = self.notices.get(key, 0) + 1
                 if code == "tool_markup":
                     if message in self._markup:
                         return []

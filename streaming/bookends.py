@@ -97,16 +97,18 @@ def opening(run: Run, answer: Answer) -> list[ServerEvent]:
     lines = {status.guardrail: status for status in run.prompt.statuses}
     asked = [status for status in run.prompt.statuses if status.checkpoint == Checkpoint.BATCHED.value]
     totals.add(answer.totals, statuses=asked)
-    answer.lines.update(lines)
     if (block := run.prompt.blocked) is not None:
+        answer.lines.update(lines)
         withheld = len(run.prompt_raw) - run.prompt.counters.released
         events += lines.values()
         events.append(Blocked(ids.answer_id, block_reason(block, "prompt"), block.guardrail, withheld))
         return events
-    for guardrail in run.policy.running(AppliesTo.RESPONSE):
+    running = run.policy.running(AppliesTo.RESPONSE)
+    asked_again = {guardrail.name for guardrail in running}
+    answer.lines.update({name: line for name, line in lines.items() if name not in asked_again})
+    for guardrail in running:
         state = "checking" if guardrail.checkpoint is Checkpoint.IMMEDIATE else "idle"
         lines[guardrail.name] = GuardrailStatus(guardrail.name, guardrail.checkpoint.value, state)
-        answer.lines.pop(guardrail.name, None)
     return [*events, *lines.values()]
 
 

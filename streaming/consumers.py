@@ -262,7 +262,7 @@ class SessionSocket(AsyncWebsocketConsumer):
     def read(self, place: Place) -> None:
         """Deliver the session's events beside whatever else the socket does."""
         self.readers[place.session_id] = place
-        place.task = asyncio.get_running_loop().create_task(self.deliver(place))
+        place.task = asyncio.get_running_loop().create_task(self.deliver(place), name="reader")
 
     async def deliver(self, place: Place) -> None:
         """Every event of the session from there on; through a log that goes away and comes back."""

@@ -34,9 +34,13 @@ class ProviderEnded:
 class RoundEnded:
     """The model has said what it has to say for now; tools may follow, and another round."""
 
+    __slots__ = ()
+
 
 class CallsEnded:
     """All tool calls of a round have ended."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Stop:
 
 class Tick:
     """Time has passed: a hold may be due, or it is time to write through."""
+
+    __slots__ = ()
 
 
 Item = Arrived | Broken | RoundEnded | CallsEnded | Said | ProviderEnded | Judged | JudgedLater | Stop | Tick

@@ -164,19 +164,19 @@ class Recent:
 class _Here:
     """A reader or a runner of a session while it is there. No generator: every open stream would keep two of them."""
 
-    __slots__ = ("_came", "_event", "_left", "_session_id")
+    __slots__ = ("_event", "_log", "_runs", "_session_id")
 
-    def __init__(
-        self, session_id: str, came: Callable[[str], Awaitable[Wake]], left: Callable[[str, Wake], Awaitable[None]]
-    ) -> None:
-        self._session_id, self._came, self._left = session_id, came, left
+    def __init__(self, log: RedisLog, session_id: str, *, runs: bool) -> None:
+        self._log, self._session_id, self._runs = log, session_id, runs
 
     async def __aenter__(self) -> Wake:
-        self._event = await self._came(self._session_id)
+        came = self._log.came_to_run if self._runs else self._log.came_to_read
+        self._event = await came(self._session_id)
         return self._event
 
     async def __aexit__(self, *_: object) -> None:
-        await self._left(self._session_id, self._event)
+        left = self._log.left_running if self._runs else self._log.left_reading
+        await left(self._session_id, self._event)
 
 
 class RedisLog:
@@ -232,30 +232,33 @@ class RedisLog:
 
     def attend(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
         """See ``SessionLog``. Does not raise when the store is away; the first ``read`` says so."""
-        return _Here(session_id, self._came_to_read, self._left_reading)
+        return _Here(self, session_id, runs=False)
 
     def run(self, session_id: str) -> AbstractAsyncContextManager[Wake]:
         """See ``SessionLog``. Does not raise when the store is away; the first ``append`` says so."""
-        return _Here(session_id, self._came_to_run, self._left_running)
+        return _Here(self, session_id, runs=True)
 
-    async def _came_to_read(self, session_id: str) -> Wake:
+    async def came_to_read(self, session_id: str) -> Wake:
+        """A reader is there, from now on."""
         await self._start()
         event = self._readers.add(session_id)
         try:
             with contextlib.suppress(LogUnavailable):
                 await self._say_that_we_read([session_id])
         except BaseException:
-            await self._left_reading(session_id, event)
+            await self.left_reading(session_id, event)
             raise
         return event
 
-    async def _left_reading(self, session_id: str, event: Wake) -> None:
+    async def left_reading(self, session_id: str, event: Wake) -> None:
+        """It is gone."""
         if self._readers.remove(session_id, event):
             self._recent.pop(session_id, None)
             with contextlib.suppress(LogUnavailable):
                 await self._reach(self._redis.zrem(_key("readers", session_id), self._channel))
 
-    async def _came_to_run(self, session_id: str) -> Wake:
+    async def came_to_run(self, session_id: str) -> Wake:
+        """Who runs the session is there, from now on."""
         await self._start()
         event = self._runners.add(session_id)
         try:
@@ -263,11 +266,12 @@ class RedisLog:
                 key = _key("runner", session_id)
                 await self._reach(self._redis.set(key, self._channel, ex=self._conf.log_ttl_s))
         except BaseException:
-            await self._left_running(session_id, event)
+            await self.left_running(session_id, event)
             raise
         return event
 
-    async def _left_running(self, session_id: str, event: Wake) -> None:
+    async def left_running(self, session_id: str, event: Wake) -> None:
+        """It runs no more."""
         self._runners.remove(session_id, event)
 
     async def attended(self, session_id: str) -> bool:

@@ -27,7 +27,7 @@ from streaming.asking import Asking
 from streaming.beside import Beside
 from streaming.bookends import Result, Run, closing, ending, for_shadow, opening
 from streaming.calls import Call
-from streaming.checks import Looked
+from streaming.checks import CheckedText, Looked
 from streaming.conf import Conf
 from streaming.core.events import (
     FindingEvent,
@@ -70,6 +70,8 @@ READ_AHEAD = 64
 SAID = (TextDelta, ThinkingDelta)
 FEW = 8
 """Items that are taken at once where they may be large."""
+PASSED = CheckedText()
+"""What is kept of a prompt that was not blocked, once its guardrails' words have been told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class Pump:
         self._shadow = self._shadowed()
         self._beside = Beside(run.policy, run.monitor)
         look = self._look if self._shadow is not None or self._beside.texts else None
-        self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=self._ms, look=look)
+        ms = self._ms
+        self._answer = Answer(run.policy, run.started.answer_id, monitor=run.monitor, now_ms=ms, look=look)
         self._inbox = Line[Item]()
         self._parked: list[Item] = []
         self._slots = asyncio.Semaphore(READ_AHEAD)
@@ -116,7 +119,7 @@ class Pump:
         self._next = Line[ProviderRequest | None]()
         self._owed = 0
         self._asking = Asking(run.policy, self._answer, self._turns, self._inbox, around.clock)
-        self._outlet = Outlet(around.log, run.started.session_id, around.clock, self._ms, self._look_again)
+        self._outlet = Outlet(around.log, run.started.session_id, around.clock, ms, self._look_again)
         self._idle = False
         self._in_passing = 0
         self._called = False
@@ -250,8 +253,9 @@ class Pump:
             self._shadow.given(self._run.looked, self._run.request.messages)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
+        self._run = replace(self._run, prompt=PASSED, looked=())  # told, and given: all that is asked of it later
         self._tick_later()
-        feeding = asyncio.create_task(self._feed())
+        feeding = asyncio.create_task(self._feed(), name="provider")
         try:
             return await self._turn()
         finally:
@@ -319,6 +323,7 @@ class Pump:
             await self._outlet.tell()
             await self._periodic()
             self._accompany()
+            batch.clear()  # the next one may be hours away
             if blocked:
                 return Result()
             if ended is not None and ended.error is not None:

@@ -17,6 +17,7 @@ import structlog
 logger = structlog.get_logger(__name__)
 
 SHUTDOWN_LIMIT_S = 5.0
+NAMED = "pump-"
 _tasks: dict[str, asyncio.Task[None]] = {}
 _closers: list[Callable[[], Awaitable[None]]] = []
 _hooked = False
@@ -25,9 +26,10 @@ _hooked = False
 def spawn(session_id: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
     """Run a session's pump as a task of the running loop and keep it until it ends."""
     _hook_server_stop()
-    task = asyncio.get_running_loop().create_task(work, name=f"pump-{session_id}", context=own_context())
+    context = own_context()
+    task = asyncio.get_running_loop().create_task(work, name=NAMED + session_id, context=context)
     _tasks[session_id] = task
-    task.add_done_callback(lambda done: _ended(session_id, done))
+    task.add_done_callback(_ended, context=context)  # without one it would copy the caller's
     return task
 
 
@@ -38,7 +40,8 @@ def own_context() -> contextvars.Context:
     return context
 
 
-def _ended(session_id: str, task: asyncio.Task[None]) -> None:
+def _ended(task: asyncio.Task[None]) -> None:
+    session_id = task.get_name().removeprefix(NAMED)
     _tasks.pop(session_id, None)
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("pump_died", session=session_id, error=type(error).__name__)

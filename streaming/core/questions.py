@@ -32,6 +32,8 @@ class Pending:
 class Questions:
     """The questions of one gate. ``next``: the id that the next one gets."""
 
+    __slots__ = ("_holds_sentences", "_monitor", "_plan", "_policy", "next", "pending", "sentences")
+
     def __init__(self, policy: Policy, plan: Plan, *, monitor: bool) -> None:
         self._policy, self._plan, self._monitor = policy, plan, monitor
         self.sentences = SentenceCutter(SENTENCE_CHARS) if plan.batched else None
