@@ -210,25 +210,22 @@ class Pump:
         try:
             async with self._around.log.run(self._run.started.session_id) as stop:
                 stop.then(self._interrupted)
-                self._result = await self._streamed()
+                try:
+                    result = await self._stream()
+                    if result.outcome is not None:
+                        self._cut_off()
+                except Exception as error:
+                    result = self._broken(error)
+                    with contextlib.suppress(Exception):  # what is broken may be a gate
+                        self._cut_off()
+                finally:
+                    self._said_all()
+                self._result = result
                 if self._result.outcome is not Outcome.INTERRUPTED:
                     await self._hear_out()
         except Exception as error:  # the log's
             self._result = self._result or self._broken(error)
         return self._result
-
-    async def _streamed(self) -> Result:
-        try:
-            result = await self._stream()
-            if result.outcome is not None:
-                self._cut_off()
-        except Exception as error:
-            result = self._broken(error)
-            with contextlib.suppress(Exception):  # what is broken may be a gate
-                self._cut_off()
-        finally:
-            self._said_all()
-        return result
 
     def _cut_off(self) -> None:
         """Before its time the answer is over: what was shown of it is asked about, and found up to there."""
@@ -253,7 +250,8 @@ class Pump:
             self._shadow.given(self._run.looked, self._run.request.messages)
         if self._run.prompt.blocked is not None:
             return Result(Outcome.BLOCKED)
-        self._run = replace(self._run, prompt=PASSED, looked=())  # told, and given: all that is asked of it later
+        # Told, and given. What is asked of them later is that nothing was blocked, and what the provider was asked.
+        self._run = replace(self._run, prompt=PASSED, looked=(), request=self._request)
         self._tick_later()
         feeding = asyncio.create_task(self._feed(), name="provider")
         try:
@@ -482,6 +480,7 @@ class Pump:
         """Provider -> inbox, no faster than the loop takes it; round after round."""
         # One deadline for all rounds: it is the answer that has a limit, not what its tools lead to.
         self._request = replace(self._request, deadline=Deadline.after(answer_s(self._run.upstreams.providers)))
+        self._run = replace(self._run, request=self._request)
         request: ProviderRequest | None = self._request
         measure = Measure()
         handed: Calls = []

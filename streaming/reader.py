@@ -62,12 +62,9 @@ async def follow(
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
                     said = await untold(log, session_id, said)
-                    yield [
-                        from_database(event, session_id, correlation_id)
-                        for event in said
-                        if not isinstance(event, StateChange)
-                    ]
-                yield [{**event, "correlation_id": correlation_id} for event in coalesce_stamped(events)]
+                    said = [event for event in said if not isinstance(event, StateChange)]
+                    yield _all_from_database(said, session_id, correlation_id)
+                yield _named(coalesce_stamped(events), correlation_id)
                 if complete:
                     return
                 if len(events) == READ_AT_ONCE:
@@ -81,14 +78,23 @@ async def follow(
                         continue
                     # The last step was taken but never told, or the log is gone: the database tells it.
                     said = await untold(log, session_id, said)
-                    yield [from_database(event, session_id, correlation_id) for event in said]
+                    yield _all_from_database(said, session_id, correlation_id)
                     return
                 if said and not told and not await log.read(session_id, 0, 1):
                     told = True
-                    yield [from_database(event, session_id, correlation_id) for event in said]
+                    yield _all_from_database(said, session_id, correlation_id)
                 continue
             if not await wake.wait(settings.log_poll_s):
                 quiet += settings.log_poll_s
+
+
+# Not comprehensions where they are needed: a reader that waits would keep a cell for each name in them.
+def _all_from_database(said: Sequence[ServerEvent], session_id: str, correlation_id: str) -> Batch:
+    return [from_database(event, session_id, correlation_id) for event in said]
+
+
+def _named(events: Batch, correlation_id: str) -> Batch:
+    return [{**event, "correlation_id": correlation_id} for event in events]
 
 
 async def _ended_in(log: SessionLog, session_id: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Call = Callable[[], object] | asyncio.Future[None]
 
 
 class Wake:
@@ -21,7 +22,7 @@ class Wake:
 
     def __init__(self, *, is_set: bool = False) -> None:
         self._set = is_set
-        self._calls: tuple[Callable[[], object] | asyncio.Future[None], ...] = ()
+        self._calls: tuple[Call, ...] = ()
 
     def is_set(self) -> bool:
         """Whether it has been set and not cleared."""
@@ -63,8 +64,13 @@ class Wake:
                 timer.cancel()
             came = waiter not in self._calls
             if not came:
-                self._calls = tuple(call for call in self._calls if call is not waiter)
+                self._calls = _without(self._calls, waiter)
         return came
+
+
+def _without(calls: tuple[Call, ...], waiter: asyncio.Future[None]) -> tuple[Call, ...]:
+    """Not said where it is needed: who waits would keep a cell for it."""
+    return tuple(call for call in calls if call is not waiter)
 
 
 def _end(waiter: asyncio.Future[None]) -> None:
