@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 from django.core.checks import ERROR, run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +12,10 @@ from django.urls import get_resolver
 COLLECTED_AFTER = 5_000
 """New objects after which cycles are looked for among them. What a call makes is gone by then without being looked at
 (Python's own 700 are made by a part of one)."""
+
+A_TURN_S = 0.0005
+"""For so long a thread may keep the others waiting when it does not let go by itself (Python's own 5 ms are ten
+steps of an event loop): a visit to the database lets go at every statement, and stood behind the loop each time."""
 
 
 def refuse_misconfiguration() -> None:
@@ -21,7 +26,8 @@ def refuse_misconfiguration() -> None:
 
 
 def settle() -> None:
-    """What is loaded now stays for as long as the process lives: nobody looks for cycles in it any more.
+    """Threads take short turns; and what is loaded now stays for as long as the process lives: nobody looks for cycles
+    in it any more.
 
     Django, its admin and we are two hundred thousand objects that can be part of one. To look through them and what
     is under way took up to half a second, in which no stream went on, and came the sooner the more was begun.
@@ -30,3 +36,4 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECTED_AFTER)
+    sys.setswitchinterval(A_TURN_S)

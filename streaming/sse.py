@@ -30,8 +30,7 @@ logger = structlog.get_logger(__name__)
 HEARTBEAT_S = 15.0
 ENDED = MAX_SEQ
 """The place of a reader who was told by the database how its session ended: behind every event of a log."""
-_PLACE = b"id: %d\n\n" % ENDED
-"""A frame without data is no event; an EventSource keeps its id."""
+_PLACE = b"id: %d\n" % ENDED
 
 
 async def event_stream(
@@ -69,9 +68,7 @@ async def event_stream(
                     if (batch := next_batch.result()) is None:
                         return
                     await look(key, until=until)
-                    yield b"".join(to_sse(event) for event in batch)
-                    if batch and _tells_end(batch[-1]):
-                        yield _PLACE
+                    yield b"".join(_PLACE + to_sse(event) if _tells_end(event) else to_sse(event) for event in batch)
                     next_batch = asyncio.ensure_future(anext(batches, None))
             finally:
                 # A generator that somebody still waits for cannot be closed.

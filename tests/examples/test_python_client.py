@@ -336,11 +336,12 @@ async def test_a_quiet_stream_whose_server_lives_is_read_on_when_it_is_cut() -> 
     assert server.asked == ["", "1", "1"]
 
 
-async def test_a_place_without_an_event_is_passed_over() -> None:
-    """So ends what the database told: with an id alone."""
+async def test_a_place_of_an_end_that_the_database_told_is_passed_over() -> None:
+    """It is an event's id, and no seq; and a block without an event is none."""
     end = {**LAST, "seq": 0}
-    assert await Events([[to_sse(end), b"id: 999999999999999\n\n"]]).read() == [end]
-    cut: Parts = [to_sse(FIRST), b"id: 999999999999999\n\n", httpx.ReadError("cut")]
+    place = b"id: 999999999999999\n"
+    assert await Events([[place + to_sse(end)]]).read() == [end]
+    cut: Parts = [to_sse(FIRST), place + b"\n", httpx.ReadError("cut")]
     server = Events([cut, [to_sse(LAST)]])
     assert await server.read() == [FIRST, LAST]
     assert server.asked == ["", "1"]

@@ -22,6 +22,7 @@ from tests.project.test_flow import answering, is_held
 from twisted.internet.address import IPv4Address
 
 assert gc.get_freeze_count() > 50_000, "what is loaded for good is looked through for cycles"
+assert sys.getswitchinterval() < 0.002, "a thread keeps the database's waiting"
 assert "streaming.api.root" in sys.modules, "a part is loaded after that"
 
 async def main():

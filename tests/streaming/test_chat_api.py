@@ -60,14 +60,14 @@ class Client:
 
 
 def frames(raw: str) -> list[Event]:
-    """Events of an SSE text; the type and the id outside agree with those inside. A block without data is none."""
+    """Events of an SSE text; the type and the id outside agree with those inside, and no block is without data."""
     out = []
     for block in raw.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
-        if "data" in lines:
+        if lines:
             event = json.loads(lines["data"])
             assert event["type"] == lines["event"]
-            assert lines.get("id", "0") == str(event["seq"])
+            assert lines.get("id", "0") == str(event["seq"] or (ENDED if event.get("state") == "COMPLETE" else 0))
             out.append(event)
     return out
 
