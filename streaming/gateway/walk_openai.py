@@ -9,6 +9,7 @@ text once more, sound and pictures are left out wherever something may be kept f
 from __future__ import annotations
 
 import json
+import math
 from typing import cast
 
 from guardrails.findings import AppliesTo
@@ -38,6 +39,7 @@ _PARTS = (("text",), ("refusal",), ("thinking",), ("summary",))
 _UNSEEN = frozenset({"audio", "images"})
 """What no guardrail can look at."""
 _CALLED = frozenset({"function", "custom"})
+_LONGEST_INDEX = 32
 LEGACY = -1
 """The index of the one call that the dialect had before it had a list of them."""
 
@@ -77,6 +79,7 @@ class OpenAIWalker(Walker):
         self._choices: dict[int, bool] = {}  # index -> it has ended
         self._calls: dict[tuple[int, int], _Call] = {}
         self._open: dict[int, list[Channel]] = {}
+        self._annotated: dict[int, set[str]] = {}
         self._fields = Fields(self)
 
     @property
@@ -204,11 +207,37 @@ class OpenAIWalker(Walker):
                     out[name] = value
             elif name == "role":
                 out[name] = self.once(value, (index, name))
-            elif name == "annotations" and not whole:
-                out[name] = self.plain(value)  # complete each time: libraries take no second piece of one
+            elif name == "annotations" and isinstance(value, list) and not whole:
+                out[name] = self.plain(self._unjoined(value, index))  # each is complete
             elif not self.spells(name, value):
                 self._text(out, name, value, (name,), index, waiting, whole=whole)
         return out
+
+    def _unjoined(self, items: list[object], index: int) -> list[object]:
+        """The items of a list that comes in pieces which no library joins with one that was sent before.
+
+        Some join those that say the same ``index``, some take it for the item's place in the list so far.
+        """
+        if not self.deciding:
+            return items
+        sent = self._annotated.setdefault(index, set())
+        fresh: list[object] = []
+        for item in objects(items):
+            at = item.get("index")
+            if at is None:
+                name = f"# {len(sent)}"
+            else:
+                name = str(int(at)) if isinstance(at, bool | float) and math.isfinite(at) else str(at)[:_LONGEST_INDEX]
+                try:
+                    place = int(name)
+                except ValueError:
+                    place = len(sent)
+                if name in sent or place < len(sent):
+                    continue
+            self.gates.measure.said(len(name))
+            sent.add(name)
+            fresh.append(item)
+        return fresh
 
     def _text(
         self, out: Holder, name: str | int, value: object, path: Path, index: int, waiting: Waiting, *, whole: bool

@@ -275,6 +275,40 @@ def test_the_library_puts_together_the_annotations_of_a_stream(policy: Policy) -
     assert found["content"] == "Hello there."
 
 
+PIECES: list[list[list[object]]] = [
+    [[0], [0]], [[0, 0]], [[None], [0]], [[5], [0]], [[None], [-1]], [[True], [1]], [[0], [False]], [["0"], ["0"]],
+    [[0.0], [0]], [["lc_1"], ["lc_1"]], [[0], [7], [1]], [[3], ["3"]],
+]  # fmt: skip
+"""What annotations call themselves, list by list: a library joins two of them, by that or by their place."""
+
+
+@pytest.mark.parametrize("lists", PIECES)
+def test_what_a_library_would_join_with_an_annotation_before_is_not_sent(lists: list[list[object]]) -> None:
+    titles = iter(["Card 4111 1111 ", *["or"] * (sum(map(len, lists)) - 2), "1111 1111 ok"])
+    made = [
+        [({} if at is None else {"index": at}) | {"url_citation": {"title": next(titles)}} for at in one]
+        for one in lists
+    ]
+    sent, _ = walk("openai", [*(openai({"annotations": one}) for one in made), openai({}, "stop")])
+    assert "4111 1111" in json.dumps(sent)
+    assert "1111 1111" not in json.dumps(sent).replace("4111 1111", "", 1)
+    passed, _ = walk("openai", [openai({"annotations": one}) for one in made], OPEN)
+    assert [chunk["choices"][0]["delta"]["annotations"] for chunk in passed] == made  # type: ignore[index]
+
+
+def test_annotations_that_are_numbered_come_one_by_one() -> None:
+    made = [[cited(str(n), "https://a.example/") | {"index": n}] for n in range(3)]
+    chunks = [openai({"annotations": one}, index=choice) for choice in (0, 1) for one in made]
+    sent, _ = walk("openai", chunks)
+    assert sent == chunks
+
+
+def test_annotations_that_are_no_list_are_read_as_what_libraries_join() -> None:
+    for first, second in (("4111 1111 ", "1111 1111 "), ({"title": "4111 1111 "}, {"title": "1111 1111 "})):
+        sent, _ = walk("openai", [openai({"annotations": first}), openai({"annotations": second}), openai({}, "stop")])
+        assert "1111" not in json.dumps(sent)
+
+
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "ollama"])
 def test_what_is_another_dialect_is_not_passed_on(dialect: str) -> None:
     for chunk in ({"text": SAID}, {"choices": "x"}, {"type": "new"}, {"message": SAID}, {"type": 3}):
