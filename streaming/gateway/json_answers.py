@@ -34,10 +34,15 @@ def asked_for(body: Json) -> bool:
     return bool(body.get("guided_json"))  # as vLLM called it
 
 
+def begins_json(text: str) -> bool:
+    """Whether a text is read as JSON where JSON is asked for: by its first sign."""
+    return text.lstrip()[:1] in ("{", "[", '"')
+
+
 class JsonRestorer(Restorer):
     """Puts values back into the strings of JSON; into an answer that is none, as into any text.
 
-    Which of them it is, its first sign says.
+    Which of them it is, its first sign says, or that of what it goes on with.
     """
 
     __slots__ = ("_begun", "_closed", "_gate_of_json", "_json")
@@ -52,9 +57,12 @@ class JsonRestorer(Restorer):
         """More text that was released. Returns what can be shown now."""
         if not self._begun and (said := text.lstrip()):
             self._begun = True
-            if said[0] in '{["':
+            if begins_json(said):
                 self._json = JsonChannel(self._masker, around=self._place)
-        if self._closed or not self._begun:
+        if self._closed:
+            return text
+        if not self._begun:
+            self._place.read(text)
             return text
         if self._json is None:
             return super().feed(text)
@@ -70,7 +78,13 @@ class JsonRestorer(Restorer):
 
     def follow(self, former: Restorer) -> None:
         """Go on where another channel has ended. Behind a string of JSON that has not ended nothing comes back."""
+        super().follow(former)
         if isinstance(former, JsonRestorer):
             json = former._json
             self._closed = former._closed or (json is not None and (json.within_string or not json.is_json))
-        super().follow(former)
+            if json is not None:
+                self.go_on()
+
+    def go_on(self) -> None:
+        """JSON has begun in front of this channel, whatever its first sign is. Call it behind ``follow``."""
+        self._begun, self._json = True, JsonChannel(self._masker, around=self._place)

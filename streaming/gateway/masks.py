@@ -20,12 +20,12 @@ from streaming.checks import CheckedText
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.gateway.gates import Restoring, nothing_masked
-from streaming.gateway.json_answers import TEXTS, JsonRestorer, asked_for
+from streaming.gateway.json_answers import TEXTS, JsonRestorer, asked_for, begins_json
 from streaming.gateway.loose_json import is_json, laid_open, unescaped
 from streaming.gateway.names import looked
 from streaming.gateway.prompt import first_asked
 from streaming.gateway.sweep import LONG
-from streaming.gateway.walker import Json, objects
+from streaming.gateway.walker import Json
 from streaming.mask_keys import mask_keys
 
 _LONGEST = 4 * LONG
@@ -78,19 +78,32 @@ class Masks:
         return self._restorer if len(self._masker) else nothing_masked
 
     def _restorer(self, channel: str) -> Restorer | None:
-        made = JsonRestorer(self._masker) if self._json and channel in TEXTS else Restorer(self._masker)
+        json = self._json and channel in TEXTS
+        made = JsonRestorer(self._masker) if json else Restorer(self._masker)
         if not (begun := self._begun.get("thinking" if channel == "thinking" else "text", "")):
             return made
         if channel not in self._before:
-            self._before[channel] = self._behind(begun)
+            self._before[channel] = self._behind(begun, json=json)
         if (before := self._before[channel]) is None:
             return None
         made.follow(before)
         return made
 
-    def _behind(self, text: str) -> Restorer | None:
-        """What ends where ``text`` does; None where too much stands in front of that to say where it is."""
+    def _behind(self, text: str, *, json: bool) -> Restorer | None:
+        """What ends where ``text`` does; None where too much stands in front of that to say where it is.
+
+        ``json``: a text that begins as JSON is JSON. Nothing comes back behind a string of it that has not ended.
+        """
         cut = 0
+        if json and begins_json(text):
+            channel = JsonChannel()
+            channel.decode(text[:_LONGEST])
+            if len(text) > _LONGEST or channel.within_string or not channel.is_json:
+                return None
+            begun = JsonRestorer(self._masker)
+            begun.begin_behind(text)
+            begun.go_on()
+            return begun
         if len(text) > _LONGEST:
             blank = _BLANK.search(text, len(text) - _LONGEST)
             cut = blank.end() if blank is not None else len(text)
@@ -136,9 +149,16 @@ def _begun(body: Json) -> dict[str, str]:
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return {}
     content = last.get("content")
-    parts: list[Json] = [{"text": content}] if isinstance(content, str) else objects(content)
+    parts: list[object] = [*content] if isinstance(content, list) else [content]
+    parts += [{"refusal": last.get("refusal")}]
     parts += [{"thinking": last.get(name)} for name in ("reasoning_content", "reasoning", "thinking")]
-    return {
-        kind: "".join(text for part in parts if isinstance(text := part.get(kind), str))  # a line end would end a link
-        for kind in ("text", "thinking")
+    return {  # a line end between them would end a link
+        "text": "".join(text for part in parts for text in _texts(part, "text", "refusal")),
+        "thinking": "".join(text for part in parts if isinstance(part, dict) for text in _texts(part, "thinking")),
     }
+
+
+def _texts(part: object, *names: str) -> list[str]:
+    """The texts of a part of a message, which may be one itself."""
+    found = [part.get(name) for name in names] if isinstance(part, dict) else [part]
+    return [text for text in found if isinstance(text, str)]

