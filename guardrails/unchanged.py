@@ -26,7 +26,9 @@ Row = tuple[Any, ...]
 class Unchanged(Generic[M]):
     """``rows``: those of ``about(asked)``. Its statement is the same whatever is asked for, but for that one text.
 
-    One query, and two more where something has changed. Raises what the database raises.
+    One query, and two more where something has changed: what was made is kept if the row is the same before and after.
+    (One that is changed and changed back between these three statements would be taken for what it was between.)
+    Raises what the database raises.
     """
 
     def __init__(self, about: Callable[[str], QuerySet[M]]) -> None:

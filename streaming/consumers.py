@@ -53,7 +53,8 @@ AGAIN_S = 0.5
 @dataclass(slots=True)
 class Place:
     """Where a reader is in a session. ``told``: the client knows how the answer ended; ``warned``: that the log
-    or the database is away. ``task``: what reads. ``owned``: the session's text comes from its client."""
+    or the database is away. ``task``: what reads. ``owned``: the session's text comes from its client. ``running``: it
+    was resumed while its answer ran, which is not over yet."""
 
     session_id: str
     conversation_id: str
@@ -63,6 +64,7 @@ class Place:
     told: bool = False
     warned: bool = False
     owned: bool = False
+    running: bool = False
     task: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -91,7 +93,7 @@ class SessionSocket(AsyncWebsocketConsumer):
                 await self.dispatch(await receive())
         except StopConsumer:
             return
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             if hasattr(self, "readers"):
                 await self.disconnect(BROKEN)
             raise
@@ -102,7 +104,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         self.readers: dict[str, Place] = {}
         self.key = ""
         self.until: float | None = None
-        self.active = ""
+        self.active = self.resumed = ""  # the answer that began here and the one that was resumed last, while they run
         self.last_read = ""
         self.unacked = Unacked()
         self.room = Wake(is_set=True)
@@ -148,7 +150,7 @@ class SessionSocket(AsyncWebsocketConsumer):
                 case InterruptFrame():
                     self.token_stands(access)
                     await look(self.key, now=True)
-                    await self.interrupt(frame.session_id or self.active, access)
+                    await self.interrupt(frame.session_id or self.active or self.resumed, access)
                 case ResumeFrame():
                     await self.resume(frame, await self.still())
                 case AckFrame():
@@ -195,7 +197,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Begin a session and read along."""
         if access.visitor.only_session:
             raise StartRefused("forbidden", "A stream token reads one session; beginning one needs an API key.")
-        if self.active:
+        if self.active or self.resumed:
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
         await self.count(access)
         headers = headers_of(self.scope)
@@ -248,12 +250,16 @@ class SessionSocket(AsyncWebsocketConsumer):
         session_id = str(found.pk)
         if old := self.readers.pop(session_id, None):
             old.stop()
-        if found.state == found.State.ACTIVE and not self.active:  # what was started here stays what a stop is about
-            self.active = session_id
+        if running := found.state == found.State.ACTIVE:
+            self.resumed = session_id
         conversation_id = str(found.conversation_id or "")
         owned = found.origin == found.Origin.STREAM
-        place = Place(session_id, conversation_id, found.correlation_id, frame.last_seq, resumed=True, owned=owned)
-        self.read(place)
+        self.read(
+            Place(
+                session_id, conversation_id, found.correlation_id, frame.last_seq, resumed=True, owned=owned,
+                running=running,
+            )
+        )  # fmt: skip
 
     def log(self) -> SessionLog:
         """The process's session log. Raises ``LogUnavailable``."""
@@ -283,9 +289,17 @@ class SessionSocket(AsyncWebsocketConsumer):
             await self.say(ErrorEvent("internal", "Something went wrong on the server.", recoverable=True), place)
         finally:
             if self.readers.get(session_id, place) is place:  # no other reader has taken over
-                if self.active == session_id:
-                    self.active = ""
+                self.forget(session_id)
                 self.readers.pop(session_id, None)
+
+    def forget(self, session_id: str) -> None:
+        """That answer does not run any more."""
+        if self.active == session_id:
+            self.active = ""
+        if place := self.readers.get(session_id):
+            place.running = False
+        if self.resumed == session_id:
+            self.resumed = next((name for name, one in reversed(self.readers.items()) if one.running), "")
 
     async def say_that_it_is_away(self, error: Exception, place: Place) -> None:
         """Note that the database is away, and tell the client once."""
@@ -353,8 +367,8 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Send one stamped event, once the client has room for it."""
         await self.room.wait()
         session_id, seq = str(event["session_id"]), int(str(event["seq"]))
-        if event["type"] == "done" and self.active == session_id:
-            self.active = ""
+        if event["type"] == "done":
+            self.forget(session_id)
         text = self.write(event, conversation_id)
         self.unacked.sent(session_id, seq, len(text.encode()))
         self.last_read = session_id

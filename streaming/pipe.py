@@ -28,6 +28,8 @@ logger = structlog.get_logger(__name__)
 
 AGAIN_S = 1.0
 """Seconds between two tries to connect."""
+OPEN_LIMIT_S = 5.0
+"""So long one takes."""
 
 Then = Callable[[object], None]
 """Given what the store has answered, or a ``LogUnavailable``. Called once, outside of any task; must not raise."""
@@ -59,14 +61,18 @@ class Pipe(asyncio.Protocol):
             self._opening = asyncio.create_task(self._open(), name="log-pipe")
 
     def send(self, command: Sequence[str | float | bytes], then: Then, limit_s: float) -> None:
-        """Make a call; without an answer after ``limit_s`` seconds the connection ends. Call it only when ``ready``."""
+        """Make a call; without an answer after ``limit_s`` seconds the connection ends. Call it only when ``ready``.
+
+        Raises ``TypeError`` or ``UnicodeEncodeError`` for what no command can carry; then there was no call.
+        """
         assert self._transport is not None, "nobody sends before it is ready"
+        packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub: one element
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         self._calls.append((then, until))
         if self._watch is None:  # one alarm for all of them: it is set anew at most once in a time limit
             self._watch = loop.call_at(until, self._look)
-        self._transport.write(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]  # its stub: one element
+        self._transport.write(packed)
 
     async def aclose(self) -> None:
         """End the connection; calls under way fail."""
@@ -100,7 +106,8 @@ class Pipe(asyncio.Protocol):
         try:
             await self._drop()
             self._connection = connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            await connection.connect()
+            async with asyncio.timeout(OPEN_LIMIT_S):  # a store that takes connections and says nothing is none
+                await connection.connect()
             # The library has no public place for the transport; tests fail when it is no longer here.
             if (writer := connection._writer) is None:
                 return

@@ -17,9 +17,9 @@ from streaming.gateway.standing import Standing, begin, standing
 from streaming.limits import Allowance, Spends, take
 
 STANDING, PLACE = "sluicegate.standing", "sluicegate.place"
+"""Where ``Answers`` leaves what it found and took, in ``request.META``."""
 _PLACES = (("authorization", "HTTP_AUTHORIZATION"), ("x-api-key", "HTTP_X_API_KEY"))
 """The headers in which a key may stand, and where Django keeps them."""
-"""Where ``Answers`` leaves what it found and took, in ``request.META``."""
 
 
 class Key(HttpBearer):

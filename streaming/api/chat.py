@@ -122,7 +122,7 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
 async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | StreamingHttpResponse:
     """All events above ``Last-Event-ID`` until the session is COMPLETE; 204 when the reader has them all.
 
-    An end that the database tells (``seq`` 0: the log is gone) is followed by an ``id`` without an event.
+    An end that the database tells (``seq`` 0: the log is gone) has the ``id`` 999999999999999 on its COMPLETE.
     """
     access: Access = request.auth  # type: ignore[attr-defined]  # set by ninja
     after = _last_seen(request)

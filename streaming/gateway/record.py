@@ -205,7 +205,8 @@ class Record:
             except Exception:  # the sweep ends what is left
                 logger.exception("overheard_not_stored", session=self.started.session_id)
         await self._settled()
-        if (deferred or (ending.shadow is not None and ending.shadow.late)) and state is not None:
+        left = any(not item.held for item in deferred) or (ending.shadow is not None and ending.shadow.late)
+        if left and state is not None:
             await tasks.queue_session(self.started.session_id)
 
     async def _shadowed(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -97,7 +97,7 @@ class Relay:
         record: Record,
         *,
         streaming: bool,
-        freed: Callable[[], Awaitable[None]] = _nobody,
+        freed: Callable[[], Coroutine[None, None, None]] = _nobody,
     ) -> None:
         self._source = source
         self._walker = walker
@@ -110,7 +110,7 @@ class Relay:
         self._asking: dict[asyncio.Task[None], Later] = {}
         self._document: Json | None = None
         self._whole: list[Json] = []
-        self._freed: Callable[[], Awaitable[None]] | None = freed
+        self._freed: Callable[[], Coroutine[None, None, None]] | None = freed
         self.told: asyncio.Queue[Told] = asyncio.Queue(UNREAD)
         self.answered = False
         """The client can have all of it."""
@@ -159,7 +159,6 @@ class Relay:
             if isinstance(ended, _Unread):
                 said = f"nothing of the answer was read for {READER_S:g} seconds"
                 self.broke_off = _broke_off(said)
-                await self.free()
                 await self._surely(Outcome.ABANDONED, "", "")
                 return
             if self._abandoned:
@@ -172,9 +171,13 @@ class Relay:
         except Exception:
             logger.exception("relay_failed", session=self._record.started.session_id)
             outcome, code, error = Outcome.ERROR, "internal", "Something went wrong on the server."
-            await self.free()
-            with suppress(_Unread):  # nobody reads: that it failed is on record all the same
-                await self._tell(Failed(ProviderProtocolError(error), error.rstrip(".")))
+            try:
+                await self.free()
+                with suppress(_Unread):  # nobody reads: that it failed is on record all the same
+                    await self._tell(Failed(ProviderProtocolError(error), error.rstrip(".")))
+            except asyncio.CancelledError:
+                await self._surely(outcome, code, error)
+                raise
             self.answered = True
         finally:
             for task in self._asking:
@@ -195,7 +198,7 @@ class Relay:
         """Give the place back, once."""
         freed, self._freed = self._freed, None
         if freed is not None:
-            await freed()
+            await asyncio.shield(asyncio.ensure_future(freed()))
 
     async def _surely(self, outcome: Outcome | None, code: str, error: str, why: str = ENDED) -> None:
         """Write the end although this task may be (or be being) cancelled; the cancellation comes after it.
@@ -210,7 +213,8 @@ class Relay:
         work = self._record.end(
             self._gates, self._walker.usage, outcome=outcome, code=code, error=error, out=out, why=why
         )
-        task = asyncio.ensure_future(work)
+        # Beside each other: whoever has gone asks again, and finds the place free however long the record takes.
+        task = asyncio.gather(work, self.free())
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:

@@ -1,7 +1,8 @@
 """What the gateway costs a client that streams: through it and straight to the same local upstream, in one run.
 
-The client, the upstream and the requests are the same on both ways; the upstream costs next to nothing, so that what
-is measured is the gateway. It runs the starter policy, in one process.
+The client, the upstream and the requests are the same on all ways; the upstream costs next to nothing, so that what
+is measured is the gateway. It runs the starter policy, in one process. The anchor is a gateway that does nothing, on
+the same server and libraries (``bare_gateway_app``).
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from dataclasses import dataclass, field
 
 from tests.bench.clock import percentile
 from tests.bench.guardrails import BUSY
-from tests.bench.guardrails import TOKENS as USUAL
 from tests.bench.readers import LIMIT_S, STARTER, cpu_s, serving
 from tests.bench.registry import Row, at_least, at_most, bench, context
 from tests.bench.upstream_child import TOKENS
 from tests.stack.servers import ROOT, Stack
 
 STREAMS, RATE = 200, 50.0
-ANSWERS, LENGTH = 2, USUAL
+ANSWERS, LENGTH = 2, 200
 """Answers that each stream gets one after another when they are paced, and tokens of an answer."""
 IDLE = 0.05
 """Of the server's core: with less it has done what was left to do after the answers that came before."""
 FULL_LENGTH, FULL_ROUNDS = 200, 2
 """The same as fast as they go."""
 THROUGHPUT, FIRST_MS = 0.9, 5.0
+PATH = "/v1/chat/completions"
 _CONTENT = re.compile(rb'"content": ?"([^"]*)"')
 _KEY = """
 import sys
@@ -68,10 +69,18 @@ class Arm:
 @bench("gateway")
 def gateway() -> Iterable[Row]:
     """Streams through the gateway against streams straight to the upstream: throughput and first words."""
-    with _upstream() as port, _serving(port) as servers:
-        way = Way(servers.webs[0].port, "/v1/chat/completions", servers.keys["gateway"])
-        straight = Way(port, "/v1/chat/completions", "k")
-        yield from asyncio.run(_measured(servers.webs[0].process.pid, way, straight))
+    with (
+        _upstream() as port,
+        _serving(port, "project.asgi:application") as servers,
+        _serving(port, "tests.bench.bare_gateway_app:application") as bare,
+    ):
+        ways = {
+            "on": Way(servers.webs[0].port, PATH, servers.keys["gateway"]),
+            "off": Way(port, PATH, "k"),
+            "bare": Way(bare.webs[0].port, PATH, "k"),
+            "again": Way(port, PATH, "k"),
+        }
+        yield from asyncio.run(_measured(servers.webs[0].process.pid, ways))
 
 
 @contextmanager
@@ -87,27 +96,26 @@ def _upstream() -> Iterator[int]:
 
 
 @contextmanager
-def _serving(port: int) -> Iterator[Stack]:
+def _serving(port: int, application: str) -> Iterator[Stack]:
     more = {
         "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "OPENAI_API_KEY": "k",
         "SLUICEGATE_GATEWAY_AT_ONCE": str(2 * STREAMS),
     }
-    with serving("project.asgi:application", **more) as servers:
+    with serving(application, **more) as servers:
         argv = [sys.executable, "-c", _KEY, STARTER]
         made = subprocess.run(argv, cwd=ROOT, env=servers.env, check=True, capture_output=True, text=True)
         servers.keys["gateway"] = made.stdout.strip()
         yield servers
 
 
-async def _measured(pid: int, way: Way, straight: Way) -> list[Row]:
-    ways = {"on": way, "off": straight, "again": straight}
+async def _measured(pid: int, ways: dict[str, Way]) -> list[Row]:
     for one in ways.values():
         await _all(one, Arm(), 1, 20, 0, spread=False)
     full = await _full(ways)
     await _settled(pid)
     used, arm = cpu_s(pid), Arm()
-    await asyncio.gather(*(_lane(way, arm, 1, LENGTH, RATE, 0.0) for _ in range(max(1, STREAMS // 20))))
+    await asyncio.gather(*(_lane(ways["on"], arm, 1, LENGTH, RATE, 0.0) for _ in range(max(1, STREAMS // 20))))
     each = (cpu_s(pid) - used) / len(arm.first) / LENGTH
     rate = min(RATE, BUSY / each / STREAMS)
     paced, windows = await _paced(ways, rate)
@@ -123,14 +131,16 @@ async def _measured(pid: int, way: Way, straight: Way) -> list[Row]:
                  f"straight {quiet:,.0f} tokens/s; straight / straight {speed['again'] / speed['off']:.3f} x"),
         at_most("gateway_first", "… first words, p50, later by", first["on"] - straight_ms, FIRST_MS, "ms",
                 f"straight {straight_ms:.1f} ms; straight and straight differ by "
-                f"{abs(first['again'] - first['off']):.2f} ms"),
+                f"{abs(first['again'] - first['off']):.2f} ms; through a gateway that does nothing later by "
+                f"{first['bare'] - straight_ms:.1f} ms"),
         context("gateway_first_p99", "… first words, p99, later by",
                 percentile(paced["on"].first, 0.99) - percentile(paced["off"].first + paced["again"].first, 0.99),
                 "ms", f"{len(paced['on'].first):,} answers"),
         context("gateway_saturated", f"{STREAMS} streams, as fast as they go: throughput, gateway / straight",
                 full["on"] / full["off"], "x",
                 f"straight {full['off']:,.0f} tokens/s from a server that does nothing else; "
-                f"straight / straight {full['again'] / full['off']:.3f} x"),
+                f"straight / straight {full['again'] / full['off']:.3f} x; a gateway that does nothing / straight "
+                f"{full['bare'] / full['off']:.3f} x"),
     ]  # fmt: skip
 
 
@@ -149,7 +159,7 @@ async def _full(ways: dict[str, Way]) -> dict[str, float]:
     seconds = dict.fromkeys(ways, 0.0)
     names = list(ways)
     for turn in range(FULL_ROUNDS):
-        for name in names[turn % 3 :] + names[: turn % 3]:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             began = time.monotonic()
             await _all(ways[name], Arm(), 1, FULL_LENGTH, 0, spread=False)
             seconds[name] += time.monotonic() - began

@@ -8,7 +8,7 @@ from typing import Any
 
 from daphne.server import Server
 
-from project.sockets import create_application
+from project.sockets import MOST, create_application
 from streaming.consumers import StreamConsumer
 from streaming.wake import Line
 
@@ -70,3 +70,26 @@ async def test_nothing_waits_beside_a_socket_that_nobody_speaks_on() -> None:
     assert asyncio.all_tasks() - before == {running}
     line.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await running
+
+
+async def test_who_sends_far_more_than_is_taken_is_let_go() -> None:
+    """Else one socket's frames would lie here without end, and each that is taken would move all others."""
+    dropped: list[bool] = []
+
+    class Protocol:
+        def dropConnection(self, *, abort: bool) -> None:
+            dropped.append(abort)
+
+    async def application(*, scope: object, receive: object, send: object) -> None:
+        """Takes nothing."""
+
+    protocol, server = Protocol(), serving(application)
+    server.connections = {protocol: {}}
+    line: Any = create_application(server, protocol, {"type": "websocket"})
+    for _ in range(MOST):
+        line.put_nowait({"type": "websocket.receive", "text": "{}"})
+    assert not dropped
+    line.put_nowait({"type": "websocket.receive", "text": "{}"})
+    line.put_nowait({"type": "websocket.disconnect"})
+    assert dropped == [True]
+    assert line.qsize() == MOST + 1, "that it is gone is told all the same"

@@ -161,7 +161,7 @@ async def test_who_reads_from_elsewhere_on_the_same_socket_can_still_stop_it(mon
 async def test_a_stop_is_about_the_answer_that_began_here_whatever_is_read_beside_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "5")
     async with connected() as elsewhere, connected() as client:
         await elsewhere.send(type="start", scenario="clean")
         other = (await elsewhere.until("message_stream"))["session_id"]
@@ -171,7 +171,24 @@ async def test_a_stop_is_about_the_answer_that_began_here_whatever_is_read_besid
         await client.until("message_stream", session_id=other)
         await client.send(type="interrupt")
         assert (await client.until("done", session_id=mine))["outcome"] == "interrupted"
-        assert not await consumers.shared_log().interrupted(str(other))
+        await client.until("message_stream", session_id=other)  # that one goes on
+        await client.send(type="interrupt")  # now it is about the one that is left
+        assert (await client.until("done", session_id=other))["outcome"] == "interrupted"
+
+
+async def test_a_stop_is_about_the_answer_that_was_resumed_last_and_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a page does that was loaded again with two answers under way."""
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "5")
+    async with connected() as one, connected() as two, connected() as client:
+        names = []
+        for elsewhere in (one, two):
+            await elsewhere.send(type="start", scenario="clean")
+            names.append((await elsewhere.until("message_stream"))["session_id"])
+            await client.send(type="resume", session_id=names[-1])
+            await client.until("message_stream", session_id=names[-1])
+        for name in reversed(names):
+            await client.send(type="interrupt")
+            assert (await client.until("done", session_id=name))["outcome"] == "interrupted"
 
 
 async def test_the_readers_of_a_socket_that_breaks_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import hiredis
 import pytest
 
 from streaming import log_redis as logs
+from streaming import pipe as pipes
 from streaming.conf import Conf
 from streaming.core.events import Done
 from streaming.log import LogUnavailable, MemoryLog, Payload
@@ -338,3 +339,26 @@ async def test_a_script_is_not_run_again_when_the_store_hangs_up(monkeypatch: py
         with pytest.raises(LogUnavailable):
             await log.evaluate(COUNT, ["key"], [1])
         assert asked == [b"EVALSHA"]
+
+
+async def test_what_no_command_can_carry_is_no_call(log: RedisLog) -> None:
+    """Else every answer after it would be another call's."""
+    key = f"count:{uuid4()}"
+    await hastened(log)
+    for wrong in ("\ud800", None):
+        with pytest.raises((UnicodeEncodeError, TypeError)):
+            await log.evaluate(COUNT, [key], [wrong])  # type: ignore[list-item]
+        assert await log.evaluate(COUNT, [key], [0]) == 0
+        assert await log.evaluate("return {KEYS[1]}", [key], []) == [key.encode()]
+
+
+async def test_a_store_that_takes_a_connection_and_says_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipes, "OPEN_LIMIT_S", 0.05)
+    monkeypatch.setattr(pipes, "AGAIN_S", 0.0)
+    async with fake() as (log, store):
+        with monkeypatch.context() as silent:
+            silent.setattr(store, "reply", lambda name: b"")
+            log.hasten()
+            await until(lambda: store.connections > 0 and log._pipe._opening is None)
+            assert not log._pipe.ready
+        await until(lambda: log.hasten() is None and log._pipe.ready)

@@ -104,7 +104,8 @@ def watching(monkeypatch: pytest.MonkeyPatch, *applies_to: str) -> None:
     monkeypatch.setattr(Thinks, "name", "trial_thinks", raising=False)
     monkeypatch.setattr(Thinks, "done", asyncio.Event())
     monkeypatch.setitem(base._REGISTRY, "trial_thinks", Thinks)  # type: ignore[arg-type]
-    watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": [*applies_to]}
+    watcher = {"name": "t", "kind": "trial_thinks", "mode": "MONITOR", "action": "block", "applies_to": [*applies_to],
+               "time_limit_s": 60}  # fmt: skip
     running = Running(compile_policy({"policy": "p", "guardrails": [watcher]}, version=1, digest="sha256:p"))
     monkeypatch.setattr(front, "running_of", lambda found: running)
 
