@@ -158,6 +158,9 @@ async def test_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
 class Away:
     """A store that cannot be reached."""
 
+    def hasten(self) -> None:
+        """Nothing comes of it."""
+
     async def evaluate(self, *args: object) -> object:
         raise LogUnavailable("away")
 

@@ -222,7 +222,8 @@ async def test_models_that_a_client_makes_up_use_up_no_label() -> None:
     grown = Growth.since_now()
     for n in range(60):
         session = await trial(["hi", ProviderUnavailable("no such model")])
-        session.pump._run = replace(session.pump._run, request=replace(session.pump._run.request, model=f"made-up-{n}"))
+        session.pump._request = asked = replace(session.pump._run.request, model=f"made-up-{n}")
+        session.pump._run = replace(session.pump._run, request=asked)
         await session.pump.run()
     assert grown.of("sluicegate_answers_total", model="other") == 60
     assert not any("made-up" in str(s.labels) for metric in REGISTRY.collect() for s in metric.samples)
