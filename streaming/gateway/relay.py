@@ -214,11 +214,11 @@ class Relay:
             self._gates, self._walker.usage, outcome=outcome, code=code, error=error, out=out, why=why
         )
         # Beside each other: whoever has gone asks again, and finds the place free however long the record takes.
-        task = asyncio.gather(work, self.free())
+        both = asyncio.gather(work, self.free())
         try:
-            await asyncio.shield(task)
+            await asyncio.shield(both)
         except asyncio.CancelledError:
-            await task
+            await both
             raise
 
     # -- the loop -----------------------------------------------------------------------------------------------
