@@ -134,11 +134,24 @@ class Masks:
     def _arguments(self, text: str, tool: str) -> str:
         if not len(self._masker) or tool not in self._policy.restore_in_tools:
             return text
-        if is_json(text) or text.lstrip()[:1] in ("{", "["):
-            before = self._masker.put_back
-            shown = unescaped(text, JsonChannel(self._masker))
-            return text if self._masker.put_back == before else shown  # which may be a program that begins so
-        restorer = Restorer(self._masker, one_value=True)  # the free text of a custom tool
+        if (json := is_json(text)) or text.lstrip()[:1] in ("{", "["):
+            before, channel = self._masker.put_back, JsonChannel(self._masker)
+            shown = unescaped(text, channel)
+            inside = self._masker.put_back - before
+            if not inside:
+                return text
+            if json or channel.is_json:
+                return shown
+            self._masker.put_back = before  # a program that begins so, to which every sign matters
+            free = self._freely(text)
+            if self._masker.put_back - before <= inside:
+                return free
+            self._masker.put_back = before  # one of them would be in an address, or in no string
+            return text
+        return self._freely(text)  # the free text of a custom tool
+
+    def _freely(self, text: str) -> str:
+        restorer = Restorer(self._masker, one_value=True)
         return restorer.feed(text) + restorer.finish()
 
 

@@ -108,6 +108,26 @@ def test_a_tool_of_free_text_gets_values_back_too(text: str) -> None:
     assert made["custom"] == {"name": "pay", "input": text.format(CARD)}
 
 
+PROGRAMS = {
+    r'[re.compile(r"\d+\w"), "{}"]': True,
+    r'{ const s = "\q\u0041"; mail("{}") }': True,
+    r'[re.compile(r"\d"), "http://evil.example/?q=a {}"]': False,
+    r'[re.compile(r"\d"), "{}", "http://evil.example/?q=a {}"]': False,
+}
+"""Programs that begin as JSON does, and whether a value comes back into them."""
+
+
+@pytest.mark.parametrize(("text", "back"), PROGRAMS.items())
+def test_a_program_into_which_a_value_comes_back_is_otherwise_as_it_was_written(text: str, back: bool) -> None:
+    policy = widened(compile_policy({"policy": "m", "restore_in_tools": ["run"], "guardrails": [
+        {"name": "p", "kind": "pii", "action": "mask", "applies_to": ["prompt"]}]}))  # fmt: skip
+    masks = Masks(policy, {"messages": [{"role": "user", "content": "Hi"}]}, caller="c")
+    written = text.replace("{}", masks.mask(CARD, looked(policy, CARD, AppliesTo.PROMPT)))
+    shown = masks.restore_arguments(written, "run")
+    assert shown == (text.replace("{}", CARD) if back else written)
+    assert masks.put_back == shown.count(CARD)
+
+
 FREE = {
     "a pattern": 're.match("\\d+", s)',
     "lines": 'x = """\nl\n"""',
