@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
-from guardrails.findings import Action, AppliesTo, Finding, Mode, Outcome, Verdict
+from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from streaming.beside import Beside
@@ -347,11 +347,12 @@ class Gates:
             self._clean.add((applies_to, text))
         return shown
 
-    def decoded(self, text: str) -> str:
+    def decoded(self, text: str, *, again: bool = False) -> str:
         """Complete arguments that no parser takes, or not every one alike: rules look at them as strings say them.
 
         What nothing was hidden in is as the model wrote it. So is what is no JSON where all that was found is found in
-        it as it stands: it may be a program, to which every sign matters.
+        it as it stands: it may be a program, to which every sign matters. ``again``: its strings have been looked at
+        one by one, and of what is found now only that counts which is done about it.
         """
         mender, channel = Mender(), JsonChannel()
         gate = Gate(self._immediate, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
@@ -367,7 +368,7 @@ class Gates:
                 return said
         if self.noted is not None:
             self.noted.whole(AppliesTo.TOOL_ARGUMENTS, gate.channel, read + rest, found, gate.counters.released)
-        self._noted(effects)
+        self._noted([e for e in effects if not again or e[0] != gates.FOUND or _hides(e[1])])
         shown = "".join(e[1] for e in effects if e[0] == gates.RELEASE or e[0] == gates.REDACTED)
         if shown == read + rest and not asked:
             return written
@@ -469,6 +470,10 @@ class Gates:
 def _said_in(text: str, found: list[Finding]) -> Counter[tuple[str, str, str]]:
     """What was found in a text, by guardrail and rule, as it stands there."""
     return Counter((finding.guardrail, finding.rule, text[finding.start : finding.end]) for finding in found)
+
+
+def _hides(finding: Finding) -> bool:
+    return finding.mode is Mode.BLOCK and finding.action in HIDING
 
 
 def _found_of(effects: list[gates.Effect]) -> list[Finding]:

@@ -322,7 +322,7 @@ class Walker(ABC):
             if looked != value or (has_escapes(text) and self.gates.must_ask(AppliesTo.TOOL_ARGUMENTS)):
                 text = json.dumps(looked, ensure_ascii=False)
             if has_numbers(text) and self.gates.hides(text, AppliesTo.TOOL_ARGUMENTS):  # a rule goes by a field's name
-                text = self.gates.decoded(text)
+                text = self.gates.decoded(text, again=True)
         elif text:
             text = self.gates.decoded(text)
         return self.gates.whole(text, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")

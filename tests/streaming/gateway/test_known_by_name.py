@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guardrails.policy import compile_policy
-from streaming.gateway.gates import widened
+from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.prompt import Prompted, guarded
 from streaming.gateway.walker import Json
@@ -199,3 +199,20 @@ def test_a_number_in_the_arguments_of_an_answer_is_hidden_and_the_answer_goes_on
             told = walk_whole(dialect, chunks[0], BLOCKING) if shape == "whole" else walk(dialect, chunks, BLOCKING)[0]
             assert SSN not in json.dumps(told)
             assert arguments_in(told) == []
+
+
+@pytest.mark.parametrize("dialect", WALKERS)
+def test_what_nothing_is_done_about_is_told_no_oftener_where_something_else_is_hidden(dialect: str) -> None:
+    policy = compile_policy({"policy": "w", "guardrails": [
+        {"name": "p", "kind": "pii", "action": "redact"},
+        {"name": "w", "kind": "regex", "action": "warn", "config": {"rules": [{"id": "w", "pattern": "heron"}]}},
+    ]})  # fmt: skip
+    counted = []
+    for said in (f'{{"a": "a heron", "b": {SSN}}}', f'{{"a": "a heron", "ssn": {SSN}}}'):
+        for shape, chunks in answered(dialect, said).items():
+            walker = WALKERS[dialect](Gates(policy))
+            for chunk in chunks:
+                (walker.whole if shape == "whole" else walker.take)(chunk)
+            assert ("ssn" in {f.category for f in walker.gates.findings}) is ("ssn" in said)
+            counted.append(sum(finding.guardrail == "w" for finding in walker.gates.findings))
+    assert len(set(counted)) == 1
