@@ -307,7 +307,7 @@ class CheckedText:
 class Looked:
     """A whole text that guardrails have looked at: what they found in it, and how many characters they released.
 
-    ``asked`` False: rules alone, because it is the name of something.
+    ``asked`` False: rules alone, because it is the name of something. ``limits`` False: it may be as long as it likes.
     """
 
     text: str
@@ -317,6 +317,7 @@ class Looked:
     released: int = 0
     conversation: tuple[Turn, ...] = ()
     asked: bool = True
+    limits: bool = True
 
 
 Look = Callable[[Looked], object]

@@ -244,7 +244,7 @@ async def _check(
                 await asyncio.sleep(0)  # others stream meanwhile
     for place, checked in done:
         looked = looked_at(checked, place.text, place.applies_to, channel_of(place.turn, place.top))
-        out.looked.append(replace(looked, asked=not place.structure))
+        out.looked.append(replace(looked, asked=not place.structure, limits=not place.parsed))
         out.chars += len(place.text)
         if checked.blocked is not None and (out.blocked is None or not again):
             out.withheld += len(place.text) - checked.counters.released

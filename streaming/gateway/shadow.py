@@ -23,6 +23,7 @@ from guardrails.selectors import ShadowPolicy
 from streaming.checks import Looked, Outside
 from streaming.core import gate as gates
 from streaming.core.gate import Gate
+from streaming.gateway.by_name import without_limits
 from streaming.shadow.asked import Late
 from streaming.shadow.record import ShadowRecord, recorded, with_exposure
 
@@ -38,7 +39,8 @@ SLICE = 4_096
 @dataclass(slots=True)
 class Text:
     """A text that the active version looks at. ``gate``: its own, which knows how much it released and where it
-    stopped; without one ``released`` says it. ``asked`` False: only rules look at it."""
+    stopped; without one ``released`` says it. ``asked`` False: only rules look at it, ``limits`` False: none of those
+    that say how long a text may be."""
 
     applies_to: AppliesTo
     channel: str
@@ -47,6 +49,7 @@ class Text:
     gate: Gate | None = None
     released: int = 0
     asked: bool = True
+    limits: bool = True
 
     def seen(self) -> tuple[str, int]:
         """Up to the end of what stopped it, and how much of it was shown."""
@@ -72,7 +75,10 @@ class Noted:
         """With those of the request."""
         noted = cls()
         for text in texts:
-            noted.whole(text.applies_to, text.channel, text.text, text.findings, text.released, asked=text.asked)
+            noted.whole(
+                text.applies_to, text.channel, text.text, text.findings, text.released,
+                asked=text.asked, limits=text.limits,
+            )  # fmt: skip
         return noted
 
     def __iter__(self) -> Iterator[Text]:
@@ -92,10 +98,10 @@ class Noted:
 
     def whole(
         self, applies_to: AppliesTo, channel: str, text: str, found: Iterable[Finding] = (), released: int = 0,
-        *, asked: bool = False,
+        *, asked: bool = False, limits: bool = True,
     ) -> None:  # fmt: skip
         """A text that was there at once."""
-        made = Text(applies_to, channel, found=list(found), released=released, asked=asked)
+        made = Text(applies_to, channel, found=list(found), released=released, asked=asked, limits=limits)
         self._take(made, text)
         if made.parts:
             self._whole.append(made)
@@ -122,13 +128,15 @@ async def looked(
     late: Late | None = None
     try:
         rules = None if wide is None else wide.only(Checkpoint.IMMEDIATE)
+        objects = None if rules is None else without_limits(rules)
         late = None if wide is None else Late(wide, paid=which.paid)
         hidden = None if late is None or ask is None else await ask(late)
         for text in noted if rules is not None else ():
             assert rules is not None
+            assert objects is not None
             assert late is not None
             whole, released = text.seen()
-            gate, here = Gate(rules, text.applies_to, text.channel, monitor=True), []
+            gate, here = Gate(rules if text.limits else objects, text.applies_to, text.channel, monitor=True), []
             for at in range(0, len(whole), SLICE):
                 began = time.perf_counter()
                 here += _found(gate.feed(whole[at : at + SLICE]))

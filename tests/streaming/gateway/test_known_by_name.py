@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from guardrails.policy import compile_policy
+from guardrails.selectors import ShadowPolicy
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.prompt import Prompted, guarded
+from streaming.gateway.shadow import Noted, looked
 from streaming.gateway.walker import Json
 from tests.streaming.gateway.test_gives_way import others
 from tests.streaming.gateway.test_prompts import user
@@ -125,6 +127,8 @@ async def test_an_object_is_no_text_that_may_be_too_long() -> None:
         found = await guarded(policy, {"model": "m", **made(said | {"ssn": SSN})}, media_allowed=False)
         assert found.blocked is None
         assert got(found.body) == said | {"ssn": "[SSN]"}
+        record = await looked(ShadowPolicy(2, "d", policy), policy, Noted.of(found.looked), acted=True, session="s")
+        assert {finding.category for finding in record.findings} == {"ssn"}
 
 
 async def test_parameters_are_numbers_whatever_they_look_like() -> None:
