@@ -59,9 +59,13 @@ class Asked:
         self._fits = BETWEEN.join(part.text for part in self._parts.values()) == raw
 
     def looked(
-        self, holder: object, key: str | int, text: str, shown: str, checked: CheckedText
-    ) -> tuple[list[Finding], list[Later]]:
-        """A string of the request, before and after: its findings with their place, and what is still to be asked."""
+        self, holder: object, key: str | int, text: str, shown: str, checked: CheckedText,
+        quoted: tuple[str, CheckedText] | None = None,
+    ) -> tuple[list[Finding], list[Later]]:  # fmt: skip
+        """A string of the request, before and after: its findings with their place, and what is still to be asked.
+
+        ``quoted``: the same with quotes around its numbers, and the findings there, where that is what is shown.
+        """
         part = self._parts.get((id(holder), key))
         if part is None:
             return checked.findings, checked.later
@@ -69,7 +73,8 @@ class Asked:
             self._fits = False
             return checked.findings, checked.later
         part.shown, part.whole = shown, checked.blocked is None
-        part.hidden = checked.redactions if shown == checked.visible else hidden_in(text, shown, checked)
+        was, there = quoted or (text, checked)
+        part.hidden = there.redactions if shown == there.visible else hidden_in(was, shown, there)
         found = [_moved(finding, PROMPT, part.at) for finding in checked.findings]
         return found, [replace(later, channel=PROMPT, at=part.at) for later in checked.later]
 
@@ -104,14 +109,14 @@ def _texts(content: object, holder: object) -> Iterator[tuple[object, str | int,
 
 def hidden_in(text: str, shown: str, checked: CheckedText) -> Redactions | None:
     """Where placeholders of masked values stand in ``shown``; None where it does not read like ``text`` beside them."""
-    spans = _spans(checked.findings)
+    hidden = spans(checked.findings)
     out: Redactions = []
     at = done = 0
-    for number, (start, end) in enumerate(spans):
+    for number, (start, end) in enumerate(hidden):
         if shown[at : at + start - done] != text[done:start]:
             return None
         at += start - done
-        following = text[end : spans[number + 1][0] if number + 1 < len(spans) else len(text)]
+        following = text[end : hidden[number + 1][0] if number + 1 < len(hidden) else len(text)]
         masked = shown[at : at + LENGTH]
         labels = [masked] if well_formed(masked) else []
         labels += [label for _, label in checked.redactions[number : number + 1]]
@@ -123,7 +128,8 @@ def hidden_in(text: str, shown: str, checked: CheckedText) -> Redactions | None:
     return out if shown[at:] == text[done:] else None
 
 
-def _spans(findings: Iterable[Finding]) -> list[tuple[int, int]]:
+def spans(findings: Iterable[Finding]) -> list[tuple[int, int]]:
+    """What is hidden of a text, in its order: findings that overlap are hidden as one."""
     out: list[tuple[int, int]] = []
     hidden = [f for f in findings if f.mode is Mode.BLOCK and f.action in (Action.REDACT, Action.MASK)]
     for start, end in sorted((finding.start, finding.end) for finding in hidden):

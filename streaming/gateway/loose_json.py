@@ -70,19 +70,17 @@ def is_json(text: str) -> bool:
     return True
 
 
-def with_quotes(text: str, found: Sequence[Finding]) -> str:
-    """JSON in which numbers are strings where something was found in them: what hides it is text."""
+def numbers_with(text: str, found: Sequence[Finding]) -> list[tuple[int, int]]:
+    """Where numbers of JSON stand in which something was found."""
     spans = sorted((finding.start, finding.end) for finding in found)
     starts = [start for start, _ in spans]
     ends = list(accumulate((end for _, end in spans), max))
-    out: list[str] = []
-    at = 0
+    out: list[tuple[int, int]] = []
     for number in _NUMBER.finditer(text):
         known = bisect_left(starts, number.end())
         if number[1] and known and ends[known - 1] > number.start():
-            out += (text[at : number.start()], f'"{number[1]}"')
-            at = number.end()
-    return "".join((*out, text[at:]))
+            out.append(number.span())
+    return out
 
 
 def has_numbers(text: str) -> bool:

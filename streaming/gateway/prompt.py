@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
@@ -26,10 +27,11 @@ from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
 from streaming.gateway.by_name import as_json, without_limits, written
 from streaming.gateway.laid import Asked, channel_of
-from streaming.gateway.loose_json import is_json, laid_open_in_turns, with_quotes
+from streaming.gateway.loose_json import is_json, laid_open_in_turns
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter
 from streaming.gateway.outside import Hide, Hiding, needed
+from streaming.gateway.quoted import hides, quoted
 from streaming.gateway.sweep import Swept, as_it_is, json_in, sweep
 from streaming.gateway.thoughts import without_unsigned
 from streaming.gateway.walker import Json, spelled
@@ -124,10 +126,39 @@ class _Place:
     """How many strings of JSON it stands in; each of them is a place of its own."""
     parsed: bool = False
     """It is an object or a list, and ``text`` the JSON of it."""
+    of: int = -1
+    """The number of the object that it is, or stands in; -1 for none."""
 
 
-_Told = tuple[int, str, str, str]
-"""A finding: the message, the guardrail, the rule, and what was found."""
+class _Told:
+    """What was found in the strings of objects and is still there: in the JSON of the object it is found again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, str, str], Counter[str]] = {}
+
+    def note(self, place: _Place, found: Iterable[Finding]) -> None:
+        """Of a string that may stand in an object."""
+        for one in found if place.of >= 0 else ():
+            if not hides(one):
+                said = json.dumps(place.text[one.start : one.end], ensure_ascii=False)[1:-1]
+                self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
+
+    def again(self, place: _Place, one: Finding) -> bool:
+        """Whether a finding in the JSON of an object is one of those; each of them is found again once."""
+        found = self._found.get((place.of, one.guardrail, one.rule))
+        if not found or hides(one):
+            return False
+        said = place.text[one.start : one.end]
+        within = [said] if said in found else [text for text in found if text in said] if len(found) <= _FEW else []
+        for text in within:
+            found[text] -= 1
+            if not found[text]:
+                del found[text]
+        return bool(within)
+
+
+_FEW = 64
+"""Texts that are looked for within another one."""
 
 
 async def guarded(
@@ -168,7 +199,7 @@ async def guarded(
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
     last: Json = cast("list[Json]", copied["messages"])[asked] if asked >= 0 else {}
     asking = Asked(asked, last.get("content"), turns[asked].text if asked >= 0 else "", last)
-    told: set[_Told] = set()
+    told = _Told()
     await _check(policy, walk.places, earlier, out, mask, asking, told)
     for depth in sorted({place.inner for place, _, _ in walk.inside}, reverse=True):
         second: list[_Place] = []
@@ -204,9 +235,9 @@ async def guarded(
 
 async def _check(
     policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked,
-    told: set[_Told], *, again: bool = False,
+    told: _Told, *, again: bool = False,
 ) -> None:  # fmt: skip
-    """``told``: what was found so far; what is found again in the JSON of its object is no finding of its own."""
+    """``told``: what was found in strings of objects; what is found again in the JSON of its object is told once."""
     rules = policy.only(Checkpoint.IMMEDIATE)
     objects = without_limits(rules) if any(place.parsed for place in places) else rules
 
@@ -222,13 +253,7 @@ async def _check(
         )
 
     async def one(place: _Place) -> tuple[_Place, CheckedText]:
-        checked = await look(place)
-        if not again or checked.blocked is not None or checked.visible == place.text or is_json(checked.visible):
-            return place, checked
-        apart = replace(place, text=with_quotes(place.text, checked.findings))
-        seen = await look(apart)
-        # A rule that knows a number by its not being a string finds it no more: then what is left is no JSON.
-        return (place, checked) if len(seen.findings) < len(checked.findings) else (apart, seen)
+        return place, await look(place)
 
     asking = any(g.decides and g.checkpoint is not Checkpoint.IMMEDIATE for g in policy.guardrails)
     done: list[tuple[_Place, CheckedText]] = []
@@ -250,15 +275,19 @@ async def _check(
             out.withheld += len(place.text) - checked.counters.released
         out.blocked = out.blocked or checked.blocked
         out.statuses += checked.statuses
-        shown = mask(place.text, checked, again=again)
+        quotes = quoted(place.text, checked)  # a rule that knows a number by its not being a string needs them off
+        text, there = quotes or (place.text, checked)
+        shown = mask(text, there, again=again)
         if not place.parsed:
             place.holder[place.key] = shown  # type: ignore[index]  # keys are its own
         elif shown != place.text:
             place.holder[place.key] = json.loads(shown) if is_json(shown) else shown  # type: ignore[index]
-        findings, later = asked.looked(place.holder, place.key, place.text, shown, checked)
-        said = [(place.turn, f.guardrail, f.rule, place.text[f.start : f.end]) for f in checked.findings]
-        out.findings += [f for f, known in zip(findings, said, strict=True) if not (place.parsed and known in told)]
-        told.update(said)
+        findings, later = asked.looked(place.holder, place.key, place.text, shown, checked, quotes)
+        if place.parsed:
+            findings = [finding for finding in findings if not told.again(place, finding)]
+        else:
+            told.note(place, checked.findings)
+        out.findings += findings
         out.later += later
 
 
@@ -273,6 +302,7 @@ class _Walk:
         self.objects: list[_Place] = []
         self.media = Media()
         self._numbers = 0
+        self._of = -1  # the object that is looked at as JSON, too
         self._since = 0  # characters looked at since others had their turn
 
     async def copy(self, value: object, path: Path, applies_to: AppliesTo, turn: int) -> object:
@@ -307,18 +337,23 @@ class _Walk:
             self._bounded()
             key = self.names.shown(name, applies_to, (fields, out), numbers)
             await self._looked_at(len(name) + _LOOK)
+            parsed = isinstance(value, dict | list) and bool(value) and as_json(name, path)
+            if parsed:
+                self._of = len(self.objects)
             if within and self.media.passes(name, value, (*path, name)):
                 out[key] = value
             else:
                 await self._put(out, key, value, (*path, name), applies_to, turn)
-            if isinstance(value, dict | list) and value and as_json(name, path):
+            if parsed:
                 await self._object_as_json(out, key, applies_to, turn, path[0] if path else name)
+                self._of = -1
         return out
 
     async def _object_as_json(self, out: Json, key: str, applies_to: AppliesTo, turn: int, top: str | int) -> None:
         """Have the rules look at an object as at the text that a model or a program writes it as."""
         text = written(out[key])
-        self.objects.append(_Place(out, key, text, applies_to, turn, structure=True, top=top, parsed=True))
+        place = _Place(out, key, text, applies_to, turn, structure=True, top=top, parsed=True, of=self._of)
+        self.objects.append(place)
         self._bounded()
         await self._looked_at(len(text))
 
@@ -330,7 +365,8 @@ class _Walk:
             holder[key] = await self.copy(value, path, applies_to, turn)  # type: ignore[index]
             if await self._found_in_number(value, path, applies_to):
                 said = holder[key] = spelled(cast("int | float", value))  # type: ignore[index]  # what hides it is text
-                self.places.append(_Place(holder, key, said, applies_to, turn, structure=True, top=path[0]))
+                place = _Place(holder, key, said, applies_to, turn, structure=True, top=path[0], of=self._of)
+                self.places.append(place)
             return
         if why := unusable(value):
             raise BadRequest(f"“{_dotted(path)}” {why}.", _dotted(path))
@@ -340,7 +376,9 @@ class _Walk:
         if inner is None:
             value = holder[key] = await laid_open_in_turns(value, self._finder(applies_to))  # type: ignore[index]
         structure, inside = _is_structure(path, value), path.count("json")
-        place = _Place(holder, key, value, applies_to, turn, structure=structure, top=path[0], inner=inside)
+        place = _Place(
+            holder, key, value, applies_to, turn, structure=structure, top=path[0], inner=inside, of=self._of
+        )
         if inner is None:
             if value:
                 self.places.append(place)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from guardrails.kinds import base
 from guardrails.policy import compile_policy
 from guardrails.selectors import ShadowPolicy
 from streaming.gateway.gates import Gates, widened
@@ -16,6 +17,7 @@ from streaming.gateway.shadow import Noted, looked
 from streaming.gateway.walker import Json
 from tests.streaming.gateway.test_gives_way import others
 from tests.streaming.gateway.test_prompts import user
+from tests.streaming.gateway.test_told_upstream import Near
 from tests.streaming.gateway.test_walkers import anthropic_block, cut, ollama_call, openai_call
 from tests.streaming.gateway.walked import BLOCKING, WALKERS, walk, walk_whole
 
@@ -203,6 +205,88 @@ def test_a_number_in_the_arguments_of_an_answer_is_hidden_and_the_answer_goes_on
             told = walk_whole(dialect, chunks[0], BLOCKING) if shape == "whole" else walk(dialect, chunks, BLOCKING)[0]
             assert SSN not in json.dumps(told)
             assert arguments_in(told) == []
+
+
+TWICE: dict[str, tuple[Json, int]] = {
+    "two objects of a message": (
+        {"messages": [user("Hi"), anthropic({"ssn": SSN}) | {"content": [
+            {"type": "tool_use", "id": at, "name": "f", "input": {"ssn": SSN}} for at in "tu"]}]}, 2),
+    "two fields of the request": ({"messages": [user("Hi")], "metadata": {"ssn": SSN}, "x": {"ssn": SSN}}, 2),
+    "a text beside it": (
+        {"messages": [user("Hi"), anthropic({"ssn": SSN}) | {"content": [
+            {"type": "text", "text": f"the SSN {SSN}"},
+            {"type": "tool_use", "id": "t", "name": "f", "input": {"ssn": SSN}}]}]}, 2),
+    "a text within it": ({"messages": [user("Hi"), anthropic({"note": f"the SSN {SSN}", "ssn": SSN})]}, 2),
+    "a text within it alone": ({"messages": [user("Hi"), anthropic({"note": f"the SSN {SSN}", "n": 1})]}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["mask", "redact", "warn"])
+@pytest.mark.parametrize(("body", "count"), TWICE.values(), ids=TWICE)
+async def test_what_stands_in_two_places_is_found_in_both(body: Json, count: int, action: str) -> None:
+    found = await passed(body, action)
+    assert [finding.category for finding in found.findings] == ["ssn"] * count
+    assert (SSN in json.dumps(found.body)) is (action == "warn")
+
+
+async def test_what_is_found_in_the_json_of_an_object_with_more_around_it_is_told_once() -> None:
+    rules = {"rules": [{"id": "p", "pattern": "please.*"}]}
+    policy = widened(compile_policy({"policy": "w", "guardrails": [
+        {"name": "w", "kind": "regex", "action": "warn", "config": rules}]}))  # fmt: skip
+    for said in ({"c": "please go", "d": "x"}, {"c": 'please "go"\n', "d": "x"}, {"c": "please", "d": "please go"}):
+        body: Json = {"model": "m", "messages": [user("Hi"), anthropic(said)]}
+        found = await guarded(policy, body, media_allowed=False)
+        assert len(found.findings) == json.dumps(said).count("please")
+
+
+QUOTED = {
+    f'{{"ssn":  {SSN}}}': None,
+    f'{{"ssn" : {SSN}, "n": 1}}': None,
+    f'{{"ssn":\n\t{SSN}, "b": [1, {{"ssn": {SSN}}}]}}': None,
+    f'{{"ssn":{SSN},"ssn":1}}': '{"ssn":"[SSN]","ssn":1}',
+    f'[{{"n": 2, "ssn":{SSN}}}, "of joe@b.example", {{"ssn": {SSN}}}]': (
+        '[{"n": 2, "ssn": "[SSN]"}, "of [EMAIL]", {"ssn": "[SSN]"}]'
+    ),
+}
+"""Arguments in which a number is hidden, and what they are then."""
+
+
+@pytest.mark.parametrize("action", ["mask", "redact"])
+@pytest.mark.parametrize(("said", "shown"), QUOTED.items())
+async def test_arguments_of_which_a_number_is_hidden_are_json(said: str, shown: str | None, action: str) -> None:
+    for turn in (openai(0), user("x")):
+        call = {"type": "function", "id": "c", "function": {"name": "f", "arguments": said}}
+        turn = turn | ({"content": said} if turn["role"] == "user" else {"tool_calls": [call]})
+        found = await passed({"messages": [user("Hi"), turn]}, action)
+        assert SSN not in json.dumps(found.body)
+        last = found.body["messages"][1]  # type: ignore[index]
+        sent = last["content"] if turn["role"] == "user" else last["tool_calls"][0]["function"]["arguments"]
+        json.loads(sent)
+        if shown is not None and action == "redact":
+            assert sent == shown
+
+
+async def test_a_message_that_is_json_is_asked_about_once_and_marked_where_it_was_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = f'{{"ssn": {SSN}, "b": {{"ssn":{SSN}}}, "d": "x"}}'
+    monkeypatch.setattr(Near, "name", "trial_near", raising=False)
+    monkeypatch.setattr(Near, "heard", [], raising=False)
+    monkeypatch.setitem(base._REGISTRY, "trial_near", Near)  # type: ignore[arg-type]
+    for action in ("mask", "redact"):
+        rules: Json = {"name": "p", "kind": "pii", "action": action}
+        near: Json = {"name": "n", "kind": "trial_near", "action": "block", "mode": "BLOCK"}
+        policy = widened(compile_policy({"policy": "n", "guardrails": [rules, near]}))
+        body: Json = {"model": "m", "messages": [user(said)]}
+        masks = Masks(policy, body, caller="c")
+        found = await guarded(policy, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
+        assert SSN in str(Near.heard)
+        assert f'"{SSN}"' not in str(Near.heard)
+        assert json.loads(found.shown)["d"] == "x"
+        assert [(one.channel, said[one.start : one.end]) for one in found.findings] == [("prompt", SSN)] * 2
+        assert found.raw == said
+        assert len(found.redactions) == 2
+        assert all(found.shown.startswith(f'"{label}"', at - 1) for at, label in found.redactions)
 
 
 @pytest.mark.parametrize("dialect", WALKERS)
