@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import pytest
 from daphne.server import Server
 
 from project.sockets import MOST, create_application
+from streaming import access
 from streaming.consumers import StreamConsumer
 from streaming.wake import Line
 
@@ -53,8 +55,9 @@ async def test_a_socket_is_given_no_room_that_it_does_not_need() -> None:
     assert isinstance(made[1], asyncio.Queue), "of a call two may take at the same time"
 
 
-async def test_nothing_waits_beside_a_socket_that_nobody_speaks_on() -> None:
+async def test_nothing_waits_beside_a_socket_that_nobody_speaks_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own task takes what comes: with another one for each message a thousand sockets hold two megabytes more."""
+    monkeypatch.setattr(access, "demo_mode", lambda: False)  # so that who has no key is sent away
     line, closed = Line[MutableMapping[str, Any]](), asyncio.Event()
 
     async def send(message: MutableMapping[str, Any]) -> None:
