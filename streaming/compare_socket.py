@@ -57,8 +57,7 @@ class CompareConsumer(ChatConsumer):
             )  # fmt: skip
         if frame.conversation_id or frame.messages is not None:
             raise StartRefused("not_a_conversation", "A comparison stands alone.", "conversation_id")
-        if self.active:
-            await self._let_go(access)
+        await self._let_go(access)
         running = await load_running(frame.policy or access.policy, Subject("", access.visitor.user_id))
         await self._stop()
         self.race, self.gated = Race(running.policy), Figures()
@@ -80,11 +79,11 @@ class CompareConsumer(ChatConsumer):
             self.teed.stop()
 
     async def _let_go(self, access: Access) -> None:
-        """End the gated lane of a comparison that was cut off with the socket before this one."""
-        session_id, self.active = self.active, ""
-        if place := self.readers.pop(session_id, None):
-            place.stop()
-        await super().interrupt(session_id, access)
+        """End the gated lanes of comparisons that were cut off with the sockets before this one."""
+        self.resumed = ""
+        for session_id in [name for name, place in self.readers.items() if place.running]:
+            self.readers.pop(session_id).stop()
+            await super().interrupt(session_id, access)
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """The event, and what it means for the gated lane's figures."""

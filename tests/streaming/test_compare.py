@@ -286,6 +286,31 @@ async def test_stop_stops_all_three() -> None:
     await socket.disconnect()
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("quick")
+async def test_who_comes_back_to_one_that_was_cut_off_can_begin_another_which_ends_it() -> None:
+    """It was told for ever that an answer was being written."""
+    text = "all is well. " * 15_000
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "own_text", "text": text}))
+    while 'id="cursor"' not in await socket.receive_from(timeout=10):
+        pass
+    await socket.disconnect()
+    first = await AuditSession.objects.aget()
+    assert first.state == first.State.ACTIVE
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "resume", "session_id": str(first.pk), "last_seq": 0}))
+    while 'id="cursor"' not in await socket.receive_from(timeout=10):
+        pass
+    sent = "".join(await compared(socket, scenario="clean"))
+    assert "data-error" not in sent
+    while first.state == first.State.ACTIVE:
+        await asyncio.sleep(0.05)
+        await first.arefresh_from_db()
+    assert first.outcome == "interrupted"
+    await socket.disconnect()
+
+
 async def test_stopped_before_the_provider_is_asked_the_other_two_lanes_end_as_well() -> None:
     """Nothing was said and nothing will be: they waited for it for ever."""
     told: list[str | None] = []
