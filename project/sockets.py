@@ -1,9 +1,10 @@
 """A socket that waits weighs little.
 
-Exists because Daphne hands every connection an ``asyncio.Queue``, which has room for four times 64 entries before there
-is one: three kilobytes, of which an open socket needs none. Protects the rule that a thousand open streams are a few
-megabytes: what lies here lies in a line as short as what came. And that one socket costs the others nothing: who sends
-far more than is taken is let go.
+Exists because of what Daphne and those below it keep of an open socket: an ``asyncio.Queue`` with room for four times
+64 entries before there is one; the HTTP request that asked for the socket, whole and twice, and the channel that it
+came through; and a hundred attributes, nearly all of which are as with every other socket. Protects the rule that a
+thousand open streams are a few megabytes. And that one socket costs the others nothing: what came lies in a line as
+short as it is, and who sends far more than is taken is let go.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import partial
 from typing import Any
 
 from daphne.server import Server
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.web.http import HTTPChannel
 
 from streaming.wake import Line
 
@@ -53,7 +56,63 @@ def create_application(server: Server, protocol: Any, scope: MutableMapping[str,
 
 _create_application = Server.create_application
 
+ASKED = (
+    "http_headers", "http_request_data", "http_request_host", "http_request_params", "http_request_path",
+    "http_request_uri", "http_response_data", "http_status_line",
+)  # fmt: skip
+"""What autobahn keeps of the opening handshake, and looks at in it alone."""
+COUNTED = "trafficStats"
+"""What it counts of a socket and tells nobody: all sockets count together."""
+WAITING = "send_queue"
+"""Where it puts what is sent in pieces, with pauses between. Nothing here is, and of none there need be no queue."""
+
+
+class LightSocket(WebSocketProtocol):  # type: ignore[misc]  # Daphne says nothing of its types
+    """Daphne's socket, which forgets how it was opened, and keeps of its attributes those that are its own.
+
+    Those that are as with every other stand in the class.
+    """
+
+    send_queue: tuple[()] = ()
+
+    def onOpen(self) -> None:  # autobahn's name
+        """The handshake is over."""
+        super().onOpen()
+        _let_go_of_the_call(self.transport)
+        self.request.headers = self.request.params = {}
+        own: dict[str, object] = {}
+        for name, value in vars(self).items():
+            if name in ASKED or (name == WAITING and not value):
+                continue
+            if name not in LightSocket.__dict__ and _is_common(name, value):
+                setattr(LightSocket, name, value)
+            if name != COUNTED and LightSocket.__dict__.get(name, own) is not value:
+                own[name] = value
+        self.__dict__ = own
+
+
+def _is_common(name: str, value: object) -> bool:
+    """Whether that is, or may be, the same with many sockets. What is common is never changed, only replaced.
+
+    A function is not: in a class it would become a method.
+    """
+    common = value is None or isinstance(value, bool) or name == COUNTED or name in WebSocketProtocol.CONFIG_ATTRS
+    return common and not callable(value)
+
+
+def _let_go_of_the_call(transport: Any) -> None:
+    """The channel of the call that became a socket is told when there is too much to send, of which it makes nothing.
+
+    Nobody else knows it.
+    """
+    if isinstance(channel := getattr(transport, "producer", None), HTTPChannel):
+        transport.unregisterProducer()
+        for call in channel.requests:
+            call.channel = None
+        channel.requests.clear()
+
 
 def light_daphne() -> None:
     """From now on Daphne's sockets are light."""
     Server.create_application = create_application
+    WebSocketFactory.protocol = LightSocket

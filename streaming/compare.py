@@ -66,8 +66,14 @@ class Teed(Provider):
         return self._inner.scenarios
 
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """The inner provider's stream. Who closes it, as a gate that blocks does, does not end what is read along."""
+        """The inner provider's stream. Who closes it, as a gate that blocks does, does not end what is read along.
+
+        Where nobody reads along any more, the answer is the gate's alone.
+        """
         if self._stopped:
+            async with aclosing(self._inner.stream(request)) as alone:
+                async for said in alone:
+                    yield said
             return
         self._playing = asyncio.get_running_loop().create_task(self._play(request))
         try:
@@ -93,7 +99,7 @@ class Teed(Provider):
         """End the answer for those who read along too, as soon as the gate has let go of it."""
         self._stopped = True
         if self._playing is None:
-            self._tell(None)  # stopped before the provider was asked: nothing will come
+            self._tell(None)  # stopped before the provider was asked: nothing will come to be read along
         elif self._closed:
             self._playing.cancel()
 
