@@ -62,6 +62,7 @@ async def test_a_socket_is_given_no_room_that_it_does_not_need() -> None:
     assert isinstance(made[1], asyncio.Queue), "of a call two may take at the same time"
 
 
+@pytest.mark.django_db  # Channels looks whether a connection of this thread's has been open for too long
 async def test_nothing_waits_beside_a_socket_that_nobody_speaks_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own task takes what comes: with another one for each message a thousand sockets hold two megabytes more."""
     monkeypatch.setattr(access, "demo_mode", lambda: False)  # so that who has no key is sent away
