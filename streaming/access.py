@@ -8,10 +8,11 @@ for a stranger, and that a key opens only what its scopes name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 from urllib.parse import parse_qsl
+from uuid import uuid4
 
 from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey
 from guardrails.selectors import api_key_for
@@ -23,6 +24,8 @@ from streaming.sessions import Visitor
 
 PAGE_POLICY = "demo"
 KEY_POLICY = "basic"
+NOBODYS = "sluicegate.nobodys"
+"""Where a socket's scope says what who is nobody here is told apart by."""
 NO_TOKEN = "The stream token is not valid or has expired."  # noqa: S105
 
 
@@ -105,8 +108,12 @@ def _access_of(key: ApiKey, visitor: Visitor) -> Access:
     )  # fmt: skip
 
 
-async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
-    """Who opened a socket. Raises ``Refused``."""
+async def visitor_of(scope: MutableMapping[str, Any], *, keys: bool) -> Access:
+    """Who opened a socket. Raises ``Refused``.
+
+    Who comes without a key, a login or a cookie is nobody whom another socket could tell: what begins here belongs to
+    this socket alone.
+    """
     if keys:
         pairs = headers_of(scope)
         if plaintext := key_in(pairs):
@@ -122,6 +129,8 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
     if user_id is None and not demo_mode():
         raise Refused("unauthenticated", "Please sign in first.")
     session_key = getattr(scope.get("session"), "session_key", None) or ""
+    if user_id is None and not session_key:
+        session_key = scope.setdefault(NOBODYS, f"socket-{uuid4().hex}")
     return Access(Visitor(user_id=user_id, session_key=session_key), PAGE_POLICY)
 
 

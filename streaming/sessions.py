@@ -267,9 +267,9 @@ def _owns(visitor: Visitor, conversation: Conversation) -> bool:
         return conversation.client == visitor.client
     if conversation.user_id is not None:
         return conversation.user_id == visitor.user_id
-    # What belongs to nobody has no key of a session either, and neither have who comes with an API key or a token.
+    # What belongs to nobody has no key of a session, and nobody who comes without one is its owner.
     by_session = visitor.user_id is None and not (visitor.client or visitor.only_session)
-    return by_session and conversation.session_key == visitor.session_key
+    return by_session and visitor.session_key != "" and conversation.session_key == visitor.session_key
 
 
 def keep_partial(*, session_id: str, content: str, released: int, chars_in: int, last_seq: int) -> bool:

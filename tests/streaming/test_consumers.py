@@ -211,6 +211,25 @@ async def test_the_readers_of_a_socket_that_breaks_go_with_it(monkeypatch: pytes
     assert not [one for one in asyncio.all_tasks() if "deliver" in repr(one.get_coro())]
 
 
+async def test_what_somebody_without_a_cookie_began_opens_to_nobody_else_without_one() -> None:
+    """All of them passed for one visitor: who knew an id read another's answer, and went on with the conversation."""
+    async with connected(session_key="") as one, connected(session_key="") as other:
+        await one.send(type="start", scenario="clean")
+        first = await one.until("done")
+        await one.over()
+        await other.send(type="resume", session_id=first["session_id"], last_seq=0)
+        assert (await other.until("error"))["code"] == "unknown_session"
+        row = await last_session()
+        assert row.conversation is not None
+        conversation_id = str(row.conversation.pk)
+        await other.send(type="start", prompt="Go on", conversation_id=conversation_id)
+        assert (await other.until("error"))["code"] == "unknown_conversation"
+        await one.send(type="start", scenario="clean", conversation_id=conversation_id)
+        await one.until("done")
+        await one.over()
+    assert await Conversation.objects.acount() == 1
+
+
 async def test_cut_socket_resumes_where_it_was_on_another_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "300")
     async with connected() as first:

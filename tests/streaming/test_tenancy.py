@@ -544,7 +544,7 @@ async def test_a_conversation_is_one_within_a_key_only() -> None:
 async def test_a_conversation_that_belongs_to_nobody_opens_to_no_key(cast: Cast) -> None:
     """Its user was deleted, say: neither a key nor a token nor another user comes with a browser's session."""
     left = await Conversation.objects.acreate(policy="basic")
-    visitors = [Visitor(client="sg_other"), Visitor(only_session="s"), Visitor(user_id=cast.reviewer.pk)]
+    visitors = [Visitor(client="sg_other"), Visitor(only_session="s"), Visitor(user_id=cast.reviewer.pk), Visitor()]
     for visitor in visitors:
         with pytest.raises(Conversation.DoesNotExist):
             await database_sync_to_async(conversation_of)(visitor, str(left.pk))
