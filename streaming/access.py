@@ -8,9 +8,9 @@ for a stranger, and that a key opens only what its scopes name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import cast, overload
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
@@ -108,7 +108,7 @@ def _access_of(key: ApiKey, visitor: Visitor) -> Access:
     )  # fmt: skip
 
 
-async def visitor_of(scope: MutableMapping[str, Any], *, keys: bool) -> Access:
+async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
     """Who opened a socket. Raises ``Refused``.
 
     Who comes without a key, a login or a cookie is nobody whom another socket could tell: what begins here belongs to
@@ -130,7 +130,7 @@ async def visitor_of(scope: MutableMapping[str, Any], *, keys: bool) -> Access:
         raise Refused("unauthenticated", "Please sign in first.")
     session_key = getattr(scope.get("session"), "session_key", None) or ""
     if user_id is None and not session_key:
-        session_key = scope.setdefault(NOBODYS, f"socket-{uuid4().hex}")
+        session_key = cast("dict[str, str]", scope).setdefault(NOBODYS, f"socket-{uuid4().hex}")
     return Access(Visitor(user_id=user_id, session_key=session_key), PAGE_POLICY)
 
 

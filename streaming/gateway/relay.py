@@ -195,10 +195,14 @@ class Relay:
         return Failed(error, said if said.strip(" .") else f"The provider failed ({error.code}).")
 
     async def free(self) -> None:
-        """Give the place back, once."""
+        """Give the place back, once. What fails there fails nothing else: a place that is not given back runs out."""
         freed, self._freed = self._freed, None
-        if freed is not None:
+        if freed is None:
+            return
+        try:
             await asyncio.shield(asyncio.ensure_future(freed()))
+        except Exception:
+            logger.exception("place_not_given_back", session=self._record.started.session_id)
 
     async def _surely(self, outcome: Outcome | None, code: str, error: str, why: str = ENDED) -> None:
         """Write the end although this task may be (or be being) cancelled; the cancellation comes after it.

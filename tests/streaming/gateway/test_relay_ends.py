@@ -78,6 +78,23 @@ async def test_a_place_is_free_though_whoever_frees_it_is_cancelled() -> None:
         await freed.wait()
 
 
+async def test_a_place_that_cannot_be_given_back_costs_no_record() -> None:
+    """The failure was told in place of the record's own, and nobody waited for the record."""
+    record = Record()
+
+    async def free() -> None:
+        raise RuntimeError("something of ours")
+
+    ending = asyncio.create_task(relay(record, free)._surely(Outcome.BLOCKED, "", ""))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    record.may.set()
+    async with asyncio.timeout(LIMIT_S):
+        await ending
+    assert record.ends == [(Outcome.BLOCKED, "")]
+
+
 async def test_a_client_that_goes_while_it_is_told_of_a_failure_loses_no_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
