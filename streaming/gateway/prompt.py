@@ -85,6 +85,8 @@ class Prompted:
     later: list[Later] = field(default_factory=list)
     looked: list[Looked] = field(default_factory=list)
     media: tuple[str, ...] = ()
+    refused: BadRequest | None = None
+    """The policy lets no media through that it cannot look at, and there are some."""
     chars: int = 0
     withheld: int = 0
     """Characters of what was blocked."""
@@ -170,7 +172,7 @@ async def guarded(
     swept: Swept = as_it_is,
     hide: Hide | None = None,
 ) -> Prompted:
-    """The request as it may go upstream. ``policy`` as the gateway runs it. Raises ``BadRequest``.
+    """The request as it may go upstream, or is refused. ``policy`` as the gateway runs it. Raises ``BadRequest``.
 
     ``swept``: a text without the values that were masked in others, when all of them have been. ``hide``: what
     guardrails over the network are told; None: what was typed.
@@ -181,11 +183,8 @@ async def guarded(
     out = Prompted(copied, media=tuple(dict.fromkeys(walk.media.kinds)))
     if out.media and not media_allowed and any(g.decides for g in policy.running(AppliesTo.PROMPT)):
         what = " and ".join(out.media)
-        raise BadRequest(
-            f"The policy “{policy.name}” cannot look at what this request has beside text ({what}).",
-            "messages",
-            "media_refused",
-        )
+        said = f"The policy “{policy.name}” cannot look at what this request has beside text ({what})."
+        out.refused = BadRequest(said, "messages", "media_refused")
     turns = _turns(body)
     if hide is not None and masking_guardrails(policy):
         out.masking = Hiding(policy, hide)

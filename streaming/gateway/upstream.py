@@ -18,6 +18,7 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -108,6 +109,8 @@ def pool(resolves: Resolves | None = None) -> httpx.AsyncClient:
             trust_env=False,
             transport=_Transport(resolves),
             follow_redirects=False,
+            # What an upstream says to one caller it must not hear again from another: no cookie is kept.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         )
     return found
 

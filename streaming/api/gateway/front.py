@@ -244,14 +244,19 @@ class _Asked:
             gates.noted = Noted.of(prompted.looked)
         prompted.looked.clear()  # nobody else reads them while the answer runs
         walker = self._front.walker(gates)
+        asked = str(prompted.body["model"])
         try:
+            if prompted.refused is not None:
+                raise prompted.refused
             routed, plans = (routed, []) if prompted.blocked is not None else self._asking(routed, prompted)
         except (BadRequest, NoUpstream) as error:
             said = refused(error)
-            record = await self._opened(policy, prompted, "", str(prompted.body["model"]))
+            record = await self._opened(policy, prompted, "", asked)
             await record.end(gates, {}, outcome=Outcome.ERROR, code=said.code, error=str(said))
             raise
         model = routed.model or routed.provider.default_model
+        if prompted.blocked is not None and asked != self._body["model"]:
+            model = asked  # what was blocked may have stood there
         record = await self._opened(policy, prompted, routed.provider.called, model)
         if prompted.blocked is not None:
             await record.end(gates, {})

@@ -16,8 +16,13 @@ BEHIND = b"0\r\n\r\n"
 
 
 @asynccontextmanager
-async def upstream(behind: bytes | None) -> AsyncIterator[tuple[str, list[int]]]:
-    """Its URL, and how many requests came over each connection. ``behind`` None: it never says that it is over."""
+async def upstream(
+    behind: bytes | None, more: bytes = b"", heads: list[bytes] | None = None
+) -> AsyncIterator[tuple[str, list[int]]]:
+    """Its URL, and how many requests came over each connection. ``behind`` None: it never says that it is over.
+
+    ``more``: headers that it answers with; ``heads``: what it was asked with goes there.
+    """
     came: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -26,12 +31,14 @@ async def upstream(behind: bytes | None) -> AsyncIterator[tuple[str, list[int]]]
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if heads is not None:
+                    heads.append(head)
                 (length,) = [
                     int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"content-length" in line.lower()
                 ]
                 await reader.readexactly(length)
                 came[number] += 1
-                writer.write(HEAD + b"%x\r\n%s\r\n" % (len(EVENTS), EVENTS))
+                writer.write(HEAD[:-2] + more + b"\r\n" + b"%x\r\n%s\r\n" % (len(EVENTS), EVENTS))
                 await writer.drain()
                 if behind is not None:
                     writer.write(behind)
@@ -59,6 +66,16 @@ async def test_it_works() -> None:
             assert said[-1] == DONE
             assert len(said) == 2
         assert came == [3]
+
+
+async def test_what_an_upstream_gives_to_one_caller_comes_with_no_other_ones_request() -> None:
+    """Callers share the connections; by a cookie it could tell that, and whose request came before."""
+    heads: list[bytes] = []
+    async with upstream(BEHIND, b"Set-Cookie: who=one; Path=/\r\n", heads) as (url, _):
+        for _ in range(2):
+            await asked(url)
+    assert len(heads) == 2
+    assert not [head for head in heads if b"cookie" in head.lower()]
 
 
 async def test_an_upstream_that_never_says_that_it_is_over_keeps_nobody_waiting() -> None:

@@ -123,6 +123,52 @@ async def test_a_blocked_prompt_is_a_row_of_its_own_and_asks_nobody() -> None:
     assert (session.outcome, session.chars_in, session.withheld) == ("blocked", 0, len("heron"))
 
 
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that is offered and that nobody reaches."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+
+
+@pytest.mark.usefixtures("nowhere")
+async def test_a_blocked_value_where_a_model_is_named_stands_in_no_record() -> None:
+    document = {"policy": "no", "guardrails": [{"name": "pii", "kind": "pii", "action": "block"}]}
+    await database_sync_to_async(install)(document=document)
+    value = "desk.seven@example.com"
+    key = await new_key("no")
+    _, _, headers = await ask(key, value, "Hello")
+    session = await ended(headers["X-Sluicegate-Session"])
+    assert session.outcome == "blocked"
+    assert session.prompt is not None
+    assert session.answer is not None
+    kept = [session.provider, session.model, session.prompt.metadata, session.answer.metadata]
+    kept += [entry.body async for entry in AuditEntry.objects.all()]
+    assert value not in str(kept)
+    _, _, headers = await ask(key, "gpt-9", f"to {value}")
+    assert (await ended(headers["X-Sluicegate-Session"])).model == "gpt-9", "whose name holds nothing"
+
+
+@pytest.mark.usefixtures("nowhere")
+async def test_a_request_that_is_refused_for_a_picture_is_a_row_with_what_was_found_beside_it() -> None:
+    parts = [
+        {"type": "text", "text": "my card is 4111 1111 1111 1111"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+    ]
+    headers = {"Authorization": f"Bearer {await new_key()}"}
+    for stream in (False, True):
+        body = {"model": "gpt-9", "messages": [{"role": "user", "content": parts}], "stream": stream}
+        refused = await AsyncClient().post(
+            "/v1/chat/completions", json.dumps(body), content_type="application/json", headers=headers
+        )
+        assert refused.status_code == 400
+    for session in [one async for one in AuditSession.objects.select_related("prompt")]:
+        assert (session.outcome, session.error_code, session.state) == ("error", "media_refused", "COMPLETE")
+        assert session.prompt is not None
+        assert session.prompt.content.startswith("my card is MASK-CARD-")
+        assert [finding.guardrail async for finding in session.findings.all()] == ["pii"]
+    assert await AuditSession.objects.acount() == 2
+
+
 async def test_where_an_answer_is_blocked_those_who_only_watch_are_asked_as_in_the_chat() -> None:
     words = {"name": "w", "kind": "keywords", "action": "block", "config": {"keywords": ["lock"]}}
     judge = {"name": "harm", "kind": "ai_judge", "mode": "MONITOR", "config": {"rubric": "harm"}}

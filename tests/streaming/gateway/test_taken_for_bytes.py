@@ -9,7 +9,7 @@ import pytest
 
 from guardrails.policy import compile_policy
 from streaming.gateway.gates import widened
-from streaming.gateway.prompt import BadRequest, Prompted, guarded
+from streaming.gateway.prompt import Prompted, guarded
 from streaming.gateway.walker import Json
 
 POLICY = widened(
@@ -142,8 +142,7 @@ async def test_a_document_of_blocks_is_text_and_a_picture_in_it_is_a_picture() -
     unseen(found)
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BYTES}}
     document["source"] = {"type": "content", "content": [text, picture]}
-    with pytest.raises(BadRequest, match="image"):
-        await passed(user(document), media_allowed=False)
+    assert "image" in str((await passed(user(document), media_allowed=False)).refused)
 
 
 ADDRESS = f"data:image/png;base64,{BYTES}"
@@ -170,8 +169,7 @@ async def test_media_of_a_type_that_nobody_knows_is_media(part: Json | None) -> 
     told: Json = {"role": "user", "content": picture} if part is None else user(part | {"note": CSV})
     result: Json = {"type": "tool_result", "tool_use_id": "t", "content": [picture if part is None else part]}
     for message in (told, user(result)):
-        with pytest.raises(BadRequest, match="beside text"):
-            await passed(message, media_allowed=False)
+        assert "beside text" in str((await passed(message, media_allowed=False)).refused)
         found = await passed(message)
         assert found.media
         unseen(found)
