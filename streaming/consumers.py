@@ -365,7 +365,8 @@ class SessionSocket(AsyncWebsocketConsumer):
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """Send one stamped event, once the client has room for it."""
-        await self.room.wait()
+        while not self.room.is_set():  # with room for one, several readers wake
+            await self.room.wait()
         session_id, seq = str(event["session_id"]), int(str(event["seq"]))
         if event["type"] == "done":
             self.forget(session_id)

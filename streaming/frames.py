@@ -41,6 +41,8 @@ def _yes_or_no(value: object) -> object:
 
 YesOrNo = Annotated[bool | None, BeforeValidator(_yes_or_no)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+SHOWN = 200
+"""Characters of a name of the client's own that an answer repeats."""
 MAX_TOKENS = 1_000_000
 """More than any model writes."""
 MAX_SEQ = 999_999_999_999_999
@@ -132,7 +134,8 @@ def frame_of(value: Mapping[str, object], limits: Conf) -> Frame:
         if why := unusable(name):  # nor could an answer that names it be sent
             raise FrameError("invalid_text", f"A field's name {why}.")
         if isinstance(part, str) and (why := unusable(part)):
-            raise FrameError("invalid_text", f"“{name}” {why}.", name)
+            shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
+            raise FrameError("invalid_text", f"“{shown}” {why}.", shown)
     try:
         frame = _adapter.validate_python(value)
     except ValidationError as error:

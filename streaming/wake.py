@@ -127,4 +127,4 @@ class Line(Generic[T]):
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._items.pop(0)
+        return self.get_nowait()

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import socket
 import weakref
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
 from daphne.http_protocol import HTTPFactory
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
-from twisted.internet.testing import StringTransport
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
-from project.sockets import ASKED, MOST, LightSocket, create_application
+from project.sockets import ASKED, MOST, MOST_BYTES, UNREAD_BYTES, Frames, LightSocket, create_application, unsent
 from streaming import access
+from streaming.conf import Conf
 from streaming.consumers import StreamConsumer
 from streaming.wake import Line
 
@@ -103,7 +110,57 @@ async def test_who_sends_far_more_than_is_taken_is_let_go() -> None:
     line.put_nowait({"type": "websocket.receive", "text": "{}"})
     line.put_nowait({"type": "websocket.disconnect"})
     assert dropped == [True]
-    assert line.qsize() == MOST + 1, "that it is gone is told all the same"
+    assert line.get_all() == [{"type": "websocket.disconnect"}], "that it is gone is told, and lets go of the rest"
+
+
+class Dropped:
+    """A protocol of which it is noted."""
+
+    times = 0
+
+    def dropConnection(self, *, abort: bool) -> None:
+        self.times += abort
+
+
+def frame(text: str | bytes) -> dict[str, Any]:
+    """One that came."""
+    return {"type": "websocket.receive", "text" if isinstance(text, str) else "bytes": text}
+
+
+LARGE = {"ASCII": "x" * 1_000_000, "wide": "x" * 250_000 + "😀", "bytes": b"x" * 1_000_000}
+
+
+@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
+def test_who_sends_far_larger_frames_than_are_taken_is_let_go(text: str | bytes) -> None:
+    protocol = Dropped()
+    line = Frames(protocol)
+    for _ in range(MOST_BYTES // 1_000_000):
+        line.put_nowait(frame(text))
+    assert not protocol.times
+    line.put_nowait(frame(text))
+    line.put_nowait({"type": "websocket.disconnect"})
+    assert protocol.times == 1
+    assert line.get_all() == [{"type": "websocket.disconnect"}]
+
+
+async def test_what_is_taken_makes_room_however_it_is_taken() -> None:
+    protocol, large = Dropped(), frame("x" * (MOST_BYTES // 2 - 100))
+    line = Frames(protocol)
+    for _ in range(5):
+        line.put_nowait(large)
+        line.put_nowait(large)
+        assert [await line.get(), line.get_nowait()] == [large] * 2
+        line.put_nowait(large)
+        line.put_nowait(large)
+        assert line.get_all(1) == line.get_all() == [large]
+    assert not protocol.times
+
+
+def test_a_frame_that_is_far_too_large_is_answered_where_no_other_lies() -> None:
+    protocol = Dropped()
+    line = Frames(protocol)
+    line.put_nowait(frame("x" * 2 * MOST_BYTES))
+    assert (line.qsize(), protocol.times) == (1, 0)
 
 
 OPENING = (
@@ -155,9 +212,9 @@ class Serving:
         line = self.lines[protocol] = []
         return type("Line", (), {"put_nowait": staticmethod(line.append)})
 
-    def opened(self, subprotocol: str | None = None) -> tuple[Any, Transport]:
+    def opened(self, subprotocol: str | None = None, transport: Any = None) -> tuple[Any, Any]:
         """A socket amid its first words, by way of the call that asked for it."""
-        transport = Transport()
+        transport = transport or Transport()
         transport.protocol = self.http.buildProtocol(transport.getPeer())
         transport.protocol.makeConnection(transport)
         offered = f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode() if subprotocol else b""
@@ -165,8 +222,9 @@ class Serving:
         made = transport.protocol
         assert isinstance(made, WebSocketProtocol)
         made.serverAccept(subprotocol)
-        assert transport.value().startswith(b"HTTP/1.1 101 ")
-        transport.clear()
+        if isinstance(transport, Transport):
+            assert transport.value().startswith(b"HTTP/1.1 101 ")
+            transport.clear()
         return made, transport
 
 
@@ -233,3 +291,108 @@ def test_what_is_sent_in_pieces_is_never_anothers(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(AttributeError):
         one.sendData(b"piece", sync=True)
     assert its.value() == b""
+
+
+class Unread(Connection):
+    """A connection of Twisted's own, whose other side reads nothing."""
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 1)
+
+    getHost = getPeer
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """A pair of sockets has no such thing."""
+
+
+@pytest.fixture
+def unread() -> Iterator[Unread]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        made = Unread(ours, None, MemoryReactorClock())  # type: ignore[arg-type]  # who it belongs to is said later
+        made.connected = 1
+        yield made
+
+
+EVENT = 10_000
+
+
+def filled(serving: Serving, unread: Unread) -> Any:
+    """A socket whose reader has waited for acknowledgements since a large event, and on which errors were said."""
+    made, _ = serving.opened(transport=unread)
+    sent = 0
+    while sent < Conf().max_unacked_bytes:
+        made.handle_reply({"type": "websocket.send", "text": "x" * EVENT})
+        sent += EVENT
+    made.handle_reply({"type": "websocket.send", "text": "x" * (UNREAD_BYTES - 2 * EVENT)})
+    return made
+
+
+def end(unread: Unread) -> None:
+    """The next turn of the loop."""
+    unread.reactor.advance(0)
+
+
+def test_who_reads_slowly_what_waits_for_acknowledgements_stays(
+    monkeypatch: pytest.MonkeyPatch, unread: Unread
+) -> None:
+    made = filled(Serving(monkeypatch), unread)
+    made.handle_reply({"type": "websocket.send", "text": '{"type": "error"}'})
+    made.dataReceived(b"\x89\x80\x00\x00\x00\x00")  # a ping
+    end(unread)
+    assert made.state == made.STATE_OPEN
+    assert unsent(unread) > Conf().max_unacked_bytes + UNREAD_BYTES - 2 * EVENT
+    unread._tempDataBuffer.clear()
+    unread._tempDataLen, unread.dataBuffer, unread.offset = 0, b"read in part", 5
+    assert unsent(unread) == 7
+
+
+@pytest.mark.parametrize("why", ["answers", "pings"])
+def test_who_reads_nothing_of_what_is_said_is_let_go(monkeypatch: pytest.MonkeyPatch, unread: Unread, why: str) -> None:
+    """Errors wait for no acknowledgement, and nor do the answers to pings."""
+    serving = Serving(monkeypatch)
+    made = filled(serving, unread)
+    for _ in range(EVENT):
+        if why == "answers":
+            made.handle_reply({"type": "websocket.send", "text": "no such field"})
+        else:
+            made.dataReceived(b"\x89\xfd\x00\x00\x00\x00" + b"x" * 125)
+    assert unsent(unread) < Conf().max_unacked_bytes + UNREAD_BYTES + EVENT
+    made.dataReceived(b"\x01\xfe\xff\xff\x00\x00\x00\x00" + b"x" * 1_000)  # of a message so far
+    end(unread)
+    assert serving.lines[made][-1] == {"type": "websocket.disconnect", "code": 1006}
+    assert [one["type"] for one in serving.lines[made]].count("websocket.disconnect") == 1
+    assert made.state == made.STATE_CLOSED
+    assert (unsent(unread), unread.dataBuffer, unread._tempDataBuffer) == (0, b"", []), "nobody keeps what is not sent"
+    assert (made.data, made.frame_data, made.message_data) == (b"", None, None)
+    made.handle_reply({"type": "websocket.send", "text": "nobody hears that"})
+    assert unsent(unread) == 0
+
+
+def test_who_reads_nothing_is_let_go_amid_a_goodbye(monkeypatch: pytest.MonkeyPatch, unread: Unread) -> None:
+    serving = Serving(monkeypatch)
+    made = filled(serving, unread)
+    made.handle_reply({"type": "websocket.send", "text": "x" * 3 * EVENT})
+    made.handle_reply({"type": "websocket.close", "code": 4401})
+    end(unread)
+    assert serving.lines[made][-1]["type"] == "websocket.disconnect"
+    assert made.state == made.STATE_CLOSED
+
+
+def test_what_lies_before_encryption_counts_once(unread: Unread) -> None:
+    """What encrypts has its connection's attributes, too."""
+    around = ProtocolWrapper(WrappingFactory(ServerFactory()), ProtocolWrapper(None, None))  # type: ignore[arg-type]
+    around.transport = unread
+    around.write(b"encrypted")
+    around._appSendBuffer = [b"not", b"yet"]  # type: ignore[attr-defined]
+    assert unsent(around) == len(b"encrypted") + len(b"notyet")
+
+
+async def test_who_is_dropped_while_an_answer_to_it_is_made_costs_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, unread: Unread
+) -> None:
+    made, _ = Serving(monkeypatch).opened(transport=unread)
+    made.dropConnection(abort=True)
+    before = unsent(unread)
+    made.handle_reply({"type": "websocket.send", "text": json.dumps({"type": "error"})})
+    assert unsent(unread) == before

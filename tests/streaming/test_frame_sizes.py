@@ -42,6 +42,17 @@ def test_half_a_pair_is_no_traceback() -> None:
     assert refused.value.code == "invalid_text"
 
 
+def test_a_name_that_nobody_could_read_is_not_repeated_whole() -> None:
+    """Of a frame of a megabyte the answer would be two, said to who need not read it."""
+    name = "語" * 200
+    for given, shown in ((name, name), (name + "x" * 500_000, name + "…")):
+        with pytest.raises(FrameError) as refused:
+            parse_frame(json.dumps({"type": "ack", "seq": 1, given: "\0"}, ensure_ascii=False), Conf())
+        assert (refused.value.code, refused.value.field) == ("invalid_text", shown)
+        assert str(refused.value).startswith(f"“{shown}” ")
+        assert len(str(refused.value)) < 300
+
+
 def test_what_came_as_a_call_is_not_measured_again() -> None:
     """A body has its own limit; written anew it would be longer than what was sent."""
     frame = frame_of({"type": "start", "prompt": "語" * 32_000}, Conf(max_frame_bytes=100_000))

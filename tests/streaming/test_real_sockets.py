@@ -111,6 +111,12 @@ class Client:
     async def send(self, **frame: object) -> None:
         await self._connection.send(json.dumps(frame))
 
+    async def ask_without_reading(self, frames: bytes) -> None:
+        """Until the connection is lost."""
+        self._connection.transport.pause_reading()
+        self._connection.transport.write(frames)
+        await self._connection.wait_closed()
+
     async def receive(self) -> Event:
         text = await self._connection.recv(decode=True)
         event: Event = json.loads(text)
@@ -203,6 +209,15 @@ async def test_fifty_streams_at_once_never_mix(server: Served, upstream: socket.
         assert "@desk" not in "".join(client.raw)
     assert all(len(one) == 1 for one in sessions)
     assert len(set().union(*sessions)) == CLIENTS
+
+
+async def test_who_reads_nothing_of_what_is_said_is_let_go(server: Served) -> None:
+    """Answers to pings wait for no acknowledgements: they would lie here without end. All others are served on."""
+    ping = b"\x89\xfd\x00\x00\x00\x00" + b"x" * 125
+    async with asyncio.timeout(WAIT_S), connected(server, 2) as (flooding, other):
+        await flooding.ask_without_reading(ping * 200_000)
+        await other.send(type="fly")
+        await other.until("error", code="unknown_type")
 
 
 async def test_an_answer_is_initiated_in_time(server: Served, upstream: socket.socket) -> None:

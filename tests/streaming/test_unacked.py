@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
+import pytest
+
+from streaming.conf import Conf
+from streaming.consumers import StreamConsumer
 from streaming.unacked import Unacked
+from streaming.wake import Wake
 
 
 def test_it_works() -> None:
@@ -54,3 +60,24 @@ def test_a_seq_has_room_for_a_session_that_counts_on_after_months() -> None:
     unacked.sent("a", seq + 1, 7)
     unacked.acknowledge("a", seq)
     assert unacked.bytes == 7
+
+
+async def test_of_two_readers_with_room_for_one_event_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what lies unread grows with every session that a socket has resumed."""
+    sent: list[str] = []
+
+    async def send(*, text_data: str) -> None:
+        sent.append(text_data)
+
+    made = StreamConsumer()
+    made.settings, made.unacked, made.room = Conf(max_unacked_bytes=100), Unacked(), Wake()
+    monkeypatch.setattr(made, "send", send)
+    events = [{"type": "message_stream", "session_id": name, "seq": 1, "chunk": "x" * 100} for name in ("a", "b")]
+    async with asyncio.TaskGroup() as readers:
+        for event in events:
+            readers.create_task(made.pass_on(dict(event), ""))
+        for read in (0, 1, 2):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert len(sent) == read
+            made.acknowledge(made.last_read if sent else "", 1)
