@@ -576,6 +576,11 @@ class Gate:
         return max(0, self._n - max(self._r, min(self._hidden_to, self._n)))
 
     @property
+    def held_text(self) -> str:
+        """What is held now."""
+        return self._tail[-held:] if (held := self.held) else ""
+
+    @property
     def settled(self) -> int:
         """Characters read and held no longer: shown, or hidden for good."""
         return self._n - self.held

@@ -24,7 +24,7 @@ have a channel of their own (``arguments.py``).
 from __future__ import annotations
 
 import json
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from guardrails.findings import AppliesTo
 from guardrails.masking import PLACEHOLDERS, Masker
@@ -35,6 +35,7 @@ from streaming.core.snapshot import GateState, StateError
 
 FORMAT = 1
 _SLICE = 4_096  # characters looked at in one go
+_MOST_PLACES, _LONGEST_HELD = 6, 128  # what one more channel may cost
 
 
 class RestorerState(TypedDict):
@@ -45,13 +46,14 @@ class RestorerState(TypedDict):
     gate: GateState
     raw: str
     place: PlaceState
+    beside: NotRequired[list[PlaceState]]
     waiting: list[list[str]]
 
 
 class Restorer:
     """Puts the values of one request back into one channel of its answer."""
 
-    __slots__ = ("_around", "_gate", "_masker", "_place", "_raw", "_waiting")
+    __slots__ = ("_around", "_beside", "_gate", "_masker", "_place", "_raw", "_waiting")
 
     def __init__(self, masker: Masker, *, one_value: bool = False, around: Place | None = None) -> None:
         """``one_value``: a program reads the channel's text as one value (``Place``).
@@ -64,6 +66,7 @@ class Restorer:
         self._gate = Gate(PLACEHOLDERS, AppliesTo.RESPONSE)
         self._raw = ""  # read by the gate and not settled by it
         self._place = Place(one_value=one_value)
+        self._beside: list[Place] = []  # where this stands as well, for a reader who saw other channels before it
         # Pairs of (text as the model wrote it, value or empty). The first is a placeholder, and undecided.
         self._waiting: list[tuple[str, str]] = []
 
@@ -89,7 +92,47 @@ class Restorer:
 
         Call it before the first ``feed``. A channel that has been fed nothing is copied as often as one likes.
         """
-        self._place = Place.restore(former._place.state())
+        self._place = _copied(former._place)
+        self._beside = [_copied(place) for place in former._beside]
+
+    def stand_behind(self, former: Restorer | None, held: str, *, again: bool = False) -> bool:
+        """Go on behind a channel that may not have ended. False: it is not clear where that stands, nothing is done.
+
+        ``former``: None where it has been given up. ``held``: text of it that may come to be shown or not. ``again``:
+        this one has been fed before, and stands behind that as well. Values come back only where none of the places
+        forbids it.
+        """
+        if former is None or (places := former._open_places(held)) is None:
+            return False
+        kept: list[Place] = []
+        for place in ([self._place, *self._beside] if again else []) + places:
+            if all(place.state() != other.state() for other in kept):
+                kept.append(place)
+        if len(kept) > _MOST_PLACES:
+            return False
+        self._place, *self._beside = kept
+        return True
+
+    def _open_places(self, held: str) -> list[Place] | None:
+        """Where another channel may begin now; None where what is held may open or close something."""
+        if self._waiting or len(held) > _LONGEST_HELD:
+            return None
+        places = [_copied(place) for place in (self._place, *self._beside)]
+        if text := self._raw + held:
+            for place in places[:]:
+                further = _copied(place)
+                for char in text:
+                    further.read(char)
+                    if not further.running_text:
+                        return None
+                places.append(further)
+        return places
+
+    def given_up(self) -> str:
+        """What is held, as it was fed, where nothing comes back any more. Feed nothing behind it."""
+        text = "".join(written for written, _ in self._waiting) + self._raw
+        self._waiting, self._raw = [], ""
+        return text
 
     def begin_behind(self, text: str) -> None:
         """Begin where ``text`` ends, which a reader sees right before this channel's. Call it before ``follow``."""
@@ -147,7 +190,8 @@ class Restorer:
                 if not (begins or over):
                     break
                 if not begins and self._running_text:
-                    self._place.read_value(value)
+                    for place in (self._place, *self._beside):
+                        place.read_value(value)
                     if self._around is not None:
                         self._around.read_value(_spelled(value))
                     self._masker.put_back += 1
@@ -162,10 +206,13 @@ class Restorer:
 
     @property
     def _running_text(self) -> bool:
-        return self._place.running_text and (self._around is None or not self._around.within_markup)
+        running = self._place.running_text and all(place.running_text for place in self._beside)
+        return running and (self._around is None or not self._around.within_markup)
 
     def _read(self, text: str) -> None:
         self._place.read(text)
+        for place in self._beside:
+            place.read(text)
         if self._around is not None:
             self._around.read(_spelled(text))
 
@@ -177,6 +224,7 @@ class Restorer:
             "gate": self._gate.state(),
             "raw": self._raw,
             "place": self._place.state(),
+            "beside": [place.state() for place in self._beside],
             "waiting": [[written, "placeholder" if value else ""] for written, value in self._waiting],
         }
 
@@ -194,10 +242,15 @@ class Restorer:
         restorer._gate = Gate.restore(PLACEHOLDERS, state["gate"])
         restorer._raw = state["raw"]
         restorer._place = Place.restore(state["place"])
+        restorer._beside = [Place.restore(place) for place in state.get("beside", [])]
         restorer._waiting = [
             (written, (masker.restored(written) or "") if sort else "") for written, sort in state["waiting"]
         ]
         return restorer
+
+
+def _copied(place: Place) -> Place:
+    return Place.restore(place.state())
 
 
 def _spelled(text: str) -> str:

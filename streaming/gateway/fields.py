@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guardrails.findings import AppliesTo
-from streaming.gateway.gates import Channel, Key
+from streaming.gateway.channel import Channel
+from streaming.gateway.gates import Key
 from streaming.gateway.walker import Holder, Json, Slot, Waiting, Walker, index_of, put
 
 Path = tuple[str | int, ...]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from guardrails.findings import HIDING, Action, AppliesTo, Finding, Mode, Outcome, Verdict
 from guardrails.performance import Checkpoint
@@ -22,6 +22,7 @@ from streaming.core.gate import Gate, SentenceCheck
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
+from streaming.gateway.channel import Channel
 from streaming.gateway.loose_json import has_escapes, laid_open
 from streaming.gateway.measure import Measure
 from streaming.gateway.shadow import Noted
@@ -60,111 +61,6 @@ Restoring = Callable[[str], Restorer | None]
 def nothing_masked(channel: str) -> Restorer | None:
     """For requests in which no value was masked."""
     return None
-
-
-@dataclass(slots=True, eq=False)
-class Channel:
-    """One channel: its gate, and what it has released that is not sent yet.
-
-    Of texts that are kept, ``visible`` is what the client is sent, ``recorded`` the same before values were put back.
-    """
-
-    gate: Gate
-    restorer: Restorer | None = None
-    mender: Mender = field(default_factory=Mender)
-    parts: list[str] = field(default_factory=list)
-    visible: list[str] | None = None
-    recorded: list[str] = field(default_factory=list)
-    hidden: list[int] = field(default_factory=list)
-    """Which of what is recorded stands for something that was hidden."""
-    raw: list[str] | None = None
-    heard: list[str] | None = None
-    """What came, for workers who judge texts of this kind when the answer is over."""
-    ended: bool = False
-    entire: bool = False
-    """It is a name or the like, which is sent in one piece or not yet."""
-    over: bool = False
-    """All of it has been shown."""
-    former: Channel | None = None
-    """Whose text a reader sees right before this one's: where that stands when it ends, this one begins."""
-    follower: Channel | None = None
-    pending: list[str] = field(default_factory=list)
-    """What was released before the former one was over."""
-    all_came: bool = False
-
-    @property
-    def has_text(self) -> bool:
-        """Something was released that may be sent and is not sent yet."""
-        return bool(self.parts) and not self._in_pieces
-
-    @property
-    def _in_pieces(self) -> bool:
-        return self.entire and not self.gate.blocked and (self.gate.held > 0 or self.gate.waiting)
-
-    @property
-    def shown_as_it_came(self) -> bool:
-        """Whether all that came of a kept channel has been sent, with nothing hidden."""
-        return not self.parts and "".join(self.visible or ()) == "".join(self.raw or ())
-
-    @property
-    def waiting(self) -> bool:
-        """Its text has ended and a guardrail that decides still has to answer, about it or what stands before it."""
-        return self.ended and (self.gate.waiting or (self.all_came and not self.over and not self.gate.blocked))
-
-    def take(self) -> str:
-        """What was released since the last time."""
-        if self._in_pieces:
-            return ""
-        text = "".join(self.parts)
-        self.parts.clear()
-        return text
-
-    def shown(self, text: str) -> None:
-        """The gate has released this."""
-        if self.visible is not None:
-            self.recorded.append(text)
-        if self.restorer is not None:
-            if self._too_early(self.restorer):
-                self.pending.append(text)
-                return
-            text = self.restorer.feed(text)
-        self._show(text)
-
-    def shown_all(self) -> None:
-        """Nothing follows any more."""
-        if self.over or self.gate.blocked:
-            return
-        self.all_came = True
-        if self.restorer is not None:
-            if self._too_early(self.restorer):
-                return
-            self._show(self.restorer.finish())
-        self.over = True
-        if self.follower is not None:
-            self.follower._go_on()
-
-    def _too_early(self, restorer: Restorer) -> bool:
-        if self.former is None:
-            return False
-        if not self.former.over:
-            return True
-        if self.former.restorer is not None:
-            restorer.follow(self.former.restorer)
-        self.former = None
-        return False
-
-    def _go_on(self) -> None:
-        pending, self.pending = self.pending, []
-        if self.restorer is not None and pending and not self._too_early(self.restorer):
-            self._show(self.restorer.feed("".join(pending)))
-        if self.all_came:
-            self.shown_all()
-
-    def _show(self, text: str) -> None:
-        if text:
-            self.parts.append(text)
-            if self.visible is not None:
-                self.visible.append(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,26 +146,28 @@ class Gates:
         kept: bool = False,
         said: bool = False,
         joined: bool = False,
+        open_ended: bool = False,
     ) -> Channel:
         """The channel of this key, whose first part is the choice.
 
         ``kept``: its texts are wanted, for the record where it is the first choice's answer. ``said``: it is known to
-        be words for the reader, so that values come back into it. ``joined``: it goes on where the last such channel
-        of the choice ends; where values come back that one has ended with it.
+        be words for the reader, so that values come back into it. ``joined``: a reader sees it behind the last such
+        channel of the choice. ``open_ended``: see there. One that goes on behind others is the one text that it was.
         """
         found = self._channels.get(key)
-        if found is None or (found.ended and joined and found.restorer is not None):
+        if new := found is None:
             found = self._channels[key] = self._made(applies_to, name, said=said)
+            found.open_ended = open_ended
             if kept:
                 found.visible, found.raw = [], []
                 if applies_to is AppliesTo.RESPONSE and isinstance(choice := key[0], int):
                     self.answers.setdefault(choice, []).append(found)
-            if joined and found.restorer is not None:
-                former = self._joined.get(key[0])
-                self._joined[key[0]] = found
-                if former is not None:
-                    found.former, former.follower = former, found
-                    self.finish(former)
+        if joined and found.restorer is not None and (last := self._joined.get(key[0])) is not found:
+            self._joined[key[0]] = found
+            if last is not None and new:
+                found.begins_behind(last)
+            elif last is not None:
+                found.goes_on_behind(last)
         return found
 
     def altered(self, channel: Channel) -> bool:
@@ -432,6 +330,8 @@ class Gates:
                 self._stop(effect[1])
         if channel.ended and not channel.gate.waiting:
             channel.shown_all()
+        if channel.followers and self.blocked is None:
+            channel.wake()
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(replace(finding, n=len(self.findings) + 1))

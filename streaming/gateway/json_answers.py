@@ -12,6 +12,7 @@ from guardrails.masking import Masker
 from guardrails.policy import compile_policy
 from streaming.core.gate import Gate
 from streaming.core.json_text import JsonChannel
+from streaming.core.places import Place
 from streaming.core.restore import Restorer
 from streaming.gateway.walker import Json
 
@@ -62,7 +63,7 @@ class JsonRestorer(Restorer):
         if self._closed:
             return text
         if not self._begun:
-            self._place.read(text)
+            self._read(text)
             return text
         if self._json is None:
             return super().feed(text)
@@ -84,6 +85,18 @@ class JsonRestorer(Restorer):
             self._closed = former._closed or (json is not None and (json.within_string or not json.is_json))
             if json is not None:
                 self.go_on()
+
+    def stand_behind(self, former: Restorer | None, held: str, *, again: bool = False) -> bool:
+        """The same of a text that is none of JSON; what has begun as JSON goes on where it was."""
+        if again and self._json is not None:
+            return True
+        places = None if former is None else former._open_places(held)
+        if places is not None and len(places) > 1 and not all(place.running_text for place in places):
+            return False  # within JSON but one of them is followed
+        return super().stand_behind(former, held, again=again)
+
+    def _open_places(self, held: str) -> list[Place] | None:
+        return None if self._closed or self._json is not None else super()._open_places(held)
 
     def go_on(self) -> None:
         """JSON has begun in front of this channel, whatever its first sign is. Call it behind ``follow``."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from guardrails.findings import Action, Finding, Mode
 from guardrails.masking import LENGTH, well_formed
 from streaming.checks import CheckedText, Later
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.channel import Channel
+from streaming.gateway.gates import Gates
 
 Redactions = list[tuple[int, str]]
 """[offset in the visible text, placeholder] pairs."""

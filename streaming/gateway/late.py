@@ -14,7 +14,8 @@ from guardrails.findings import AppliesTo
 from guardrails.kinds.base import Turn
 from guardrails.policy import Guardrail
 from streaming.beside import Beside
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.channel import Channel
+from streaming.gateway.gates import Gates
 from streaming.gateway.prompt import Prompted
 from streaming.gateway.shadow import Noted
 from streaming.sessions import DeferredText

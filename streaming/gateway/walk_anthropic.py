@@ -11,8 +11,9 @@ import json
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.channel import Channel
 from streaming.gateway.fields import Fields, Spot
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.gates import Gates
 from streaming.gateway.measure import Pieces
 from streaming.gateway.media import without_media
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, counts_in, index_of, objects

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.channel import Channel
 from streaming.gateway.fields import Fields, Spot
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.gates import Gates
 from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongDialect, objects
 
 _SAID = {"content": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}

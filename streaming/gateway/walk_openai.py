@@ -13,8 +13,9 @@ import math
 from typing import cast
 
 from guardrails.findings import AppliesTo
+from streaming.gateway.channel import Channel
 from streaming.gateway.fields import Fields, Spot
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.gates import Gates
 from streaming.gateway.measure import Measure, Pieces, numbered
 from streaming.gateway.media import sort_of
 from streaming.gateway.walker import (
@@ -287,7 +288,7 @@ class OpenAIWalker(Walker):
         said = path in _FOR_READERS or (path[0] in ("content", "reasoning_details") and path[2:] in _PARTS)
         joined = len(path) > 1 and path[0] == "content"
         channel = self.gates.channel(
-            (index, path), applies_to, known[:32], kept=kept, said=said, joined=said and joined
+            (index, path), applies_to, known[:32], kept=kept, said=said, joined=said and joined, open_ended=not whole
         )
         self.gates.feed(channel, text)
         if whole:

@@ -18,7 +18,8 @@ from typing import TypeAlias, cast
 
 from guardrails.findings import Action, AppliesTo, Finding, Mode
 from streaming import stops
-from streaming.gateway.gates import Channel, Gates
+from streaming.gateway.channel import Channel
+from streaming.gateway.gates import Gates
 from streaming.gateway.known import Known
 from streaming.gateway.loose_json import has_escapes, has_numbers, is_json, one_meaning
 from streaming.gateway.measure import Pieces
