@@ -20,6 +20,9 @@ from streaming.gateway.walker import Chunks, Json, Slot, Waiting, Walker, WrongD
 
 _SAID = {"text": AppliesTo.RESPONSE, "thinking": AppliesTo.THINKING}
 """Fields that are said in pieces."""
+_DELTAS = frozenset(
+    {"text_delta", "thinking_delta", "signature_delta", "input_json_delta", "citations_delta", "compaction_delta"}
+)
 _KINDS = frozenset(
     {"message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
      "message_stop", "ping"}
@@ -35,6 +38,7 @@ class AnthropicWalker(Walker):
         self._begun = self._over = False
         self._open: dict[int, list[Channel]] = {}
         self._inputs: dict[int, Pieces] = {}
+        self._given: set[int] = set()
         self._tools: dict[int, str] = {}
         self._events: list[Channel] = []
         self._fields = Fields(self)
@@ -85,10 +89,10 @@ class AnthropicWalker(Walker):
                 raise WrongDialect("an event without a type")
 
     def _unknown(self, kind: str, chunk: Json) -> None:
-        """An event of a kind that nobody here knows."""
-        shown = self.gates.plain(kind)
+        """An event of a kind that nobody here knows. All of them are of the kind that is said first."""
+        shown = str(self.once(kind, ("event",)))
         waiting = Waiting({"type": shown})
-        spot = Spot((kind,), waiting, self._events, lambda more: {"type": shown, **more})
+        spot = Spot((shown,), waiting, self._events, lambda more: {"type": shown, **more})
         for name, value in chunk.items():
             if name != "type" and not self.spells(name, value):
                 self._fields.put(waiting.chunk, name, value, (name,), spot)
@@ -136,6 +140,7 @@ class AnthropicWalker(Walker):
             elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
                 made[name] = ""
             elif name == "input" and value and not self.gates.untouched(AppliesTo.TOOL_ARGUMENTS):
+                self._given.add(index)
                 self._input(made, name, value, self._tools[index], waiting)
             else:
                 made[name] = self.plain(value)
@@ -151,7 +156,9 @@ class AnthropicWalker(Walker):
             raise WrongDialect("a delta that is no object")
         if index not in self._open:
             raise WrongDialect("a delta of a block that has not begun")
-        kind = self.gates.plain(str(delta.get("type", "")))
+        kind = str(delta.get("type", ""))
+        if kind not in _DELTAS:
+            kind = str(self.once(kind, ("delta", index)))
         waiting = Waiting(self._around(chunk, "delta"))
         withheld = False
         made: Json = {"type": kind}
@@ -164,10 +171,10 @@ class AnthropicWalker(Walker):
                     self.gates.measure.said(len(value))
                     made[name] = value
                 else:
-                    if index not in self._inputs:
-                        self._inputs[index] = Pieces(self.gates.measure)
-                    self.collect(self._inputs[index], value)
                     withheld = True
+                    if index not in self._given:  # a library would put these in the place of those, or behind them
+                        self._inputs.setdefault(index, Pieces(self.gates.measure))
+                        self.collect(self._inputs[index], value)
             elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
                 withheld = True
             elif kind == "citations_delta" and not isinstance(value, str):
@@ -244,6 +251,7 @@ class AnthropicWalker(Walker):
         for channel in self._open.pop(index, []):
             self.gates.finish(channel)
             waiting.ends.append(channel)
+        self._given.discard(index)
         if (signed := self._signed.pop(index, None)) is not None:
             signature: Json = {"type": "signature_delta", "signature": "".join(signed)}
             event: Json = {"type": "content_block_delta", "index": index, "delta": signature}
