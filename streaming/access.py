@@ -96,9 +96,14 @@ def opened_by(key: ApiKey | None, scope: str) -> Access:
     """The access that this key gives. Raises ``Refused``."""
     if key is None:
         raise Refused("unauthenticated", "The API key is not known or has been revoked.")
-    if scope not in key.scopes:
-        raise Refused("forbidden", f"The API key has no scope “{scope}”.")
+    check_scope(key.scopes, scope)
     return _access_of(key, Visitor(client=key.prefix))
+
+
+def check_scope(scopes: Sequence[str], scope: str) -> None:
+    """Raise ``Refused`` where a key's scopes do not have this one (any more)."""
+    if scope not in scopes:
+        raise Refused("forbidden", f"The API key has no scope “{scope}”.")
 
 
 def _access_of(key: ApiKey, visitor: Visitor) -> Access:
@@ -121,7 +126,7 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
             access.check_origin(_header(pairs, "origin"), _own_origin(scope, pairs))
             return access
         if token := token_in(scope):
-            access = await access_by_token(token)
+            access = await access_by_token(token, "stream")
             access.check_origin(_header(pairs, "origin"), _own_origin(scope, pairs))
             return access
     user = scope.get("user")
@@ -134,12 +139,16 @@ async def visitor_of(scope: Mapping[str, object], *, keys: bool) -> Access:
     return Access(Visitor(user_id=user_id, session_key=session_key), PAGE_POLICY)
 
 
-async def access_by_token(token: str) -> Access:
-    """The access to one session that a stream token gives, as far as its key still stands. Raises ``Refused``."""
+async def access_by_token(token: str, scope: str) -> Access:
+    """The access to one session that a stream token gives, as far as its key still stands and has the scope.
+
+    Raises ``Refused``.
+    """
     said = stream_tokens.opened(token)
     key = await in_database(key_of_session)(said.session_id) if said else None
     if key is None or said is None:
         raise Refused("unauthenticated", NO_TOKEN)
+    check_scope(key.scopes, scope)
     return replace(_access_of(key, Visitor(only_session=said.session_id)), by_key_at=said.by_key_at)
 
 

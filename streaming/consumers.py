@@ -149,12 +149,12 @@ class SessionSocket(AsyncWebsocketConsumer):
                     await self.start(frame, await self.still())
                 case InterruptFrame():
                     self.token_stands(access)
-                    await look(self.key, now=True)
+                    await look(self.key, "stream", now=True)
                     await self.interrupt(frame.session_id or self.active or self.resumed, access)
                 case ResumeFrame():
                     await self.resume(frame, await self.still())
                 case AckFrame():
-                    await look(self.key, until=self.until)
+                    await look(self.key, "stream", until=self.until)
                     self.acknowledge(frame.session_id or self.last_read, frame.seq)
         except Refused as error:
             await self.refuse(error)
@@ -353,14 +353,14 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Send events that were read together."""
         if place.warned and any(event["seq"] for event in batch):
             place.warned = False  # the next time that something is away is told again
-        await look(self.key, until=self.until)
+        await look(self.key, "stream", until=self.until)
         for event in self.worth_sending(batch):
             await self.pass_on(event, place.conversation_id)
             place.after = max(place.after, int(str(event["seq"])))
 
     async def ended(self, session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:
         """How a session ended, which a quiet reader asks the database, and so about its key as well."""
-        await look(self.key, until=self.until)
+        await look(self.key, "stream", until=self.until)
         return await over(session_id)
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:

@@ -127,9 +127,9 @@ def open_of(client: str, most: int) -> list[str]:
     return [str(pk) for pk in rows.values_list("pk", flat=True)[:most]]
 
 
-def key_stands(prefix: str) -> bool:
-    """Whether there is such a key that has not been revoked."""
-    return ApiKey.objects.filter(prefix=prefix, revoked_at__isnull=True).exists()
+def scopes_of_key(prefix: str) -> Sequence[str] | None:
+    """What the key of this prefix opens now; None where there is none, or it has been revoked."""
+    return ApiKey.objects.filter(prefix=prefix, revoked_at__isnull=True).values_list("scopes", flat=True).first()
 
 
 async def owned_session(visitor: Visitor, session_id: str) -> AuditSession:

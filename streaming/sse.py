@@ -46,11 +46,12 @@ async def event_stream(
 ) -> AsyncGenerator[bytes, None]:
     """Frames of every event above ``after`` until the session is COMPLETE, with a comment every ``heartbeat_s``.
 
-    ``key``: the prefix of the API key that has to stand meanwhile; ``until``: when a token ends, seconds since 1970.
+    ``key``: the prefix of the API key that has to stand and to have the scope ``stream`` meanwhile. ``until``: when a
+    token ends, seconds since 1970.
     """
 
     async def ended(name: str) -> tuple[State, Sequence[ServerEvent]]:
-        await look(key, until=until)
+        await look(key, "stream", until=until)
         return await over(name)
 
     batches = follow(
@@ -67,7 +68,7 @@ async def event_stream(
                         continue
                     if (batch := next_batch.result()) is None:
                         return
-                    await look(key, until=until)
+                    await look(key, "stream", until=until)
                     yield b"".join(_PLACE + to_sse(event) if _tells_end(event) else to_sse(event) for event in batch)
                     next_batch = asyncio.ensure_future(anext(batches, None))
             finally:

@@ -64,7 +64,7 @@ class EventsAuth(Key):
         if not token:
             return await super().__call__(request)
         try:
-            access = await access_by_token(token)
+            access = await access_by_token(token, self.scope)
             check_origin(request, access)
         except Refused as error:
             raise ApiError(401 if error.code == "unauthenticated" else 403, str(error), code=error.code) from None

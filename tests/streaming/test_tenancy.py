@@ -20,9 +20,10 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from ninja.operation import PathView
 
 from guardrails.models import ApiKey, Scope
-from guardrails.services import create_api_key, revoke_api_key
+from guardrails.services import change_api_key, create_api_key, revoke_api_key
 from project.asgi import application
 from streaming import key_watch, registry, stream_tokens, tasks
+from streaming.access import Refused
 from streaming.api.auth import Key
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import conf
@@ -143,6 +144,23 @@ def revoke(name: str) -> None:
     revoke_api_key(key=ApiKey.objects.get(name=name))
 
 
+@database_sync_to_async
+def leave(name: str, *scopes: str) -> None:
+    """The key keeps these scopes alone."""
+    key = ApiKey.objects.get(name=name)
+    kept = {one: getattr(key, one) for one in ("policy", "origins", "calls_per_minute", "updates_per_second")}
+    change_api_key(key=key, name=name, scopes=scopes, **kept)
+
+
+async def lose(what: str) -> str:
+    """The owner's key is revoked, or keeps every scope but ``stream``; the code of the refusal that follows."""
+    if what == "key":
+        await revoke("owner")
+        return "unauthenticated"
+    await leave("owner", *(scope for scope in Scope if scope != "stream"))
+    return "forbidden"
+
+
 async def call(route: str, session_id: str = "", *, key: str = "", token: str = "") -> tuple[int, Json]:
     """Status and error of a call as its row describes it."""
     row, (method, path) = TABLE[route], route.split(" ")
@@ -229,16 +247,16 @@ class Reader:
             async with asyncio.timeout(60):
                 assert b"event: finding" in await anext(self.parts)
 
-    async def refused(self) -> str:
+    async def refused(self, code: str = "unauthenticated") -> str:
         """It is told that it may not read on; what else it was told on the way to its end."""
         if self.made is not None:
-            assert await refusal(self.made) == "unauthenticated"
+            assert await refusal(self.made) == code
             await self.made.disconnect()
             return ""
         assert self.parts is not None
         async with asyncio.timeout(60):
             rest = b"".join([part async for part in self.parts]).decode()
-        assert '"code":"unauthenticated"' in rest.replace('": ', '":')
+        assert f'"code":"{code}"' in rest.replace('": ', '":')
         return rest
 
 
@@ -450,8 +468,9 @@ NOTHING_NEW, NEWS = "quiet", "events come"
 @pytest.mark.parametrize("meanwhile", [NOTHING_NEW, NEWS])
 @pytest.mark.parametrize("by", ["key", "token"])
 @pytest.mark.parametrize("way", ["events", "socket"])
-async def test_an_open_reader_ends_with_its_key(
-    way: str, by: str, meanwhile: str, watchful: None, settings: object
+@pytest.mark.parametrize("lost", ["key", "scope"])
+async def test_an_open_reader_ends_with_its_key_and_with_the_scope(
+    lost: str, way: str, by: str, meanwhile: str, watchful: None, settings: object
 ) -> None:
     """It is told so, and nothing of what came after."""
     if meanwhile == NEWS:
@@ -461,22 +480,48 @@ async def test_an_open_reader_ends_with_its_key(
     query = f"?token={token}" if by == "token" else ""
     plaintext = "" if by == "token" else key
     reader = await Reader.of(way, session_id, query, plaintext)
-    await revoke("owner")
+    code = await lose(lost)
     if meanwhile == NEWS:
         await shared_log().append(session_id, [{"type": "secret"}], ms=1)
-    assert "secret" not in await reader.refused()
+    assert "secret" not in await reader.refused(code)
 
 
-async def test_a_revoked_key_interrupts_nothing() -> None:
+@pytest.mark.parametrize("route", [name for name, row in OF_A_SESSION.items() if row.token])
+async def test_a_token_opens_nothing_that_its_key_does_not_open_any_more(route: str) -> None:
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    assert (await call(route, session_id, token=token))[0] == 200
+    await leave("owner", "check", "rules")
+    for way in ({"key": key}, {"token": token}):
+        status, error = await call(route, session_id, **way)
+        assert (status, error.get("code")) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("by", ["key", "token"])
+async def test_a_socket_resumes_nothing_without_the_scope(by: str) -> None:
+    """Neither one that is opened afterwards nor one that was open before."""
+    key = await new_key("owner")
+    session_id, token = await begin(key)
+    opening = {"key": key} if by == "key" else {"query": f"?token={token}"}
+    before = await socket(**opening)
+    await leave("owner", "check")
+    await before.send_to(json.dumps({"type": "resume", "session_id": session_id}))
+    for made in (before, await socket(**opening)):
+        assert await refusal(made) == "forbidden"
+        await made.disconnect()
+
+
+@pytest.mark.parametrize("lost", ["key", "scope"])
+async def test_a_revoked_key_or_one_without_the_scope_interrupts_nothing(lost: str) -> None:
     """Not even through a socket that was open before, and looked at a moment ago."""
     key = await new_key("owner")
     made = await socket(key=key)
     slow = Waits()
     asked = Asked(Visitor(client=key[:11]), "basic", own=Own(slow, flagged=False))
     started = await start_chat(StartFrame(type="start", prompt="Hello"), asked, shared_log())
-    await revoke("owner")
+    code = await lose(lost)
     await made.send_to(json.dumps({"type": "interrupt", "session_id": started.session_id}))
-    assert await refusal(made) == "unauthenticated"
+    assert await refusal(made) == code
     assert not await shared_log().interrupted(started.session_id)
     assert started.session_id in registry.running()
     await made.disconnect()
@@ -487,18 +532,21 @@ async def test_the_keys_of_many_readers_are_looked_at_together(monkeypatch: pyte
     prefix = (await ApiKey.objects.aget()).prefix
     asked: list[str] = []
 
-    def stands(name: str) -> bool:
+    def scopes(name: str) -> list[str]:
         asked.append(name)
-        return True
+        return ["stream"]
 
-    monkeypatch.setattr(key_watch, "key_stands", stands)
+    monkeypatch.setattr(key_watch, "scopes_of_key", scopes)
     monkeypatch.setattr(key_watch, "_stood", {})
     monkeypatch.setattr(key_watch, "CHECK_S", 600.0)
     for _ in range(20):
-        await key_watch.look(prefix)
+        await key_watch.look(prefix, "stream")
     assert asked == [prefix]
-    await key_watch.look(prefix, now=True)
+    await key_watch.look(prefix, "stream", now=True)
     assert len(asked) == 2
+    with pytest.raises(Refused) as refused:
+        await key_watch.look(prefix, "audit")
+    assert refused.value.code == "forbidden", "that it stands with one scope says nothing of another"
 
 
 @pytest.mark.parametrize("route", [name for name, row in TABLE.items() if row.needs == LOGIN and "GET" in name])
