@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
 import structlog
 from django.template.loader import render_to_string
@@ -22,6 +23,7 @@ from streaming.consumers import ChatConsumer
 from streaming.core.events import ErrorEvent
 from streaming.fragments import visible
 from streaming.frames import StartFrame
+from streaming.log import LogUnavailable
 from streaming.presentation import pieces
 from streaming.providers.base import get_provider
 
@@ -36,6 +38,7 @@ class CompareConsumer(ChatConsumer):
         """As every socket."""
         self.race: Race | None = None
         self.teed: Teed | None = None
+        self.coming: tuple[Race, Teed] | None = None  # of a comparison that may yet be refused
         self.beside: asyncio.Task[None] | None = None
         self.gated = Figures()
         self.latest = ""
@@ -47,8 +50,8 @@ class CompareConsumer(ChatConsumer):
         await super().disconnect(code)
 
     async def start(self, frame: StartFrame, access: Access) -> None:
-        """Refuse what cannot be compared, clear the page, and begin. Raises ``StartRefused``."""
-        if self.active and self.race is not None:
+        """Refuse what cannot be compared, and begin. Raises ``StartRefused``."""
+        if self.active:
             raise StartRefused("busy", "A comparison is under way here; wait for its end.")
         if not offered(frame.scenario):
             raise StartRefused(
@@ -57,20 +60,33 @@ class CompareConsumer(ChatConsumer):
             )  # fmt: skip
         if frame.conversation_id or frame.messages is not None:
             raise StartRefused("not_a_conversation", "A comparison stands alone.", "conversation_id")
-        await self._let_go(access)
         running = await load_running(frame.policy or access.policy, Subject("", access.visitor.user_id))
-        await self._stop()
-        self.race, self.gated = Race(running.policy), Figures()
-        await self.send(text_data=render_to_string(f"{_TEMPLATE}#cleared", {"policy": running.policy}))
-        await super().start(frame, access)
+        race = Race(running.policy)
+        self.coming = race, Teed(get_provider("scripted"), race.tell)
+        try:
+            await super().start(frame, access)
+        finally:
+            self.coming = None
         self.latest = self.active
-        self.beside = asyncio.get_running_loop().create_task(self._lanes(self.race))
+        self.beside = asyncio.get_running_loop().create_task(self._lanes(race))
+
+    def occupied(self) -> bool:
+        """One that was cut off with the socket before this one gives way."""
+        return bool(self.active)
 
     def own(self, frame: StartFrame) -> Own:
         """The scripted provider, read along; it streams whatever the rollout flag says."""
-        assert self.race is not None
-        self.teed = Teed(get_provider("scripted"), self.race.tell)
-        return Own(provider=self.teed, policy=self.race.policy, flagged=False)
+        assert self.coming is not None
+        race, teed = self.coming
+        return Own(provider=teed, policy=race.policy, flagged=False)
+
+    async def begun(self) -> None:
+        """End what was there before, and clear the page for what comes."""
+        assert self.coming is not None
+        await self._let_go()
+        await self._stop()
+        (self.race, self.teed), self.gated, self.latest = self.coming, Figures(), ""
+        await self.send(text_data=render_to_string(f"{_TEMPLATE}#cleared", {"policy": self.race.policy}))
 
     async def interrupt(self, session_id: str, access: Access) -> None:
         """Stop all three."""
@@ -78,12 +94,13 @@ class CompareConsumer(ChatConsumer):
         if self.teed is not None:
             self.teed.stop()
 
-    async def _let_go(self, access: Access) -> None:
+    async def _let_go(self) -> None:
         """End the gated lanes of comparisons that were cut off with the sockets before this one."""
         self.resumed = ""
         for session_id in [name for name, place in self.readers.items() if place.running]:
             self.readers.pop(session_id).stop()
-            await super().interrupt(session_id, access)
+            with suppress(LogUnavailable):  # nobody reads it any more, and that ends it too
+                await self.log().interrupt(session_id)
 
     async def pass_on(self, event: dict[str, object], conversation_id: str) -> None:
         """The event, and what it means for the gated lane's figures."""

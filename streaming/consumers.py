@@ -197,7 +197,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         """Begin a session and read along."""
         if access.visitor.only_session:
             raise StartRefused("forbidden", "A stream token reads one session; beginning one needs an API key.")
-        if self.active or self.resumed:
+        if self.occupied():
             raise StartRefused("busy", "An answer is still being written here; stop it or wait for its end.")
         await self.count(access)
         headers = headers_of(self.scope)
@@ -209,11 +209,19 @@ class SessionSocket(AsyncWebsocketConsumer):
         self.active = "starting"
         try:
             started = await start_chat(frame, asked, self.log(), self.settings)
+            await self.begun()
         except BaseException:
             self.active = ""
             raise
         self.active = started.session_id
         self.read(Place(started.session_id, started.conversation_id, started.correlation_id, 0, resumed=False))
+
+    def occupied(self) -> bool:
+        """Whether an answer runs here beside which none may begin."""
+        return bool(self.active or self.resumed)
+
+    async def begun(self) -> None:
+        """A session has begun, which nothing refuses any more, and is not read yet."""
 
     def own(self, frame: StartFrame) -> Own:
         """What the socket brings to a session of its own."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
+from django.db import OperationalError
 from django.test import Client
 
 from guardrails import selectors as policies
@@ -19,7 +20,7 @@ from streaming import registry
 from streaming.compare import OFFERED, Figures, Piece, Race, Teed, cut, hits, offered
 from streaming.compare_socket import after
 from streaming.core.events import ProviderEvent, TextDelta
-from streaming.log_redis import close_shared_log
+from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditSession
 from streaming.providers.base import Provider, ProviderRequest
 from streaming.providers.scripted import SCENARIOS, ScriptedProvider
@@ -224,26 +225,93 @@ async def test_the_gated_lane_is_a_session_with_a_record_and_never_has_the_value
     await socket.disconnect()
 
 
+async def cut_off_and_resumed(monkeypatch: pytest.MonkeyPatch) -> tuple[WebsocketCommunicator, AuditSession]:
+    """A comparison that runs for long, and another socket that reads it on."""
+    text = "all is well. " * 1_000
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "own_text", "text": text}))
+    while "beforeend:#raw-text" not in await socket.receive_from(timeout=10):
+        pass
+    await socket.disconnect()
+    first = await AuditSession.objects.aget()
+    assert first.state == first.State.ACTIVE
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "resume", "session_id": str(first.pk), "last_seq": 0}))
+    while 'id="cursor"' not in await socket.receive_from(timeout=10):
+        pass
+    return socket, first
+
+
+async def until(socket: WebsocketCommunicator, wanted: str) -> str:
+    """All that is sent from here on, up to a fragment that has this in it."""
+    sent = [await socket.receive_from(timeout=10)]
+    while wanted not in sent[-1]:
+        sent.append(await socket.receive_from(timeout=10))
+    return "".join(sent)
+
+
+CLEARED = '<div id="conversation" hx-swap-oob="true"></div>'
+REFUSED = [
+    ({"scenario": ""}, "unknown_scenario"),
+    ({"scenario": "injection"}, "unknown_scenario"),
+    ({"scenario": "pii", "conversation_id": "x"}, "not_a_conversation"),
+    ({"scenario": "own_text", "text": " "}, "empty_text"),
+    ({"scenario": "pii", "policy": "nobodys"}, "policy_unavailable"),
+]
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    ("frame", "code"),
-    [
-        ({"scenario": ""}, "unknown_scenario"),
-        ({"scenario": "injection"}, "unknown_scenario"),
-        ({"scenario": "pii", "conversation_id": "x"}, "not_a_conversation"),
-        ({"scenario": "own_text", "text": " "}, "empty_text"),
-        ({"scenario": "pii", "policy": "nobodys"}, "policy_unavailable"),
-    ],
-)
+@pytest.mark.parametrize(("frame", "code"), REFUSED)
 async def test_what_cannot_be_compared_is_refused_and_nothing_begins(frame: dict[str, object], code: str) -> None:
     socket = await opened()
     await socket.send_to(text_data=json.dumps({"type": "start", "provider": "anthropic", **frame}))
-    sent = ""
-    while "data-error" not in sent:
-        sent = await socket.receive_from(timeout=10)
-    assert f'data-error="{code}"' in sent
+    assert f'data-error="{code}"' in await until(socket, "data-error")
     assert await AuditSession.objects.acount() == 0
+    await socket.disconnect()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("quick")
+async def test_what_is_refused_neither_ends_a_comparison_that_runs_nor_clears_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does one that could not be stored."""
+
+    async def away(*_: object) -> None:
+        raise OperationalError("gone")
+
+    socket, first = await cut_off_and_resumed(monkeypatch)
+    for frame, code in [*REFUSED, ({"scenario": "clean"}, "database_unavailable")]:
+        if code == "database_unavailable":
+            monkeypatch.setattr("streaming.consumers.start_chat", away)
+        await socket.send_to(text_data=json.dumps({"type": "start", "provider": "scripted", **frame}))
+        sent = await until(socket, "data-error")
+        assert f'data-error="{code}"' in sent
+        sent += await until(socket, 'id="cursor"')  # it is read on
+        assert CLEARED not in sent
+    await first.arefresh_from_db()
+    assert first.state == first.State.ACTIVE
+    assert not await shared_log().interrupted(str(first.pk))
+    assert await AuditSession.objects.acount() == 1
+    await socket.disconnect()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("quick")
+async def test_what_is_refused_leaves_the_other_lanes_of_a_blocked_answer_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "40")
+    socket = await opened()
+    await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "blocked_phrase"}))
+    sent = await until(socket, 'data-outcome="blocked"')
+    assert sent.count('id="raw-figures"') == 1, "the empty ones"
+    await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "own_text", "text": " "}))
+    sent += await until(socket, 'id="raw-figures"')
+    assert 'data-error="empty_text"' in sent
+    assert "".join(re.findall(r'beforeend:#raw-text">([^<]*)<', sent)) == SCENARIOS["blocked_phrase"].answer
     await socket.disconnect()
 
 
@@ -253,7 +321,7 @@ async def test_a_second_comparison_begins_on_an_empty_page_and_markup_stays_text
     socket = await opened()
     await compared(socket, scenario="clean")
     sent = "".join(await compared(socket, scenario="own_text", text="<b onclick=x>bold</b> 219-09-9999 &amp;"))
-    assert '<div id="conversation" hx-swap-oob="true"></div>' in sent
+    assert CLEARED in sent
     assert "<b onclick" not in sent
     assert "&lt;b onclick=x&gt;" in sent
     await socket.disconnect()
@@ -292,19 +360,7 @@ async def test_who_comes_back_to_one_that_was_cut_off_can_begin_another_which_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was told for ever that an answer was being written."""
-    text = "all is well. " * 1_000
-    monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "20")
-    socket = await opened()
-    await socket.send_to(text_data=json.dumps({"type": "start", "scenario": "own_text", "text": text}))
-    while "beforeend:#raw-text" not in await socket.receive_from(timeout=10):
-        pass
-    await socket.disconnect()
-    first = await AuditSession.objects.aget()
-    assert first.state == first.State.ACTIVE
-    socket = await opened()
-    await socket.send_to(text_data=json.dumps({"type": "resume", "session_id": str(first.pk), "last_seq": 0}))
-    while 'id="cursor"' not in await socket.receive_from(timeout=10):
-        pass
+    socket, first = await cut_off_and_resumed(monkeypatch)
     monkeypatch.setenv("SLUICEGATE_SCRIPTED_RATE", "2000")
     sent = "".join(await compared(socket, scenario="clean"))
     assert "data-error" not in sent
