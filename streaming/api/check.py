@@ -12,13 +12,24 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.config import JsonDict
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from guardrails.cohorts import Subject
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
@@ -58,8 +69,39 @@ Text = Annotated[str, AfterValidator(_usable)]
 Short = Annotated[Text, Field(max_length=200)]
 
 
+def _as_text(value: object) -> object:
+    whole = value.is_integer() if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
+    return str(int(cast("float", value))) if whole else value
+
+
+Id = Annotated[Short, BeforeValidator(_as_text, json_schema_input_type=Short | int)]
+"""A name that a client gives; a whole number is one too."""
+
+
 class Given(BaseModel):
-    """What a client sends. Not ninja's ``Schema``: that takes any value for an object with optional fields alone."""
+    """What a client sends. Not ninja's ``Schema``: that takes any value for an object with optional fields alone.
+
+    Null says nothing: a field that may be left out may be null, as a client writes it that has nothing to say.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        strange = set(given) - set(cls.model_fields) if cls.model_config.get("extra") == "allow" else set()
+        return {name: value for name, value in given.items() if value is not None or name in strange}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(core)
+        schema = handler.resolve_ref_schema(found)
+        for name, field in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                one_of = field.get("anyOf") or field.get("allOf") or [field]  # of all there is one: a reference
+                schema["properties"][name] = {"anyOf": [*one_of, {"type": "null"}], **about}
+        return found
 
 
 class Open(Given):
@@ -91,9 +133,9 @@ class Context(Open):
     Earlier plugins say ``sessionId`` in its place.
     """
 
-    conversation_id: Short = ""
-    userId: Short = ""
-    sessionId: Short = ""
+    conversation_id: Id = ""
+    userId: Id = ""
+    sessionId: Id = ""
 
     @property
     def conversation(self) -> str:
@@ -133,7 +175,8 @@ class CheckIn(Given):
     @classmethod
     def _lifted(cls, given: object) -> object:
         if isinstance(given, dict) and isinstance(config := given.get("config"), dict):
-            return {name: config[name] for name in LIFTED if config.get(name) is not None} | given
+            outside = {name: value for name, value in given.items() if value is not None}
+            return {name: config[name] for name in LIFTED if config.get(name) is not None} | outside
         return given
 
     @property

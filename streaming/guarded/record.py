@@ -201,6 +201,10 @@ class Record:
             return None
         return seq == self.seq or any(one["seq"] == seq for one in self.earlier)
 
+    def began_with(self, seq: int) -> bool:
+        """Whether this delta came with the start."""
+        return seq == self.start_answer.get("seq") == 1
+
     def keep(self, digest: str, answer: Answer) -> None:
         """The answer of the call that is being committed, and that the record has been brought to."""
         self.digest, self.answer = digest, answer

@@ -49,7 +49,9 @@ def in_turn(record: Record, seq: int | None) -> None:
         raise OutOfTurn("seq_conflict", said, record.expected_seq)
     if seq is not None and seq != record.expected_seq:
         said = f"seq {record.expected_seq} comes next; nothing was applied."
-        if (known := record.applied(seq)) is not None:
+        if record.began_with(seq):
+            said = f"seq {seq} came with the start; nothing was applied now."
+        elif (known := record.applied(seq)) is not None:
             said = f"seq {seq} was sent before with another body; nothing was applied."
             if not known:
                 said = f"seq {seq} was applied long ago, and its answer is not kept; nothing was applied now."

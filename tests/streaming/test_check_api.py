@@ -115,9 +115,59 @@ async def test_calls_with_one_conversation_id_are_one_conversation(call: Caller)
     assert await database_sync_to_async(Conversation.objects.count)() == 2
 
 
+NOTHING_SAID: list[dict[str, object]] = [
+    {"context": None},
+    {"policy": None},
+    {"preset": None},
+    {"mode": None},
+    {"accepts": None},
+    {"config": None},
+    {"context": {"conversation_id": None, "userId": None, "sessionId": None, "more": None}},
+    {"config": {"policy": None, "preset": None, "kind": None, "mode": None, "accepts": None}},
+    {"config": {"context": {"userId": None}}},
+]
+
+
+@pytest.mark.parametrize("more", NOTHING_SAID, ids=str)
+async def test_null_says_nothing(call: Caller, more: dict[str, object]) -> None:
+    """That is how JavaScript writes a value that a client does not have."""
+    status, said = await call({"text": "hello", "kind": "prompt", **more})
+    assert (status, said["action"]) == (200, "allow")
+    session = await AuditSession.objects.aget()
+    assert (session.policy_name, session.monitor) == ("basic", False)
+
+
+async def test_null_outside_leaves_it_to_config(call: Caller) -> None:
+    config = {"kind": "response", "preset": "demo", "mode": "monitor", "context": {"sessionId": "s"}}
+    nothing = dict.fromkeys(("kind", "policy", "preset", "mode", "context", "accepts"))
+    assert (await call({"text": "hello", "config": config, **nothing}))[0] == 200
+    session = await AuditSession.objects.select_related("conversation").aget()
+    assert (session.policy_name, session.monitor) == ("demo", True)
+    assert session.conversation is not None
+    assert session.conversation.external_id == "s"
+
+
+@pytest.mark.parametrize("name", ["conversation_id", "sessionId"])
+async def test_an_id_that_is_a_whole_number_is_the_same_as_text(call: Caller, name: str) -> None:
+    for number in (42, "42", 42.0):
+        assert (await call({"text": "hello", "kind": "prompt", "context": {name: number, "userId": 7}}))[0] == 200
+    assert (await Conversation.objects.aget()).external_id == "42"
+
+
+@pytest.mark.parametrize("odd", [True, 1.5, 10**300, [1], {"id": 1}], ids=str)
+@pytest.mark.parametrize("name", ["conversation_id", "userId", "sessionId"])
+async def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(call: Caller, name: str, odd: object) -> None:
+    status, said = await call({"text": "hello", "kind": "prompt", "context": {name: odd}})
+    error = said["error"]
+    assert isinstance(error, dict)
+    assert (status, error["field"]) == (422, f"context.{name}")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "field"),
     [
+        ({"text": None, "kind": "prompt"}, 422, "invalid", "text"),
+        ({"text": "x", "kind": None}, 422, "invalid", "kind"),
         (b"{", 400, "not_parseable", None),
         (b'"text"', 422, "invalid", None),
         ({"kind": "prompt"}, 422, "invalid", "text"),

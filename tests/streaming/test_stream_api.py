@@ -164,6 +164,34 @@ async def test_a_repeated_start_begins_one_stream(client: Client) -> None:
     assert (await other.post("start", body, **{"Idempotency-Key": "k1"}))[1]["session_id"] != made[0]["session_id"]
 
 
+async def test_null_and_numbers_in_a_start_are_taken_as_a_check_takes_them(client: Client) -> None:
+    nothing: Json = dict.fromkeys(("policy", "preset", "kind", "delta", "channels"))
+    about: Json = {"context": {"sessionId": 42, "userId": None}, "client": {"name": None, "version": None}}
+    status, said = await client.post("start", {**nothing, **about}, **{"Idempotency-Key": "k1"})
+    assert (status, said["seq"]) == (201, 0)
+    session = await AuditSession.objects.select_related("conversation").aget()
+    assert session.conversation is not None
+    assert session.conversation.external_id == "42"
+    again = {"context": {"sessionId": "42"}}
+    assert (await client.post("start", again, **{"Idempotency-Key": "k1"}))[1]["session_id"] == said["session_id"]
+    assert (await client.post("start", {"context": None, "client": None}))[0] == 201
+    status, said = await client.post("start", {"context": {"sessionId": True}})
+    assert (status, error(said)["field"]) == (422, "context.sessionId")
+
+
+async def test_who_sends_the_delta_of_the_start_once_more_is_told_that_it_came_with_the_start(client: Client) -> None:
+    began = await client.start(delta="Hello. ")
+    for expected in (2, 3):
+        status, said = await client.update(began["session_id"], 1, "Hello. ")
+        assert (status, error(said)["expected_seq"]) == (409, expected)
+        assert "seq 1 came with the start" in str(error(said)["message"])
+        await client.update(began["session_id"], 2, "More. ")
+    empty = await client.start()
+    await client.update(empty["session_id"], 1, "Hello. ")
+    _, said = await client.update(empty["session_id"], 1, "Other. ")
+    assert "with another body" in str(error(said)["message"]), "that start had none"
+
+
 @pytest.mark.parametrize(("seq", "delta"), [(1, "other"), (3, "gap"), (99, "far")])
 async def test_what_is_out_of_turn_is_refused_and_nothing_applied(client: Client, seq: int, delta: str) -> None:
     began = await client.start(delta="Hello. ")
