@@ -19,7 +19,10 @@ from playwright.sync_api import Page, Route, WebSocket, expect
 GRAM = 5
 """A secret is taken as seen when this many of its characters in a row were; fewer occur by chance in any prose."""
 
-LOST = ("ERR_CONNECTION", "ERR_SOCKET_NOT_CONNECTED", "ERR_INTERNET_DISCONNECTED", "WebSocket", "error: [object Event]")
+LOST = (
+    "ERR_CONNECTION", "ERR_EMPTY_RESPONSE", "ERR_SOCKET_NOT_CONNECTED", "ERR_INTERNET_DISCONNECTED", "WebSocket",
+    "error: [object Event]",
+)  # fmt: skip
 """What the browser says of a connection that was cut, refused or taken away, and htmx of the socket's error event."""
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from guardrails.policy import Policy
@@ -13,7 +12,7 @@ from streaming.log import MemoryLog, SessionLog
 from streaming.models import AuditSession, Message
 from streaming.providers.base import Provider
 from streaming.sessions import Visitor
-from tests.streaming.pumping import QUICK
+from tests.streaming.pumping import QUICK, grown
 
 Event = dict[str, object]
 WAIT_S = 120.0
@@ -75,10 +74,11 @@ async def chat(
     own = Own(provider=provider, policy=policy, queue_checks=no_checks, flagged=flagged)
     frame = frame or StartFrame(type="start", prompt="hello")
     started = await start_chat(frame, Asked(Visitor(session_key="s"), "", own=own), log, settings)
-    async with log.attend(started.session_id) as wake, asyncio.timeout(WAIT_S):
-        while not any(e["type"] == "state" and e.get("outcome") for e in await log.read(started.session_id, 0, 10_000)):
-            wake.clear()
-            await wake.wait()
+
+    async def over() -> bool:
+        return any(e["type"] == "state" and e.get("outcome") for e in await log.read(started.session_id, 0, 10_000))
+
+    await grown(log, started.session_id, over, WAIT_S)
     return Chatted(
         await log.read(started.session_id, 0, 10_000),
         await AuditSession.objects.aget(pk=started.session_id),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from channels.db import database_sync_to_async
@@ -16,7 +16,7 @@ from streaming.bookends import Run, policy_ref, prompt_metadata
 from streaming.checks import check_text, looked_at
 from streaming.conf import Conf
 from streaming.core.events import ProviderEvent, TextDelta
-from streaming.log import MemoryLog
+from streaming.log import MemoryLog, SessionLog
 from streaming.providers.base import ChatMessage, Provider, ProviderRequest
 from streaming.providers.schedule import Schedule
 from streaming.pump import Pump, Surroundings
@@ -142,17 +142,28 @@ class Trial:
 
     async def until(self, kind: str, count: int = 1) -> None:
         """Wait until the log has so many events of this type."""
-        async with asyncio.timeout(10), self.log.attend(self.session_id) as wake:
-            while len(await self.of(kind)) < count:
-                wake.clear()
-                await wake.wait()
+
+        async def so() -> bool:
+            return len(await self.of(kind)) >= count
+
+        await grown(self.log, self.session_id, so)
 
     async def until_shown(self, text: str) -> None:
         """Wait until a reader has put together exactly this."""
-        async with asyncio.timeout(10), self.log.attend(self.session_id) as wake:
-            while await self.shown() != text:
-                wake.clear()
-                await wake.wait()
+
+        async def so() -> bool:
+            return await self.shown() == text
+
+        await grown(self.log, self.session_id, so)
+
+
+async def grown(log: SessionLog, session_id: str, so: Callable[[], Awaitable[bool]], limit_s: float = 10) -> None:
+    """Wait until it is ``so``, looking each time that the session's log has grown."""
+    async with asyncio.timeout(limit_s), log.attend(session_id) as wake:
+        wake.clear()  # before each look: what comes while we look wakes us
+        while not await so():
+            await wake.wait()
+            wake.clear()
 
 
 async def trial(

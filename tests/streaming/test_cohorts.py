@@ -87,10 +87,10 @@ class Stream:
     async def until(self, kind: str) -> dict[str, object]:
         async with asyncio.timeout(LIMIT_S), self.log.attend(self.session_id) as wake:
             while True:
+                wake.clear()
                 for event in await self.log.read(self.session_id, 0, 100_000):
                     if event["type"] == kind:
                         return event
-                wake.clear()
                 await wake.wait()
 
     async def answer(self) -> str:

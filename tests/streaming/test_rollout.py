@@ -26,7 +26,7 @@ from streaming.providers.base import ChatMessage, ProviderRequest, ProviderUnava
 from streaming.resilience import TRIES, Calls, Upstreams
 from streaming.rollout import Decision, Marks, RolledOut, Subject, decide, estimate_s, supports_streaming
 from streaming.sessions import Visitor
-from tests.streaming.pumping import QUICK, Controlled, policy_of
+from tests.streaming.pumping import QUICK, Controlled, grown, policy_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PLAIN = ProviderRequest((ChatMessage("user", "hello"),))
@@ -247,10 +247,11 @@ async def ask(
         type="start", prompt="hello", use_streaming=use_streaming, conversation_id=conversation_id, tools=True
     )
     started = await start_chat(frame, Asked(visitor or Visitor(session_key="s"), "", own=own), log, QUICK)
-    async with log.attend(started.session_id) as wake, asyncio.timeout(20):
-        while not any(e["type"] == "state" and e.get("outcome") for e in await log.read(started.session_id, 0)):
-            wake.clear()
-            await wake.wait()
+
+    async def over() -> bool:
+        return any(e["type"] == "state" and e.get("outcome") for e in await log.read(started.session_id, 0))
+
+    await grown(log, started.session_id, over, 20)
     events = await log.read(started.session_id, 0, 1_000)
     row = await AuditSession.objects.aget(pk=started.session_id)
     return Answered(events, provider.paths, row, await Message.objects.aget(pk=started.answer_id))

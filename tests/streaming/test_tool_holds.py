@@ -16,7 +16,7 @@ from streaming.agent import NOT_OVER, NOT_RUN, PROGRESS_EVERY_S, WITHHELD
 from streaming.core.events import ProviderToolResult, ToolCallDelta
 from streaming.models import Message
 from streaming.tools.base import Context
-from tests.streaming.pumping import Trial, trial
+from tests.streaming.pumping import Trial, grown, trial
 from tests.streaming.test_agent import Tools, answer, asks, tools
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -176,10 +176,11 @@ async def test_two_results_that_are_held_are_one_hold(tools: Tools) -> None:
     tools.add("find", find)
     case = await answer([asks(("find", {"text": "four"}), ("find", {"text": "sixsix"}))], tools, policy=policy())
     task = asyncio.create_task(case.pump.run())
-    async with asyncio.timeout(30), case.log.attend(case.session_id) as wake:
-        while (10, "g", "sentence") not in await holds(case):
-            wake.clear()
-            await wake.wait()
+
+    async def held() -> bool:
+        return (10, "g", "sentence") in await holds(case)
+
+    await grown(case.log, case.session_id, held, 30)
     Waits.go.set()
     await asyncio.wait_for(task, 30)
     assert [e["result"] for e in await case.of("tool_result")] == ["four", "sixsix"]
