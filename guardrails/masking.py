@@ -97,6 +97,10 @@ PLACEHOLDERS: Policy = compile_policy(
 """The one static rule of which ``streaming.core.restore`` makes its gate."""
 
 _SHAPED = re.compile(GRAMMAR)
+_REDACTED = "redacted "
+"""Before what stands for a value that was redacted, in the place of a sort."""
+_LONGEST = 256
+"""Characters of a value that was redacted and is looked for in other texts; more than that is no value, but a text."""
 _KEY_LABEL = b"sluicegate mask 1"
 
 
@@ -108,6 +112,8 @@ class _Region:
     end: int
     sort: str
     placeholder: str | None
+    learned: bool = False
+    """It was redacted, and is in other texts, too."""
 
 
 def masking_guardrails(policy: Policy) -> frozenset[str]:
@@ -116,6 +122,11 @@ def masking_guardrails(policy: Policy) -> frozenset[str]:
     A guardrail that judges sentences or answers hides what it judged; its ``mask`` stays what ``redact`` is.
     """
     return frozenset(g.name for g in policy.guardrails if g.decides and g.action is Action.MASK and g.rules)
+
+
+def redacting_guardrails(policy: Policy) -> frozenset[str]:
+    """Names of the guardrails whose hits are redacted, of those that decide and can say where their hit stands."""
+    return frozenset(g.name for g in policy.guardrails if g.decides and g.action is Action.REDACT and g.rules)
 
 
 def canonical(shaped: str) -> str:
@@ -152,7 +163,7 @@ class Masker:
     Raises ``ValueError`` without a key of at least 16 bytes.
     """
 
-    __slots__ = ("_key", "_known", "_made", "_values", "put_back", "tag")
+    __slots__ = ("_key", "_known", "_made", "_redacted", "_values", "put_back", "tag")
 
     def __init__(self, keys: Sequence[bytes], *, caller: str, conversation: str) -> None:
         if not keys or len(keys[0]) < 16:
@@ -161,7 +172,7 @@ class Masker:
         self.tag = _letters(self._number(b"tag"), 5)
         self._values: dict[str, str] = {}  # placeholder -> value, and back
         self._made: dict[str, str] = {}
-        self._known = KnownValues()
+        self._known, self._redacted = KnownValues(), KnownValues()
         self.put_back = 0
         """How often a value was put back; whoever does it counts here."""
 
@@ -188,6 +199,7 @@ class Masker:
         redactions: Sequence[tuple[int, str]] = (),
         *,
         masking: frozenset[str] = frozenset(),
+        redacting: frozenset[str] = frozenset(),
         again: bool = False,
     ) -> str:
         """The text as it may go upstream.
@@ -195,32 +207,38 @@ class Masker:
         ``findings`` are those of the policy's gate over the whole text, ``redactions`` what it showed instead, in text
         order (as in ``CheckedText``); ``masking`` names the guardrails whose hits are masked, those of all others stay
         redacted. What has the form of a placeholder is masked in any case. A text that was blocked must not be given.
+        ``redacting`` names those of which ``swept`` redacts in other texts what they have found in this one.
 
         ``again``: the text is made of texts that were masked before (JSON within a string, say, whose strings were
         masked one by one), so that placeholders of this request are our own and stay.
         """
         out: list[str] = []
         at = 0
-        for region in self._regions(text, findings, redactions, masking):
+        for region in self._regions(text, findings, redactions, masking, redacting):
             if again and region.sort == ESCAPED and self.restored(text[region.start : region.end]) is not None:
                 continue
             out.append(text[at : region.start])
             value = text[region.start : region.end]
             out.append(region.placeholder if region.placeholder is not None else self._enter(value, region.sort))
+            if region.learned and len(value) <= _LONGEST:
+                self._redacted.add(value, f"{_REDACTED}{region.placeholder}")
             at = region.end
         out.append(text[at:])
         return "".join(out)
 
-    def swept(self, text: str) -> str:
-        """A text that went through ``mask``, without any value that has a placeholder by now.
+    def swept(self, text: str, *, redacted: bool = True) -> str:
+        """A text that went through ``mask``, without any value that was masked or redacted by now.
 
         For when all texts of the request have been masked: a value that was found beside a word that says what it is
         stands in other texts without it. Values of five characters and more are looked for; what is written another
-        way gets a placeholder of its own, so that it comes back as it was.
+        way gets a placeholder of its own, so that it comes back as it was. ``redacted``: values that were redacted
+        are, too.
         """
-        if not len(self._known):
-            return text
-        return self._known.replaced(text, [m.span() for m in _SHAPED.finditer(text)], self._again)
+        if len(self._known):
+            text = self._known.replaced(text, [m.span() for m in _SHAPED.finditer(text)], self._again)
+        if redacted and len(self._redacted):
+            text = self._redacted.replaced(text, [m.span() for m in _SHAPED.finditer(text)], _label)
+        return text
 
     def _again(self, value: str, sort: str) -> str:
         return self._enter(value, sort, found_again=True)  # and known already
@@ -231,6 +249,7 @@ class Masker:
         findings: Iterable[Finding],
         redactions: Sequence[tuple[int, str]],
         masking: frozenset[str],
+        redacting: frozenset[str],
     ) -> Iterator[_Region]:
         """Regions in text order, apart from each other. What joins a redacted region is redacted with it."""
         hidden = [f for f in findings if f.mode is Mode.BLOCK and f.action in HIDING]
@@ -239,14 +258,16 @@ class Masker:
             masked = all(f.guardrail in masking for f in group)
             shown = redactions[len(regions)][1] if len(regions) < len(redactions) else "[REDACTED]"
             sort = SORTS.get(group[0].category, SORTS[""])
-            regions.append(_Region(first, last, sort, None if masked else shown))
+            learned = not masked and all(f.guardrail in masking | redacting and f.kind != "length" for f in group)
+            regions.append(_Region(first, last, sort, None if masked else shown, learned))
         spans = [_Region(m.start(), m.end(), ESCAPED, None) for m in _SHAPED.finditer(text)]
         merged: list[_Region] = []
         for region in sorted([*regions, *spans], key=lambda r: (r.start, -r.end)):
             if merged and region.start < merged[-1].end:
                 before = merged[-1]
                 joined = before.placeholder if before.placeholder is not None else region.placeholder
-                merged[-1] = _Region(before.start, max(before.end, region.end), before.sort, joined)
+                learned = before.learned or region.learned
+                merged[-1] = _Region(before.start, max(before.end, region.end), before.sort, joined, learned)
             else:
                 merged.append(region)
         yield from merged
@@ -288,6 +309,10 @@ def _merged(findings: Iterable[Finding], length: int) -> Iterator[tuple[int, int
         first, last, group = finding.start, end, [finding]
     if group:
         yield first, last, group
+
+
+def _label(value: str, sort: str) -> str:
+    return sort.removeprefix(_REDACTED)
 
 
 def _parts(*parts: bytes) -> bytes:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from guardrails.findings import AppliesTo, Finding
-from guardrails.masking import Masker, masking_guardrails
+from guardrails.masking import Masker, masking_guardrails, redacting_guardrails
 from guardrails.performance import Checkpoint
 from guardrails.policy import Policy
 from streaming.checks import CheckedText
@@ -44,7 +44,7 @@ class Masks:
         self._begun = _begun(body)
         self._before: dict[str, Restorer | None] = {}
         self._rules = policy.only(Checkpoint.IMMEDIATE)
-        self._masking = masking_guardrails(policy)
+        self._masking, self._redacting = masking_guardrails(policy), redacting_guardrails(policy)
         conversation = hashlib.sha256(first_asked(body).encode("utf-8", "replace")).hexdigest()
         self._masker = Masker(mask_keys(), caller=caller, conversation=conversation)
 
@@ -52,14 +52,18 @@ class Masks:
         """What goes upstream of a text. ``again``: its parts have been masked one by one."""
         if checked.blocked is not None:
             return checked.visible
-        return self._masker.mask(text, checked.findings, checked.redactions, masking=self._masking, again=again)
+        masking, redacting = self._masking, self._redacting
+        return self._masker.mask(
+            text, checked.findings, checked.redactions, masking=masking, redacting=redacting, again=again
+        )
 
     def hidden(self, text: str, findings: Sequence[Finding]) -> str:
         """A text with what was found masked, and every value that is masked elsewhere; nothing else of it is hidden."""
-        return self._masker.swept(self._masker.mask(text, findings, masking=self._masking, again=True))
+        masked = self._masker.mask(text, findings, masking=self._masking, again=True)
+        return self._masker.swept(masked, redacted=False)
 
     def swept(self, text: str) -> str:
-        """What goes upstream of a text when all of them have been masked."""
+        """What goes upstream of a text when all of them have been looked at: without what was masked or redacted."""
         return self._masker.swept(text)
 
     @property

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from guardrails.findings import Action, Finding, Mode
+from guardrails.masking import Masker
 from guardrails.policy import compile_policy
 from streaming.gateway.gates import widened
 from streaming.gateway.masks import Masks
@@ -103,3 +105,53 @@ async def test_the_message_in_the_record_is_what_went_upstream() -> None:
     prompted = await guarded(POLICY, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
     assert "123456789" not in prompted.shown
     assert prompted.raw == "that is 123456789"
+
+
+async def redacted(*messages: Json, guardrails: list[Json] | None = None) -> Json:
+    rules: list[Json] = guardrails or [{"name": "pii", "kind": "pii", "action": "redact"}]
+    policy = widened(compile_policy({"policy": "r", "guardrails": rules}))
+    body: Json = {"model": "m", "messages": list(messages)}
+    masks = Masks(policy, body, caller="c")
+    prompted = await guarded(policy, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    assert masks.masked == 0
+    return prompted.body
+
+
+@pytest.mark.parametrize("kind", WORDED)
+async def test_what_was_redacted_in_one_text_is_redacted_in_every_other(kind: str) -> None:
+    said, value = WORDED[kind]
+    block: Json = {"type": "tool_use", "id": "t", "name": "send", "input": {value: [value], "n": json.dumps([value])}}
+    upstream = await redacted(user(said), assistant(f"Noted {value}."), assistant([block]), user("And now?"))
+    assert value not in json.dumps(upstream)
+    label = str(upstream["messages"][1]["content"]).removeprefix("Noted ").removesuffix(".")  # type: ignore[index,call-overload]
+    assert label == f"[{kind.upper()}]"
+    assert label in str(upstream["messages"][0]["content"])  # type: ignore[index,call-overload]
+
+
+async def test_what_was_redacted_stays_where_it_is_part_of_a_longer_number_or_has_four_characters() -> None:
+    code: Json = {"name": "c", "kind": "regex", "action": "redact", "config": {"rules": [
+        {"id": "c", "pattern": "(?:code: )(?P<secret>[0-9]{4,9})"}]}}  # fmt: skip
+    noted = user("noted 1234567890 and 1234")
+    upstream = await redacted(user("code: 123456789"), user("code: 1234"), noted, guardrails=[code])
+    assert "1234" not in json.dumps(upstream["messages"][:2])  # type: ignore[index]
+    assert upstream["messages"][2] == noted  # type: ignore[index,call-overload]
+
+
+async def test_a_text_that_was_redacted_for_its_length_is_no_value() -> None:
+    long = "some words and then many more words"
+    length: Json = {"name": "l", "kind": "length", "action": "redact", "config": {"max_chars": 20}}
+    rules: Json = {"name": "p", "kind": "pii", "action": "redact"}
+    short = user(long[20:])
+    upstream = await redacted(user(long), short, guardrails=[length, rules])
+    assert upstream["messages"][1] == short  # type: ignore[index,call-overload]
+
+
+def test_who_is_asked_is_told_what_was_redacted() -> None:
+    """Only what is masked is hidden from guardrails over the network."""
+    masker = Masker([b"a key of this installation, long enough"], caller="c", conversation="d")
+    finding = Finding("g", "regex", "r", "c", 6, 15, Mode.BLOCK, Action.REDACT, "prompt")
+    shown = masker.mask("code: 123456789", [finding], [(6, "[C]")], redacting=frozenset({"g"}))
+    assert shown == "code: [C]"
+    assert masker.swept("noted 123456789") == "noted [C]"
+    assert masker.swept("noted 123456789", redacted=False) == "noted 123456789"
+    assert not len(masker)
