@@ -52,6 +52,8 @@ class Fields:
 
     def put(self, out: Holder, name: str | int, value: object, path: Path, spot: Spot) -> None:
         """Put a field's value where it belongs in a chunk, text only so far as it is released."""
+        if len(path) == 1:
+            value = self._walker.by_name(value, str(name))
         match value:
             case str(text):
                 self._said(out, name, text, path, spot)

@@ -22,6 +22,7 @@ from streaming.core.gate import Gate, SentenceCheck
 from streaming.core.json_text import JsonChannel
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
+from streaming.gateway.by_name import without_limits
 from streaming.gateway.channel import Channel
 from streaming.gateway.loose_json import has_escapes, laid_open
 from streaming.gateway.measure import Measure
@@ -101,11 +102,13 @@ class Gates:
         self._same_again = same_again
         self.beside = Beside(self.policy)
         self._immediate = self.policy.only(Checkpoint.IMMEDIATE)
+        self._limitless = without_limits(self._immediate)
         self._restoring = restoring
         self._channels: dict[Key, Channel] = {}
         self._joined: dict[Hashable, Channel] = {}
         self._every: list[Channel] = []
         self._clean: set[tuple[AppliesTo, str]] = set()
+        self._clean_objects: set[str] = set()
         self.answer: list[Channel] = []
         """The channels that are the text of the first choice."""
         self.answers = {0: self.answer}
@@ -270,6 +273,29 @@ class Gates:
         shown = "".join(e[1] for e in effects if e[0] == gates.RELEASE or e[0] == gates.REDACTED)
         if shown == read + rest and not asked:
             return written
+        return channel.encode(effects) + channel.finish()
+
+    def stays(self, text: str) -> bool:
+        """Whether rules hide nothing of the JSON of an object. How long a text may be is a matter of its strings."""
+        if text in self._clean_objects:
+            return True
+        stays = gates.gate_text(self._limitless, text, applies_to=AppliesTo.RESPONSE, channel="field").visible == text
+        if stays and len(self._clean_objects) < 1_000:
+            self._clean_objects.add(text)
+        return stays
+
+    def by_name(self, text: str, *, told: bool) -> str:
+        """The JSON of an object as rules leave it that go by the name of a field. ``told``: findings are told already.
+
+        Those about which nothing is done are told of its strings alone.
+        """
+        channel, gate = JsonChannel(), Gate(self._limitless, AppliesTo.RESPONSE, "field")
+        read = channel.decode(text) + channel.decode_rest()
+        effects = [*gate.feed(read), *gate.finish()]
+        if self.noted is not None and not told:
+            found, released = _found_of(effects), gate.counters.released
+            self.noted.whole(AppliesTo.RESPONSE, "field", read, found, released, limits=False)
+        self._noted([] if told else [e for e in effects if e[0] != gates.FOUND or _hides(e[1]) or gate.blocked])
         return channel.encode(effects) + channel.finish()
 
     def hides(self, text: str, applies_to: AppliesTo) -> bool:

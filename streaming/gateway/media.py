@@ -12,6 +12,7 @@ from __future__ import annotations
 import binascii
 import re
 
+from streaming.gateway.names import HOLDERS
 from streaming.gateway.walker import Json
 
 Path = tuple[str | int, ...]
@@ -23,12 +24,7 @@ _MEDIA = {
     "input_video": "video", "document_url": "document", "image_file": "image",
 }  # fmt: skip
 """What a part is, by its type, or by a field of it where it says no type that is known."""
-_HOLDERS = frozenset(
-    {"source", "input_audio", "file", "video", "image", "audio", "image_url", "audio_url", "video_url", "document_url",
-     "image_embeds", "audio_embeds", "video_embeds"}
-)  # fmt: skip
-"""Fields of such a part that are objects with the bytes in them."""
-_BYTES = frozenset({"data", "url", "file_data"}) | _HOLDERS - {"source", "input_audio", "file"}
+_BYTES = frozenset({"data", "url", "file_data"}) | HOLDERS - {"source", "input_audio", "file"}
 """Fields that have the bytes themselves."""
 _TEXTS = frozenset(
     {"text", "input_text", "output_text", "refusal", "thinking", "redacted_thinking", "search_result", "document",
@@ -64,7 +60,7 @@ class Media:
             self.kinds.append("audio")
         if kind == "text":
             return False
-        return path in self._parts or (path[:-1] in self._parts and path[-1] in _HOLDERS)
+        return path in self._parts or (path[:-1] in self._parts and path[-1] in HOLDERS)
 
     def _note(self, kind: str, path: Path) -> None:
         self.kinds.append(kind)

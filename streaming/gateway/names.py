@@ -7,6 +7,7 @@ something is hidden in both of their names, and that a number is left alone only
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Container, Iterable
 
 from guardrails.findings import AppliesTo, Finding
@@ -28,6 +29,12 @@ _OPTIONS = frozenset(
      "mirostat", "mirostat_eta", "mirostat_tau", "tfs_z"}
 )  # fmt: skip
 
+HOLDERS = frozenset(
+    {"source", "input_audio", "file", "video", "image", "audio", "image_url", "audio_url", "video_url", "document_url",
+     "image_embeds", "audio_embeds", "video_embeds"}
+)  # fmt: skip
+"""Fields of a picture, a sound or a file that are objects with its bytes in them."""
+
 
 def is_parameter(path: Path) -> bool:
     """Whether a number stands there that every vendor takes for one: a seed, a limit, a share."""
@@ -37,6 +44,26 @@ def is_parameter(path: Path) -> bool:
         case ("options", str(name)):
             return name in _OPTIONS
     return path == ("thinking", "budget_tokens")
+
+
+_COUNTS = frozenset({"created", "created_at", "expires_at", "index", "size", "n"})
+_COUNT_ENDS = ("_tokens", "_count", "_duration", "_time", "_index", "_ms", "_requests")
+_LARGEST_COUNT = 2 * 10**12
+"""Milliseconds since 1970 until the year 2033, nanoseconds of half an hour; the rules look at what is more. The numbers
+of Visa (13 digits or more, the first a 4), American Express and Mastercard are."""
+
+
+def is_count(name: str | int, number: float) -> bool:
+    """Whether a number is one of those that vendors count and measure: tokens, seconds since 1970, nanoseconds."""
+    if not isinstance(name, str) or not (name in _COUNTS or name.endswith(_COUNT_ENDS)):
+        return False
+    return abs(number) < _LARGEST_COUNT
+
+
+def spelled(number: int | float) -> str:
+    """A number as a rule reads it: whole ones as digits alone, however they were written."""
+    whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e21
+    return str(int(number)) if whole else json.dumps(number)
 
 
 def looked(rules: Policy, text: str, applies_to: AppliesTo) -> CheckedText:

@@ -25,16 +25,16 @@ from streaming.checks import CheckedText, Later, Looked, check_text, looked_at
 from streaming.core.events import GuardrailStatus
 from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
-from streaming.gateway.by_name import as_json, without_limits, written
+from streaming.gateway.by_name import by_name, left, structure, without_limits, written
 from streaming.gateway.laid import Asked, channel_of
-from streaming.gateway.loose_json import is_json, laid_open_in_turns
+from streaming.gateway.loose_json import laid_open_in_turns
 from streaming.gateway.media import Media
-from streaming.gateway.names import Names, Path, is_parameter
+from streaming.gateway.names import Names, Path, is_parameter, spelled
 from streaming.gateway.outside import Hide, Hiding, needed
 from streaming.gateway.quoted import hides, quoted
 from streaming.gateway.sweep import Swept, as_it_is, json_in, sweep
 from streaming.gateway.thoughts import without_unsigned
-from streaming.gateway.walker import Json, spelled
+from streaming.gateway.walker import Json
 from streaming.slices import SLICE, fed
 
 MAX_DEPTH = 60
@@ -126,10 +126,20 @@ class _Place:
     """The field of the request that it is in."""
     inner: int = 0
     """How many strings of JSON it stands in; each of them is a place of its own."""
-    parsed: bool = False
-    """It is an object or a list, and ``text`` the JSON of it."""
+    called: str | None = None
+    """How the field is called that has it, where ``text`` is its JSON with that name."""
     of: int = -1
-    """The number of the object that it is, or stands in; -1 for none."""
+    """The number of what is looked at by its name that it is, or stands in; -1 for none."""
+
+    @property
+    def parsed(self) -> bool:
+        """It is looked at as JSON that it is not."""
+        return self.called is not None
+
+    def again(self) -> _Place:
+        """The same with the JSON of what stands there now."""
+        now = self.holder[self.key]  # type: ignore[index]  # keys are its own
+        return replace(self, text=written(by_name(now, self.called or "")))
 
 
 class _Told:
@@ -146,11 +156,17 @@ class _Told:
                 self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
 
     def again(self, place: _Place, one: Finding) -> bool:
-        """Whether a finding in the JSON of an object is one of those; each of them is found again once."""
-        found = self._found.get((place.of, one.guardrail, one.rule))
-        if not found or hides(one):
-            return False
+        """Whether a finding in the JSON of an object is one of those; each of them is found again once.
+
+        What stands in the name of a field is told of the name.
+        """
         said = place.text[one.start : one.end]
+        if hides(one):
+            return False
+        if said in (place.called or ""):
+            return True
+        if not (found := self._found.get((place.of, one.guardrail, one.rule))):
+            return False
         within = [said] if said in found else [text for text in found if text in said] if len(found) <= _FEW else []
         for text in within:
             found[text] -= 1
@@ -209,7 +225,7 @@ async def guarded(
         if out.hiding is not None:
             await out.hiding.learn((place.text, place.applies_to) for place in second)
         await _check(policy, second, earlier, out, mask, asking, told, again=True)
-    third = [replace(place, text=written(place.holder[place.key])) for place in walk.objects]  # type: ignore[index]
+    third = [place.again() for place in walk.objects]
     if out.hiding is not None:
         await out.hiding.learn((place.text, place.applies_to) for place in third)
     await _check(policy, third, earlier, out, mask, asking, told, again=True)
@@ -277,10 +293,11 @@ async def _check(
         quotes = quoted(place.text, checked)  # a rule that knows a number by its not being a string needs them off
         text, there = quotes or (place.text, checked)
         shown = mask(text, there, again=again)
-        if not place.parsed:
-            place.holder[place.key] = shown  # type: ignore[index]  # keys are its own
+        if place.called is None:
+            place.holder[place.key] = shown  # type: ignore[index]
         elif shown != place.text:
-            place.holder[place.key] = json.loads(shown) if is_json(shown) else shown  # type: ignore[index]
+            value = place.holder[place.key]  # type: ignore[index]
+            place.holder[place.key] = left(shown, value, place.called)  # type: ignore[index]
         findings, later = asked.looked(place.holder, place.key, place.text, shown, checked, quotes)
         if place.parsed:
             findings = [finding for finding in findings if not told.again(place, finding)]
@@ -301,7 +318,8 @@ class _Walk:
         self.objects: list[_Place] = []
         self.media = Media()
         self._numbers = 0
-        self._of = -1  # the object that is looked at as JSON, too
+        self._of = -1  # what is looked at by its name, too
+        self._inside_text = 0  # in how many strings of JSON
         self._since = 0  # characters looked at since others had their turn
 
     async def copy(self, value: object, path: Path, applies_to: AppliesTo, turn: int) -> object:
@@ -325,6 +343,7 @@ class _Walk:
     async def _object(self, fields: Json, path: Path, applies_to: AppliesTo, turn: int) -> Json:
         applies_to = _kind_of(fields, applies_to)
         within = self.media.see(fields, path)
+        known = structure(path) if self._of < 0 and not self._inside_text else None
         out: Json = {}
         numbers: dict[str, int] = {}
         for name, value in fields.items():
@@ -336,25 +355,21 @@ class _Walk:
             self._bounded()
             key = self.names.shown(name, applies_to, (fields, out), numbers)
             await self._looked_at(len(name) + _LOOK)
-            parsed = isinstance(value, dict | list) and bool(value) and as_json(name, path)
-            if parsed:
-                self._of = len(self.objects)
             if within and self.media.passes(name, value, (*path, name)):
                 out[key] = value
-            else:
-                await self._put(out, key, value, (*path, name), applies_to, turn)
-            if parsed:
-                await self._object_as_json(out, key, applies_to, turn, path[0] if path else name)
+                continue
+            called = None if known is None else known.called(name, value, path)
+            if called is not None:
+                self._of = len(self.objects)
+            await self._put(out, key, value, (*path, name), applies_to, turn)
+            if called is not None:
+                called, top = key if called == name else called, path[0] if path else name
+                place = _Place(out, key, "", applies_to, turn, True, top, called=called, of=self._of)
+                self.objects.append(place.again())
                 self._of = -1
+                self._bounded()
+                await self._looked_at(len(self.objects[-1].text))
         return out
-
-    async def _object_as_json(self, out: Json, key: str, applies_to: AppliesTo, turn: int, top: str | int) -> None:
-        """Have the rules look at an object as at the text that a model or a program writes it as."""
-        text = written(out[key])
-        place = _Place(out, key, text, applies_to, turn, structure=True, top=top, parsed=True, of=self._of)
-        self.objects.append(place)
-        self._bounded()
-        await self._looked_at(len(text))
 
     async def _put(
         self, holder: Json | list[object], key: str | int, value: object, path: Path,
@@ -382,7 +397,9 @@ class _Walk:
             if value:
                 self.places.append(place)
             return
+        self._inside_text += 1
         self.inside.append((place, await self.copy(inner, (*path, "json"), applies_to, turn), inner))
+        self._inside_text -= 1
 
     def _bounded(self) -> None:
         found = len(self.places) + len(self.inside) + len(self.objects) + len(self.names) + self._numbers

@@ -14,8 +14,8 @@ from collections.abc import Callable, Set
 from typing import cast
 
 from streaming.gateway.loose_json import one_meaning
-from streaming.gateway.names import Path, is_parameter
-from streaming.gateway.walker import Json, spelled
+from streaming.gateway.names import Path, is_parameter, spelled
+from streaming.gateway.walker import Json
 
 Swept = Callable[[str], str]
 LONG = 10_000

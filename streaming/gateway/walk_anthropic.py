@@ -143,7 +143,7 @@ class AnthropicWalker(Walker):
                 self._given.add(index)
                 self._input(made, name, value, self._tools[index], waiting)
             else:
-                made[name] = self.plain(value)
+                made[name] = self.field(name, value)
         self._queue.append(waiting)
 
     def _seen(self, block: Json) -> Json:
@@ -178,12 +178,12 @@ class AnthropicWalker(Walker):
             elif name == "signature" and isinstance(value, str) and self._keeps(index, value):
                 withheld = True
             elif kind == "citations_delta" and not isinstance(value, str):
-                made[name] = self.plain(value)  # complete each time
+                made[name] = self.field(name, value)  # complete each time
             elif not isinstance(value, str):
                 self._fields.put(made, name, value, (name,), self._within(index, kind, waiting))
             else:
                 channel = self._channel(index, name, kind, name)
-                self.gates.feed(channel, value)
+                self.gates.feed(channel, str(self.by_name(value, name)))
                 made[name] = ""
                 waiting.slots.append(Slot(made, name, channel, keep=not value))
         if not (withheld and self._void(waiting.chunk)):
@@ -313,7 +313,7 @@ class AnthropicWalker(Walker):
                 made[name] = value
                 waiting.signed.append((made, at))
             else:
-                made[name] = self.plain(value)
+                made[name] = self.field(name, value)
         return made
 
     def begin(self, id_: str, model: str, created: int, *, streaming: bool) -> None:

@@ -94,14 +94,14 @@ class OllamaWalker(Walker):
                     made[name] = value
             elif isinstance(value, str) and name not in _KNOWN:
                 channel = self._channel(name)
-                self.gates.feed(channel, value)
+                self.gates.feed(channel, value if name in _SAID else str(self.by_name(value, name)))
                 made[name] = ""
                 # A line without text is still a line: clients count on the field.
                 waiting.slots.append(Slot(made, name, channel, keep=not value or whole or name == "content"))
             elif name in _KNOWN:
                 made[name] = self.once(value, ("message", name))
             elif whole:
-                made[name] = self.plain(value)
+                made[name] = self.field(name, value)
             else:
                 spot = Spot(("message",), waiting, self._extra, lambda more: self._beside({}, more))
                 self._fields.put(made, name, value, (name,), spot)
@@ -133,7 +133,7 @@ class OllamaWalker(Walker):
         for name, value in call.items():
             if self.spells(name, value):
                 continue
-            made[name] = self._function(value, waiting) if isinstance(value, dict) else self.plain(value)
+            made[name] = self._function(value, waiting) if isinstance(value, dict) else self.field(name, value)
         return made
 
     def _function(self, said: Json, waiting: Waiting) -> Json:
@@ -152,7 +152,7 @@ class OllamaWalker(Walker):
             elif name == "name" and isinstance(value, str):
                 made[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
             elif not self.spells(name, value):
-                made[name] = self.plain(value)
+                made[name] = self.field(name, value)
         return made
 
     def _end(self, waiting: Waiting) -> None:

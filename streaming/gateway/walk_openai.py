@@ -37,6 +37,7 @@ _IDENTIFIERS = frozenset({"id", "type", "role", "format", "object", "status"})
 _FOR_READERS = frozenset({("content",), ("refusal",), ("reasoning_content",), ("reasoning",), ("thinking",)})
 _PARTS = (("text",), ("refusal",), ("thinking",), ("summary",))
 """Fields that are words for the reader, and those of the parts that such a field may be a list of."""
+_OF_PARTS = frozenset({"content", "reasoning_details"})
 _UNSEEN = frozenset({"audio", "images"})
 """What no guardrail can look at."""
 _CALLED = frozenset({"function", "custom"})
@@ -150,7 +151,7 @@ class OpenAIWalker(Walker):
             elif name == "index":
                 out[name] = value
             elif spot is None:
-                out[name] = self.plain(value)
+                out[name] = self.field(name, value)
             elif name in _OF_A_CHOICE:
                 out[name] = self.once(value, ("choice", index_of(choice.get("index")), name))
             else:
@@ -245,6 +246,8 @@ class OpenAIWalker(Walker):
     ) -> None:
         """One field of a message: its strings are texts, whatever it is called."""
         shown_name = self.gates.plain(name) if isinstance(name, str) else name
+        if len(path) == (3 if path[0] in _OF_PARTS else 1):
+            value = self.by_name(value, str(name))
         match value:
             case str(text) if name in _IDENTIFIERS and len(path) > 1:
                 if whole or self.fixed(text):
@@ -360,9 +363,10 @@ class OpenAIWalker(Walker):
 
     def _call_made(self, key: tuple[int, int], call: _Call) -> Waiting:
         """The chunk of one complete call."""
-        about = {name: self.plain(value) for name, value in call.said.items() if "." not in name}
-        about |= {self.gates.plain(name): self.plain(value) for name, value in call.beside.items()}
-        inner: Json = {name.partition(".")[2]: self.plain(v) for name, v in call.said.items() if "." in name}
+        about = {name: self.field(name, value) for name, value in call.said.items() if "." not in name}
+        about |= {self.gates.plain(name): self.field(name, value) for name, value in call.beside.items()}
+        within = {name.partition(".")[2]: value for name, value in call.said.items() if "." in name}
+        inner: Json = {name: self.field(name, value) for name, value in within.items()}
         if call.name:
             inner["name"] = self.gates.plain(call.name, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
         text = call.text.taken()
@@ -383,7 +387,10 @@ class OpenAIWalker(Walker):
                 if self.spells(name, value):
                     continue
                 inner = isinstance(value, dict) and bool({"arguments", "input"} & set(value))
-                made[name] = self._whole_call(cast("Json", value), call, waiting, name) if inner else self.plain(value)
+                if inner:
+                    made[name] = self._whole_call(cast("Json", value), call, waiting, name)
+                else:
+                    made[name] = self.field(name, value)
             out.append(made)
         return out
 
@@ -400,7 +407,7 @@ class OpenAIWalker(Walker):
             elif name == "name" and isinstance(value, str):
                 out[name] = self.gates.plain(value, AppliesTo.TOOL_ARGUMENTS, "tool_arguments")
             elif not self.spells(name, value):
-                out[name] = self.plain(value)
+                out[name] = self.field(name, value)
         return out
 
     # -- whole answers and ends ---------------------------------------------------------------------------------

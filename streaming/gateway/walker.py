@@ -23,6 +23,8 @@ from streaming.gateway.gates import Gates
 from streaming.gateway.known import Known
 from streaming.gateway.loose_json import has_escapes, has_numbers, is_json, one_meaning
 from streaming.gateway.measure import Pieces
+from streaming.gateway.named import without_named
+from streaming.gateway.names import is_count, spelled
 
 Json: TypeAlias = dict[str, object]
 Chunks: TypeAlias = list[Json]
@@ -55,20 +57,6 @@ _WORDS = frozenset(
 
 SAYS_WHY = frozenset({"error", "message"})
 """Where the document of an error has its sentence."""
-
-
-_COUNTS = frozenset({"created", "created_at", "expires_at", "index", "size", "n"})
-_COUNT_ENDS = ("_tokens", "_count", "_duration", "_time", "_index", "_ms", "_requests")
-_LARGEST_COUNT = 2 * 10**12
-"""Milliseconds since 1970 until the year 2033, nanoseconds of half an hour; the rules look at what is more. The numbers
-of Visa (13 digits or more, the first a 4), American Express and Mastercard are."""
-
-
-def is_count(name: str | int, number: float) -> bool:
-    """Whether a number is one of those that vendors count and measure: tokens, seconds since 1970, nanoseconds."""
-    if not isinstance(name, str) or not (name in _COUNTS or name.endswith(_COUNT_ENDS)):
-        return False
-    return abs(number) < _LARGEST_COUNT
 
 
 class WrongDialect(ValueError):
@@ -235,6 +223,14 @@ class Walker(ABC):
 
         ``failed``: it is the document of an error, whose sentence is told although nobody is asked about it.
         """
+        made = self._plain(value, depth, name, failed=failed)
+        return self.by_name(made, name) if isinstance(made, dict | list) else made
+
+    def field(self, name: str, value: object) -> object:
+        """The same of a field that nobody here knows, whose name may say what its value is."""
+        return self.by_name(self.plain(value, name=name), name)
+
+    def _plain(self, value: object, depth: int, name: str, *, failed: bool) -> object:
         if depth > MAX_DEPTH:
             return None
         match value:
@@ -242,13 +238,17 @@ class Walker(ABC):
                 return self.gates.plain(text, asked=failed and name in SAYS_WHY)
             case dict(fields):
                 return {
-                    self.gates.plain(str(key)): self.plain(part, depth + 1, name=str(key), failed=failed)
+                    self.gates.plain(str(key)): self._plain(part, depth + 1, str(key), failed=failed)
                     for key, part in fields.items()
                     if not self.spells(str(key), part)
                 }
             case list(items):
-                return [self.plain(part, depth + 1, failed=failed) for part in items]
+                return [self._plain(part, depth + 1, "", failed=failed) for part in items]
         return self._number(value, name)
+
+    def by_name(self, value: object, name: str = "") -> object:
+        """A value without what rules hide that go by the name of a field in it, or by ``name``, its own."""
+        return without_named(self.gates, value, name) if self.deciding else value
 
     def _number(self, value: object, name: str | int) -> object:
         """A number, as text if something in it had to be hidden; what is none is as it was."""
@@ -268,6 +268,11 @@ class Walker(ABC):
 
         So that no text is said in pieces in the place of a name. Words of a fixed meaning may change.
         """
+        if isinstance(value, dict) and self.deciding:
+            value = {name: self.by_name(part, name) for name, part in value.items()}
+        return self._once(value, path)
+
+    def _once(self, value: object, path: tuple[str | int, ...]) -> object:
         if len(path) > MAX_DEPTH:
             return None
         match value:
@@ -278,10 +283,12 @@ class Walker(ABC):
                 return self._first.setdefault(path, shown)
             case dict(fields):
                 return {
-                    name: self.once(part, (*path, name)) for name, part in fields.items() if not self.spells(name, part)
+                    name: self._once(part, (*path, name))
+                    for name, part in fields.items()
+                    if not self.spells(name, part)
                 }
             case list(items):
-                return [self.once(part, (*path, at)) for at, part in enumerate(items)]
+                return [self._once(part, (*path, at)) for at, part in enumerate(items)]
         return self._number(value, path[-1] if path else "")
 
     def named(self, fields: Json) -> Json:
@@ -375,12 +382,6 @@ def _is_time(text: str) -> bool:
 def put(holder: Holder, key: str | int, value: object) -> None:
     """Put a value where it belongs."""
     holder[key] = value  # type: ignore[index]  # names in objects, numbers in lists
-
-
-def spelled(number: int | float) -> str:
-    """A number as a rule reads it: whole ones as digits alone, however they were written."""
-    whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e21
-    return str(int(number)) if whole else json.dumps(number)
 
 
 def objects(value: object) -> list[Json]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guardrails.kinds import base
-from guardrails.policy import compile_policy
+from guardrails.policy import Policy, compile_policy
 from guardrails.selectors import ShadowPolicy
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
@@ -19,7 +19,7 @@ from tests.streaming.gateway.test_gives_way import others
 from tests.streaming.gateway.test_prompts import user
 from tests.streaming.gateway.test_told_upstream import Near
 from tests.streaming.gateway.test_walkers import anthropic_block, cut, ollama_call, openai_call
-from tests.streaming.gateway.walked import BLOCKING, WALKERS, walk, walk_whole
+from tests.streaming.gateway.walked import BLOCKING, OPEN, WALKERS, walk, walk_whole
 
 SSN = "123456789"
 POLICIES = {
@@ -56,6 +56,41 @@ PLACES: dict[str, tuple[Callable[[object], Json], Callable[[Json], object]]] = {
     ),
     "metadata": (lambda said: {"messages": [user("Hi")], "metadata": said}, lambda body: body["metadata"]),
     "a field nobody knows": (lambda said: {"messages": [user("Hi")], "x": {"y": said}}, lambda body: body["x"]["y"]),  # type: ignore[index]
+    "a field of a message that nobody knows": (
+        lambda said: {"messages": [user("Hi") | {"context": said}]},
+        lambda body: body["messages"][0]["context"],  # type: ignore[index]
+    ),
+    "a part of a message that nobody knows": (
+        lambda said: {"messages": [user([{"type": "text", "text": "Hi"}, {"type": "data", "data": said}])]},
+        lambda body: body["messages"][0]["content"][1]["data"],  # type: ignore[index]
+    ),
+    "a field of a tool that nobody knows": (
+        lambda said: {"messages": [user("Hi")], "tools": [{"name": "f", "input_schema": {}, "input_examples": said}]},
+        lambda body: body["tools"][0]["input_examples"],  # type: ignore[index]
+    ),
+    "examples of a schema": (
+        lambda said: {
+            "messages": [user("Hi")],
+            "tools": [{"function": {"name": "f", "parameters": {"examples": said}}}],
+        },
+        lambda body: body["tools"][0]["function"]["parameters"]["examples"],  # type: ignore[index]
+    ),
+    "a message that was parsed": (
+        lambda said: {"messages": [user("Hi"), {"role": "assistant", "content": "Ho", "parsed": said}]},
+        lambda body: body["messages"][1]["parsed"],  # type: ignore[index]
+    ),
+    "a call that was parsed": (
+        lambda said: {
+            "messages": [
+                user("Hi"),
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}", "parsed_arguments": said}}],
+                },
+            ]
+        },
+        lambda body: body["messages"][1]["tool_calls"][0]["function"]["parsed_arguments"],  # type: ignore[index]
+    ),
     "a result": (
         lambda said: {"messages": [user([{"type": "tool_result", "content": [{"type": "json", "json": said}]}])]},
         lambda body: body["messages"][0]["content"][0]["content"][0]["json"],  # type: ignore[index]
@@ -117,6 +152,116 @@ async def test_arguments_in_which_nothing_is_found_are_what_they_were(place: str
     made, got = PLACES[place]
     said = {"q": 'a "b"\n\\d ☃', "n": [1, 2.5, 1e300, None, True], "deep": {"": {}}}
     assert got((await passed(made(said), "mask")).body) == said
+
+
+FIELDS: dict[str, Json] = {
+    "a result without parts": {"messages": [user("Hi"), {"role": "tool", "content": {"ssn": SSN}}]},
+    "a message": {"messages": [user("Hi") | {"ssn": SSN}]},
+    "a message, as a number": {"messages": [user("Hi") | {"ssn": int(SSN)}]},
+    "a message, as a list": {"messages": [user("Hi") | {"ssn": [SSN, {"ssn": SSN}]}]},
+    "a part": {"messages": [user([{"type": "text", "text": "Hi", "ssn": SSN}])]},
+    "a call": {"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"function": {"ssn": SSN}}]}]},
+    "the request": {"messages": [user("Hi")], "ssn": SSN},
+    "a tool": {"messages": [user("Hi")], "tools": [{"name": "f", "ssn": SSN}]},
+    "no schema": {"messages": [user("Hi")], "tools": [{"name": "f", "input_schema": {"properties": {"ssn": SSN}}}]},
+    "the value of a schema": {"messages": [user("Hi")], "format": {"properties": {
+        "ssn": {"type": "string", "default": SSN}}}},
+    "the values of a schema": {"messages": [user("Hi")], "response_format": {"json_schema": {"schema": {"properties": {
+        "a": {"items": {"properties": {"ssn": {"anyOf": [{"enum": [SSN, "none"]}, {"const": SSN}]}}}}}}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["mask", "redact"])
+@pytest.mark.parametrize("body", FIELDS.values(), ids=FIELDS)
+async def test_what_the_name_of_a_field_says_of_one_value_goes_upstream_nowhere(body: Json, action: str) -> None:
+    found = await passed(body, action)
+    said = json.dumps(found.body)
+    assert SSN not in said
+    assert ("MASK-SSNO-" if action == "mask" else "[SSN]") in said
+    assert "none" in said or "none" not in json.dumps(body)
+
+
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "ssn": {"type": "string", "pattern": "[0-9]{9}", "maxLength": 123456789},
+        "account number": {"type": "integer", "minimum": 10000000, "maximum": 98765432},
+        "examples": {"type": "array", "items": {"$ref": "#/$defs/date of birth"}, "default": []},
+        "enum": {"enum": ["a", "b", 1, None]},
+    },
+    "$defs": {"date of birth": {"type": "string", "format": "date", "const": "x"}, "ssn": True},
+    "required": ["ssn"],
+    "additionalProperties": False,
+}
+HONEST: dict[str, Json] = {
+    "OpenAI": {
+        "messages": [
+            user([{"type": "text", "text": "Hi"}]),
+            {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": {"id": "audio_1"},
+             "tool_calls": [{"id": "c", "type": "function", "index": 0, "function": {
+                 "name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1, "b": [1.5, None, {}]}}}],
+             "parsed": {"steps": [{"n": 1, "explanation": "x"}], "done": True}},
+            {"role": "tool", "tool_call_id": "c", "content": "ok"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
+        "logit_bias": {"50256": -100}, "stop": ["\n"], "metadata": {"a": "b"}, "seed": 123456789,
+    },
+    "Anthropic": {
+        "system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "5m"}}],
+        "messages": [
+            user("Hi"),
+            anthropic({"a": [1, {"b": 2.0}]}),
+            user([{"type": "tool_result", "tool_use_id": "t", "is_error": False, "content": [
+                {"type": "text", "text": "x", "citations": [{"type": "char_location", "start_char_index": 1}]}]}]),
+        ],
+        "tools": [
+            {"name": "f", "input_schema": SCHEMA, "input_examples": [{"account number": 1}], "strict": True},
+            {"type": "web_search_20250305", "name": "web_search", "max_uses": 5, "allowed_domains": ["example.com"],
+             "user_location": {"type": "approximate", "city": "Bern", "timezone": "Europe/Zurich"}},
+        ],
+        "thinking": {"type": "enabled", "budget_tokens": 2048}, "metadata": {"user_id": "u"},
+    },
+    "Ollama": {
+        "messages": [user("Hi"), ollama({"a": 1}), {"role": "tool", "tool_name": "f", "content": "ok"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+        "format": SCHEMA, "options": {"num_ctx": 4096, "temperature": 0.5, "stop": ["x"]}, "keep_alive": "5m",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HONEST.values(), ids=HONEST)
+async def test_a_request_in_which_nothing_is_found_goes_upstream_as_it_came(body: Json) -> None:
+    for action in POLICIES:
+        found = await passed(body, action)
+        assert found.body == {"model": "m", **body}
+        assert not found.findings
+    nothing = widened(compile_policy({"policy": "n", "guardrails": []}))
+    assert (await guarded(nothing, {"model": "m", **body}, media_allowed=True)).body == {"model": "m", **body}
+
+
+@pytest.mark.parametrize("action", ["mask", "redact"])
+async def test_a_schema_stays_one_where_a_value_of_it_is_hidden(action: str) -> None:
+    rule: Json = {"id": "r", "pattern": '"?acct"?: ?.{8,40}'}
+    policy = widened(compile_policy({"policy": "r", "guardrails": [
+        {"name": "r", "kind": "regex", "action": action, "config": {"rules": [rule]}}]}))  # fmt: skip
+    given: Json = {
+        "type": "integer",
+        "minimum": 10000000,
+        "enum": [98765432, 98765433],
+        "examples": [{"acct": 98765432}],
+    }
+    schema: Json = {"type": "object", "properties": {"acct": given}, "required": ["acct"]}
+    body: Json = {"messages": [user("Hi")], "tools": [{"name": "f", "input_schema": schema}], "format": schema}
+    masks = Masks(policy, body, caller="c")
+    found = await guarded(policy, {"model": "m", **body}, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    assert "9876543" not in json.dumps(found.body)
+    for sent in (found.body["tools"][0]["input_schema"], found.body["format"]):  # type: ignore[index]
+        assert sent | {"properties": 0} == schema | {"properties": 0}
+        left = sent["properties"]["acct"]
+        assert left | {"enum": 0, "examples": 0} == given | {"enum": 0, "examples": 0}
+        assert isinstance(left["enum"], list)
+        assert isinstance(left["examples"], list)
 
 
 async def test_an_object_is_no_text_that_may_be_too_long() -> None:
@@ -304,3 +449,121 @@ def test_what_nothing_is_done_about_is_told_no_oftener_where_something_else_is_h
             assert ("ssn" in {f.category for f in walker.gates.findings}) is ("ssn" in said)
             counted.append(sum(finding.guardrail == "w" for finding in walker.gates.findings))
     assert len(set(counted)) == 1
+
+
+def said_beside(value: object) -> dict[str, tuple[str, list[Json]]]:
+    """Answers that have a value beside their text, with the dialect of each; one chunk is a whole answer."""
+    function: Json = {"name": "f", "arguments": "{}", "parsed_arguments": value}
+    call: Json = {"id": "c", "type": "function", "function": function}
+
+    def openai(message: Json) -> Json:
+        said: Json = {"role": "assistant", **message}
+        return {"id": "1", "choices": [{"index": 0, "finish_reason": "stop", "message": said}]}
+
+    def piece(delta: Json, reason: str | None = None, **more: object) -> Json:
+        return {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more}
+
+    def line(*, done: bool = False, **more: object) -> Json:
+        return {"model": "m", "message": {"role": "assistant", "content": "", **more}, "done": done}
+
+    result: Json = {"type": "tool_result", "tool_use_id": "1", "content": value}
+    block: Json = {"type": "text", "text": "Hi"}
+    message: Json = {"id": "1", "type": "message", "role": "assistant", "content": [block], "about": value}
+    return {
+        "a message that was parsed": ("openai", [openai({"content": "Hi", "parsed": value})]),
+        "a part": ("openai", [openai({"content": [{"type": "data", "data": value}]})]),
+        "a call that was parsed": ("openai", [openai({"tool_calls": [call]})]),
+        "a choice": ("openai", [{"choices": [{"index": 0, "message": {"content": "Hi"}, "about": value}]}]),
+        "a delta": ("openai", [piece({"about": value}), piece({}, "stop")]),
+        "a delta's part": ("openai", [piece({"content": [{"type": "data", "data": value}]}), piece({}, "stop")]),
+        "a delta's call": ("openai", [piece({"tool_calls": [{"index": 0, **call}]}), piece({}, "tool_calls")]),
+        "an annotation": ("openai", [piece({"annotations": [{"type": "x", "x": value}]}), piece({}, "stop")]),
+        "a chunk": ("openai", [piece({"role": "assistant"}, about=value), piece({}, "stop")]),
+        "a chunk's errors": ("openai", [piece({"role": "assistant"}, error=value), piece({}, "stop")]),
+        "a result": ("anthropic", anthropic_block(result, [])),
+        "a piece of a block": ("anthropic", anthropic_block(block, [{"type": "x_delta", "x": value}])),
+        "a citation": ("anthropic", anthropic_block(block, [{"type": "citations_delta", "citation": {"x": value}}])),
+        "a message": ("anthropic", [message]),
+        "a whole result": ("anthropic", [message | {"content": [result], "about": 1}]),
+        "a line": ("ollama", [line(about=value), line(done=True)]),
+        "a line's call": ("ollama", [line(tool_calls=[{"function": function}]), line(done=True)]),
+        "one line": ("ollama", [line(done=True, about=value)]),
+    }
+
+
+BESIDE: dict[str, object] = {
+    "a string": {"ssn": SSN, "ok": "so"},
+    "a number": {"ok": "so", "ssn": int(SSN)},
+    "deep": {"a": [{"b": {"ssn": int(SSN)}}], "ok": "so"},
+    "with what is hidden anyway": {"mail": "joe@b.example", "ssn": SSN, "ok": "so"},
+}
+
+
+def sent_of(dialect: str, chunks: list[Json], policy: Policy) -> object:
+    if len(chunks) == 1:
+        return walk_whole(dialect, chunks[0], policy)
+    return walk(dialect, chunks, policy)[0]
+
+
+@pytest.mark.parametrize("value", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("place", said_beside(0))
+def test_what_the_name_of_a_field_says_stands_nowhere_in_an_answer(place: str, value: object) -> None:
+    """Beside the text as little as in arguments, and what nothing is hidden of is as it was."""
+    dialect, chunks = said_beside(value)[place]
+    sent = json.dumps(sent_of(dialect, chunks, POLICIES["redact"]))
+    assert SSN not in sent
+    assert "joe@" not in sent
+    assert "[SSN]" in sent
+    assert '"so"' in sent
+    assert SSN not in json.dumps(sent_of(dialect, chunks, BLOCKING))
+    assert SSN in json.dumps(sent_of(dialect, chunks, POLICIES["warn"]))
+
+
+@pytest.mark.parametrize("place", said_beside(0))
+def test_what_is_beside_an_answer_and_has_nothing_to_hide_is_as_it_was(place: str) -> None:
+    """Counts and times too, which a rule may take for something else."""
+    value: Json = {"n": [1, 2.5, None, True, {}], "account_tokens": 123456789, "created": 1764000000}
+    dialect, chunks = said_beside(value)[place]
+    sent = [sent_of(dialect, chunks, POLICIES[action]) for action in ("redact", "block", "warn")]
+    assert all(json.dumps(value) in json.dumps(one) for one in sent)
+    if len(chunks) == 1:
+        assert sent[0] == sent[1] == sent[2] == sent_of(dialect, chunks, widened(OPEN))
+
+
+@pytest.mark.parametrize(
+    "pattern", ['"acct": [0-9]{8}', '"ok": 1, "acct": [0-9]{8}', '[0-9]{8}, "z', '"ok".*', "[{].*"]
+)
+@pytest.mark.parametrize("action", ["redact", "block"])
+def test_what_is_hidden_across_fields_of_an_answer_leaves_an_answer(pattern: str, action: str) -> None:
+    rule: Json = {"id": "account", "pattern": pattern}
+    policy = widened(compile_policy({"policy": "r", "guardrails": [
+        {"name": "r", "kind": "regex", "action": action, "config": {"rules": [rule]}}]}))  # fmt: skip
+    parsed: Json = {"ok": 1, "acct": 98765432, "z": ["so"]}
+    message: Json = {"role": "assistant", "content": "Hi", "parsed": parsed}
+    for document in (
+        {"id": "1", "choices": [{"index": 0, "message": message}]},
+        {"id": "1", "choices": [{"index": 0, "message": {"content": "Hi"}}], "about": [parsed]},
+    ):
+        sent = walk_whole("openai", document, policy)
+        assert "98765432" not in json.dumps(sent)
+        assert isinstance(sent["choices"], list)
+        if pattern.startswith('"acct"') and "about" in document:
+            assert sent["id"] == "1"
+
+
+def test_what_is_said_of_a_value_by_its_own_name_is_hidden() -> None:
+    for message in (
+        {"ssn": SSN},
+        {"ssn": int(SSN)},
+        {"ssn": [SSN]},
+        {"function_call": {"arguments": "{}", "ssn": SSN}},
+    ):
+        whole: Json = {"choices": [{"index": 0, "message": message}]}
+        assert SSN not in json.dumps(walk_whole("openai", whole, POLICIES["redact"]))
+
+
+def test_it_is_told_once_of_an_answer() -> None:
+    message: Json = {"content": "Hi", "parsed": {"mail": "joe@b.example", "a": [{"ssn": SSN}]}}
+    end: Json = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    _, walker = walk("openai", [{"choices": [{"index": 0, "delta": message}]}, end], POLICIES["redact"])
+    assert sorted(finding.category for finding in walker.gates.findings) == ["email", "ssn"]
