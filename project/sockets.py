@@ -30,6 +30,9 @@ MOST_BYTES = 4 * 1024 * 1024
 UNREAD_BYTES = 4 * 1024 * 1024
 """What may lie here for a client beside the events that it has not acknowledged: the last one of these, and errors."""
 
+GOODBYE_S = 10.0
+"""Seconds in which a client may still read what lies here, when goodbye has been said."""
+
 
 class Frames(Line[dict[str, Any]]):
     """What came from a socket and was not taken yet."""
@@ -133,6 +136,12 @@ class LightSocket(WebSocketProtocol):  # type: ignore[misc]  # Daphne says nothi
         """Say that, unless the connection was dropped, of which the application is told in its turn."""
         if self.state != self.STATE_CLOSED:
             super().serverSend(content, binary)
+
+    def dropConnection(self, abort: bool = False) -> None:  # autobahn's name
+        """End the connection: at once, or when what lies here has been read, and after a while in any case."""
+        super().dropConnection(abort)
+        if not abort and unsent(self.transport):
+            asyncio.get_running_loop().call_later(GOODBYE_S, self._closeConnection, True)
 
     def connectionLost(self, reason: Any) -> None:  # Twisted's name
         """Nobody hears or says anything any more: what lies half sent or half received goes at once.

@@ -22,6 +22,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
+from project import sockets
 from project.sockets import ASKED, MOST, MOST_BYTES, UNREAD_BYTES, Frames, LightSocket, create_application, unsent
 from streaming import access
 from streaming.conf import Conf
@@ -377,6 +378,25 @@ def test_who_reads_nothing_is_let_go_amid_a_goodbye(monkeypatch: pytest.MonkeyPa
     end(unread)
     assert serving.lines[made][-1]["type"] == "websocket.disconnect"
     assert made.state == made.STATE_CLOSED
+
+
+async def test_who_says_goodbye_and_reads_nothing_is_let_go_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, unread: Unread
+) -> None:
+    """The end of a connection waits for what is to be read; nobody pings one that is closed, or looks after it."""
+    monkeypatch.setattr(sockets, "GOODBYE_S", 0.05)
+    serving = Serving(monkeypatch)
+    made = filled(serving, unread)
+    made.dataReceived(b"\x88\x82\x00\x00\x00\x00\x03\xe8")
+    assert made.state == made.STATE_CLOSED
+    assert serving.lines[made][-1]["type"] != "websocket.disconnect"
+    assert unsent(unread)
+    async with asyncio.timeout(10):
+        while not unread._aborting:
+            await asyncio.sleep(0.01)
+    end(unread)
+    assert serving.lines[made][-1]["type"] == "websocket.disconnect"
+    assert unsent(unread) == 0
 
 
 def test_what_lies_before_encryption_counts_once(unread: Unread) -> None:
