@@ -36,6 +36,7 @@ from streaming.core.snapshot import GateState, StateError
 FORMAT = 1
 _SLICE = 4_096  # characters looked at in one go
 _MOST_PLACES, _LONGEST_HELD = 6, 128  # what one more channel may cost
+_HIDDEN = "[X]"  # what may come to stand for a value, whatever it says: the brackets count
 
 
 class RestorerState(TypedDict):
@@ -125,6 +126,11 @@ class Restorer:
                     further.read(char)
                     if not further.running_text:
                         return None
+                places.append(further)
+        if held:  # of which something may be hidden, and then a word in brackets stands there
+            for place in places[: len(places) // 2]:
+                further = _copied(place)
+                further.read(_HIDDEN)
                 places.append(further)
         return places
 

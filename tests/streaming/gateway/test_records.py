@@ -12,7 +12,9 @@ from django.db import OperationalError
 from django.test import AsyncClient
 from pytest_django.fixtures import Settings
 
+from guardrails.findings import Verdict
 from guardrails.kinds import base
+from guardrails.kinds.ai_judge import AiJudgeKind
 from guardrails.models import Scope
 from guardrails.policy import compile_policy
 from guardrails.selectors import Running
@@ -149,12 +151,28 @@ async def test_a_blocked_value_where_a_model_is_named_stands_in_no_record() -> N
 
 
 @pytest.mark.usefixtures("nowhere")
-async def test_a_request_that_is_refused_for_a_picture_is_a_row_with_what_was_found_beside_it() -> None:
+async def test_a_request_that_is_refused_for_a_picture_is_a_row_with_what_was_found_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By rules: nobody is paid to look at what goes nowhere."""
+    questions: list[object] = []
+
+    async def check(self: AiJudgeKind, *asked: object) -> Verdict:
+        questions.append(asked)
+        return Verdict(hit=False, score=0.0)
+
     parts = [
         {"type": "text", "text": "my card is 4111 1111 1111 1111"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
     ]
-    headers = {"Authorization": f"Bearer {await new_key()}"}
+    rules = {"name": "pii", "kind": "pii", "action": "mask", "applies_to": ["prompt"]}
+    judge = {
+        "name": "harm", "kind": "ai_judge", "mode": "BLOCK", "action": "block", "applies_to": ["prompt"],
+        "config": {"rubric": "harm"},
+    }  # fmt: skip
+    await database_sync_to_async(install)(document={"policy": "no", "guardrails": [rules, judge]})
+    monkeypatch.setattr(AiJudgeKind, "check", check)
+    headers = {"Authorization": f"Bearer {await new_key('no')}"}
     for stream in (False, True):
         body = {"model": "gpt-9", "messages": [{"role": "user", "content": parts}], "stream": stream}
         refused = await AsyncClient().post(
@@ -167,6 +185,7 @@ async def test_a_request_that_is_refused_for_a_picture_is_a_row_with_what_was_fo
         assert session.prompt.content.startswith("my card is MASK-CARD-")
         assert [finding.guardrail async for finding in session.findings.all()] == ["pii"]
     assert await AuditSession.objects.acount() == 2
+    assert questions == []
 
 
 async def test_where_an_answer_is_blocked_those_who_only_watch_are_asked_as_in_the_chat() -> None:
