@@ -66,6 +66,10 @@ class Masks:
         """What goes upstream of a text when all of them have been looked at: without what was masked or redacted."""
         return self._masker.swept(text)
 
+    def swept_of_masked(self, text: str) -> str:
+        """The same where what was redacted has to stay, because its placeholder would name nothing."""
+        return self._masker.swept(text, redacted=False)
+
     @property
     def masked(self) -> int:
         """How many different values have a placeholder."""

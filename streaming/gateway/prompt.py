@@ -186,11 +186,13 @@ async def guarded(
     media_allowed: bool,
     mask: Mask = visible,
     swept: Swept = as_it_is,
+    masked: Swept | None = None,
     hide: Hide | None = None,
 ) -> Prompted:
     """The request as it may go upstream, or is refused. ``policy`` as the gateway runs it. Raises ``BadRequest``.
 
-    ``swept``: a text without the values that were masked in others, when all of them have been. ``hide``: what
+    ``swept``: a text without the values that were masked or redacted in others, when all of them have been;
+    ``masked``: without the masked ones alone. ``hide``: what
     guardrails over the network are told; None: what was typed.
     """
     body = without_unsigned(body) if policy.guardrails else body
@@ -231,7 +233,7 @@ async def guarded(
         await out.hiding.learn((place.text, place.applies_to) for place in third)
     await _check(policy, third, earlier, out, mask, asking, told, again=True)
     out.findings += walk.names.findings
-    copied = out.body = await sweep(copied, swept, walk.media.apart)
+    copied = out.body = await sweep(copied, swept, walk.media.apart, masked)
     out.blocked = out.blocked or walk.names.blocked
     out.withheld += walk.names.withheld
     if asked >= 0:

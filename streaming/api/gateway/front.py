@@ -236,6 +236,7 @@ class _Asked:
             media_allowed=media_allowed(wider),
             mask=masks.mask,
             swept=masks.swept,
+            masked=masks.swept_of_masked,
             hide=masks.hidden,
         )
         self._sent = self._headers(wider, masks)

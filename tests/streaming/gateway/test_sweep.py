@@ -107,12 +107,14 @@ async def test_the_message_in_the_record_is_what_went_upstream() -> None:
     assert prompted.raw == "that is 123456789"
 
 
-async def redacted(*messages: Json, guardrails: list[Json] | None = None) -> Json:
+async def redacted(*messages: Json, guardrails: list[Json] | None = None, **more: object) -> Json:
     rules: list[Json] = guardrails or [{"name": "pii", "kind": "pii", "action": "redact"}]
     policy = widened(compile_policy({"policy": "r", "guardrails": rules}))
-    body: Json = {"model": "m", "messages": list(messages)}
+    body: Json = {"model": "m", "messages": list(messages), **more}
     masks = Masks(policy, body, caller="c")
-    prompted = await guarded(policy, body, media_allowed=False, mask=masks.mask, swept=masks.swept)
+    prompted = await guarded(
+        policy, body, media_allowed=False, mask=masks.mask, swept=masks.swept, masked=masks.swept_of_masked
+    )
     assert masks.masked == 0
     return prompted.body
 
@@ -126,6 +128,33 @@ async def test_what_was_redacted_in_one_text_is_redacted_in_every_other(kind: st
     label = str(upstream["messages"][1]["content"]).removeprefix("Noted ").removesuffix(".")  # type: ignore[index,call-overload]
     assert label == f"[{kind.upper()}]"
     assert label in str(upstream["messages"][0]["content"])  # type: ignore[index,call-overload]
+
+
+async def test_what_was_redacted_stays_where_the_dialect_wants_a_name_or_a_number() -> None:
+    """Else the request is another one: another model, a tool that there is not, a schema that is none."""
+    more: Json = {
+        "model": "m-12345678", "logit_bias": {"12345678": -1}, "user": "12345678",
+        "tools": [{"type": "web_search_12345678", "name": "s", "input_schema": {"type": "object", "properties": {
+            "n": {"type": "integer", "maximum": 12345678, "description": "not 12345678"}}}}],
+    }  # fmt: skip
+    call = {"id": "call_12345678", "type": "function", "function": {"name": "f", "arguments": '{"n": 12345678}'}}
+    results = [
+        assistant(None, tool_calls=[call]),
+        {"role": "tool", "tool_call_id": "call_12345678", "content": '{"12345678": 1, "87654321": 2}'},
+    ]
+    said = [user("account number: 12345678"), user("account number: 87654321")]
+    upstream = await redacted(*said, *results, **more)
+    assert [upstream[name] for name in ("model", "logit_bias")] == [more[name] for name in ("model", "logit_bias")]
+    assert upstream["user"] == "[BANK_ACCOUNT]"
+    (tool,) = upstream["tools"]  # type: ignore[misc]
+    wanted: Json = {"type": "integer", "maximum": 12345678, "description": "not [BANK_ACCOUNT]"}
+    assert (tool["type"], tool["input_schema"]["properties"]["n"]) == ("web_search_12345678", wanted)
+    *_, asked, told = upstream["messages"]  # type: ignore[misc]
+    (made,) = asked["tool_calls"]
+    assert (made["id"], told["tool_call_id"]) == ("call_12345678", "call_12345678")
+    assert "12345678" not in made["function"]["arguments"]
+    assert sorted(json.loads(told["content"]).values()) == [1, 2], "names that become the same stay apart"
+    assert "87654321" not in told["content"]
 
 
 async def test_what_was_redacted_stays_where_it_is_part_of_a_longer_number_or_has_four_characters() -> None:
