@@ -34,8 +34,10 @@ _SECRET_KEYS = frozenset(
     }
 )
 _SECRET_VALUES = re.compile(
-    r"(?i)(bearer\s+)\S+|([?&]token=)[^&\s]+|(\w+://[^\s:@/]*:)[^\s@/]+(?=@)|\b(?:sg|sk|rk)[_-][A-Za-z0-9_-]{8,}"
+    r"(?i)(bearer\s+)\S+|([?&]token=)[^&\s]+|(\w+://[^\s:@/]*:)[^\s@/]+(?=@)"
+    r"|\b(?!sg_[A-Za-z0-9]{8}(?![A-Za-z0-9_-]))(?:sg|sk|rk)[_-][A-Za-z0-9_-]{8,}"
 )
+"""What a key of ours begins with (``sg_`` and eight more) is its name, by which lines say whose call it was."""
 _BLANK = "[not logged]"
 
 

@@ -7,6 +7,7 @@ inline ones, and the page's Content-Security-Policy allows neither.
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
@@ -73,6 +74,7 @@ def docs(request: HttpRequest) -> HttpResponse:
     return docs_page.page(request, api.get_openapi_schema())
 
 
+@csrf_exempt  # a program has no token of a form: it would be told that it may not, not that there is nothing
 def nothing_here(request: HttpRequest) -> HttpResponse:
     """Everything else under ``/v1/`` answers in the API's own error shape."""
     return error_response(404, "There is nothing here.")

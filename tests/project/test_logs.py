@@ -32,6 +32,7 @@ def test_a_field_that_carries_secrets_or_text_is_blanked(key: str) -> None:
     [
         ("Authorization: Bearer abc.def.ghi refused", "Authorization: Bearer [not logged] refused"),
         ("key sg_0123456789abcdef revoked", "key [not logged] revoked"),
+        (f"key sg_AbCd1234_{43 * 'x'} revoked", "key [not logged] revoked"),
         ("sk-proj-0123456789 seen", "[not logged] seen"),
         ("GET /v1/stream/events?session_id=7&token=abc.def", "GET /v1/stream/events?session_id=7&token=[not logged]"),
         ("cannot reach redis://:hunter2@127.0.0.1:6379/0", "cannot reach redis://:[not logged]@127.0.0.1:6379/0"),
@@ -40,6 +41,11 @@ def test_a_field_that_carries_secrets_or_text_is_blanked(key: str) -> None:
 )
 def test_a_secret_inside_a_message_is_cut_out_and_the_rest_stays(message: str, kept: str) -> None:
     assert cleaned(event=message) == {"event": kept}
+
+
+def test_the_name_of_a_key_is_no_secret() -> None:
+    assert cleaned(event="audit_exported", client="sg_AbCd1234") == {"event": "audit_exported", "client": "sg_AbCd1234"}
+    assert cleaned(event="of sg_AbCd1234, sg_0123456789abcdef") == {"event": "of sg_AbCd1234, [not logged]"}
 
 
 def test_ordinary_words_and_addresses_are_left_alone() -> None:

@@ -234,6 +234,17 @@ async def test_our_own_pages_and_programs_need_no_origin(caller: Caller) -> None
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
+@pytest.mark.parametrize("method", ["get", "post", "put", "delete"])
+@pytest.mark.parametrize("path", ["/v1/stream/start/", "/v1/stream/begin", "/v1/embeddings"])
+async def test_a_call_that_there_is_not_is_not_there_however_it_is_asked_for(
+    caller: Caller, path: str, method: str
+) -> None:
+    http = AsyncClient(enforce_csrf_checks=True)  # as a server does
+    asked = getattr(http, method)
+    response = await asked(path, headers={"Authorization": f"Bearer {caller.key}"})
+    assert (response.status_code, json.loads(response.content)["error"]["code"]) == (404, "not_found")
+
+
 async def test_a_preflight_is_answered_for_origins_that_some_key_names(caller: Caller) -> None:
     async def preflight(origin: str) -> HttpResponse:
         asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
