@@ -14,7 +14,7 @@ import json
 import zlib
 from base64 import b85decode, b85encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import NotRequired, TypedDict, cast
 
@@ -238,7 +238,10 @@ class Record:
 
     def seal(self) -> bytes:
         """The record as it is stored."""
-        plain = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        # ``asdict`` would copy all that is in them, with every call.
+        plain = json.dumps(
+            {one.name: getattr(self, one.name) for one in fields(self)}, ensure_ascii=False, separators=(",", ":")
+        )
         packed = b85encode(zlib.compress(plain.encode(), level=1)).decode("ascii")
         return _head() + seal(packed, context=_context(self.session_id))
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -19,14 +19,14 @@ from channels.db import database_sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
-from guardrails.findings import AppliesTo
+from guardrails.findings import AppliesTo, FindingDict
 from guardrails.services import create_api_key
 from streaming import tasks
 from streaming.chat import load_running
 from streaming.conf import conf
 from streaming.deferred import run_deferred
 from streaming.guarded import service
-from streaming.guarded.record import Answer
+from streaming.guarded.record import Answer, unsealed
 from streaming.guarded.service import Beginning, Streams, digest_of
 from streaming.log_redis import RedisLog, close_shared_log, shared_log
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding, GuardedStream
@@ -325,6 +325,26 @@ async def test_what_is_kept_of_calls_costs_a_long_stream_little() -> None:
     record = await streams._states.load(VISITOR, sent.session_id)
     whole, record.earlier = len(record.seal()), []
     assert 0 < whole - len(record.seal()) < 40 * 64
+
+
+async def test_no_finding_is_copied_to_store_a_stream() -> None:
+    """All of them are stored with every call: copies of a few thousand cost a second in which nobody else is served."""
+    copied = 0
+
+    class Watched(dict[str, object]):
+        def __init__(self, *given: Any) -> None:
+            nonlocal copied
+            copied += 1
+            super().__init__(*given)
+
+    sent = Sent("basic")
+    await sent.send("start")
+    record = await Streams(shared_log(), conf())._states.load(VISITOR, sent.session_id)
+    record.findings = [cast("FindingDict", Watched(finding)) for finding in record.findings]
+    record.start_answer = {**record.start_answer, "findings": record.findings}
+    assert copied == len(record.findings) == 1
+    again = unsealed(record.seal(), sent.session_id)
+    assert (again, copied) == (record, 1)
 
 
 async def test_the_answer_of_an_end_outlives_the_store_and_is_wiped_in_time() -> None:
