@@ -7,6 +7,7 @@ where the key names its origin; event streams are never compressed, because a co
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Awaitable, Callable
 
@@ -40,6 +41,8 @@ _ALLOWED_HEADERS = (
     "Authorization, X-API-Key, Content-Type, Content-Encoding, Idempotency-Key, If-None-Match, Last-Event-ID, "
     "X-Correlation-ID"
 )
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,100}")
+_MOST_HEADERS = 50
 _EXPOSED_HEADERS = (
     "ETag, X-Correlation-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, X-Stream-Token, "
     "X-Response-Time, X-Sluicegate-Session, X-Sluicegate-Policy, X-Sluicegate-Code"
@@ -89,10 +92,17 @@ async def _preflight(request: HttpRequest) -> HttpResponseBase:
     response = HttpResponse(status=204)
     response["Access-Control-Allow-Origin"] = origin
     response["Access-Control-Allow-Methods"] = "GET, POST"
-    response["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+    response["Access-Control-Allow-Headers"] = ", ".join([_ALLOWED_HEADERS, *_added(request)])
     response["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
-    patch_vary_headers(response, ["Origin"])
+    patch_vary_headers(response, ["Origin", "Access-Control-Request-Headers"])
     return response
+
+
+def _added(request: HttpRequest) -> list[str]:
+    """What a page's libraries add to its calls (vendors' clients, tracing): no cookie comes with them, and what we do
+    not know we do not read."""
+    asked = request.headers.get("Access-Control-Request-Headers", "").split(",", _MOST_HEADERS)[:_MOST_HEADERS]
+    return [name for one in asked if _HEADER.fullmatch(name := one.strip())]
 
 
 def _in_shape(response: HttpResponseBase) -> HttpResponseBase:

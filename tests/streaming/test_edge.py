@@ -259,6 +259,23 @@ async def test_a_preflight_is_answered_for_origins_that_some_key_names(caller: C
     assert (await preflight(SHOP)).status_code == 403
 
 
+async def test_a_page_may_send_headers_that_its_libraries_add(caller: Caller) -> None:
+    """Those of vendors' clients and of tracing: a browser would not even make the call."""
+    asked = {"Origin": SHOP, "Access-Control-Request-Method": "POST"}
+    added = "authorization,content-type,traceparent,x-stainless-lang,anthropic-version"
+    for path in ("/v1/stream/start", "/v1/chat/completions", "/v1/messages", "/api/chat"):
+        more = asked | {"Access-Control-Request-Headers": added}
+        response = await caller.http.options(path, headers=more)
+        allowed = {name.strip().lower() for name in response.headers["Access-Control-Allow-Headers"].split(",")}
+        assert set(added.split(",")) <= allowed
+        assert "Access-Control-Request-Headers" in response.headers["Vary"]
+    strange = "x-a, b c, d:e, é, " + "y" * 9_000
+    odd = await caller.http.options(path, headers=asked | {"Access-Control-Request-Headers": strange})
+    allowed = {name.strip().lower() for name in odd.headers["Access-Control-Allow-Headers"].split(",")}
+    assert "x-a" in allowed
+    assert not allowed & {"b c", "d:e", "é", "y" * 9_000}
+
+
 async def opened(path: str, **headers: str) -> tuple[bool, list[dict[str, object]]]:
     """Whether a socket is accepted, and what it says first."""
     pairs = [(name.lower().encode(), value.encode()) for name, value in {"host": "testserver", **headers}.items()]
