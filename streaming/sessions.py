@@ -510,12 +510,14 @@ def record_check(
     conversation_key: str,
     correlation_id: str,
     session_id: str = "",
+    started_at: datetime | None = None,
     role: Message.Role = Message.Role.ASSISTANT,
 ) -> str:
     """Store a one-shot check as a session of its own, with its findings and outbox rows; returns the session's id.
 
     Calls that name the same ``conversation_key`` are one conversation of that client: the visible text is kept there as
-    a message for those that come later. Without a name nobody could ask for it, and no text is kept.
+    a message for those that come later. Without a name nobody could ask for it, and no text is kept. ``started_at``:
+    when the call came, now where that is not said.
     """
     now = timezone.now()
     with transaction.atomic():
@@ -534,7 +536,7 @@ def record_check(
             policy_digest=policy["digest"],
             client=visitor.client,
             correlation_id=correlation_id,
-            started_at=now,
+            started_at=started_at or now,
         )
         audit.opened(session=session)
         finish_streaming(session_id=str(session.pk), ending=ending)

@@ -18,7 +18,7 @@ from streaming.core.events import GuardrailStatus, StatusState
 
 
 class Totals(TypedDict):
-    """One guardrail: findings, questions that it was asked, how many of those failed; times are milliseconds.
+    """One guardrail: findings, questions for it, how many of those got no verdict; times are milliseconds.
 
     ``state``: what the last question came to, in the words of the event ``guardrail_status``.
     """
@@ -44,7 +44,7 @@ def add(totals: AllTotals, *, findings: Iterable[Finding] = (), statuses: Iterab
         asked += 1
         mine = _of(totals, status.guardrail)
         mine["checks"] += 1
-        mine["errors"] += status.state in ("error", "timeout")
+        mine["errors"] += status.state in ("error", "timeout", "circuit_open")
         mine["last_ms"] = status.last_ms or 0.0
         mine["state"] = cast("StatusState", status.state)
         mine["ms"] = round(mine["ms"] + mine["last_ms"], 3)

@@ -256,7 +256,7 @@ class Sluicegate:
                 response = await self.http.request(
                     method, self.url.rstrip("/") + path, content=content, headers=headers, timeout=self.timeout_s
                 )
-                if response.status_code < 400:
+                if response.status_code < 300:
                     said = cast("Json", response.json())
                     self.calls += 1
                     return said
@@ -295,7 +295,7 @@ class Sluicegate:
                 async with self.http.stream("GET", url, headers=headers, timeout=limits) as response:
                     if response.status_code == 204:
                         return
-                    if response.status_code >= 400:
+                    if response.status_code >= 300:
                         await response.aread()
                         why = f"{response.status_code} {response.text[:200]}"
                         if response.status_code < 500 and response.status_code != 429:
@@ -571,6 +571,8 @@ def _refusal(response: httpx.Response) -> Refused:
         field, expected = str(said.get("field", "")), said.get("expected_seq")
     except (ValueError, KeyError, TypeError, AttributeError):  # something between us and the server has answered
         code, message, field, expected = "unknown", response.text[:200], "", None
+        if response.has_redirect_location:  # not followed: the key goes where it was meant to go
+            code, message = "redirected", f"the address leads to {response.headers['Location']}"
     kind = {409: OutOfTurn, 410: StateLost}.get(response.status_code, Refused)
     return kind(response.status_code, code, message, field, expected if isinstance(expected, int) else None)
 

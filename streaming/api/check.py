@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self, cast
 from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from ninja import Router, Schema
 from pydantic import (
     AfterValidator,
@@ -219,7 +220,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
 
     A client that does not say `"accepts": ["redact"]` gets `block` where a redaction happened.
     """
-    started = time.perf_counter()
+    came, started = timezone.now(), time.perf_counter()
     access = _access(request)
     if len(payload.text) > conf().max_own_text_chars:
         raise ApiError(422, f"The text has more than {conf().max_own_text_chars:,} characters.", field="text")
@@ -260,6 +261,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     record = partial(
         sessions.record_check,
         session_id=session_id,
+        started_at=came,
         visitor=access.visitor,
         policy=policy_ref(policy),
         ending=replace(_ending(result, deferred), shadow=beside),

@@ -115,11 +115,10 @@ def begin(*, record: Record, visitor: Visitor, conversation_key: str, correlatio
                 shadow_version=record.shadow["version"] if record.shadow else 0,
                 client=record.client,
                 correlation_id=correlation_id,
-                started_at=now,
+                started_at=datetime.fromisoformat(record.started_at),
                 heartbeat_at=Now(),
             )
             record.conversation_id, record.message_id = str(conversation.pk), str(message.pk)
-            record.started_at = now.isoformat()
             GuardedStream.objects.create(session=session, rev=record.rev, seq=record.seq, sealed_state=record.seal())
             _keep_what_is_shown(record)
             audit.opened(session=session)

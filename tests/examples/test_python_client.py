@@ -259,6 +259,21 @@ async def test_text_that_is_judged_anew_replaces_what_was_shown() -> None:
     assert asked[3:] == [("finish", 4), ("update", 2), ("update", 3), ("finish", 4)]
 
 
+@pytest.mark.parametrize("call", ["start", "events"])
+async def test_an_address_that_leads_elsewhere_is_said_at_once_and_not_followed(call: str) -> None:
+    asked: list[httpx.URL] = []
+
+    def proxy(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(301, headers={"Location": "https://gate.example/v1/x"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(proxy)) as http:
+        gate = sg.Sluicegate("http://gate.example", "key", http, patience_s=0)
+        with pytest.raises(sg.Refused, match=r"301 redirected: .*https://gate\.example/v1/x"):
+            await (gate.stream().start("one ") if call == "start" else anext(gate.events("s")))
+    assert len(asked) == 1
+
+
 async def test_a_server_that_only_says_that_its_store_is_away_is_given_up_like_a_silent_one() -> None:
     asked, now = 0, 0.0
     away = {"type": "error", "code": "log_unavailable", "seq": 0, "session_id": "s"}

@@ -37,6 +37,13 @@ def test_every_number_that_may_be_set_is_documented_with_its_default() -> None:
     assert said == {name: float(value) for name, value in asdict(Conf()).items()}
 
 
+def test_seconds_that_may_be_no_fractions_are_named() -> None:
+    seconds = {name: value for name, value in asdict(Conf()).items() if name.endswith("_s")}
+    whole = {f"SLUICEGATE_{name.upper()}" for name, value in seconds.items() if isinstance(value, int)}
+    said = re.findall(r"^Seconds may be fractions.*?\n\n", DOCS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"SLUICEGATE_\w+", said[0])) == whole
+
+
 def test_what_is_said_elsewhere_of_a_number_is_a_number_that_there_is() -> None:
     """A variable that ends like one of these and is read by nobody would be set in vain."""
     read = re.findall(r"SLUICEGATE_[A-Z_]+", (DOCS.parents[1] / "project" / "settings.py").read_text("utf-8"))

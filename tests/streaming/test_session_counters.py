@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import structlog
 from channels.db import database_sync_to_async
 from django.test import AsyncClient
+from django.utils import timezone
 
 from guardrails.services import install
-from streaming import deferred, tasks
+from streaming import deferred, sessions, tasks
 from streaming.audit.verify import log_faults
 from streaming.core.events import GuardrailStatus
+from streaming.guarded import rows
 from streaming.log import MemoryLog
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, Finding
@@ -134,6 +138,28 @@ async def test_a_store_that_lost_everything_takes_no_counter_with_it_and_doubles
     assert await Finding.objects.filter(session=row).acount() == 3
 
 
+async def test_a_session_begins_with_its_call_however_long_the_first_text_is_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = await new_key(policy="counted")
+    before = timezone.now()
+    late = SimpleNamespace(now=lambda: before + timedelta(minutes=1))  # when the judges have spoken
+    monkeypatch.setattr(rows, "timezone", late)
+    monkeypatch.setattr(sessions, "timezone", late)
+    client = Client(key)
+    streamed = (await client.start(delta=CHUNKS[0]))["session_id"]
+    await client.finish(streamed)
+    response = await AsyncClient().post(
+        "/v1/check", json.dumps({"text": TEXT, "kind": "response"}),
+        content_type="application/json", headers={"Authorization": f"Bearer {key}"},
+    )  # fmt: skip
+    for session_id in (streamed, json.loads(response.content)["session_id"]):
+        row = await stored(session_id)
+        assert before <= row.started_at < before + timedelta(seconds=50)
+        assert row.answered_at == late.now()
+    assert await database_sync_to_async(lambda: list(log_faults()))() == []
+
+
 async def test_a_single_check_counts_alike() -> None:
     response = await AsyncClient().post(
         "/v1/check", json.dumps({"text": TEXT, "kind": "response", "accepts": ["redact"]}),
@@ -173,6 +199,14 @@ async def test_an_answer_of_ours_counts_alike() -> None:
     assert row.state == AuditSession.State.COMPLETE
     entries = await AuditEntry.objects.acount()
     assert (row.timing["audit_rows"], entries) == (1 + entries + findings, 2)
+
+
+def test_a_question_that_nobody_was_asked_because_a_circuit_is_open_failed_too() -> None:
+    sums: AllTotals = {}
+    assert add(sums, statuses=[GuardrailStatus("judge", "BATCHED", "circuit_open", 0.0)]) == 1
+    assert sums["judge"] == {
+        "checks": 1, "hits": 0, "errors": 1, "ms": 0.0, "last_ms": 0.0, "state": "circuit_open",
+    }  # fmt: skip
 
 
 def test_times_and_failures_are_added_up() -> None:
