@@ -16,7 +16,7 @@ from typing import (
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Max, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 from pydantic import Field
@@ -140,6 +140,13 @@ def write_through(*, record: Record, blob: bytes) -> bool:
         )
 
 
+def _in_the_order_of_writers(session_id: str) -> None:
+    """Lock the row of a stream's state before the session's, as ``write_through`` does: an end that took them crosswise
+    would wait for a write that is under way, and it for the end, until the database calls one of them off.
+    """
+    GuardedStream.objects.select_for_update().filter(pk=UUID(session_id)).values_list("pk").first()
+
+
 def _keep_what_is_shown(record: Record) -> None:
     chars_in, released, withheld, exposed = record.counts
     AuditSession.objects.filter(pk=record.session_id, state=State.ACTIVE).update(
@@ -151,7 +158,9 @@ def _keep_what_is_shown(record: Record) -> None:
         timing=_timing(record),
     )
     Message.objects.filter(pk=record.message_id).update(content=record.visible)
-    rows = [finding_row(record.session_id, hit) for hit in record.hits()]
+    # Their numbers have no gaps. Each call is to store its own: a long text may have thousands of them.
+    kept = models.Finding.objects.filter(session__pk=record.session_id).aggregate(last=Max("n"))["last"] or 0
+    rows = [finding_row(record.session_id, finding_of(data)) for data in record.findings[kept:]]
     models.Finding.objects.bulk_create(rows, ignore_conflicts=True)
 
 
@@ -179,6 +188,7 @@ def end(*, record: Record, tombstone: bytes, last_seq: int, shadow: ShadowRecord
         shadow=shadow,
     )
     with transaction.atomic():
+        _in_the_order_of_writers(record.session_id)
         state = sessions.finish_streaming(session_id=record.session_id, ending=ending)
         if state is not None:
             GuardedStream.objects.filter(session__pk=record.session_id).update(
@@ -220,6 +230,7 @@ def _timing(record: Record) -> dict[str, object]:
 def lose(*, session_id: str) -> None:
     """No store has this stream's state any more: end it, visibly, with what had been shown."""
     with transaction.atomic():
+        _in_the_order_of_writers(session_id)
         sessions.end_lost(
             session_id=session_id,
             stale_before=timezone.now() + timedelta(days=1),
@@ -233,6 +244,7 @@ def lose(*, session_id: str) -> None:
 def withdraw(*, session_id: str) -> None:
     """A stream that began here alone, and whose client was refused: it is over, on record, before it was one."""
     with transaction.atomic():
+        _in_the_order_of_writers(session_id)
         sessions.end_lost(
             session_id=session_id,
             stale_before=timezone.now() + timedelta(days=1),

@@ -256,12 +256,17 @@ class Streams:
         return answer
 
     async def status(self, visitor: Visitor, session_id: str) -> Record | None:
-        """The open stream, whose expiry begins anew; None when it is over. Raises ``NoSuchStream``."""
+        """The open stream, whose expiry begins anew; None when it is over. Raises ``NoSuchStream``.
+
+        One whose finish was cut off half way is brought to its end: else it would be told as open for minutes.
+        """
         try:
             record = await self._states.load(visitor, session_id)
         except OutOfTurn:
             return None
         if record.ended:
+            if not record.over:
+                await self._conclude(record)
             return None
         await self._states.keep_open(record)
         return record

@@ -14,6 +14,7 @@ from streaming.audit.verify import log_faults
 from streaming.guarded import rows
 from streaming.guarded.store import Store
 from streaming.log import LogUnavailable
+from streaming.log_redis import shared_log
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, GuardedStream
 from tests.streaming.test_stream_api import SSN, Client, Json, client, closing, error, forget_store
 
@@ -140,3 +141,25 @@ async def test_a_finish_that_could_not_be_written_gets_its_stored_answer(
     assert await client.finish(began["session_id"], delta="Bye.", seq=2) == (200, done)
     assert (await AuditSession.objects.aget()).state == "COMPLETE"
     assert await AuditEntry.objects.filter(kind="sealed").acount() == 1
+
+
+async def test_a_finish_that_was_cut_off_is_told_as_an_end(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client asks instead of finishing again: an open stream with an older seq would be no answer to it."""
+    began = await client.start(delta="Hello. ")
+
+    def no_database(**given: object) -> None:
+        raise OperationalError("gone")
+
+    with monkeypatch.context() as away:
+        away.setattr(rows, "end", no_database)
+        assert (await client.finish(began["session_id"], delta="Bye.", seq=2))[0] == 503
+    status, said = await client.status(began["session_id"])
+    assert (status, said["state"], said["outcome"], said["expected_seq"]) == (200, "COMPLETE", "allowed", 3)
+    session = await AuditSession.objects.select_related("answer").aget()
+    assert (session.state, session.answer and session.answer.content) == ("COMPLETE", "Hello. Bye.")
+    status, done = await client.finish(began["session_id"], delta="Bye.", seq=2)
+    assert (status, str(began["released"]) + str(done["released"])) == (200, "Hello. Bye.")
+    told = await shared_log().read(str(began["session_id"]), 0)
+    assert [event["type"] for event in told].count("done") == 1
+    assert await AuditEntry.objects.filter(kind="sealed").acount() == 1
+    assert await faults() == []
