@@ -20,6 +20,8 @@ from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey, Poli
 from guardrails.origins import origin
 from guardrails.stating import Refused, user_id
 
+NAME_CHARS = 100
+"""What the column takes."""
 KEY_USE_NOTED_EVERY = timedelta(minutes=1)
 """A busy key costs one UPDATE in this time, not one per call."""
 
@@ -96,6 +98,18 @@ def note_key_used(*, key: ApiKey) -> None:
         ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
 
 
+def usable_name(name: str) -> str:
+    """A key's name as it is stored. Raises ``Refused``."""
+    name = name.strip()
+    if not name:
+        raise Refused("a key needs a name")
+    if not name.isprintable():
+        raise Refused("a key's name is text in one line")
+    if len(name) > NAME_CHARS:
+        raise Refused(f"a key's name has at most {NAME_CHARS} characters")
+    return name
+
+
 class _Allowed(TypedDict):
     """What a key may do, as its columns hold it."""
 
@@ -117,8 +131,6 @@ def _allowed(
     updates_per_second: int,
     answers_at_once: int | None,
 ) -> _Allowed:
-    if not name.strip():
-        raise Refused("a key needs a name")
     if unknown := sorted(set(scopes) - set(Scope.values)):
         raise Refused(f"unknown scopes: {', '.join(unknown)}; known: {', '.join(Scope.values)}")
     if not scopes:
@@ -132,7 +144,7 @@ def _allowed(
     except ValueError as error:
         raise Refused(str(error)) from None
     return {
-        "name": name.strip(),
+        "name": usable_name(name),
         "scopes": [scope for scope in Scope.values if scope in scopes],
         "policy": policy,
         "origins": list(dict.fromkeys(as_sent)),

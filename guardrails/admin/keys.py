@@ -15,8 +15,10 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 
 from guardrails import services
 from guardrails.admin.base import StepsAdmin, each
+from guardrails.api_keys import usable_name
 from guardrails.models import ApiKey, Policy, Scope
 from guardrails.origins import origin
+from guardrails.stating import Refused
 
 
 class ApiKeyForm(forms.ModelForm[ApiKey]):
@@ -40,6 +42,13 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
         self.initial["origins"] = "\n".join(self.instance.origins)
         for limit in ("calls_per_minute", "updates_per_second", "answers_at_once"):
             self.fields[limit].validators.append(MinValueValidator(1))
+
+    def clean_name(self) -> str:
+        """A name that is stored as it is."""
+        try:
+            return usable_name(str(self.cleaned_data["name"]))
+        except Refused as error:
+            raise ValidationError(f"{error}.") from None
 
     def clean_policy(self) -> str:
         """A policy that exists, or none."""

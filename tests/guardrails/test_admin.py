@@ -189,6 +189,7 @@ def test_key_is_shown_on_one_page_once(root: Client) -> None:
     [
         ("origins", "https://a.example/path"),
         ("origins", "javascript:x"),
+        ("name", "shop\u2028owner"),
         ("policy", "nope"),
         ("scopes", "everything"),
         ("calls_per_minute", 0),
