@@ -165,7 +165,7 @@ async def tell(
     log: SessionLog, session_id: str, started_at: datetime, last_seq: int, events: list[ServerEvent]
 ) -> None:
     """Append from outside the pump; where the log is away only the early notice is lost, the database says it all."""
-    ms = round((timezone.now() - started_at).total_seconds() * 1000)
+    ms = max(0, round((timezone.now() - started_at).total_seconds() * 1000))  # the clocks are two processes'
     try:
         payloads = [event.payload() for event in events]
         # The time is in it so that a log that is lost a second time does not count from the same seq again.

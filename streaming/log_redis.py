@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -60,8 +59,8 @@ local function append(seq, first)
   redis.call('SET', KEYS[2], string.format('%d', seq), 'EX', ARGV[1])
   redis.call('EXPIRE', KEYS[1], ARGV[1])
   local others = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[3], '+inf')) do
-    if name ~= ARGV[4] then others[#others + 1] = name end
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], redis.call('TIME')[1], '+inf')) do
+    if name ~= ARGV[3] then others[#others + 1] = name end
   end
   return {seq, others}
 end
@@ -72,10 +71,21 @@ APPEND = (
     APPENDING
     + """
 local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
-if seq < tonumber(ARGV[6]) then seq = tonumber(ARGV[5]) end
-return append(seq, 7)
+if seq < tonumber(ARGV[5]) then seq = tonumber(ARGV[4]) end
+return append(seq, 6)
 """
 )
+
+READING = """
+local now = redis.call('TIME')[1]
+for _, key in ipairs(KEYS) do
+  redis.call('ZADD', key, now + ARGV[1], ARGV[2])
+  redis.call('EXPIRE', key, ARGV[3])
+end
+return 1
+"""
+ATTENDED = "return redis.call('ZCOUNT', KEYS[1], redis.call('TIME')[1], '+inf')"
+"""By the store's clock: processes whose clocks differ would take each other's readers for gone."""
 
 BELIEVED_S = 20
 """Seconds a reader's process is believed after its last sign of life; it renews every quarter of that."""
@@ -278,7 +288,7 @@ class RedisLog:
         """See ``SessionLog``."""
         if session_id in self._readers:
             return True
-        return bool(await self._reach(self._redis.zcount(_key("readers", session_id), time.time(), "+inf")))
+        return bool(await self.evaluate(ATTENDED, [_key("readers", session_id)], []))
 
     async def interrupt(self, session_id: str) -> None:
         """See ``SessionLog``. A session of this process is stopped even when the store is away."""
@@ -345,7 +355,7 @@ class RedisLog:
     ) -> list[object] | None:  # fmt: skip
         """Change ``key`` and append, both or neither: whatever is cut off, one is never there without the other.
 
-        ``script`` stands behind ``APPENDING`` and finds ``key`` as ``KEYS[4]``, ``args`` from ``ARGV[5]`` on and the
+        ``script`` stands behind ``APPENDING`` and finds ``key`` as ``KEYS[4]``, ``args`` from ``ARGV[4]`` on and the
         payloads behind them. It answers ``{append(…), …}``, or false when it has done nothing: None here. What comes
         back is the last seq and what else the script answers. Raises ``LogUnavailable``.
         """
@@ -441,9 +451,7 @@ class RedisLog:
     ) -> Arguments:  # fmt: skip
         """What a script that appends is called with."""
         texts = [seal(to_json(event), context=_sealed_for(session_id)) for event in events]
-        limits: list[str | float | bytes] = [
-            self._conf.log_ttl_s, self._conf.log_max_events, time.time(), self._channel,
-        ]  # fmt: skip
+        limits: list[str | float | bytes] = [self._conf.log_ttl_s, self._conf.log_max_events, self._channel]
         named = [_key(name, session_id) for name in ("log", "seq", "readers")]
         return {"keys": [*named, *keys], "args": [*limits, *args, *texts]}
 
@@ -527,11 +535,8 @@ class RedisLog:
         return await self._reach(self._redis.mget([_key(name, session_id) for session_id in sessions]))
 
     async def _say_that_we_read(self, sessions: Sequence[str]) -> None:
-        pipe = self._redis.pipeline(transaction=False)
-        for session_id in sessions:
-            pipe.zadd(_key("readers", session_id), {self._channel: time.time() + BELIEVED_S})
-            pipe.expire(_key("readers", session_id), self._conf.log_ttl_s)
-        await self._reach(pipe.execute())
+        keys = [_key("readers", session_id) for session_id in sessions]
+        await self.evaluate(READING, keys, [BELIEVED_S, self._channel, self._conf.log_ttl_s])
 
     async def _keep(self) -> None:
         """One task per process renews what all its readers say, so that a thousand sockets are one round trip."""

@@ -201,7 +201,8 @@ class States:
         A log that has lost events gets them again, with the seqs that they had.
         """
         blob = record.seal()
-        ms = round((datetime.now(UTC) - datetime.fromisoformat(record.started_at)).total_seconds() * 1000)
+        since = datetime.now(UTC) - datetime.fromisoformat(record.started_at)
+        ms = max(0, round(since.total_seconds() * 1000))  # it may have begun by a clock that is ahead
         while True:
             events = Following(told, [*events_after(record, told), *(last or [])], last=last is not None)
             swapped = await self.store.swap(

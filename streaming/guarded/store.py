@@ -32,18 +32,18 @@ SWAP = (
     _NOW
     + """
 local f = redis.call('HMGET', KEYS[4], 'rev', 'kept_at', 'at')
-if f[1] and f[1] ~= ARGV[5] then return false end
-local quiet = tonumber(ARGV[9])
+if f[1] and f[1] ~= ARGV[4] then return false end
+local quiet = tonumber(ARGV[8])
 if f[3] and quiet > 0 and now - tonumber(f[3]) < quiet then return false end
 local seq = tonumber(redis.call('GET', KEYS[2]) or '0')
-local before = tonumber(ARGV[11])
+local before = tonumber(ARGV[10])
 if seq < before then return {{seq, {}}, -1, 0} end
-local first = 13
-if ARGV[12] == '0' then first = first + seq - before end
+local first = 12
+if ARGV[11] == '0' then first = first + seq - before end
 local told = append(seq, first)
-redis.call('HSET', KEYS[4], 'rev', ARGV[6], 'blob', ARGV[7], 'at', now)
-if ARGV[10] == '1' then redis.call('HSET', KEYS[4], 'kept_at', now) end
-redis.call('PEXPIRE', KEYS[4], ARGV[8])
+redis.call('HSET', KEYS[4], 'rev', ARGV[5], 'blob', ARGV[6], 'at', now)
+if ARGV[9] == '1' then redis.call('HSET', KEYS[4], 'kept_at', now) end
+redis.call('PEXPIRE', KEYS[4], ARGV[7])
 return {told, now, now - tonumber(f[2] or '0')}
 """
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -13,7 +14,10 @@ from django.utils import timezone
 
 from streaming import sessions, tasks
 from streaming.conf import conf
+from streaming.core.events import StateChange
 from streaming.database_clock import database_now
+from streaming.deferred import tell
+from streaming.guarded import service
 from streaming.log_redis import close_shared_log, shared_log
 from streaming.models import AuditSession, GuardedStream
 from streaming.sessions import DeferredText, Ending, NewSession, Visitor
@@ -158,3 +162,24 @@ def test_the_databases_clock_is_never_ahead_of_itself() -> None:
     before = database_now()
     assert before <= timezone.now()
     assert database_now() >= before
+
+
+def test_no_event_is_from_before_its_session() -> None:
+    """Whoever tells it may be behind the process that began the session."""
+
+    async def told() -> list[dict[str, object]]:
+        client = Client(await new_key())
+        session_id = str((await client.start(delta="One. "))["session_id"])
+        await client.finish(session_id)
+        session = await AuditSession.objects.aget(pk=session_id)
+        await tell(shared_log(), session_id, session.started_at, session.last_seq, [StateChange("COMPLETE")])
+        events = await shared_log().read(session_id, 0)
+        await close_shared_log()
+        return events
+
+    ahead = SimpleNamespace(now=lambda zone: datetime.now(zone) + FAR, fromtimestamp=datetime.fromtimestamp)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(service, "datetime", ahead)
+        events = async_to_sync(told)()
+    assert len(events) == 7
+    assert {event["ms"] for event in events} == {0}

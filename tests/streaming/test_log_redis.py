@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import uuid4
@@ -109,6 +110,23 @@ async def test_reader_in_another_process_is_woken_without_polling(valkey_url: st
             await redis_log.append(session, [chunk("a")], ms=0)
             await asyncio.wait_for(wake.wait(), 5)
         assert not await redis_log.attended(session)
+    finally:
+        await other.aclose()
+
+
+async def test_a_reader_is_there_whatever_the_clock_of_another_process_says(
+    valkey_url: str, redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is read would be ended as one that nobody reads, and its reader not be woken."""
+    session, now = str(uuid4()), time.time()
+    other = RedisLog(valkey_url, get_channel_layer(), PATIENT)
+    try:
+        async with other.attend(session) as wake:
+            monkeypatch.setattr(time, "time", lambda: now + 60)
+            assert await redis_log.attended(session)
+            wake.clear()
+            await redis_log.append(session, [chunk("a")], ms=0)
+            await asyncio.wait_for(wake.wait(), 5)
     finally:
         await other.aclose()
 
