@@ -98,7 +98,8 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
         headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
         raise ApiError(status, str(error), code=error.code, field=error.field, headers=headers) from None
     except LogUnavailable:
-        raise ApiError(503, "The session log cannot be reached, so nothing can be streamed now.") from None
+        said = "The session log cannot be reached, so nothing can be streamed now."
+        raise ApiError(503, said, code=LogUnavailable.code) from None
     out = ChatOut(
         session_id=started.session_id,
         conversation_id=started.conversation_id,
@@ -138,7 +139,7 @@ async def events(request: HttpRequest, session_id: str = "") -> HttpResponse | S
     except ObjectDoesNotExist:
         raise ApiError(404, "There is no such session.", field="session_id") from None
     except LogUnavailable:
-        raise ApiError(503, "The session log cannot be reached now.") from None
+        raise ApiError(503, "The session log cannot be reached now.", code=LogUnavailable.code) from None
     frames = event_stream(
         log, str(session.pk), after, conf(), correlation_id=session.correlation_id, key=access.key,
         until=access.until,

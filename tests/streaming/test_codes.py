@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streaming import resilience
+from streaming.api.errors import CODES
 from streaming.providers.base import ProviderError
 
 PACKAGE = Path(resilience.__file__).resolve().parent
@@ -52,3 +53,29 @@ def test_every_code_has_its_line_in_the_table_of_what_to_do() -> None:
 def test_every_code_is_among_those_of_the_events() -> None:
     _, _, table = (DOCS / "events.md").read_text("utf-8").partition("## Error codes")
     assert {*notices(), *failures()} <= set(re.findall(r"`(\w+)`", table))
+
+
+REFUSALS = {"ApiError", "StartRefused", "FrameError", "OutOfTurn", "Refused", "error_response"}
+SOCKETS = {"consumers.py", "compare_socket.py"}
+
+
+def codes_of_calls() -> Iterator[str]:
+    """The codes that refusals of calls are written with; what only a socket says is among those of the events."""
+    yield from CODES.values()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.name in SOCKETS or "gateway" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name(id=name), args=args, keywords=more) if name in REFUSALS:
+                    said = [each.value for each in more if each.arg == "code"] + args[:1]
+                    words = [each.value for each in said if isinstance(each, ast.Constant)]
+                    yield from (word for word in words if isinstance(word, str) and re.fullmatch(r"\w+", word))
+
+
+def test_every_refusal_of_a_call_has_its_line_where_refusals_are_looked_up() -> None:
+    _, _, page = (DOCS / "troubleshooting.md").read_text("utf-8").partition("## When a call or a frame is refused")
+    table = "\n".join(line for line in page.partition("\n## ")[0].splitlines() if line.startswith("|"))
+    codes = set(codes_of_calls())
+    assert {"seq_conflict", "log_unavailable", "unknown_conversation", "too_large"} < codes
+    assert codes - {"conflict"} <= set(re.findall(r"`(\w+)`", table)), "a conflict has always a code of its own"

@@ -10,11 +10,12 @@ from django.db import OperationalError
 from django.test import override_settings
 
 from guardrails.models import Policy
+from streaming.api import chat as chat_calls
 from streaming.audit.verify import log_faults
 from streaming.guarded import rows
 from streaming.guarded.store import Store
 from streaming.log import LogUnavailable
-from streaming.log_redis import shared_log
+from streaming.log_redis import RedisLog, shared_log
 from streaming.models import AuditEntry, AuditSession, DeferredCheck, GuardedStream
 from tests.streaming.test_stream_api import SSN, Client, Json, client, closing, error, forget_store
 
@@ -62,6 +63,35 @@ async def test_a_start_whose_store_goes_away_leaves_no_open_stream_behind(
     assert states == ([("ACTIVE", "")] if repeatable else [("COMPLETE", "log_unavailable"), ("ACTIVE", "")])
     assert (await client.finish(said["session_id"], delta="Bye.", seq=2))[0] == 200
     assert await faults() == []
+
+
+async def test_every_call_says_in_one_word_that_the_store_is_away(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, over = await client.post("start", {"delta": "Hello. "})
+    assert (await client.finish(over["session_id"]))[0] == 200
+    _, began = await client.post("start", {"delta": "Hello. "})
+
+    async def gone(self: RedisLog, *args: object, **more: object) -> None:
+        raise LogUnavailable("gone")
+
+    def nowhere() -> RedisLog:
+        raise LogUnavailable("no store is named")
+
+    with monkeypatch.context() as away:
+        away.setattr(chat_calls, "shared_log", nowhere)
+        chat = await client.http.post(
+            "/v1/chat", {"prompt": "Hello"}, content_type="application/json", headers=client.headers
+        )
+    with monkeypatch.context() as away:
+        for name in ("evaluate", "commit", "read"):
+            away.setattr(RedisLog, name, gone)
+        events = await client.http.get(
+            f"/v1/stream/events?session_id={over['session_id']}", headers={**client.headers, "Last-Event-ID": "1"}
+        )
+        answers = [(call.status_code, json.loads(call.content)) for call in (chat, events)]
+        answers += [await client.update(began["session_id"], 2, "More."), await client.status(began["session_id"])]
+    assert [(status, error(said)["code"]) for status, said in answers] == 4 * [(503, "log_unavailable")]
 
 
 async def test_a_start_that_was_sent_again_has_lost_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
