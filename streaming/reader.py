@@ -80,7 +80,10 @@ async def follow(
                     said = await untold(log, session_id, said)
                     yield _all_from_database(said, session_id, correlation_id)
                     return
-                if said and not told and not await log.read(session_id, 0, 1):
+                if said and not (told or done) and not (done := await _ended_in(log, session_id)):
+                    if not ended and await log.read(session_id, 0, 1):
+                        ended = True  # the same: a check may keep the session from being over for minutes
+                        continue
                     told = True
                     yield _all_from_database(said, session_id, correlation_id)
                 continue

@@ -222,6 +222,27 @@ async def test_reader_without_wake_and_without_last_event_still_ends() -> None:
     assert [e["type"] for e in events] == ["message_stream", "done", "state"]
 
 
+@pytest.mark.parametrize("has", ["nothing", "a part", "the end"])
+async def test_reader_of_an_answer_that_is_over_does_not_wait_for_its_checks(has: str) -> None:
+    """Whoever stored the end could not tell it; a check that nobody makes may take ten minutes to say so."""
+    log = MemoryLog()
+    if has != "nothing":
+        last = [Done("a", "allowed").payload()] if has == "the end" else []
+        await log.append("s", [chunk("a"), *last], ms=0)
+    looks: list[str] = []
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        looks.append(session_id)
+        if len(looks) == 4:
+            await log.append("s", [{"type": "state", "state": "COMPLETE"}], ms=1)
+        return State.MONITORING, [Done("a", "allowed"), StateChange("MONITORING", "allowed")]
+
+    events = await drain(log, "s", 0, session_over=over)
+    assert [e["type"] for e in events].count("done") == 1
+    assert events[-1]["state"] == "COMPLETE"
+    assert len(looks) == 4, "it was told before, and not again"
+
+
 async def test_reader_can_be_cancelled_at_every_moment_of_a_command(redis_log: RedisLog) -> None:
     session = str(uuid4())
     await redis_log.append(session, [chunk("a")] * 50, ms=0)
