@@ -20,7 +20,6 @@ from django.utils import timezone
 from ninja import Router, Schema
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -144,11 +143,21 @@ class Context(Open):
         return self.conversation_id or self.sessionId
 
 
-class ConfigIn(Given):
-    """Where plugins of earlier systems say how to look at the text; what stands outside of it wins."""
+class Named(Given):
+    """Which policy shall run; the key's own where neither name says one."""
 
     policy: Short = ""
     preset: Annotated[Short, Field(description="The same as `policy`.")] = ""
+
+    @property
+    def wished(self) -> tuple[str, str]:
+        """The policy's name, empty for the key's own, and the field that says it."""
+        return (self.preset, "preset") if self.preset and not self.policy else (self.policy, "policy")
+
+
+class ConfigIn(Named):
+    """Where plugins of earlier systems say how to look at the text; what stands outside of it wins."""
+
     kind: Literal["prompt", "response"] | None = None
     context: Context = Field(default_factory=Context)
     mode: Literal["default", "monitor"] = "default"
@@ -159,7 +168,7 @@ def _kind_stands_in_one_of_two(schema: JsonDict) -> None:
     schema["required"] = ["text"]
 
 
-class CheckIn(Given):
+class CheckIn(Named):
     """The text and how to look at it; `kind` is needed, here or in `config`."""
 
     model_config = ConfigDict(json_schema_extra=_kind_stands_in_one_of_two)
@@ -167,7 +176,6 @@ class CheckIn(Given):
     config: ConfigIn | None = None  # first, so that what is wrong in it is named there
     text: Text
     kind: Literal["prompt", "response"]
-    policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
     context: Context = Field(default_factory=Context)
     mode: Literal["default", "monitor"] = "default"
     accepts: list[Literal["redact"]] = Field(default_factory=list)
@@ -182,12 +190,11 @@ class CheckIn(Given):
 
     @property
     def wished(self) -> tuple[str, str]:
-        """The policy's name, empty for the key's own, and the field that says it."""
-        if self.config is not None and "policy" not in self.model_fields_set:
-            for name in ("policy", "preset"):
-                if said := str(getattr(self.config, name)):
-                    return said, f"config.{name}"
-        return self.policy, "policy"
+        """The same, of what `config` says where nothing outside of it does."""
+        name, said_in = super().wished
+        if name or self.config is None or not (inside := self.config.wished)[0]:
+            return name, said_in
+        return inside[0], f"config.{inside[1]}"
 
 
 class CheckMetadata(Schema):

@@ -55,7 +55,8 @@ async def rules(request: HttpRequest, response: HttpResponse, query: Query[Rules
     access = getattr(request, "auth", None)
     if not isinstance(access, Access):
         raise ApiError(401, "An API key is needed.")
-    found = await _bundle(query.policy or query.preset or access.policy)
+    said_in = "preset" if query.preset and not query.policy else "policy"
+    found = await _bundle(query.policy or query.preset or access.policy, said_in)
     tag = f'W/"{sha256(found.bundle.encode()).hexdigest()[:32]}"'
     response["ETag"] = tag
     response["Cache-Control"] = "private, no-cache"
@@ -85,14 +86,15 @@ def jwks(request: HttpRequest) -> HttpResponse:
     return response
 
 
-async def _bundle(policy: str) -> ClientBundle:
+async def _bundle(policy: str, said_in: str) -> ClientBundle:
+    """The rules of this policy. ``said_in``: the field that names it."""
     try:
         found: ClientBundle = await database_sync_to_async(client_bundle)(policy)
     except PolicyUnavailable as error:
         status = 404 if error.reason in ("unknown", "inactive") else 503
-        raise ApiError(status, str(error), code="policy_unavailable", field="policy") from None
+        raise ApiError(status, str(error), code="policy_unavailable", field=said_in) from None
     except NoClientRules as error:
-        raise ApiError(409, str(error), code="no_client_rules", field="policy") from None
+        raise ApiError(409, str(error), code="no_client_rules", field=said_in) from None
     except KeyRefused:
         raise ApiError(503, "The keys cannot be read.") from None
     return found

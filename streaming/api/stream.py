@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import structlog
 from django.http import HttpRequest, HttpResponse
 from ninja import Router, Schema, Status
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from guardrails.cohorts import Subject
 from guardrails.findings import AppliesTo, FindingDict
@@ -22,7 +22,7 @@ from guardrails.selectors import PolicyUnavailable
 from streaming.access import Access
 from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
-from streaming.api.check import Context, Given, Open, Short, Text
+from streaming.api.check import Context, Given, Named, Open, Short, Text
 from streaming.api.errors import ApiError, refusals
 from streaming.away import AGAIN_S
 from streaming.chat import StartRefused, load_running
@@ -64,10 +64,9 @@ Chunks = Annotated[
 ]
 
 
-class StartIn(Given):
+class StartIn(Named):
     """The first call of a stream; a delta in it has seq 1."""
 
-    policy: Annotated[Short, Field(validation_alias=AliasChoices("policy", "preset"))] = ""
     kind: Literal["prompt", "response"] = "response"
     delta: Text | None = None
     chunks: Chunks = None
@@ -155,7 +154,9 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
     key = request.headers.get("Idempotency-Key", "")
     if len(key) > MAX_KEY_CHARS:
         raise ApiError(422, f"“Idempotency-Key” has at most {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
-    digest = digest_of("start", payload.model_dump(mode="json", exclude={"chunks"}))
+    wished, said_in = payload.wished
+    body = payload.model_dump(mode="json", exclude={"chunks", "preset"})
+    digest = digest_of("start", {**body, "policy": wished})
     async with _refusals():
         streams = Streams(shared_log(), conf())
         before = await streams.begun(access.visitor, key, digest) if key else None
@@ -163,9 +164,9 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
         return _begun(before, access, response)
     try:
         whose = Subject(payload.context.conversation, access.visitor.user_id)
-        running = await load_running(payload.policy or access.policy, whose)
+        running = await load_running(wished or access.policy, whose)
     except StartRefused as error:
-        raise ApiError(422, str(error), code=error.code, field="policy") from None
+        raise ApiError(422, str(error), code=error.code, field=said_in) from None
     asked = Beginning(
         visitor=access.visitor,
         policy=running.policy,

@@ -137,6 +137,24 @@ async def test_null_says_nothing(call: Caller, more: dict[str, object]) -> None:
     assert (session.policy_name, session.monitor) == ("basic", False)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"policy": "", "preset": "demo"},
+        {"policy": None, "preset": "demo"},
+        {"policy": "demo", "preset": "basic"},
+        {"policy": "", "preset": "", "config": {"policy": "demo"}},
+        {"preset": "", "config": {"policy": "", "preset": "demo"}},
+        {"preset": "demo", "config": {"policy": "basic"}},
+    ],
+    ids=str,
+)
+async def test_an_empty_name_of_a_policy_names_none(call: Caller, said: dict[str, object]) -> None:
+    """A weaker policy than the one that is named beside it must not run."""
+    assert (await call({"text": "hello", "kind": "prompt", **said}))[0] == 200
+    assert (await AuditSession.objects.aget()).policy_name == "demo"
+
+
 async def test_null_outside_leaves_it_to_config(call: Caller) -> None:
     config = {"kind": "response", "preset": "demo", "mode": "monitor", "context": {"sessionId": "s"}}
     nothing = dict.fromkeys(("kind", "policy", "preset", "mode", "context", "accepts"))
@@ -175,6 +193,8 @@ async def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(call: Ca
         ({"text": "x\u0000y", "kind": "prompt"}, 422, "invalid", "text"),
         (b'{"text": "x\\ud800", "kind": "prompt"}', 422, "invalid", "text"),
         ({"text": "x", "kind": "prompt", "policy": "nope"}, 422, "policy_unavailable", "policy"),
+        ({"text": "x", "kind": "prompt", "preset": "nope"}, 422, "policy_unavailable", "preset"),
+        ({"text": "x", "kind": "prompt", "policy": "", "preset": "nope"}, 422, "policy_unavailable", "preset"),
         ({"text": "x", "kind": "prompt", "config": {"preset": "nope"}}, 422, "policy_unavailable", "config.preset"),
         ({"text": "x", "kind": "prompt", "config": {"policy": "nope"}}, 422, "policy_unavailable", "config.policy"),
         ({"text": "x", "config": {"kind": "song"}}, 422, "invalid", "config.kind"),
@@ -225,6 +245,7 @@ async def test_unknown_path_and_docs_need_no_key() -> None:
     assert asked["required"] == ["text"], "the kind may stand in config"
     said_in_config = schema["components"]["schemas"]["ConfigIn"]["properties"]
     assert set(said_in_config) == {"policy", "preset", "kind", "context", "mode", "accepts"}
+    assert all("preset" in schema["components"]["schemas"][name]["properties"] for name in ("CheckIn", "StartIn"))
     page = await client.get("/v1/docs")
     assert page.status_code == 200
     assert b"POST /v1/check" in page.content

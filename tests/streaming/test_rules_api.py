@@ -109,9 +109,10 @@ async def test_refused_by_key_scope_policy_and_origin() -> None:
     assert (await get("sg_no")).status_code == 401
     assert (await get(other)).status_code == 403
     assert (await get(key, Origin=AS_PAGE)).status_code == 403
-    unknown = await get(key, "?policy=none")
-    error = json.loads(unknown.content)["error"]
-    assert (unknown.status_code, error["code"], error["field"]) == (404, "policy_unavailable", "policy")
+    for query, field in (("?policy=none", "policy"), ("?preset=none", "preset"), ("?policy=&preset=none", "preset")):
+        unknown = await get(key, query)
+        error = json.loads(unknown.content)["error"]
+        assert (unknown.status_code, error["code"], error["field"]) == (404, "policy_unavailable", field)
     assert (await get(key, f"?policy={'x' * 201}")).status_code == 422
 
 

@@ -164,6 +164,13 @@ async def test_a_repeated_start_begins_one_stream(client: Client) -> None:
     assert (await other.post("start", body, **{"Idempotency-Key": "k1"}))[1]["session_id"] != made[0]["session_id"]
 
 
+async def test_a_policy_has_one_name_in_a_start_however_it_is_said(client: Client) -> None:
+    ways: list[Json] = [{"policy": "demo"}, {"preset": "demo"}, {"policy": "", "preset": "demo"}]
+    made = [(await client.post("start", body, **{"Idempotency-Key": "k1"}))[1] for body in ways]
+    assert len({str(said["session_id"]) for said in made}) == 1
+    assert (await AuditSession.objects.aget()).policy_name == "demo"
+
+
 async def test_null_and_numbers_in_a_start_are_taken_as_a_check_takes_them(client: Client) -> None:
     nothing: Json = dict.fromkeys(("policy", "preset", "kind", "delta", "channels"))
     about: Json = {"context": {"sessionId": 42, "userId": None}, "client": {"name": None, "version": None}}
@@ -374,6 +381,8 @@ async def test_the_state_is_stored_in_clear_nowhere(client: Client) -> None:
     ("call", "body", "field"),
     [
         ("start", {"policy": "nothing"}, "policy"),
+        ("start", {"preset": "nothing"}, "preset"),
+        ("start", {"policy": "", "preset": "nothing"}, "preset"),
         ("start", {"kind": "song"}, "kind"),
         ("start", {"channels": ["text", "text"]}, "channels"),
         ("start", {"delta": "a\0b"}, "delta"),
