@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from streaming.conf import Conf
 from streaming.core.text import unusable
+from streaming.given import Given, as_text
 from streaming.messages import BadMessages, MessageIn, check_messages
 
 
@@ -41,6 +42,7 @@ def _yes_or_no(value: object) -> object:
 
 YesOrNo = Annotated[bool | None, BeforeValidator(_yes_or_no)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+ConversationName = Annotated[Name, BeforeValidator(as_text, json_schema_input_type=Name | int)]
 SHOWN = 200
 """Characters of a name of the client's own that an answer repeats."""
 MAX_TOKENS = 1_000_000
@@ -58,7 +60,7 @@ def _number_or_nothing(value: object) -> object:
 Tokens = Annotated[Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None, BeforeValidator(_number_or_nothing)]
 
 
-class _Frame(BaseModel):
+class _Frame(Given):
     # Unknown fields are passed over: htmx adds HEADERS, and a newer client may know more than this server.
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -80,7 +82,7 @@ class StartFrame(_Frame):
     provider: Name = "scripted"
     model: Name = ""
     policy: Name = ""
-    conversation_id: Name = ""
+    conversation_id: ConversationName = ""
     scenario: Name = ""
     text: str = ""
 
@@ -141,11 +143,16 @@ def frame_of(value: Mapping[str, object], limits: Conf) -> Frame:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = place_of(first["loc"][1:])
-        raise FrameError("invalid_field", f"“{name}”: {first['msg']}.", name) from None
+        raise FrameError("invalid_field", f"“{name}”: {words_of(first)}.", name) from None
     if isinstance(frame, StartFrame):
         check_lengths(frame.prompt, frame.text, limits)
         _check_conversation(frame, limits)
     return frame
+
+
+def words_of(error: Mapping[str, object]) -> str:
+    """What is wrong with a value, as ``errors()`` of a ``ValidationError`` has it, without the names of our classes."""
+    return "Input should be an object" if error.get("type") == "model_type" else str(error.get("msg", "is not valid"))
 
 
 def place_of(path: Sequence[int | str]) -> str:

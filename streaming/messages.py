@@ -11,11 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from streaming.conf import Conf
 from streaming.core.text import unusable
+from streaming.given import Given
 
 MAX_CALLS = 64
 """Tool calls of one message."""
@@ -49,7 +50,7 @@ CallId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
 """Ids and names are sent on as they are, so there is no room for prose in them."""
 
 
-class _Part(BaseModel):
+class _Part(Given):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 

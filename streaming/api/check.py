@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self
 from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
@@ -20,16 +20,12 @@ from django.utils import timezone
 from ninja import Router, Schema
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     model_validator,
 )
 from pydantic.config import JsonDict
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from guardrails.cohorts import Subject
 from guardrails.findings import Action, AppliesTo, Finding, FindingDict, Mode, Outcome
@@ -44,6 +40,7 @@ from streaming.chat import StartRefused, load_running
 from streaming.checks import CheckedText, check_text, looked_at
 from streaming.conf import conf
 from streaming.core.text import unusable
+from streaming.given import Given, as_text
 from streaming.limits import Spends
 from streaming.models import Message
 from streaming.selectors import named_turns
@@ -66,42 +63,11 @@ def _usable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_usable)]
-Short = Annotated[Text, Field(max_length=200)]
+Short = Annotated[str, Field(max_length=200), AfterValidator(_usable)]
 
 
-def _as_text(value: object) -> object:
-    whole = value.is_integer() if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
-    return str(int(cast("float", value))) if whole else value
-
-
-Id = Annotated[Short, BeforeValidator(_as_text, json_schema_input_type=Short | int)]
+Id = Annotated[Short, BeforeValidator(as_text, json_schema_input_type=Short | int)]
 """A name that a client gives; a whole number is one too."""
-
-
-class Given(BaseModel):
-    """What a client sends. Not ninja's ``Schema``: that takes any value for an object with optional fields alone.
-
-    Null says nothing: a field that may be left out may be null, as a client writes it that has nothing to say.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: object) -> object:
-        if not isinstance(given, dict):
-            return given
-        strange = set(given) - set(cls.model_fields) if cls.model_config.get("extra") == "allow" else set()
-        return {name: value for name, value in given.items() if value is not None or name in strange}
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        found = handler(core)
-        schema = handler.resolve_ref_schema(found)
-        for name, field in schema.get("properties", {}).items():
-            if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
-                about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-                one_of = field.get("anyOf") or field.get("allOf") or [field]  # of all there is one: a reference
-                schema["properties"][name] = {"anyOf": [*one_of, {"type": "null"}], **about}
-        return found
 
 
 class Open(Given):

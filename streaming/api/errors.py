@@ -19,9 +19,10 @@ from ninja.errors import HttpError, ValidationError
 from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 only this one
 
 from streaming import away
-from streaming.frames import place_of
+from streaming.frames import place_of, words_of
 
 logger = structlog.get_logger(__name__)
+NOT_JSON = "The body is not JSON."
 
 CODES = {
     400: "not_parseable",
@@ -126,12 +127,15 @@ def install(api: NinjaAPI) -> None:
         # ("body", "payload", "text"): where it stands and what our argument is called is not the client's business.
         place = first.get("loc", ())
         field = place_of(place[1 if place[:1] == ("query",) else 2 :])
-        said = str(first.get("msg", "The request is not valid.")).removeprefix("Value error, ")
-        return error_response(422, f"“{field}”: {said}." if field else f"{said}.", field=field)
+        if field:
+            return error_response(422, f"“{field}”: {words_of(first).removeprefix('Value error, ')}.", field=field)
+        if first.get("type") == "missing":
+            return error_response(400, NOT_JSON)
+        return error_response(422, "The body is not a JSON object.")
 
     @api.exception_handler(HttpError)
     def http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-        message = "The body is not JSON." if error.status_code == 400 else str(error)
+        message = NOT_JSON if error.status_code == 400 else str(error)
         return error_response(error.status_code, message)
 
     @api.exception_handler(RequestDataTooBig)

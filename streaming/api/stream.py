@@ -22,13 +22,14 @@ from guardrails.selectors import PolicyUnavailable
 from streaming.access import Access
 from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
-from streaming.api.check import Context, Given, Named, Open, Short, Text
+from streaming.api.check import Context, Named, Open, Short, Text
 from streaming.api.errors import ApiError, refusals
 from streaming.away import AGAIN_S
 from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.core.events import PolicyRef
 from streaming.database import in_database
+from streaming.given import Given
 from streaming.guarded.about import Counts, DeferredAbout, GuardrailAbout, about
 from streaming.guarded.hints import Hints
 from streaming.guarded.record import Answer

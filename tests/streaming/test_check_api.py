@@ -187,6 +187,9 @@ async def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(call: Ca
         ({"text": None, "kind": "prompt"}, 422, "invalid", "text"),
         ({"text": "x", "kind": None}, 422, "invalid", "kind"),
         (b"{", 400, "not_parseable", None),
+        (b"", 400, "not_parseable", None),
+        (b" ", 400, "not_parseable", None),
+        (b"null", 422, "invalid", None),
         (b'"text"', 422, "invalid", None),
         ({"kind": "prompt"}, 422, "invalid", "text"),
         ({"text": "x", "kind": "song"}, 422, "invalid", "kind"),
@@ -215,6 +218,25 @@ async def test_wrong_call_has_the_one_error_shape_and_changes_nothing(
     assert (got, error["code"], error.get("field")) == (status, code, field)
     assert error["message"]
     assert await database_sync_to_async(AuditSession.objects.count)() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "The body is not JSON."),
+        (b"[]", "The body is not a JSON object."),
+        (b'"text"', "The body is not a JSON object."),
+        (b'{"text": "x", "kind": "prompt", "config": []}', "“config”: Input should be an object."),
+        (b'{"text": "x", "kind": "prompt", "context": "c"}', "“context”: Input should be an object."),
+        (b'{"text": "x", "kind": "prompt", "context": {"userId": 1%s}}' % (b"0" * 300),
+         "“context.userId”: String should have at most 200 characters."),
+    ],
+)  # fmt: skip
+async def test_what_a_refusal_says_is_about_the_call_and_not_about_our_code(
+    call: Caller, body: bytes, words: str
+) -> None:
+    _, said = await call(body)
+    assert said["error"]["message"] == words  # type: ignore[index]
 
 
 async def test_keys_open_what_their_scopes_name(call: Caller) -> None:

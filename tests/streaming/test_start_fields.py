@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,7 @@ from channels.db import database_sync_to_async
 from streaming import registry, rollout
 from streaming.flags import RolloutFlag, Stage
 from streaming.log_redis import close_shared_log
-from streaming.models import AuditSession, Message
+from streaming.models import AuditSession, Conversation, Message
 from streaming.providers.base import ProviderRequest
 from streaming.providers.scripted import ScriptedProvider
 from streaming.tools.base import specs
@@ -89,6 +90,40 @@ async def test_http_and_socket_refuse_the_same_and_name_the_same_place(
         await socket.send(type="start", **body)
         assert (await socket.until("error"))["field"] == field
     assert not await Message.objects.aexists()
+
+
+async def test_null_says_nothing_to_either(http: HttpClient) -> None:
+    """Clients of typed languages write so whatever they leave out: the prompt beside messages, a message's calls."""
+    names = ("prompt", "provider", "model", "policy", "conversation_id", "tools", "use_streaming", "max_tokens")
+    body: Json = dict.fromkeys((*names, "scenario", "text"))
+    body["messages"] = [{"tool_calls": None, "tool_call_id": None, "images": None, **message} for message in TALK]
+    status, said = await http.chat(**body)
+    assert status == 201, said
+    async with connected() as socket:
+        await socket.send(type="start", **body)
+        done = await socket.until("done")
+        assert done["outcome"] == "redacted"
+        await socket.send(type="resume", session_id=done["session_id"], last_seq=None)
+        assert (await socket.until("done"))["seq"] == done["seq"]
+        await socket.send(type="interrupt", session_id=None)
+    status, said = await http.chat(prompt="hello", messages=None)
+    assert status == 201, said
+    status, said = await http.chat(**dict.fromkeys((*names, "messages")))
+    assert (status, said["error"]["field"]) == (422, "prompt")  # type: ignore[index]
+
+
+async def test_a_conversation_that_a_client_calls_by_a_number_goes_on_by_it(http: HttpClient) -> None:
+    body = json.dumps({"context": {"conversation_id": 42}})
+    began = await http.http.post("/v1/stream/start", body, content_type="application/json", headers=http.headers)
+    assert began.status_code == 201
+    for name in (42, "42", 42.0):
+        status, said = await http.chat(prompt="hello", conversation_id=name)
+        assert status == 201, said
+        named = await Conversation.objects.aget(external_id="42")
+        assert said["conversation_id"] == str(named.pk)
+    for odd in (True, 4.2, [42], 10**300):
+        status, said = await http.chat(prompt="hello", conversation_id=odd)
+        assert (status, said["error"]["field"]) == (422, "conversation_id")  # type: ignore[index]
 
 
 async def test_a_tester_of_the_flag_is_known_by_header_on_both(http: HttpClient) -> None:
