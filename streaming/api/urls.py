@@ -13,6 +13,8 @@ urlpatterns = [
     path("ready", health.ready, name="ready"),
     path("metrics", health.metrics, name="metrics"),
     path(".well-known/jwks.json", rules.jwks, name="jwks"),
+    path("v1/", root.nothing_here),  # before the framework's own, which asks a program for a form's token
+    path("api/", root.nothing_here),
     path("v1/docs", root.docs, name="api-docs"),
     path("v1/", root.api.urls),
     path("api/", ollama.api.urls),

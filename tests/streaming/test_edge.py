@@ -235,7 +235,7 @@ async def test_our_own_pages_and_programs_need_no_origin(caller: Caller) -> None
 
 
 @pytest.mark.parametrize("method", ["get", "post", "put", "delete"])
-@pytest.mark.parametrize("path", ["/v1/stream/start/", "/v1/stream/begin", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/v1/", "/v1/stream/start/", "/v1/stream/begin", "/v1/embeddings", "/api/"])
 async def test_a_call_that_there_is_not_is_not_there_however_it_is_asked_for(
     caller: Caller, path: str, method: str
 ) -> None:
