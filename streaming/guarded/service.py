@@ -368,14 +368,18 @@ class Streams:
 
     async def _write_through(self, record: Record, blob: bytes) -> None:
         """Bring the database to this state. The call has been applied: where one of the two is away, it is answered
-        all the same, and it is written later."""
+        all the same, and it is written later, as it is where its client went away just now."""
+        self._late.written(record.session_id)  # what is left from here on is newer, and has its own time
+        done = False
         try:
             if await in_database(rows.write_through)(record=record, blob=blob):
                 await self._states.store.kept(record.session_id)
-            self._late.written(record.session_id)
+            done = True
         except (LogUnavailable, *AWAY) as error:
             logger.warning("stream_not_written_through", session=record.session_id, error=str(error))
-            self._late.leave(record.session_id, self._settings.write_through_s)
+        finally:
+            if not done:
+                self._late.leave(record.session_id, self._settings.write_through_s)
 
     async def _after_the_race(self, visitor: Visitor, session_id: str, digest: str) -> Answer:
         """Another writer was first: with the same call, then its answer is ours, or with another one."""

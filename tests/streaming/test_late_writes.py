@@ -126,6 +126,43 @@ async def test_a_write_that_is_late_goes_over_nothing_newer(clock: Clock, monkey
 
 
 @LONG
+async def test_what_comes_while_another_state_is_written_has_its_own_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that did not wait for the answer to the call before."""
+    client, session_id = await burst()
+    plain = Store.kept
+
+    async def kept(self: Store, name: str) -> None:
+        monkeypatch.setattr(Store, "kept", plain)
+        await client.update(session_id, 5, "Five. ")
+        await plain(self, name)
+
+    monkeypatch.setattr(Store, "kept", kept)
+    await client.update(session_id, 4, f"{SSN}. ")
+    assert (await written())[0] == 4
+    await clock.pass_by()
+    assert await written() == (5, "One. Two. Three. [SSN]. Five. ")
+
+
+@LONG
+async def test_a_write_that_was_called_off_is_made_again_in_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client went away in its middle."""
+    client, session_id = await burst()
+
+    async def gone(self: Store, name: str) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as away:
+        away.setattr(Store, "kept", gone)
+        with pytest.raises(asyncio.CancelledError):
+            await client.update(session_id, 4, f"{SSN}. ")
+    assert [timer.cancelled for timer in clock.timers] == [True, False]
+    await clock.pass_by()
+    assert await written() == (4, "One. Two. Three. [SSN]. ")
+
+
+@LONG
 async def test_a_process_that_died_leaves_it_to_the_sweep(clock: Clock) -> None:
     _, session_id = await burst()
     for _ in range(2):
