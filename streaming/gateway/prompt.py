@@ -27,6 +27,7 @@ from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
 from streaming.gateway.by_name import by_name, left, structure, without_limits, written
 from streaming.gateway.laid import Asked, channel_of
+from streaming.gateway.listed import listed, unlisted
 from streaming.gateway.loose_json import laid_open_in_turns
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter, spelled
@@ -141,6 +142,23 @@ class _Place:
         now = self.holder[self.key]  # type: ignore[index]  # keys are its own
         return replace(self, text=written(by_name(now, self.called or "")))
 
+    def listed(self) -> _Place | None:
+        """What stands in lists there now, with the names of these; None: nothing does."""
+        now, name = self._now()
+        if not (values := listed(now, name)):
+            return None
+        return replace(self, holder=[values], key=0, text=written(values), structure=True, called="")
+
+    def unlist(self, left: object) -> None:
+        """``left``: of that."""
+        now, name = self._now()
+        made = unlisted(now, left, name)
+        self.holder[self.key] = made if self.parsed else written(made)  # type: ignore[index]
+
+    def _now(self) -> tuple[object, str]:
+        now = self.holder[self.key]  # type: ignore[index]
+        return (now, self.called or "") if self.parsed else (json_in(now) if isinstance(now, str) else None, "")
+
 
 class _Told:
     """What was found in the strings of objects and is still there: in the JSON of the object it is found again."""
@@ -154,6 +172,12 @@ class _Told:
             if not hides(one):
                 said = json.dumps(place.text[one.start : one.end], ensure_ascii=False)[1:-1]
                 self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
+
+    def copy(self) -> _Told:
+        """What was found so far, to be found again somewhere else as well."""
+        copied = _Told()
+        copied._found = {key: found.copy() for key, found in self._found.items()}
+        return copied
 
     def again(self, place: _Place, one: Finding) -> bool:
         """Whether a finding in the JSON of an object is one of those; each of them is found again once.
@@ -211,7 +235,7 @@ async def guarded(
         out.hiding = out.masking
         await out.hiding.learn(
             (place.text, place.applies_to)
-            for place in (*walk.places, *(place for place, _, _ in walk.inside), *walk.objects)
+            for place in (*walk.places, *(place for place, _, _ in walk.inside), *walk.objects, *walk.lists())
         )
     earlier = await _visible(policy, turns, swept)
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
@@ -221,17 +245,20 @@ async def guarded(
     await _check(policy, walk.places, earlier, out, mask, asking, told)
     for depth in sorted({place.inner for place, _, _ in walk.inside}, reverse=True):
         second: list[_Place] = []
-        for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
-            if place.inner == depth:
-                text = place.text if value == before else written(value)
-                second.append(replace(place, text=text, structure=False, inner=0))
+        for number, (place, value, before) in enumerate(walk.inside, len(walk.objects)):
+            if place.inner == depth:  # JSON within a string: its own strings have been looked at by now
+                text, of = place.text if value == before else written(value), place.of if place.of >= 0 else number
+                second.append(replace(place, text=text, structure=False, inner=0, of=of))
         if out.hiding is not None:
             await out.hiding.learn((place.text, place.applies_to) for place in second)
         await _check(policy, second, earlier, out, mask, asking, told, again=True)
+        await _check_lists(policy, second, earlier, out, mask, asking, told.copy())
+    strings = told.copy()
     third = [place.again() for place in walk.objects]
     if out.hiding is not None:
         await out.hiding.learn((place.text, place.applies_to) for place in third)
     await _check(policy, third, earlier, out, mask, asking, told, again=True)
+    await _check_lists(policy, third, earlier, out, mask, asking, strings)
     out.findings += walk.names.findings
     copied = out.body = await sweep(copied, swept, walk.media.apart, masked)
     out.blocked = out.blocked or walk.names.blocked
@@ -308,6 +335,17 @@ async def _check(
             told.note(place, checked.findings)
         out.findings += findings
         out.later += later
+
+
+async def _check_lists(
+    policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked, told: _Told
+) -> None:
+    """The same of values that have a name before the list alone that they stand in."""
+    lists = [(place, found) for place in places if (found := place.listed()) is not None]
+    await _check(policy, [found for _, found in lists], turns, out, mask, asked, told, again=True)
+    for place, found in lists:
+        if written(left := found.holder[found.key]) != found.text:  # type: ignore[index]
+            place.unlist(left)
 
 
 class _Walk:
@@ -403,6 +441,12 @@ class _Walk:
         self._inside_text += 1
         self.inside.append((place, await self.copy(inner, (*path, "json"), applies_to, turn), inner))
         self._inside_text -= 1
+
+    def lists(self) -> Iterator[_Place]:
+        """What stands in lists under a name, of objects and of strings that are JSON."""
+        for place in (*self.objects, *(place for place, _, _ in self.inside)):
+            if (found := place.listed()) is not None:
+                yield found
 
     def _bounded(self) -> None:
         found = len(self.places) + len(self.inside) + len(self.objects) + len(self.names) + self._numbers
