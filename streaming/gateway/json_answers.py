@@ -64,6 +64,7 @@ class JsonRestorer(Restorer):
             return text
         if not self._begun:
             self._read(text)
+            self._shown += len(text)
             return text
         if self._json is None:
             return super().feed(text)
