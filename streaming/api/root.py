@@ -22,6 +22,17 @@ _HEADERS: dict[str, tuple[str, str]] = {
 }
 """By status: the header that a refusal of ours always has; an upstream's, passed on by the gateway, may have none."""
 
+_KEYS: dict[str, dict[str, str]] = {
+    "Bearer": {"type": "http", "scheme": "bearer"},
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""Where a key may stand; where a stream token may, none is needed."""
+
+
+def _security_of(operation: dict[str, list[dict[str, object]]]) -> list[dict[str, list[str]]]:
+    with_token = any(one["name"] == "token" for one in operation.get("parameters", ()))
+    return [*({name: list[str]()} for name in _KEYS), *([{}] if with_token else [])]
+
 
 def _headers_of(status: int | str, *, required: bool) -> dict[str, object]:
     name, description = _HEADERS.get(str(status), ("", ""))
@@ -30,7 +41,8 @@ def _headers_of(status: int | str, *, required: bool) -> dict[str, object]:
 
 
 class Api(NinjaAPI):
-    """The document also says which headers a refusal has, and what the gateway's third front answers."""
+    """The document also says which headers a refusal has, where a key may stand, and what the gateway's third front
+    answers."""
 
     def get_openapi_schema(
         self, *, path_prefix: str | None = None, path_params: dict[str, object] | None = None
@@ -42,11 +54,14 @@ class Api(NinjaAPI):
         for operations in schema["paths"].values():
             for operation in operations.values():
                 ours = "gateway" not in operation.get("tags", ())
+                if "security" in operation:
+                    operation["security"] = _security_of(operation)
                 # Not in place: the gateway's refusals are one object for all statuses.
                 operation["responses"] = {
                     status: answer | _headers_of(status, required=ours)
                     for status, answer in operation["responses"].items()
                 }
+        schema["components"]["securitySchemes"] = {name: dict(scheme) for name, scheme in _KEYS.items()}
         return schema
 
 

@@ -274,6 +274,23 @@ async def test_unknown_path_and_docs_need_no_key() -> None:
     assert b"<script>" not in page.content
 
 
+def test_the_document_names_every_place_where_a_key_may_stand() -> None:
+    """A client that is made from it finds the header that it was told of, and none that is needed beside a token."""
+    document = json.loads(json.dumps(root.api.get_openapi_schema()))
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["ApiKey"] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+    assert (set(schemes), schemes["Bearer"]["scheme"]) == ({"Bearer", "ApiKey"}, "bearer")
+    with_token = set()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            either = [{"Bearer": []}, {"ApiKey": []}]
+            if any(one["name"] == "token" for one in operation.get("parameters", ())):
+                either.append({})
+                with_token.add(path)
+            assert operation["security"] == either, path
+    assert with_token == {"/v1/stream/events", "/v1/stream/status"}
+
+
 async def test_the_page_names_what_every_call_gives() -> None:
     """The document itself names it under the status that the call answers with."""
     document = root.api.get_openapi_schema()
