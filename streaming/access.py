@@ -79,7 +79,8 @@ def key_in(headers: Iterable[tuple[str, str]]) -> str:
     """The API key out of ``Authorization: Bearer …`` or ``X-API-Key``; names in lower case; empty if there is none."""
     found: Mapping[str, str] = dict(headers)
     scheme, _, value = found.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else found.get("x-api-key", "").strip()
+    bearer = value.strip() if scheme.lower() == "bearer" else ""
+    return bearer or found.get("x-api-key", "").strip()
 
 
 async def access_by_key(plaintext: str, scope: str) -> Access:

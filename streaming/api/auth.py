@@ -33,7 +33,7 @@ class Key(HttpBearer):
 
     async def __call__(self, request: HttpRequest) -> Access:
         """The access of the request's key. Raises ``ApiError``."""
-        plaintext = key_in((name, request.META.get(place, "")) for name, place in _PLACES)
+        plaintext = key_of(request)
         if not plaintext:
             raise ApiError(401, "An API key is needed: “Authorization: Bearer …” or “X-API-Key: …”.")
         return await self.authenticate(request, plaintext)
@@ -83,6 +83,11 @@ class Answers(Key):
 def taken(request: HttpRequest) -> tuple[Standing, Place | None]:
     """What ``Answers`` has read, and the place that it took; None where all are taken."""
     return request.META[STANDING], request.META[PLACE]
+
+
+def key_of(request: HttpRequest) -> str:
+    """The key in the headers of a call, empty if there is none."""
+    return key_in((name, request.META.get(place, "")) for name, place in _PLACES)
 
 
 def _left(request: HttpRequest, allowance: Allowance | None, spends: Spends) -> None:

@@ -15,7 +15,7 @@ from django.urls import reverse
 from ninja import Router, Schema, Status
 
 from streaming.access import Access, Refused, access_by_token
-from streaming.api.auth import Key, check_origin
+from streaming.api.auth import Key, check_origin, key_of
 from streaming.api.errors import ApiError, refusals
 from streaming.chat import Asked, start_chat
 from streaming.conf import conf
@@ -56,7 +56,10 @@ class ChatOut(Schema):
 
 
 class EventsAuth(Key):
-    """A key with the scope ``stream``, or ``?token=`` for readers that cannot send headers."""
+    """A key with the scope ``stream``, or ``?token=`` for readers that cannot send headers.
+
+    Beside a token that is good for nothing (any more) a key counts.
+    """
 
     async def __call__(self, request: HttpRequest) -> Access:
         """The access of the request. Raises ``ApiError``."""
@@ -67,7 +70,10 @@ class EventsAuth(Key):
             access = await access_by_token(token, self.scope)
             check_origin(request, access)
         except Refused as error:
-            raise ApiError(401 if error.code == "unauthenticated" else 403, str(error), code=error.code) from None
+            unknown = error.code == "unauthenticated"
+            if unknown and key_of(request):
+                return await super().__call__(request)
+            raise ApiError(401 if unknown else 403, str(error), code=error.code) from None
         return access
 
 

@@ -173,6 +173,33 @@ async def test_a_token_expires_and_every_answer_renews_it(client: Client, monkey
     assert await client.events(url, key=False) == (401, [])
 
 
+@pytest.mark.parametrize("path", ["events", "status"])
+async def test_beside_a_token_that_is_good_for_nothing_a_key_counts(client: Client, path: str) -> None:
+    """A client that keeps its addresses shows the key again, and reads on; its key opens what it always does."""
+    _, said = await client.chat(prompt="Hello there", provider="scripted", policy="basic")
+    first = client if path == "events" else Client(await new_key("stream"))
+    if path == "status":
+        said = json.loads(
+            (await first.http.post("/v1/stream/start", "{}", "application/json", headers=first.headers)).content
+        )
+    token = str(said["stream_token"])
+
+    async def asked(by: Client | None, token: str) -> tuple[int, str]:
+        url = f"/v1/stream/{path}?session_id={said['session_id']}&token={token}"
+        response = await client.http.get(url, headers=by.headers if by else {})
+        renewed = response.headers.get("X-Stream-Token", "")
+        response.close()
+        return response.status_code, renewed
+
+    status, renewed = await asked(first, token + "x")
+    assert (status, (await asked(None, renewed))[0]) == (200, 200)
+    assert (await asked(None, token + "x"))[0] == 401
+    assert (await asked(Client("sg_wrong"), token + "x"))[0] == 401
+    assert (await asked(Client(await new_key("stream")), token + "x"))[0] == 404
+    assert (await asked(Client(await new_key("check")), token + "x"))[0] == 403
+    assert (await asked(Client("sg_wrong"), token))[0] == 200, "the token is good, so nothing else is asked"
+
+
 async def test_a_key_reads_only_its_own_sessions_and_needs_the_scope(client: Client) -> None:
     _, said = await client.chat(prompt="Hello there", provider="scripted", policy="basic")
     other = Client(await new_key("stream"))

@@ -245,6 +245,8 @@ async def test_keys_open_what_their_scopes_name(call: Caller) -> None:
     assert (await call(body, **{"X-Other": "1"}))[0] == 401
     assert (await call(body, Authorization="Bearer sg_wrong"))[0] == 401
     assert (await Caller(await new_key("audit"))(body))[0] == 403
+    assert (await call(body, **{"Authorization": "Bearer ", "X-API-Key": call.key}))[0] == 200
+    assert (await call(body, **{"Authorization": "Bearer sg_wrong", "X-API-Key": call.key}))[0] == 401
     revoked = await new_key("check", policy="demo")
     await database_sync_to_async(_revoke)()
     assert (await Caller(revoked)(body))[0] == 401
