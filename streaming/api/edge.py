@@ -48,6 +48,10 @@ _EXPOSED_HEADERS = (
     "X-Response-Time, X-Sluicegate-Session, X-Sluicegate-Policy, X-Sluicegate-Code"
 )
 _PREFLIGHT_S = 600
+_GZIP = 31
+"""How zlib is told to expect gzip's header."""
+_PIECE = 1_024
+"""Bytes of a compressed body that are unpacked at a time."""
 
 Next = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
 
@@ -172,18 +176,41 @@ def _unpack(request: HttpRequest) -> HttpResponse | None:
         return None
     if encoding != "gzip":
         return error_response(415, "A body may be compressed with gzip or not at all.", code="unknown_encoding")
+    if not body:
+        return None
     try:
-        unpacker = zlib.decompressobj(wbits=31)
-        plain = unpacker.decompress(body, most + 1)
+        plain = _members(body, most)
     except zlib.error:
         return error_response(400, "The body is not gzip.")
-    if len(plain) > most:
-        return error_response(413, too_large)
-    if not unpacker.eof or unpacker.unused_data:
+    except EOFError:
         return error_response(400, "The body is not one whole gzip file.")
+    if plain is None:
+        return error_response(413, too_large)
     request._body = plain
     request.META["CONTENT_LENGTH"] = str(len(plain))
     return None
+
+
+def _members(body: bytes, most: int) -> bytes | None:
+    """What all members of a gzip file have in them (RFC 1952, 2.2), None for more than ``most`` bytes.
+
+    In pieces, for what is left behind a member is copied: a body of nothing but empty ones has fifty thousand of them.
+    Raises ``zlib.error``, and ``EOFError`` where the last one is cut off.
+    """
+    plain = bytearray()
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    for at in range(0, len(body), _PIECE):
+        piece = body[at : at + _PIECE]
+        while piece:
+            if unpacker.eof:
+                unpacker = zlib.decompressobj(wbits=_GZIP)
+            plain += unpacker.decompress(piece, most + 1 - len(plain))
+            if len(plain) > most:
+                return None
+            piece = unpacker.unused_data
+    if not unpacker.eof:
+        raise EOFError
+    return bytes(plain)
 
 
 def _compressed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 import zlib
 from collections.abc import AsyncIterator
 
@@ -75,6 +76,33 @@ async def test_it_works(caller: Caller) -> None:
     assert int(response.headers["Content-Length"]) == len(response.content)
 
 
+@pytest.mark.parametrize("every", [1, 100, 1_000], ids=["each byte", "some", "all at once"])
+async def test_a_body_may_be_compressed_in_several_members(caller: Caller, every: int) -> None:
+    """What comes from a log or a proxy is often joined in that way (RFC 1952, 2.2)."""
+    raw = json.dumps(PHONE).encode()
+    packed = b"".join(gzip.compress(raw[at : at + every]) for at in range(0, len(raw), every)) + gzip.compress(b"")
+    response = await caller.check(packed, **{"Content-Encoding": "gzip"})
+    assert response.status_code == 200, response.content
+    assert json.loads(response.content)["text"].startswith("call me at [PHONE] or")
+
+
+async def test_a_body_of_a_great_many_members_takes_no_long_time(caller: Caller) -> None:
+    packed = gzip.compress(json.dumps(PHONE).encode()) + gzip.compress(b"") * 52_000
+    began = time.process_time()
+    response = await caller.check(packed, **{"Content-Encoding": "gzip"})
+    assert response.status_code == 200
+    assert time.process_time() - began < 1.0
+
+
+async def test_no_body_is_none_whatever_it_is_said_to_be_compressed_with(caller: Caller) -> None:
+    """Clients that set the header once for all of their calls send it with a GET, too."""
+    headers = {"Authorization": f"Bearer {caller.key}", "Content-Encoding": "gzip"}
+    response = await caller.http.get("/v1/stream/status?session_id=none", headers=headers)
+    assert (response.status_code, code(response)) == (404, "not_found")
+    response = await caller.check(b"", **{"Content-Encoding": "gzip"})
+    assert (response.status_code, json.loads(response.content)["error"]["message"]) == (400, "The body is not JSON.")
+
+
 @pytest.mark.parametrize("accepted", ["", "br", "gzip;q=0", "identity"])
 async def test_who_does_not_take_gzip_gets_none(caller: Caller, accepted: str) -> None:
     response = await caller.check(**{"Accept-Encoding": accepted})
@@ -101,9 +129,23 @@ async def test_an_event_stream_is_never_compressed(caller: Caller) -> None:
         (b"not gzip at all", "gzip", 400),
         (gzip.compress(json.dumps(PHONE).encode())[:-9], "gzip", 400),
         (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (gzip.compress(b"{}") + gzip.compress(b"{}")[:-9], "gzip", 400),
+        (gzip.compress(b" " * 524_289) * 2, "gzip", 413),
+        (gzip.compress(b"") * 52_429, "gzip", 413),
         (zlib.compress(b"{}"), "deflate", 415),
     ],
-    ids=["plain", "packed", "bomb", "no gzip", "cut off", "more behind it", "deflate"],
+    ids=[
+        "plain",
+        "packed",
+        "bomb",
+        "no gzip",
+        "cut off",
+        "more behind it",
+        "second cut off",
+        "packed in two",
+        "many empty ones",
+        "deflate",
+    ],
 )
 async def test_a_body_that_is_too_large_or_not_what_it_says_is_refused(
     caller: Caller, body: bytes, encoding: str, status: int
