@@ -16,8 +16,9 @@ from ninja import Router, Schema, Status
 
 from streaming.access import Access, Refused, access_by_token
 from streaming.api.auth import Key, check_origin, key_of
+from streaming.api.check import no_policy
 from streaming.api.errors import ApiError, refusals
-from streaming.chat import Asked, start_chat
+from streaming.chat import Asked, StartRefused, start_chat
 from streaming.conf import conf
 from streaming.frames import FrameError, StartFrame, frame_of
 from streaming.limits import Spends
@@ -100,6 +101,8 @@ async def chat(request: HttpRequest, payload: ChatIn) -> Status[ChatOut]:
         )
         started = await start_chat(frame, asked, shared_log(), settings)
     except FrameError as error:
+        if isinstance(error, StartRefused) and error.field == "policy" and not payload.policy:
+            raise no_policy(error, "") from None
         status = 429 if error.code == TooManyOpen.code else 422
         headers = {"Retry-After": str(RETRY_S)} if status == 429 else None
         raise ApiError(status, str(error), code=error.code, field=error.field, headers=headers) from None

@@ -202,8 +202,7 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
     try:
         running = await load_running(wished or access.policy, Subject(named, access.visitor.user_id))
     except StartRefused as error:
-        field = said_in if error.field == "policy" else error.field
-        raise ApiError(422, str(error), code=error.code, field=field) from None
+        raise no_policy(error, said_in if wished else "") from None
     policy = running.policy
     applies_to, monitor = AppliesTo(payload.kind), payload.mode == "monitor"
     channel = "prompt" if applies_to is AppliesTo.PROMPT else "text"
@@ -265,6 +264,15 @@ async def check(request: HttpRequest, response: HttpResponse, payload: CheckIn) 
             version=policy.version,
         ),
     )
+
+
+def no_policy(error: StartRefused, said_in: str) -> ApiError:
+    """The refusal where the policy does not run, which the client's call says in this field.
+
+    Where none does it is the key's own, and nothing is wrong with the call: the same one is answered when that runs.
+    """
+    status = 422 if said_in else 503
+    return ApiError(status, str(error), code=error.code, field=said_in)
 
 
 def _action(result: CheckedText, payload: CheckIn) -> Literal["allow", "warn", "redact", "block"]:

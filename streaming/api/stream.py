@@ -22,7 +22,7 @@ from guardrails.selectors import PolicyUnavailable
 from streaming.access import Access
 from streaming.api.auth import Key
 from streaming.api.chat import RENEWED, TOKEN_PARAMETER, EventsAuth
-from streaming.api.check import Context, Named, Open, Short, Text
+from streaming.api.check import Context, Named, Open, Short, Text, no_policy
 from streaming.api.errors import ApiError, refusals
 from streaming.away import AGAIN_S
 from streaming.chat import StartRefused, load_running
@@ -167,7 +167,7 @@ async def start(request: HttpRequest, payload: StartIn, response: HttpResponse) 
         whose = Subject(payload.context.conversation, access.visitor.user_id)
         running = await load_running(wished or access.policy, whose)
     except StartRefused as error:
-        raise ApiError(422, str(error), code=error.code, field=said_in) from None
+        raise no_policy(error, said_in if wished else "") from None
     asked = Beginning(
         visitor=access.visitor,
         policy=running.policy,

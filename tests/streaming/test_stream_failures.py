@@ -7,9 +7,12 @@ import json
 import pytest
 from channels.db import database_sync_to_async
 from django.db import OperationalError
-from django.test import override_settings
+from django.test import AsyncClient, override_settings
 
-from guardrails.models import Policy
+from guardrails import selectors
+from guardrails.models import Policy, PolicyVersion
+from guardrails.selectors import PolicyUnavailable, forget
+from guardrails.services import create_api_key
 from streaming.api import chat as chat_calls
 from streaming.audit.verify import log_faults
 from streaming.guarded import rows
@@ -193,3 +196,32 @@ async def test_a_finish_that_was_cut_off_is_told_as_an_end(client: Client, monke
     assert [event["type"] for event in told].count("done") == 1
     assert await AuditEntry.objects.filter(kind="sealed").acount() == 1
     assert await faults() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("check", {"text": "x", "kind": "prompt"}), ("stream/start", {}), ("chat", {"prompt": "x"})]
+)
+@pytest.mark.parametrize("reason", ["inactive", "altered"])
+async def test_the_fault_of_a_policy_that_the_call_did_not_name_is_not_the_calls(
+    path: str, body: Json, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same call is answered when the policy runs again; where the call names it, it can name another one."""
+
+    def altered(version: PolicyVersion) -> None:
+        raise PolicyUnavailable("altered", f"the signature of {version} does not verify")
+
+    _, key = await database_sync_to_async(create_api_key)(name="own", scopes=["check", "stream"], policy="demo")
+    headers = {"Authorization": f"Bearer {key}"}
+    if reason == "inactive":
+        await Policy.objects.filter(name="demo").aupdate(active_version=None)
+    else:
+        forget()
+        monkeypatch.setattr(selectors, "load", altered)
+    refused = []
+    for named in ({}, {"policy": "demo"}):
+        response = await AsyncClient().post(f"/v1/{path}", {**body, **named}, "application/json", headers=headers)
+        refused.append((response.status_code, json.loads(response.content)["error"]))
+    assert [(status, said["code"], said.get("field")) for status, said in refused] == [
+        (503, "policy_unavailable", None), (422, "policy_unavailable", "policy")
+    ]  # fmt: skip
+    assert not await AuditSession.objects.aexists()
