@@ -64,7 +64,9 @@ class TooManyOpen(Exception):
 
 @asynccontextmanager
 async def place(log: SessionLog, client: str, session_id: str, settings: Conf) -> AsyncIterator[None]:
-    """Prepare a session in a place of its own: who has none left asks no judge. Raises ``TooManyOpen``.
+    """Prepare a session in a place of its own: who has none left asks no judge.
+
+    Raises ``TooManyOpen``, and ``LogUnavailable`` while the store is away: nothing can begin there.
 
     What fails inside gives the place back at once. Leave it before the session is stored: from then on the place is
     the session's, and it is free when the database says that the session is over.
@@ -82,30 +84,26 @@ async def place(log: SessionLog, client: str, session_id: str, settings: Conf) -
 
 
 async def take_place(log: SessionLog, client: str, session_id: str, settings: Conf) -> bool:
-    """A place for this session of the key; the same session takes one. Raises ``TooManyOpen``.
+    """A place for this session of the key; the same session takes one. Raises ``TooManyOpen``, ``LogUnavailable``.
 
     Returns whether it had none before.
 
-    Who has no key is limited elsewhere. While the store is away nothing is counted: nothing can begin there either. A
-    store that knows of no place, for it has lost them or none was taken for long, is told which sessions are open.
+    Who has no key is limited elsewhere. A store that knows of no place, for it has lost them or none was taken for
+    long, is told which sessions are open.
     """
     if not client or not isinstance(log, RedisLog):
         return False
     key, limit = _key(client), settings.sessions_at_once
-    try:
-        taken = await _take(log, key, session_id, settings)
-        if taken < 0:
-            names = await in_database(selectors.open_of)(client, limit)
-            for at in range(0, len(names), AT_ONCE):
-                await log.evaluate(KNOWN, [key], [settings.log_ttl_s, *names[at : at + AT_ONCE]])
-            taken = await _take(log, key, session_id, settings, anew=True)
-        if not taken and (over := await _over(log, key)):
-            for at in range(0, len(over), AT_ONCE):
-                await log.evaluate(FREE, [key], list[str | float | bytes](over[at : at + AT_ONCE]))
-            taken = await _take(log, key, session_id, settings, anew=True)
-    except LogUnavailable:
-        logger.warning("open_sessions_not_counted", client=client)
-        return False
+    taken = await _take(log, key, session_id, settings)
+    if taken < 0:
+        names = await in_database(selectors.open_of)(client, limit)
+        for at in range(0, len(names), AT_ONCE):
+            await log.evaluate(KNOWN, [key], [settings.log_ttl_s, *names[at : at + AT_ONCE]])
+        taken = await _take(log, key, session_id, settings, anew=True)
+    if not taken and (over := await _over(log, key)):
+        for at in range(0, len(over), AT_ONCE):
+            await log.evaluate(FREE, [key], list[str | float | bytes](over[at : at + AT_ONCE]))
+        taken = await _take(log, key, session_id, settings, anew=True)
     if not taken:
         raise TooManyOpen(limit)
     return taken > 1

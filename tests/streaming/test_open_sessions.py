@@ -148,3 +148,25 @@ async def test_places_are_forgotten_like_a_log() -> None:
     await take_place(shared_log(), "sg_one", str(uuid4()), conf())
     left = await shared_log().evaluate("return redis.call('TTL', KEYS[1])", ["sg:open:{sg_one}"], [])
     assert 0 < int(str(left)) <= conf().log_ttl_s
+
+
+@pytest.mark.parametrize("way", ["chat", "socket"])
+async def test_what_begins_while_the_store_is_away_is_refused_and_not_on_record(
+    client: Client, way: str, settings: object
+) -> None:
+    """It could only end in an error. The question for a place is the one that finds out, so nothing more is asked."""
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"  # type: ignore[attr-defined]
+    key = client.headers["Authorization"]
+    if way == "chat":
+        body = json.dumps({"prompt": "Hello", "provider": "scripted"})
+        said = await AsyncClient().post("/v1/chat", body, content_type="application/json", headers=client.headers)
+        assert (said.status_code, error(json.loads(said.content))["code"]) == (503, "log_unavailable")
+    else:
+        pairs = [(b"host", b"localhost"), (b"authorization", key.encode())]
+        socket = WebsocketCommunicator(application, "/ws/stream/", headers=pairs)  # type: ignore[arg-type]
+        assert (await socket.connect(timeout=60))[0]
+        await socket.send_to('{"type": "start", "prompt": "Hello"}')
+        told = json.loads(await socket.receive_from(timeout=60))
+        assert (told["type"], told["code"], told["recoverable"]) == ("error", "log_unavailable", True)
+        await socket.disconnect(timeout=60)
+    assert not await AuditSession.objects.aexists()
