@@ -6,6 +6,7 @@ stays revoked.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypedDict
@@ -98,12 +99,16 @@ def note_key_used(*, key: ApiKey) -> None:
         ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
 
 
+_NO_TEXT_IN_ONE_LINE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, surrogates and ends of lines; joiners and wide spaces are text."""
+
+
 def usable_name(name: str) -> str:
     """A key's name as it is stored. Raises ``Refused``."""
     name = name.strip()
     if not name:
         raise Refused("a key needs a name")
-    if not name.isprintable():
+    if any(unicodedata.category(one) in _NO_TEXT_IN_ONE_LINE for one in name):
         raise Refused("a key's name is text in one line")
     if len(name) > NAME_CHARS:
         raise Refused(f"a key's name has at most {NAME_CHARS} characters")

@@ -56,6 +56,7 @@ async def follow(
                     lost = True
                     yield [from_database(LOST, session_id, correlation_id)]
                 after, quiet = int(str(events[-1]["seq"])), 0.0
+                ended = False  # whoever tells is there: what comes next may be stored and not told yet, too
                 complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
                 done = done or any(event["type"] == "done" for event in events)
                 if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
@@ -85,6 +86,7 @@ async def follow(
                         ended = True  # the same: a check may keep the session from being over for minutes
                         continue
                     told = True
+                    said = await untold(log, session_id, said)
                     yield _all_from_database(said, session_id, correlation_id)
                 continue
             if not await wake.wait(settings.log_poll_s):

@@ -9,6 +9,7 @@ copies of a state counts in ``streaming.guarded.states``.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -183,6 +184,7 @@ class Streams:
         if (before := record.answered(digest)) is not None:
             if not record.ended:
                 await self._states.keep_open(record)
+                self._late.leave(session_id, self._settings.write_through_s)  # whoever was first may be dead
             return before
         in_turn(record, seq)
         policy = await self._policy(record)
@@ -205,7 +207,11 @@ class Streams:
             "findings": new,
             "hints": hints(policy, AppliesTo(record.kind), covered=record.covered),
         }
-        swapped, blob = await self._commit(record, seen, told, digest, answer)
+        try:
+            swapped, blob = await self._commit(record, seen, told, digest, answer)
+        except (asyncio.CancelledError, LogUnavailable):
+            self._late.leave(session_id, self._settings.write_through_s)  # the store may have it
+            raise
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
         if new or swapped.unkept_s >= self._settings.write_through_s:

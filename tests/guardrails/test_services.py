@@ -201,6 +201,13 @@ def test_api_key_is_shown_once_and_stored_nowhere(cast: Cast) -> None:
     assert selectors.api_key_for(plaintext) == key
 
 
+@pytest.mark.parametrize("name", ["Shop\u3000本店", "a\u00a0b", "\U0001f469\u200d\U0001f4bb", "می\u200cخواهم"])
+def test_api_key_has_a_name_in_any_language(name: str) -> None:
+    """With the spaces and joiners of each."""
+    key, _ = services.create_api_key(name=f" {name} ", scopes=["check"])
+    assert key.name == name
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -213,6 +220,7 @@ def test_api_key_is_shown_once_and_stored_nowhere(cast: Cast) -> None:
         ({"scopes": ["check"], "name": "shop\nowner"}, "in one line"),
         ({"scopes": ["check"], "name": "shop\0"}, "in one line"),
         ({"scopes": ["check"], "name": "shop \udcff"}, "in one line"),
+        ({"scopes": ["check"], "name": "shop\u2028owner"}, "in one line"),
         ({"scopes": ["check"], "origins": ["https://a.example/path"]}, "not an origin"),
         ({"scopes": ["check"], "calls_per_minute": 0}, "1 or more"),
         ({"scopes": ["check"], "updates_per_second": 0}, "1 or more"),

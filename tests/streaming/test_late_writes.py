@@ -163,6 +163,34 @@ async def test_a_write_that_was_called_off_is_made_again_in_time(clock: Clock, m
 
 
 @LONG
+@pytest.mark.parametrize("repeated", [False, True], ids=["where it was cut off", "where it is repeated"])
+async def test_a_call_that_was_cut_off_when_the_store_had_it_is_written_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, repeated: bool
+) -> None:
+    """Its answer is kept, so a client that says it again is shown the text: the record is to have it, too."""
+    client, session_id = await burst()
+    await clock.pass_by()
+    plain = Store.swap
+
+    async def cut(self: Store, *args: object, **kwargs: object) -> None:
+        await plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as away:
+        away.setattr(Store, "swap", cut)
+        with pytest.raises(asyncio.CancelledError):
+            await client.update(session_id, 4, f"{SSN}. ")
+    if repeated:
+        for timer in clock.timers:  # of a process that is dead now
+            shared_log().companion(Late).written(session_id)
+            assert timer.cancelled
+        assert (await client.update(session_id, 4, f"{SSN}. "))[1]["findings"] != []
+    assert (await written())[0] == 3
+    await clock.pass_by()
+    assert await written() == (4, "One. Two. Three. [SSN]. ")
+
+
+@LONG
 async def test_a_process_that_died_leaves_it_to_the_sweep(clock: Clock) -> None:
     _, session_id = await burst()
     for _ in range(2):

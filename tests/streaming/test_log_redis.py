@@ -11,9 +11,10 @@ from uuid import uuid4
 import pytest
 from channels.layers import get_channel_layer
 
+from guardrails.findings import Action, Finding, Mode
 from streaming import log_redis as logs
 from streaming.conf import Conf
-from streaming.core.events import Done, ServerEvent, StateChange
+from streaming.core.events import Done, FindingEvent, ServerEvent, StateChange
 from streaming.log import LogUnavailable, MemoryLog, SessionLog
 from streaming.log_redis import MAX_CONNECTIONS, RedisLog
 from streaming.models import AuditSession
@@ -241,6 +242,49 @@ async def test_reader_of_an_answer_that_is_over_does_not_wait_for_its_checks(has
     assert [e["type"] for e in events].count("done") == 1
     assert events[-1]["state"] == "COMPLETE"
     assert len(looks) == 4, "it was told before, and not again"
+
+
+async def test_what_a_check_has_told_behind_an_end_that_nobody_told_is_told_once() -> None:
+    """The end was stored by a process that died; a worker's finding came, and another check is still to be made."""
+    hit = FindingEvent(Finding("claims", "keywords", "claim", "claims", 0, 1, Mode.MONITOR, Action.WARN, n=5))
+    log = MemoryLog()
+    await log.append("s", [chunk("a"), hit.payload()], ms=0)
+    looks: list[str] = []
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        looks.append(session_id)
+        if len(looks) == 4:
+            await log.append("s", [{"type": "state", "state": "COMPLETE"}], ms=1)
+        return State.MONITORING, [Done("a", "allowed"), hit, StateChange("MONITORING", "allowed")]
+
+    events = await drain(log, "s", 0, session_over=over)
+    assert [(e["type"], e["seq"]) for e in events] == [
+        ("message_stream", 1), ("finding", 2), ("done", 0), ("state", 0), ("state", 3),
+    ]  # fmt: skip
+
+
+async def test_each_step_that_is_stored_and_not_told_yet_is_waited_for() -> None:
+    """A look that came between the storing of the answer's end and its telling is no reason to hurry at the next."""
+    log = MemoryLog()
+    await log.append("s", [chunk("a")], ms=0)
+    state, looks = State.MONITORING, 0
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        nonlocal looks, state
+        looks += 1
+        said = [Done("a", "allowed"), StateChange(state, "allowed")]
+        match looks:
+            case 2:
+                await log.append("s", [one.payload() for one in said], ms=1)
+            case 3:
+                state = State.COMPLETE
+                said = [said[0], StateChange(state, "allowed")]
+            case 4:
+                await log.append("s", [{"type": "state", "state": "COMPLETE"}], ms=2)
+        return state, said
+
+    events = await drain(log, "s", 0, session_over=over)
+    assert [(e["type"], e["seq"]) for e in events] == [("message_stream", 1), ("done", 2), ("state", 3), ("state", 4)]
 
 
 async def test_reader_can_be_cancelled_at_every_moment_of_a_command(redis_log: RedisLog) -> None:

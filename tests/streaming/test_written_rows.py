@@ -46,7 +46,12 @@ def taken(how: str, record: Record, blob: bytes) -> list[str]:
                 case "withdraw":
                     rows.withdraw(session_id=session_id)
         transaction.set_rollback(True)
-    names = [found[1] for one in told if (found := WRITTEN.match(one))]
+    taking = connection.features.has_select_for_update
+    names = [
+        found[1]
+        for one in told
+        if (found := WRITTEN.match(one)) and not (taking and one.startswith("SELECT") and "FOR UPDATE" not in one)
+    ]
     return [name for name in dict.fromkeys(names) if name in OF_A_STREAM]
 
 
