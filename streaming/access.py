@@ -15,10 +15,11 @@ from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from guardrails.models import CALLS_PER_MINUTE, UPDATES_PER_SECOND, ApiKey
-from guardrails.selectors import api_key_for
+from guardrails.selectors import api_key_read
+from guardrails.services import key_use_is_noted, note_key_used
 from streaming import stream_tokens
 from streaming.conf import demo_mode
-from streaming.database import in_database
+from streaming.database import in_database, reading
 from streaming.selectors import key_of_session
 from streaming.sessions import Visitor
 
@@ -84,13 +85,11 @@ def key_in(headers: Iterable[tuple[str, str]]) -> str:
 
 
 async def access_by_key(plaintext: str, scope: str) -> Access:
-    """The access that a key gives. Raises ``Refused``."""
-    return await in_database(access_now)(plaintext, scope)
-
-
-def access_now(plaintext: str, scope: str) -> Access:
-    """The same, in a thread of the database's."""
-    return opened_by(api_key_for(plaintext), scope)
+    """The access that a key gives, read without waiting for what others store but once a minute. Raises ``Refused``."""
+    key = await reading(api_key_read)(plaintext)
+    if key is not None and not key_use_is_noted(key=key):
+        await in_database(note_key_used)(key=key)
+    return opened_by(key, scope)
 
 
 def opened_by(key: ApiKey | None, scope: str) -> Access:
@@ -146,7 +145,7 @@ async def access_by_token(token: str, scope: str) -> Access:
     Raises ``Refused``.
     """
     said = stream_tokens.opened(token)
-    key = await in_database(key_of_session)(said.session_id) if said else None
+    key = await reading(key_of_session)(said.session_id) if said else None
     if key is None or said is None:
         raise Refused("unauthenticated", NO_TOKEN)
     check_scope(key.scopes, scope)

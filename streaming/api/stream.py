@@ -28,7 +28,7 @@ from streaming.away import AGAIN_S
 from streaming.chat import StartRefused, load_running
 from streaming.conf import conf
 from streaming.core.events import PolicyRef
-from streaming.database import in_database
+from streaming.database import reading
 from streaming.given import Given
 from streaming.guarded.about import Counts, DeferredAbout, GuardrailAbout, about
 from streaming.guarded.hints import Hints
@@ -246,7 +246,7 @@ async def status(request: HttpRequest, response: HttpResponse, session_id: str =
         raise ApiError(422, "“session_id” is missing.", field="session_id")
     async with _refusals(session_id):
         record = await Streams(shared_log(), conf()).status(access.visitor, session_id)
-        said: dict[str, object] = await in_database(about)(session_id=session_id, record=record)
+        said: dict[str, object] = await reading(about)(session_id=session_id, record=record)
     response[RENEWED] = access.stream_token(session_id)
     return said
 

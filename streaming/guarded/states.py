@@ -18,7 +18,7 @@ from streaming.conf import Conf
 from streaming.core.events import Json
 from streaming.core.gate import Gate
 from streaming.core.snapshot import ForeignState, StateError
-from streaming.database import in_database
+from streaming.database import in_database, reading
 from streaming.guarded import rows
 from streaming.guarded.record import ForeignRecord, Record, RecordBroken, unsealed
 from streaming.guarded.refusals import NoSuchStream, OutOfTurn, StateForeign, StateLost, in_turn
@@ -168,7 +168,7 @@ class States:
         """What the database has, where it has a newer state than the store: then the store was put back to an older
         one (from a copy of its data), and what it says of this stream is not to be built upon.
         """
-        kept: rows.Kept | None = await in_database(rows.kept)(session_id)
+        kept: rows.Kept | None = await reading(rows.kept)(session_id)
         if kept is None or kept.rev <= found.rev:
             return None
         again = await self.store.read(session_id)

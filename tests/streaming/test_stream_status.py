@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from channels.db import database_sync_to_async
+from django.contrib.auth.models import Group
+from django.db import transaction
 from django.utils import timezone
 
 from guardrails.kinds.toxicity import ToxicityKind
 from guardrails.services import install
 from streaming import deferred
 from streaming.conf import conf
+from streaming.database import in_database
 from streaming.log import MemoryLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession, DeferredCheck, GuardedStream
@@ -141,3 +146,25 @@ async def test_a_stream_whose_state_is_lost_keeps_its_counters(client: Client) -
     assert (timing["findings"], timing["audit_rows"]) == (3, 6)
     assert timing["guardrails"]["pii"]["hits"] == 2
     assert sum(chars for _, chars in timing["arrivals"]) == session.chars_in > 0
+
+
+async def test_status_does_not_wait_for_what_others_store(client: Client) -> None:
+    """One check of a text with thousands of findings is stored for a second or two."""
+    _, began = await client.post("start", {"delta": "Hello. "})
+    begun, free = threading.Event(), threading.Event()
+
+    def stores() -> None:
+        with transaction.atomic():
+            Group.objects.create(name="being stored")
+            begun.set()
+            assert free.wait(20)
+
+    storing = asyncio.create_task(in_database(stores)())
+    try:
+        assert await asyncio.to_thread(begun.wait, 20)
+        async with asyncio.timeout(5):
+            found = await guardrails(client, began["session_id"])
+    finally:
+        free.set()
+        await storing
+    assert states(found)["pii"] == "passed"
