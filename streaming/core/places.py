@@ -188,20 +188,6 @@ class Place:
             or (self._word.endswith(".") and self._word[-2:-1].isalnum())
         )
 
-    @property
-    def within_word(self) -> bool:
-        """Whether nothing is open but a word or an address, which end with the next blank."""
-        return not (self._tags or self._insides or self._depth or self._definition) and self._recent[-1:] != "]"
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is open at all: what follows may as well be the beginning of a text."""
-        return self.within_word and not self._word and self._beginning != _ADDRESS
-
-    def copy(self) -> Place:
-        """The same place, to go on from."""
-        return Place.restore(self.state())
-
     def _end_paragraph(self) -> None:
         """Every target ends with it. Behind it Markdown reads no tag on, and writes ``<p>`` within what is open."""
         self._depth, self._angle = 0, False

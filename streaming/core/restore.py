@@ -54,7 +54,7 @@ class RestorerState(TypedDict):
 class Restorer:
     """Puts the values of one request back into one channel of its answer."""
 
-    __slots__ = ("_around", "_beside", "_gate", "_masker", "_place", "_raw", "_shown", "_waiting", "put_in")
+    __slots__ = ("_around", "_beside", "_gate", "_masker", "_place", "_raw", "_waiting")
 
     def __init__(self, masker: Masker, *, one_value: bool = False, around: Place | None = None) -> None:
         """``one_value``: a program reads the channel's text as one value (``Place``).
@@ -70,9 +70,6 @@ class Restorer:
         self._beside: list[Place] = []  # where this stands as well, for a reader who saw other channels before it
         # Pairs of (text as the model wrote it, value or empty). The first is a placeholder, and undecided.
         self._waiting: list[tuple[str, str]] = []
-        self._shown = 0
-        self.put_in: list[tuple[int, int, str]] | None = None
-        """Where it is a list: where values stand in all that was shown, how long they are, and what was written."""
 
     def feed(self, text: str) -> str:
         """More text that was released. Returns what can be shown now."""
@@ -96,8 +93,8 @@ class Restorer:
 
         Call it before the first ``feed``. A channel that has been fed nothing is copied as often as one likes.
         """
-        self._place = former._place.copy()
-        self._beside = [place.copy() for place in former._beside]
+        self._place = _copied(former._place)
+        self._beside = [_copied(place) for place in former._beside]
 
     def stand_behind(self, former: Restorer | None, held: str, *, again: bool = False) -> bool:
         """Go on behind a channel that may not have ended. False: it is not clear where that stands, nothing is done.
@@ -121,10 +118,10 @@ class Restorer:
         """Where another channel may begin now; None where what is held may open or close something."""
         if self._waiting or len(held) > _LONGEST_HELD:
             return None
-        places = [place.copy() for place in (self._place, *self._beside)]
+        places = [_copied(place) for place in (self._place, *self._beside)]
         if text := self._raw + held:
             for place in places[:]:
-                further = place.copy()
+                further = _copied(place)
                 for char in text:
                     further.read(char)
                     if not further.running_text:
@@ -132,7 +129,7 @@ class Restorer:
                 places.append(further)
         if held:  # of which something may be hidden, and then a word in brackets stands there
             for place in places[: len(places) // 2]:
-                further = place.copy()
+                further = _copied(place)
                 further.read(_HIDDEN)
                 places.append(further)
         return places
@@ -146,11 +143,6 @@ class Restorer:
     def begin_behind(self, text: str) -> None:
         """Begin where ``text`` ends, which a reader sees right before this channel's. Call it before ``follow``."""
         self._place.read(text)
-
-    @property
-    def place(self) -> Place:
-        """A copy of the place behind all that was shown."""
-        return self._place.copy()
 
     @property
     def held(self) -> int:
@@ -178,7 +170,6 @@ class Restorer:
         """Text that is no placeholder of ours."""
         if not self._waiting:
             self._read(text)
-            self._shown += len(text)
             return text
         at = 0
         while at < len(text) and run_goes_on(text[at]):
@@ -189,7 +180,6 @@ class Restorer:
         if at == len(text):
             return out
         self._read(text[at:])
-        self._shown += len(text) - at
         return out + text[at:]
 
     def _decided(self, *, over: bool = False) -> str:
@@ -211,15 +201,12 @@ class Restorer:
                     if self._around is not None:
                         self._around.read_value(_spelled(value))
                     self._masker.put_back += 1
-                    if self.put_in is not None:
-                        self.put_in.append((self._shown, len(value), written))
                     written = value
                 else:
                     self._read(written)
             else:
                 self._read(written)
             out.append(written)
-            self._shown += len(written)
             del self._waiting[0]
         return "".join(out)
 
@@ -266,6 +253,10 @@ class Restorer:
             (written, (masker.restored(written) or "") if sort else "") for written, sort in state["waiting"]
         ]
         return restorer
+
+
+def _copied(place: Place) -> Place:
+    return Place.restore(place.state())
 
 
 def _spelled(text: str) -> str:

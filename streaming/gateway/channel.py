@@ -10,16 +10,11 @@ comes only with the end of the answer. Pure.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from streaming.core.gate import Gate
 from streaming.core.restore import Restorer
 from streaming.core.text import Mender
-
-Said: TypeAlias = tuple[str, str]
-"""A text, and what the model wrote where it is a value that was put back."""
 
 MOST_PASSED = 64
 """Channels in a row of which nothing was shown and behind which another one's place is looked for, at each piece."""
@@ -60,17 +55,11 @@ class Channel:
     shut: bool = False
     """No value comes back any more."""
     all_came: bool = False
-    sent: int = 0
-    """Characters of it that were taken."""
-    passing: Callable[[Channel, list[Said]], str] | None = None
-    """What may be sent of what is taken, where readers join it with others; they may hold some of it."""
-    holding: bool = False
-    """Some of it was taken and is still to be sent."""
 
     @property
     def has_text(self) -> bool:
         """Something was released that may be sent and is not sent yet."""
-        return bool(self.parts or (self.holding and self.over)) and not self._in_pieces
+        return bool(self.parts) and not self._in_pieces
 
     @property
     def _in_pieces(self) -> bool:
@@ -92,21 +81,7 @@ class Channel:
             return ""
         text = "".join(self.parts)
         self.parts.clear()
-        return text if self.passing is None else self.passing(self, self._in_values(text))
-
-    def _in_values(self, text: str) -> list[Said]:
-        """What is taken, cut where values begin and end."""
-        said: list[Said] = []
-        spots = (self.restorer.put_in if self.restorer is not None else None) or []
-        at = many = 0
-        for start, length, written in spots:
-            if (begins := start - self.sent) >= len(text):
-                break
-            said += [(text[at:begins], ""), (text[begins : begins + length], written)]
-            at, many = begins + length, many + 1
-        del spots[:many]
-        self.sent += len(text)
-        return [one for one in [*said, (text[at:], "")] if one[0]]
+        return text
 
     def shown(self, text: str) -> None:
         """The gate has released this."""

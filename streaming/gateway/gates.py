@@ -24,7 +24,6 @@ from streaming.core.restore import Restorer
 from streaming.core.text import Mender
 from streaming.gateway.by_name import without_limits
 from streaming.gateway.channel import Channel
-from streaming.gateway.joined import Joined
 from streaming.gateway.loose_json import has_escapes, laid_open
 from streaming.gateway.measure import Measure
 from streaming.gateway.shadow import Noted
@@ -107,7 +106,6 @@ class Gates:
         self._restoring = restoring
         self._channels: dict[Key, Channel] = {}
         self._joined: dict[Hashable, Channel] = {}
-        self._read: dict[Hashable, Joined] = {}
         self._every: list[Channel] = []
         self._clean: set[tuple[AppliesTo, str]] = set()
         self._clean_objects: set[tuple[AppliesTo, str]] = set()
@@ -150,16 +148,14 @@ class Gates:
         *,
         kept: bool = False,
         said: bool = False,
-        part: int | None = None,
         joined: bool = False,
         open_ended: bool = False,
     ) -> Channel:
         """The channel of this key, whose first part is the choice.
 
         ``kept``: its texts are wanted, for the record where it is the first choice's answer. ``said``: it is known to
-        be words for the reader, so that values come back into it. ``part``: readers may join it with others, as
-        the part of this number, or below 0 only as it comes. ``joined``: a reader sees it behind the last such channel
-        of the choice. ``open_ended``: see there. One that goes on behind others is the one text that it was.
+        be words for the reader, so that values come back into it. ``joined``: a reader sees it behind the last such
+        channel of the choice. ``open_ended``: see there. One that goes on behind others is the one text that it was.
         """
         found = self._channels.get(key)
         if new := found is None:
@@ -169,8 +165,6 @@ class Gates:
                 found.visible, found.raw = [], []
                 if applies_to is AppliesTo.RESPONSE and isinstance(choice := key[0], int):
                     self.answers.setdefault(choice, []).append(found)
-        if new and found.restorer is not None and part is not None:
-            self._read.setdefault(key[0], Joined()).add(found, part)
         if joined and found.restorer is not None and (last := self._joined.get(key[0])) is not found:
             self._joined[key[0]] = found
             if last is not None and new:

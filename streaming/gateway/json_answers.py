@@ -64,7 +64,6 @@ class JsonRestorer(Restorer):
             return text
         if not self._begun:
             self._read(text)
-            self._shown += len(text)
             return text
         if self._json is None:
             return super().feed(text)

@@ -229,9 +229,8 @@ class AnthropicWalker(Walker):
         known = name if name in _SAID else "field"
         key = (0, name, index, "" if name in _SAID else kind)
         said = name in _SAID
-        part = index if name == "text" else None
         channel = self.gates.channel(
-            key, _SAID.get(name, AppliesTo.RESPONSE), known, kept=said, said=said, part=part, joined=name == "text"
+            key, _SAID.get(name, AppliesTo.RESPONSE), known, kept=said, said=said, joined=name == "text"
         )
         if channel not in self._open.setdefault(index, []):
             self._open[index].append(channel)
@@ -302,9 +301,7 @@ class AnthropicWalker(Walker):
                 continue
             if name in _SAID and isinstance(value, str):
                 key = (0, name, at, "")
-                text = name == "text"
-                part = at if text else None
-                channel = self.gates.channel(key, _SAID[name], name, kept=True, said=True, part=part, joined=text)
+                channel = self.gates.channel(key, _SAID[name], name, kept=True, said=True, joined=name == "text")
                 self.gates.feed(channel, value)
                 self.gates.finish(channel)
                 waiting.needs.append(channel)

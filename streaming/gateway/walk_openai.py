@@ -265,9 +265,11 @@ class OpenAIWalker(Walker):
                     if not self.spells(str(key), part):
                         self._text(inner, str(key), part, (*path, str(key)), index, waiting, whole=whole)
             case list(items):
-                made: list[object] = [None] * len(items)
+                made: list[object] = []
                 put(out, shown_name, made)
-                for at, position, item in _grouped(items):
+                for position, item in enumerate(items):
+                    at = index_of(item.get("index"), position) if isinstance(item, dict) else position
+                    made.append(None)
                     if self.deciding and path == ("content",) and isinstance(item, dict) and sort_of(item):
                         item = {"type": "text", "text": ""}  # what stands behind it keeps its number
                     self._text(made, position, item, (*path, at), index, waiting, whole=whole)
@@ -288,12 +290,9 @@ class OpenAIWalker(Walker):
             return
         said = path in _FOR_READERS or (path[0] in ("content", "reasoning_details") and path[2:] in _PARTS)
         joined = len(path) > 1 and path[0] == "content" and not thinking  # thoughts stand elsewhere
-        joined = said and joined
-        part = -1 if kept else index_of(path[1]) if joined else None
         channel = self.gates.channel(
-            (index, path), applies_to, known[:32],
-            kept=kept, said=said, part=part, joined=joined, open_ended=not whole,
-        )  # fmt: skip
+            (index, path), applies_to, known[:32], kept=kept, said=said, joined=said and joined, open_ended=not whole
+        )
         self.gates.feed(channel, text)
         if whole:
             self.gates.finish(channel)
@@ -486,22 +485,6 @@ class OpenAIWalker(Walker):
         self.usage |= counts_in(around.get("usage"))
         if isinstance(model := around.get("model"), str):
             self.model = model
-
-
-def _grouped(items: list[object]) -> list[tuple[int, int, object]]:
-    """The items of a list, with the place that each says it has and the one where it stands.
-
-    More of the same text comes right behind the first of it in the list, with which it is sent.
-    """
-    out: list[tuple[int, int, object]] = []
-    first: dict[tuple[int, str], int] = {}
-    order: list[int] = []
-    for position, item in enumerate(items):
-        at = index_of(item.get("index"), position) if isinstance(item, dict) else position
-        names = [name for (name,) in _PARTS if isinstance(item, dict) and name in item]
-        order.append(min((first.setdefault((at, name), position) for name in names), default=position))
-        out.append((at, position, item))
-    return [out[position] for position in sorted(range(len(out)), key=order.__getitem__)]
 
 
 def _joined(before: object, more: object) -> object:
