@@ -32,6 +32,7 @@ ALGORITHM = "Ed25519"
 
 _MAX_COMPACT_CHARS = 4_000_000
 _EXACT = 2**53
+_LEAST = 1e-4
 _sorted_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -140,11 +141,13 @@ def canonical_bytes(value: Mapping[str, object]) -> bytes:
 
 def _one_form_only(value: object) -> bool:
     """Whether the standard encoder, keys sorted, writes what RFC 8785 asks for, at a fifth of the time: no number but
-    small integers, and keys that sort alike by code point and by UTF-16."""
+    small integers and fractions that are not tiny, and keys that sort alike by code point and by UTF-16."""
     if value is None or type(value) in (str, bool):  # a subclass may be written in a way of its own
         return True
     if isinstance(value, int):
         return type(value) is int and -_EXACT < value < _EXACT
+    if type(value) is float:
+        return _LEAST <= abs(value) < _EXACT and not value.is_integer()  # 1.0 is 1 there, and 0.00001 no 1e-05
     if isinstance(value, dict):
         keys = all(type(key) is str and key.isascii() for key in value)
         return keys and all(_one_form_only(one) for one in value.values())

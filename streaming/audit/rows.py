@@ -34,6 +34,8 @@ KEPT_METADATA = frozenset(
 """What of a message's metadata says nothing of its words: it outlives them."""
 TEXT_REMOVED = "-"
 """In the place of a salt: the text is removed, and no key opens the metadata beside it, which waits for one."""
+_EXACT = 2**53
+"""Below it a whole number is itself, however it is stored."""
 FINDING_FIELDS = (
     "n", "guardrail", "kind", "rule", "category", "channel", "start", "end", "score", "mode", "action", "would_have",
     "exposed",
@@ -119,4 +121,6 @@ def _word(value: object) -> object:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)  # RFC 8785 writes both in the same way, and whole numbers at a fifth of the time
     return stamp(value) if isinstance(value, datetime) else value

@@ -72,6 +72,7 @@ _JSON = st.recursive(_LEAVES, lambda one: st.lists(one, max_size=4) | st.diction
 
 @given(st.dictionaries(_TEXTS, _JSON, max_size=4))
 @example({"\ufb33": 1, "😀": 2, "z": {}, "a": [[], 2**53 - 1, '\x00\x1f\x7f"\\/\u2028é😀', True, None]})
+@example({"a": [0.85, 1e-4, 9.9e-05, -0.1, 1.0, -0.0, 1e16, 2.0**52 + 0.5, 5e-324]})
 @example({"b": {"a": "\x0b\b\f\n\r\t"}, "B": -(2**53) + 1, "_": False})
 def test_the_quick_way_writes_what_the_library_writes(value: dict[str, object]) -> None:
     assert canonical_bytes(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
