@@ -92,6 +92,14 @@ def structure(path: Path) -> Structure | None:
     return Structure(kind, field)
 
 
+_SAYS = 100
+
+
+def end_of(name: str) -> str:
+    """What of a name says what stands behind it, where each of many values has it before it."""
+    return name[-_SAYS:]
+
+
 def written(value: object) -> str:
     """The JSON of it."""
     return json.dumps(value, ensure_ascii=False)
@@ -102,7 +110,7 @@ def by_name(value: object, name: str) -> object:
     if isinstance(value, dict) or not name:
         return value
     if isinstance(value, list):
-        return [item if isinstance(item, dict) else {name: item} for item in value]
+        return [item if isinstance(item, dict) else {end_of(name): item} for item in value]
     return {name: value}
 
 

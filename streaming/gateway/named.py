@@ -8,6 +8,7 @@ has, and what is counted stays a number. Pure.
 from __future__ import annotations
 
 import json
+from operator import is_
 from typing import cast
 
 from guardrails.findings import AppliesTo
@@ -25,19 +26,24 @@ def without_named(
 
     What they hide of a string by itself is left to its gate. ``told``: what is found here is told already.
     """
-    if not value or value is True or not (isinstance(value, dict | list) or (name and name not in PLAIN)):
-        return value
-    return without_listed(gates, _looked(gates, value, name, told, applies_to), name, told=told, applies_to=applies_to)
+    value = without_listed(gates, value, name, told=told, applies_to=applies_to)  # what hides the name hides no more
+    return _without(gates, value, name, told or gates.blocked is not None, applies_to)
 
 
 def without_listed(
     gates: Gates, value: object, name: str, *, told: bool = False, applies_to: AppliesTo = AppliesTo.RESPONSE
 ) -> object:
     """The same of values in lists that a field has alone."""
-    if not (values := listed(value, name)):
+    named = listed(value, name)
+    values = [item for _, item in named]
+    shown = [_looked(gates, item, own, told or gates.blocked is not None, applies_to) for own, item in named]
+    return value if all(map(is_, shown, values)) else unlisted(value, shown, name)
+
+
+def _without(gates: Gates, value: object, name: str, told: bool, applies_to: AppliesTo) -> object:
+    if not value or value is True or not (isinstance(value, dict | list) or (name and name not in PLAIN)):
         return value
-    shown = _looked(gates, values, "", told, applies_to)
-    return value if shown is values else unlisted(value, shown, name)
+    return _looked(gates, value, name, told, applies_to)
 
 
 def _looked(gates: Gates, value: object, name: str, told: bool, applies_to: AppliesTo) -> object:
@@ -58,11 +64,9 @@ def _each(gates: Gates, value: object, name: str, applies_to: AppliesTo) -> obje
     """What is left where that is no JSON any more: every field by itself, if these are all that has to be hidden."""
     each: object = ""
     if isinstance(value, dict):
-        each = {
-            key: without_named(gates, part, str(key), told=True, applies_to=applies_to) for key, part in value.items()
-        }
+        each = {key: _without(gates, part, str(key), True, applies_to) for key, part in value.items()}
     elif isinstance(value, list):
-        each = [without_named(gates, part, name, told=True, applies_to=applies_to) for part in value]
+        each = [_without(gates, part, name, True, applies_to) for part in value]
     if gates.stays(written(_bare(gates, by_name(each, name), name, applies_to, alone=True)), applies_to):
         return each
     return type(value)() if isinstance(value, dict | list) else ""

@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
@@ -138,21 +139,23 @@ class _Place:
         return self.called is not None
 
     def again(self) -> _Place:
-        """The same with the JSON of what stands there now."""
+        """The same with what stands there now, or its JSON."""
         now = self.holder[self.key]  # type: ignore[index]  # keys are its own
-        return replace(self, text=written(by_name(now, self.called or "")))
+        return replace(self, text=written(by_name(now, self.called or "")) if self.parsed else cast("str", now))
 
-    def listed(self) -> _Place | None:
-        """What stands in lists there now, with the names of these; None: nothing does."""
-        now, name = self._now()
-        if not (values := listed(now, name)):
-            return None
-        return replace(self, holder=[values], key=0, text=written(values), structure=True, called="")
+    def listed(self) -> list[_Place]:
+        """What stands in lists there now, each as a field of the name of its list. They have one holder."""
+        values = listed(*self._now())
+        items = [item for _, item in values]
+        return [
+            replace(self, holder=items, key=at, text=written({name: item}), structure=True, called=name)
+            for at, (name, item) in enumerate(values)
+        ]
 
-    def unlist(self, left: object) -> None:
-        """``left``: of that."""
+    def unlist(self, items: list[object]) -> None:
+        """``items``: what that has become."""
         now, name = self._now()
-        made = unlisted(now, left, name)
+        made = unlisted(now, items, name)
         self.holder[self.key] = made if self.parsed else written(made)  # type: ignore[index]
 
     def _now(self) -> tuple[object, str]:
@@ -173,6 +176,14 @@ class _Told:
                 said = json.dumps(place.text[one.start : one.end], ensure_ascii=False)[1:-1]
                 self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
 
+    def note_listed(self, place: _Place, found: Iterable[Finding]) -> None:
+        """Of JSON, what may be found again with the name before it: values in lists."""
+        for one in found:
+            said = _value(place.text[one.start : one.end])
+            named = place.parsed and place.text.startswith("[")  # each with the name before it
+            if not hides(one) and (named or _in_list(place.text, one.end - len(said))):
+                self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
+
     def copy(self) -> _Told:
         """What was found so far, to be found again somewhere else as well."""
         copied = _Told()
@@ -191,7 +202,9 @@ class _Told:
             return True
         if not (found := self._found.get((place.of, one.guardrail, one.rule))):
             return False
-        within = [said] if said in found else [text for text in found if text in said] if len(found) <= _FEW else []
+        within = [text for text in (said, _value(said)) if text in found][:1]
+        if not within and len(found) <= _FEW:
+            within = [text for text in found if text in said]
         for text in within:
             found[text] -= 1
             if not found[text]:
@@ -201,6 +214,18 @@ class _Told:
 
 _FEW = 64
 """Texts that are looked for within another one."""
+_NEAR = 1_000
+
+
+def _value(said: str) -> str:
+    """What a finding in JSON has of the value that it ends in, without the name before that."""
+    return said.rstrip('"]}').rpartition('"')[2].lstrip(":[ \t\r\n")
+
+
+def _in_list(text: str, at: int) -> bool:
+    """Whether the value at this place of a JSON text stands in a list, and is not the field's own."""
+    before = text[max(0, at - _NEAR) : at]
+    return any(said.rstrip().endswith(("[", ",")) for said in (before, before.rpartition('"')[0]))
 
 
 async def guarded(
@@ -248,17 +273,10 @@ async def guarded(
         for number, (place, value, before) in enumerate(walk.inside, len(walk.objects)):
             if place.inner == depth:  # JSON within a string: its own strings have been looked at by now
                 text, of = place.text if value == before else written(value), place.of if place.of >= 0 else number
-                second.append(replace(place, text=text, structure=False, inner=0, of=of))
-        if out.hiding is not None:
-            await out.hiding.learn((place.text, place.applies_to) for place in second)
-        await _check(policy, second, earlier, out, mask, asking, told, again=True)
-        await _check_lists(policy, second, earlier, out, mask, asking, told.copy())
-    strings = told.copy()
-    third = [place.again() for place in walk.objects]
-    if out.hiding is not None:
-        await out.hiding.learn((place.text, place.applies_to) for place in third)
-    await _check(policy, third, earlier, out, mask, asking, told, again=True)
-    await _check_lists(policy, third, earlier, out, mask, asking, strings)
+                place.holder[place.key] = text  # type: ignore[index]
+                second.append(replace(place, structure=False, inner=0, of=of))
+        await _check_again(policy, second, earlier, out, mask, asking, told)
+    await _check_again(policy, walk.objects, earlier, out, mask, asking, told)
     out.findings += walk.names.findings
     copied = out.body = await sweep(copied, swept, walk.media.apart, masked)
     out.blocked = out.blocked or walk.names.blocked
@@ -280,9 +298,12 @@ async def guarded(
 
 async def _check(
     policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked,
-    told: _Told, *, again: bool = False,
+    told: _Told, *, again: bool = False, also: _Told | None = None, listed: list[tuple[_Place, Finding]] | None = None,
 ) -> None:  # fmt: skip
-    """``told``: what was found in strings of objects; what is found again in the JSON of its object is told once."""
+    """``told``: what was found in strings of objects; what is found again in the JSON of its object is told once.
+
+    ``also`` is told what is told here of lists. ``listed``: gets what is found, which is not told yet.
+    """
     rules = policy.only(Checkpoint.IMMEDIATE)
     objects = without_limits(rules) if any(place.parsed for place in places) else rules
 
@@ -329,23 +350,40 @@ async def _check(
             value = place.holder[place.key]  # type: ignore[index]
             place.holder[place.key] = left(shown, value, place.called)  # type: ignore[index]
         findings, later = asked.looked(place.holder, place.key, place.text, shown, checked, quotes)
-        if place.parsed:
+        if listed is not None:
+            listed += ((place, finding) for finding in findings)
+            findings = []
+        elif place.parsed:
             findings = [finding for finding in findings if not told.again(place, finding)]
         else:
             told.note(place, checked.findings)
+        if also is not None:
+            also.note_listed(place, findings if place.parsed else checked.findings)
         out.findings += findings
         out.later += later
 
 
-async def _check_lists(
+async def _check_again(
     policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked, told: _Told
 ) -> None:
-    """The same of values that have a name before the list alone that they stand in."""
-    lists = [(place, found) for place in places if (found := place.listed()) is not None]
-    await _check(policy, [found for _, found in lists], turns, out, mask, asked, told, again=True)
-    for place, found in lists:
-        if written(left := found.holder[found.key]) != found.text:  # type: ignore[index]
-            place.unlist(left)
+    """JSON whose strings have been looked at: first what is in lists under a name, as what hides it may hide the name.
+
+    What both find is told of the JSON, where it has a place.
+    """
+    found: list[tuple[_Place, Finding]] = []
+    strings = told.copy()
+    lists = [(place, items) for place in places if (items := place.listed())]
+    before = [list(cast("list[object]", items[0].holder)) for _, items in lists]
+    every = [item for _, items in lists for item in items]
+    await _check(policy, every, turns, out, mask, asked, told, again=True, listed=found)
+    for (place, items), were in zip(lists, before, strict=True):
+        if not all(map(is_, holder := cast("list[object]", items[0].holder), were)):
+            place.unlist(holder)
+    now = [place.again() for place in places]
+    if out.hiding is not None:
+        await out.hiding.learn((place.text, place.applies_to) for place in now)
+    await _check(policy, now, turns, out, mask, asked, told, again=True, also=strings)
+    out.findings += [finding for place, finding in found if not strings.again(place, finding)]
 
 
 class _Walk:
@@ -445,8 +483,7 @@ class _Walk:
     def lists(self) -> Iterator[_Place]:
         """What stands in lists under a name, of objects and of strings that are JSON."""
         for place in (*self.objects, *(place for place, _, _ in self.inside)):
-            if (found := place.listed()) is not None:
-                yield found
+            yield from place.listed()
 
     def _bounded(self) -> None:
         found = len(self.places) + len(self.inside) + len(self.objects) + len(self.names) + self._numbers
