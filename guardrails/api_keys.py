@@ -99,16 +99,18 @@ def note_key_used(*, key: ApiKey) -> None:
         ApiKey.objects.filter(stale, pk=key.pk).update(last_used_at=now)
 
 
-_NO_TEXT_IN_ONE_LINE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, surrogates and ends of lines; joiners and wide spaces are text."""
+_NO_TEXT_IN_ONE_LINE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what is not seen: controls, marks of direction, surrogates, ends of lines."""
+_JOINERS = "\u200c\u200d"
+"""Parts of words in Persian and others, and of emoji."""
 
 
 def usable_name(name: str) -> str:
     """A key's name as it is stored. Raises ``Refused``."""
     name = name.strip()
-    if not name:
+    if not name.strip(_JOINERS):
         raise Refused("a key needs a name")
-    if any(unicodedata.category(one) in _NO_TEXT_IN_ONE_LINE for one in name):
+    if any(unicodedata.category(one) in _NO_TEXT_IN_ONE_LINE and one not in _JOINERS for one in name):
         raise Refused("a key's name is text in one line")
     if len(name) > NAME_CHARS:
         raise Refused(f"a key's name has at most {NAME_CHARS} characters")

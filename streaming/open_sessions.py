@@ -10,6 +10,7 @@ asked which of them are still open, and the others are free again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
@@ -21,6 +22,7 @@ from streaming.conf import Conf
 from streaming.database import in_database
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import RedisLog
+from streaming.registry import own_context
 
 logger = structlog.get_logger(__name__)
 
@@ -71,16 +73,31 @@ async def place(log: SessionLog, client: str, session_id: str, settings: Conf) -
     What fails inside gives the place back at once. Leave it before the session is stored: from then on the place is
     the session's, and it is free when the database says that the session is over.
     """
-    new = await take_place(log, client, session_id, settings)
+    try:
+        new = await take_place(log, client, session_id, settings)
+    except (asyncio.CancelledError, LogUnavailable):
+        # The store may have given it, and said so too late. Whoever was refused does not wait for it once more.
+        freeing = asyncio.get_running_loop().create_task(_free(log, client, session_id), context=own_context())
+        _freeing.add(freeing)
+        freeing.add_done_callback(_freeing.discard)
+        raise
     try:
         yield
     except BaseException:
-        if new and isinstance(log, RedisLog):
-            try:
-                await log.evaluate(FREE, [_key(client)], [session_id])
-            except LogUnavailable:
-                logger.warning("open_session_not_freed", client=client)
+        if new:
+            await _free(log, client, session_id)
         raise
+
+
+_freeing: set[asyncio.Task[None]] = set()
+
+
+async def _free(log: SessionLog, client: str, session_id: str) -> None:
+    if client and isinstance(log, RedisLog):
+        try:
+            await log.evaluate(FREE, [_key(client)], [session_id])
+        except LogUnavailable:
+            logger.warning("open_session_not_freed", client=client)
 
 
 async def take_place(log: SessionLog, client: str, session_id: str, settings: Conf) -> bool:

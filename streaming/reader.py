@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from streaming import selectors
 from streaming.conf import Conf
 from streaming.core.buffer import coalesce_stamped
-from streaming.core.events import ErrorEvent, ServerEvent, StateChange, stamp
+from streaming.core.events import Done, ErrorEvent, FindingEvent, MessageUpdate, ServerEvent, StateChange, stamp
 from streaming.database import in_database
 from streaming.log import SessionLog
 from streaming.models import AuditSession
@@ -48,6 +48,8 @@ async def follow(
     """
     quiet = settings.idle_check_s if resumed else 0.0
     lost = done = ended = False
+    heard: set[object] = set()
+    """Findings that the database has told."""
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
@@ -58,6 +60,9 @@ async def follow(
                 after, quiet = int(str(events[-1]["seq"])), 0.0
                 ended = False  # whoever tells is there: what comes next may be stored and not told yet, too
                 complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
+                more = len(events) == READ_AT_ONCE
+                if heard:
+                    events = _without(heard, events)
                 done = done or any(event["type"] == "done" for event in events)
                 if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
@@ -65,10 +70,11 @@ async def follow(
                     said = await untold(log, session_id, said)
                     said = [event for event in said if not isinstance(event, StateChange)]
                     yield _all_from_database(said, session_id, correlation_id)
-                yield _named(coalesce_stamped(events), correlation_id)
+                if events:
+                    yield _named(coalesce_stamped(events), correlation_id)
                 if complete:
                     return
-                if len(events) == READ_AT_ONCE:
+                if more:
                     continue
             elif quiet >= settings.idle_check_s:
                 quiet = 0.0
@@ -78,15 +84,15 @@ async def follow(
                         ended = True  # whoever stored that may be about to tell it, and the last text with it
                         continue
                     # The last step was taken but never told, or the log is gone: the database tells it.
-                    said = await untold(log, session_id, said)
+                    said = _untold_yet(await untold(log, session_id, said), heard, ended=told or done)
                     yield _all_from_database(said, session_id, correlation_id)
                     return
                 if said and not (told or done) and not (done := await _ended_in(log, session_id)):
                     if not ended and await log.read(session_id, 0, 1):
                         ended = True  # the same: a check may keep the session from being over for minutes
                         continue
-                    told = True
-                    said = await untold(log, session_id, said)
+                    told, ended = True, False
+                    said = _untold_yet(await untold(log, session_id, said), heard, ended=False)
                     yield _all_from_database(said, session_id, correlation_id)
                 continue
             if not await wake.wait(settings.log_poll_s):
@@ -96,6 +102,27 @@ async def follow(
 # Not comprehensions where they are needed: a reader that waits would keep a cell for each name in them.
 def _all_from_database(said: Sequence[ServerEvent], session_id: str, correlation_id: str) -> Batch:
     return [from_database(event, session_id, correlation_id) for event in said]
+
+
+def _without(heard: set[object], events: Batch) -> Batch:
+    return [event for event in events if event["type"] != FindingEvent.type or event["n"] not in heard]
+
+
+def _untold_yet(said: Sequence[ServerEvent], heard: set[object], *, ended: bool) -> list[ServerEvent]:
+    """Those of them that the database has not told already; it is noted that it tells them now.
+
+    ``ended``: the reader knows how the answer ended.
+    """
+    left = []
+    for event in said:
+        if isinstance(event, FindingEvent):
+            if event.finding.n in heard:
+                continue
+            heard.add(event.finding.n)
+        elif ended and isinstance(event, Done | MessageUpdate):
+            continue
+        left.append(event)
+    return left
 
 
 def _named(events: Batch, correlation_id: str) -> Batch:

@@ -72,7 +72,7 @@ class EventsAuth(Key):
             check_origin(request, access)
         except Refused as error:
             unknown = error.code == "unauthenticated"
-            if unknown and key_of(request):
+            if unknown and key_of(request) and request.GET.get("session_id"):
                 return await super().__call__(request)
             raise ApiError(401 if unknown else 403, str(error), code=error.code) from None
         return access

@@ -254,11 +254,15 @@ class Streams:
             "findings": new,
             "summary": self._summary(record),
         }
-        swapped, _ = await self._commit(record, seen, told, digest, answer)
+        try:
+            swapped, _ = await self._commit(record, seen, told, digest, answer)
+        except (asyncio.CancelledError, LogUnavailable):
+            self._late.leave(session_id, self._settings.write_through_s)  # the store may have it
+            raise
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
-        self._late.written(session_id)  # or will be now, and by whoever brings the end to its end
         await self._conclude(record)
+        self._late.written(session_id)
         return answer
 
     async def status(self, visitor: Visitor, session_id: str) -> Record | None:

@@ -194,6 +194,8 @@ async def test_beside_a_token_that_is_good_for_nothing_a_key_counts(client: Clie
     status, renewed = await asked(first, token + "x")
     assert (status, (await asked(None, renewed))[0]) == (200, 200)
     assert (await asked(None, token + "x"))[0] == 401
+    nameless = await client.http.get(f"/v1/stream/{path}?token={token}x", headers=first.headers)
+    assert nameless.status_code == 401, "the token alone said which session"
     assert (await asked(Client("sg_wrong"), token + "x"))[0] == 401
     assert (await asked(Client(await new_key("stream")), token + "x"))[0] == 404
     assert (await asked(Client(await new_key("check")), token + "x"))[0] == 403

@@ -17,7 +17,7 @@ from streaming.guarded.late import Late
 from streaming.guarded.store import Store
 from streaming.log import LogUnavailable
 from streaming.log_redis import close_shared_log, shared_log
-from streaming.models import AuditSession, GuardedStream, Message
+from streaming.models import AuditSession, Finding, GuardedStream, Message
 from streaming.sweep import sweep
 from tests.streaming.test_stream_api import SSN, Client, closing, forget_store, new_key
 
@@ -188,6 +188,27 @@ async def test_a_call_that_was_cut_off_when_the_store_had_it_is_written_in_time(
     assert (await written())[0] == 3
     await clock.pass_by()
     assert await written() == (4, "One. Two. Three. [SSN]. ")
+
+
+@LONG
+async def test_a_finish_that_was_cut_off_when_the_store_had_it_is_written_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, session_id = await burst()
+    await clock.pass_by()
+    plain = Store.swap
+
+    async def cut(self: Store, *args: object, **kwargs: object) -> None:
+        await plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as away:
+        away.setattr(Store, "swap", cut)
+        with pytest.raises(asyncio.CancelledError):
+            await client.finish(session_id, seq=4, delta=f"{SSN}. ")
+    await clock.pass_by()
+    assert await written() == (4, "One. Two. Three. [SSN]. ")
+    assert await Finding.objects.acount() == 1
 
 
 @LONG

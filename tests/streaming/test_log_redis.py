@@ -263,6 +263,39 @@ async def test_what_a_check_has_told_behind_an_end_that_nobody_told_is_told_once
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("last", ["told", "never told"])
+async def test_what_the_database_has_told_is_told_no_second_time(last: str) -> None:
+    """The end and the last step were stored by two processes, and each died before it told; or a finding came late."""
+    hit = FindingEvent(Finding("claims", "keywords", "claim", "claims", 0, 1, Mode.MONITOR, Action.WARN, n=5))
+    log = MemoryLog()
+    await log.append("s", [chunk("a")], ms=0)
+    looks = 0
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        nonlocal looks
+        looks += 1
+        state = State.COMPLETE if last == "never told" and looks > 2 else State.MONITORING
+        if last == "told" and looks == 3:
+            await log.append("s", [hit.payload(), {"type": "state", "state": "COMPLETE"}], ms=1)
+        return state, [Done("a", "allowed"), hit, StateChange(state, "allowed")]
+
+    events = await drain(log, "s", 0, session_over=over)
+    told = [e["type"] for e in events]
+    assert told == ["message_stream", "done", "finding", "state", "state"]
+    assert events[-1]["state"] == "COMPLETE"
+
+
+async def test_an_end_that_is_told_is_not_told_again_with_a_last_step_that_is_not() -> None:
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        return State.COMPLETE, [Done("a", "allowed"), StateChange("COMPLETE", "allowed")]
+
+    log = MemoryLog()
+    said = [Done("a", "allowed").payload(), StateChange("MONITORING", "allowed").payload()]
+    await log.append("s", [chunk("a"), *said], ms=0)
+    events = await drain(log, "s", 0, session_over=over)
+    assert [(e["type"], e["seq"]) for e in events] == [("message_stream", 1), ("done", 2), ("state", 3), ("state", 0)]
+
+
 async def test_each_step_that_is_stored_and_not_told_yet_is_waited_for() -> None:
     """A look that came between the storing of the answer's end and its telling is no reason to hurry at the next."""
     log = MemoryLog()

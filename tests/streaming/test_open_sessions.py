@@ -18,6 +18,7 @@ from streaming import open_sessions, registry
 from streaming.chat import Asked, Own, start_chat
 from streaming.conf import conf
 from streaming.frames import StartFrame
+from streaming.log import LogUnavailable
 from streaming.log_redis import shared_log
 from streaming.models import AuditEntry, AuditSession
 from streaming.open_sessions import TooManyOpen, take_place
@@ -170,3 +171,25 @@ async def test_what_begins_while_the_store_is_away_is_refused_and_not_on_record(
         assert (told["type"], told["code"], told["recoverable"]) == ("error", "log_unavailable", True)
         await socket.disconnect(timeout=60)
     assert not await AuditSession.objects.aexists()
+
+
+@pytest.mark.parametrize("cut", [LogUnavailable, asyncio.CancelledError])
+async def test_a_place_that_the_store_gave_too_late_is_given_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch, cut: type[BaseException]
+) -> None:
+    """Whoever asked for it was refused, or had gone; it is free before the minute in which nobody looks."""
+    plain = open_sessions._take
+
+    async def late(*given: object, **more: object) -> int:
+        await plain(*given, **more)  # type: ignore[arg-type]
+        raise cut
+
+    with monkeypatch.context() as slow:
+        slow.setattr(open_sessions, "_take", late)
+        for _ in range(MOST):
+            with pytest.raises(cut):
+                async with open_sessions.place(shared_log(), f"sg_late_{cut.__name__}", str(uuid4()), conf()):
+                    raise AssertionError("it has no place")
+    await asyncio.gather(*open_sessions._freeing)
+    for _ in range(MOST):
+        assert await take_place(shared_log(), f"sg_late_{cut.__name__}", str(uuid4()), conf())
