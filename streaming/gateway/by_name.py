@@ -92,17 +92,17 @@ def structure(path: Path) -> Structure | None:
     return Structure(kind, field)
 
 
-_SAYS = 100
-
-
-def end_of(name: str) -> str:
-    """What of a name says what stands behind it, where each of many values has it before it."""
-    return name[-_SAYS:]
-
-
 def written(value: object) -> str:
     """The JSON of it."""
     return json.dumps(value, ensure_ascii=False)
+
+
+_MOST, _LEAST = 500_000, 100
+"""Characters that the names before the values of one list may come to, and of each name there always are."""
+
+
+def _end_of(name: str, values: int) -> str:
+    return name[-max(_LEAST, _MOST // max(1, values)) :]
 
 
 def by_name(value: object, name: str) -> object:
@@ -110,7 +110,8 @@ def by_name(value: object, name: str) -> object:
     if isinstance(value, dict) or not name:
         return value
     if isinstance(value, list):
-        return [item if isinstance(item, dict) else {end_of(name): item} for item in value]
+        short = _end_of(name, len(value))
+        return [item if isinstance(item, dict) else {short if at else name: item} for at, item in enumerate(value)]
     return {name: value}
 
 

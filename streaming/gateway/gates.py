@@ -108,7 +108,7 @@ class Gates:
         self._joined: dict[Hashable, Channel] = {}
         self._every: list[Channel] = []
         self._clean: set[tuple[AppliesTo, str]] = set()
-        self._clean_objects: set[tuple[AppliesTo, str]] = set()
+        self._clean_objects: set[str] = set()
         self.answer: list[Channel] = []
         """The channels that are the text of the first choice."""
         self.answers = {0: self.answer}
@@ -275,27 +275,26 @@ class Gates:
             return written
         return channel.encode(effects) + channel.finish()
 
-    def stays(self, text: str, applies_to: AppliesTo = AppliesTo.RESPONSE) -> bool:
+    def stays(self, text: str) -> bool:
         """Whether rules hide nothing of the JSON of an object. How long a text may be is a matter of its strings."""
-        if (applies_to, text) in self._clean_objects:
+        if text in self._clean_objects:
             return True
-        stays = gates.gate_text(self._limitless, text, applies_to=applies_to, channel="field").visible == text
+        stays = gates.gate_text(self._limitless, text, applies_to=AppliesTo.RESPONSE, channel="field").visible == text
         if stays and len(self._clean_objects) < 1_000:
-            self._clean_objects.add((applies_to, text))
+            self._clean_objects.add(text)
         return stays
 
-    def by_name(self, text: str, applies_to: AppliesTo = AppliesTo.RESPONSE, *, told: bool) -> str:
+    def by_name(self, text: str, *, told: bool) -> str:
         """The JSON of an object as rules leave it that go by the name of a field. ``told``: findings are told already.
 
         Those about which nothing is done are told of its strings alone.
         """
-        name = "tool_arguments" if applies_to is AppliesTo.TOOL_ARGUMENTS else "field"
-        channel, gate = JsonChannel(), Gate(self._limitless, applies_to, name)
+        channel, gate = JsonChannel(), Gate(self._limitless, AppliesTo.RESPONSE, "field")
         read = channel.decode(text) + channel.decode_rest()
         effects = [*gate.feed(read), *gate.finish()]
         if self.noted is not None and not told:
             found, released = _found_of(effects), gate.counters.released
-            self.noted.whole(applies_to, name, read, found, released, limits=False)
+            self.noted.whole(AppliesTo.RESPONSE, "field", read, found, released, limits=False)
         self._noted([] if told else [e for e in effects if e[0] != gates.FOUND or _hides(e[1]) or gate.blocked])
         return channel.encode(effects) + channel.finish()
 

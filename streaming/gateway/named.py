@@ -8,83 +8,60 @@ has, and what is counted stays a number. Pure.
 from __future__ import annotations
 
 import json
-from operator import is_
 from typing import cast
 
 from guardrails.findings import AppliesTo
 from streaming.gateway.by_name import PLAIN, by_name, without_name, written
 from streaming.gateway.gates import Gates
-from streaming.gateway.listed import listed, unlisted
 from streaming.gateway.loose_json import is_json
 from streaming.gateway.names import is_count, spelled
 
 
-def without_named(
-    gates: Gates, value: object, name: str, *, told: bool = False, applies_to: AppliesTo = AppliesTo.RESPONSE
-) -> object:
+def without_named(gates: Gates, value: object, name: str, *, told: bool = False) -> object:
     """A value without what rules hide of its JSON. ``name``: its own, empty where it has none that says anything.
 
     What they hide of a string by itself is left to its gate. ``told``: what is found here is told already.
     """
-    value = without_listed(gates, value, name, told=told, applies_to=applies_to)  # what hides the name hides no more
-    return _without(gates, value, name, told or gates.blocked is not None, applies_to)
-
-
-def without_listed(
-    gates: Gates, value: object, name: str, *, told: bool = False, applies_to: AppliesTo = AppliesTo.RESPONSE
-) -> object:
-    """The same of values in lists that a field has alone."""
-    named = listed(value, name)
-    values = [item for _, item in named]
-    shown = [_looked(gates, item, own, told or gates.blocked is not None, applies_to) for own, item in named]
-    return value if all(map(is_, shown, values)) else unlisted(value, shown, name)
-
-
-def _without(gates: Gates, value: object, name: str, told: bool, applies_to: AppliesTo) -> object:
     if not value or value is True or not (isinstance(value, dict | list) or (name and name not in PLAIN)):
         return value
-    return _looked(gates, value, name, told, applies_to)
-
-
-def _looked(gates: Gates, value: object, name: str, told: bool, applies_to: AppliesTo) -> object:
     named = by_name(value, name)
-    if gates.stays(written(_bare(gates, named, name, applies_to)), applies_to):
+    if gates.stays(written(_bare(gates, named, name))):
         return value
-    bare = _bare(gates, named, name, applies_to, alone=True)
+    bare = _bare(gates, named, name, alone=True)
     said = written(bare)
-    shown = gates.by_name(said, applies_to, told=told)
+    shown = gates.by_name(said, told=told)
     if shown == said:
         return value
     if is_json(shown):
         return without_name(_merged(named, bare, json.loads(shown)), value, name)
-    return _each(gates, value, name, applies_to)
+    return _each(gates, value, name)
 
 
-def _each(gates: Gates, value: object, name: str, applies_to: AppliesTo) -> object:
+def _each(gates: Gates, value: object, name: str) -> object:
     """What is left where that is no JSON any more: every field by itself, if these are all that has to be hidden."""
     each: object = ""
     if isinstance(value, dict):
-        each = {key: _without(gates, part, str(key), True, applies_to) for key, part in value.items()}
+        each = {key: without_named(gates, part, str(key), told=True) for key, part in value.items()}
     elif isinstance(value, list):
-        each = [_without(gates, part, name, True, applies_to) for part in value]
-    if gates.stays(written(_bare(gates, by_name(each, name), name, applies_to, alone=True)), applies_to):
+        each = [without_named(gates, part, name, told=True) for part in value]
+    if gates.stays(written(_bare(gates, by_name(each, name), name, alone=True))):
         return each
     return type(value)() if isinstance(value, dict | list) else ""
 
 
-def _bare(gates: Gates, value: object, name: str, applies_to: AppliesTo, *, alone: bool = False) -> object:
+def _bare(gates: Gates, value: object, name: str, *, alone: bool = False) -> object:
     """The value without counts. ``alone``: and without strings and numbers of which something is hidden anyway."""
     match value:
         case dict(fields):
-            return {key: _bare(gates, part, str(key), applies_to, alone=alone) for key, part in fields.items()}
+            return {key: _bare(gates, part, str(key), alone=alone) for key, part in fields.items()}
         case list(items):
-            return [_bare(gates, part, name, applies_to, alone=alone) for part in items]
+            return [_bare(gates, part, name, alone=alone) for part in items]
         case str(text):
-            return "" if alone and gates.hides(text, applies_to) else text
+            return "" if alone and gates.hides(text, AppliesTo.RESPONSE) else text
         case bool() | None:
             return value
     number = cast("int | float", value)
-    hidden = alone and gates.hides(spelled(number), applies_to)
+    hidden = alone and gates.hides(spelled(number), AppliesTo.RESPONSE)
     return 0 if hidden or is_count(name, number) else number
 
 

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from operator import is_
 from typing import Protocol, cast
 
 from guardrails.findings import AppliesTo, Finding
@@ -28,7 +27,6 @@ from streaming.core.gate import FOUND, Gate
 from streaming.core.text import unusable
 from streaming.gateway.by_name import by_name, left, structure, without_limits, written
 from streaming.gateway.laid import Asked, channel_of
-from streaming.gateway.listed import listed, unlisted
 from streaming.gateway.loose_json import laid_open_in_turns
 from streaming.gateway.media import Media
 from streaming.gateway.names import Names, Path, is_parameter, spelled
@@ -139,28 +137,9 @@ class _Place:
         return self.called is not None
 
     def again(self) -> _Place:
-        """The same with what stands there now, or its JSON."""
+        """The same with the JSON of what stands there now."""
         now = self.holder[self.key]  # type: ignore[index]  # keys are its own
-        return replace(self, text=written(by_name(now, self.called or "")) if self.parsed else cast("str", now))
-
-    def listed(self) -> list[_Place]:
-        """What stands in lists there now, each as a field of the name of its list. They have one holder."""
-        values = listed(*self._now())
-        items = [item for _, item in values]
-        return [
-            replace(self, holder=items, key=at, text=written({name: item}), structure=True, called=name)
-            for at, (name, item) in enumerate(values)
-        ]
-
-    def unlist(self, items: list[object]) -> None:
-        """``items``: what that has become."""
-        now, name = self._now()
-        made = unlisted(now, items, name)
-        self.holder[self.key] = made if self.parsed else written(made)  # type: ignore[index]
-
-    def _now(self) -> tuple[object, str]:
-        now = self.holder[self.key]  # type: ignore[index]
-        return (now, self.called or "") if self.parsed else (json_in(now) if isinstance(now, str) else None, "")
+        return replace(self, text=written(by_name(now, self.called or "")))
 
 
 class _Told:
@@ -176,20 +155,6 @@ class _Told:
                 said = json.dumps(place.text[one.start : one.end], ensure_ascii=False)[1:-1]
                 self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
 
-    def note_listed(self, place: _Place, found: Iterable[Finding]) -> None:
-        """Of JSON, what may be found again with the name before it: values in lists."""
-        for one in found:
-            said = _value(place.text[one.start : one.end])
-            named = place.parsed and place.text.startswith("[")  # each with the name before it
-            if not hides(one) and (named or _in_list(place.text, one.end - len(said))):
-                self._found.setdefault((place.of, one.guardrail, one.rule), Counter())[said] += 1
-
-    def copy(self) -> _Told:
-        """What was found so far, to be found again somewhere else as well."""
-        copied = _Told()
-        copied._found = {key: found.copy() for key, found in self._found.items()}
-        return copied
-
     def again(self, place: _Place, one: Finding) -> bool:
         """Whether a finding in the JSON of an object is one of those; each of them is found again once.
 
@@ -202,9 +167,7 @@ class _Told:
             return True
         if not (found := self._found.get((place.of, one.guardrail, one.rule))):
             return False
-        within = [text for text in (said, _value(said)) if text in found][:1]
-        if not within and len(found) <= _FEW:
-            within = [text for text in found if text in said]
+        within = [said] if said in found else [text for text in found if text in said] if len(found) <= _FEW else []
         for text in within:
             found[text] -= 1
             if not found[text]:
@@ -214,18 +177,6 @@ class _Told:
 
 _FEW = 64
 """Texts that are looked for within another one."""
-_NEAR = 1_000
-
-
-def _value(said: str) -> str:
-    """What a finding in JSON has of the value that it ends in, without the name before that."""
-    return said.rstrip('"]}').rpartition('"')[2].lstrip(":[ \t\r\n")
-
-
-def _in_list(text: str, at: int) -> bool:
-    """Whether the value at this place of a JSON text stands in a list, and is not the field's own."""
-    before = text[max(0, at - _NEAR) : at]
-    return any(said.rstrip().endswith(("[", ",")) for said in (before, before.rpartition('"')[0]))
 
 
 async def guarded(
@@ -260,7 +211,7 @@ async def guarded(
         out.hiding = out.masking
         await out.hiding.learn(
             (place.text, place.applies_to)
-            for place in (*walk.places, *(place for place, _, _ in walk.inside), *walk.objects, *walk.lists())
+            for place in (*walk.places, *(place for place, _, _ in walk.inside), *walk.objects)
         )
     earlier = await _visible(policy, turns, swept)
     asked = next((number for number in range(len(turns) - 1, -1, -1) if turns[number].role == "user"), -1)
@@ -270,13 +221,17 @@ async def guarded(
     await _check(policy, walk.places, earlier, out, mask, asking, told)
     for depth in sorted({place.inner for place, _, _ in walk.inside}, reverse=True):
         second: list[_Place] = []
-        for number, (place, value, before) in enumerate(walk.inside, len(walk.objects)):
-            if place.inner == depth:  # JSON within a string: its own strings have been looked at by now
-                text, of = place.text if value == before else written(value), place.of if place.of >= 0 else number
-                place.holder[place.key] = text  # type: ignore[index]
-                second.append(replace(place, structure=False, inner=0, of=of))
-        await _check_again(policy, second, earlier, out, mask, asking, told)
-    await _check_again(policy, walk.objects, earlier, out, mask, asking, told)
+        for place, value, before in walk.inside:  # JSON within a string: its own strings have been looked at by now
+            if place.inner == depth:
+                text = place.text if value == before else written(value)
+                second.append(replace(place, text=text, structure=False, inner=0))
+        if out.hiding is not None:
+            await out.hiding.learn((place.text, place.applies_to) for place in second)
+        await _check(policy, second, earlier, out, mask, asking, told, again=True)
+    third = [place.again() for place in walk.objects]
+    if out.hiding is not None:
+        await out.hiding.learn((place.text, place.applies_to) for place in third)
+    await _check(policy, third, earlier, out, mask, asking, told, again=True)
     out.findings += walk.names.findings
     copied = out.body = await sweep(copied, swept, walk.media.apart, masked)
     out.blocked = out.blocked or walk.names.blocked
@@ -298,12 +253,9 @@ async def guarded(
 
 async def _check(
     policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked,
-    told: _Told, *, again: bool = False, also: _Told | None = None, listed: list[tuple[_Place, Finding]] | None = None,
+    told: _Told, *, again: bool = False,
 ) -> None:  # fmt: skip
-    """``told``: what was found in strings of objects; what is found again in the JSON of its object is told once.
-
-    ``also`` is told what is told here of lists. ``listed``: gets what is found, which is not told yet.
-    """
+    """``told``: what was found in strings of objects; what is found again in the JSON of its object is told once."""
     rules = policy.only(Checkpoint.IMMEDIATE)
     objects = without_limits(rules) if any(place.parsed for place in places) else rules
 
@@ -350,40 +302,12 @@ async def _check(
             value = place.holder[place.key]  # type: ignore[index]
             place.holder[place.key] = left(shown, value, place.called)  # type: ignore[index]
         findings, later = asked.looked(place.holder, place.key, place.text, shown, checked, quotes)
-        if listed is not None:
-            listed += ((place, finding) for finding in findings)
-            findings = []
-        elif place.parsed:
+        if place.parsed:
             findings = [finding for finding in findings if not told.again(place, finding)]
         else:
             told.note(place, checked.findings)
-        if also is not None:
-            also.note_listed(place, findings if place.parsed else checked.findings)
         out.findings += findings
         out.later += later
-
-
-async def _check_again(
-    policy: Policy, places: list[_Place], turns: tuple[Turn, ...], out: Prompted, mask: Mask, asked: Asked, told: _Told
-) -> None:
-    """JSON whose strings have been looked at: first what is in lists under a name, as what hides it may hide the name.
-
-    What both find is told of the JSON, where it has a place.
-    """
-    found: list[tuple[_Place, Finding]] = []
-    strings = told.copy()
-    lists = [(place, items) for place in places if (items := place.listed())]
-    before = [list(cast("list[object]", items[0].holder)) for _, items in lists]
-    every = [item for _, items in lists for item in items]
-    await _check(policy, every, turns, out, mask, asked, told, again=True, listed=found)
-    for (place, items), were in zip(lists, before, strict=True):
-        if not all(map(is_, holder := cast("list[object]", items[0].holder), were)):
-            place.unlist(holder)
-    now = [place.again() for place in places]
-    if out.hiding is not None:
-        await out.hiding.learn((place.text, place.applies_to) for place in now)
-    await _check(policy, now, turns, out, mask, asked, told, again=True, also=strings)
-    out.findings += [finding for place, finding in found if not strings.again(place, finding)]
 
 
 class _Walk:
@@ -479,11 +403,6 @@ class _Walk:
         self._inside_text += 1
         self.inside.append((place, await self.copy(inner, (*path, "json"), applies_to, turn), inner))
         self._inside_text -= 1
-
-    def lists(self) -> Iterator[_Place]:
-        """What stands in lists under a name, of objects and of strings that are JSON."""
-        for place in (*self.objects, *(place for place, _, _ in self.inside)):
-            yield from place.listed()
 
     def _bounded(self) -> None:
         found = len(self.places) + len(self.inside) + len(self.objects) + len(self.names) + self._numbers

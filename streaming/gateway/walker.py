@@ -23,7 +23,7 @@ from streaming.gateway.gates import Gates
 from streaming.gateway.known import Known
 from streaming.gateway.loose_json import has_escapes, has_numbers, is_json, one_meaning
 from streaming.gateway.measure import Pieces
-from streaming.gateway.named import without_listed, without_named
+from streaming.gateway.named import without_named
 from streaming.gateway.names import is_count, spelled
 
 Json: TypeAlias = dict[str, object]
@@ -327,8 +327,6 @@ class Walker(ABC):
         value = one_meaning(text)
         if isinstance(value, dict | list):
             looked = self._arguments(value, 0)
-            if self.deciding:
-                looked = without_listed(self.gates, looked, "", applies_to=AppliesTo.TOOL_ARGUMENTS)
             if looked != value or (has_escapes(text) and self.gates.must_ask(AppliesTo.TOOL_ARGUMENTS)):
                 text = json.dumps(looked, ensure_ascii=False)
             if has_numbers(text) and self.gates.hides(text, AppliesTo.TOOL_ARGUMENTS):  # a rule goes by a field's name

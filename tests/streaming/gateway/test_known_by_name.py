@@ -10,6 +10,7 @@ import pytest
 from guardrails.kinds import base
 from guardrails.policy import Policy, compile_policy
 from guardrails.selectors import ShadowPolicy
+from streaming.gateway.by_name import by_name, without_name, written
 from streaming.gateway.gates import Gates, widened
 from streaming.gateway.masks import Masks
 from streaming.gateway.prompt import Prompted, guarded
@@ -567,3 +568,14 @@ def test_it_is_told_once_of_an_answer() -> None:
     end: Json = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     _, walker = walk("openai", [{"choices": [{"index": 0, "delta": message}]}, end], POLICIES["redact"])
     assert sorted(finding.category for finding in walker.gates.findings) == ["email", "ssn"]
+
+
+def test_a_long_name_takes_no_memory_with_each_value_of_its_list() -> None:
+    """The first value has all of it before it, others its end, and all of them what is left of them."""
+    name, values = "x" * 99_997 + "ssn", ["one", *[SSN] * 4_999]
+    named = by_name(values, name)
+    assert len(written(named)) < 1_000_000
+    assert isinstance(named, list)
+    assert (list(named[0]), list(named[-1])) == ([name], ["x" * 97 + "ssn"])
+    assert without_name(named, values, name) == values
+    assert by_name([SSN, SSN], "ssn") == [{"ssn": SSN}, {"ssn": SSN}]
