@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -162,14 +163,9 @@ async def test_a_write_that_was_called_off_is_made_again_in_time(clock: Clock, m
     assert await written() == (4, "One. Two. Three. [SSN]. ")
 
 
-@LONG
-@pytest.mark.parametrize("repeated", [False, True], ids=["where it was cut off", "where it is repeated"])
-async def test_a_call_that_was_cut_off_when_the_store_had_it_is_written_in_time(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, repeated: bool
-) -> None:
-    """Its answer is kept, so a client that says it again is shown the text: the record is to have it, too."""
-    client, session_id = await burst()
-    await clock.pass_by()
+@contextmanager
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A call that is cut off once the store has what follows from it."""
     plain = Store.swap
 
     async def cut(self: Store, *args: object, **kwargs: object) -> None:
@@ -179,7 +175,19 @@ async def test_a_call_that_was_cut_off_when_the_store_had_it_is_written_in_time(
     with monkeypatch.context() as away:
         away.setattr(Store, "swap", cut)
         with pytest.raises(asyncio.CancelledError):
-            await client.update(session_id, 4, f"{SSN}. ")
+            yield
+
+
+@LONG
+@pytest.mark.parametrize("repeated", [False, True], ids=["where it was cut off", "where it is repeated"])
+async def test_a_call_that_was_cut_off_when_the_store_had_it_is_written_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, repeated: bool
+) -> None:
+    """Its answer is kept, so a client that says it again is shown the text: the record is to have it, too."""
+    client, session_id = await burst()
+    await clock.pass_by()
+    with cut_off(monkeypatch):
+        await client.update(session_id, 4, f"{SSN}. ")
     if repeated:
         for timer in clock.timers:  # of a process that is dead now
             shared_log().companion(Late).written(session_id)
@@ -196,16 +204,8 @@ async def test_a_finish_that_was_cut_off_when_the_store_had_it_is_written_in_tim
 ) -> None:
     client, session_id = await burst()
     await clock.pass_by()
-    plain = Store.swap
-
-    async def cut(self: Store, *args: object, **kwargs: object) -> None:
-        await plain(self, *args, **kwargs)  # type: ignore[arg-type]
-        raise asyncio.CancelledError
-
-    with monkeypatch.context() as away:
-        away.setattr(Store, "swap", cut)
-        with pytest.raises(asyncio.CancelledError):
-            await client.finish(session_id, seq=4, delta=f"{SSN}. ")
+    with cut_off(monkeypatch):
+        await client.finish(session_id, seq=4, delta=f"{SSN}. ")
     await clock.pass_by()
     assert await written() == (4, "One. Two. Three. [SSN]. ")
     assert await Finding.objects.acount() == 1
