@@ -6,6 +6,7 @@ stays revoked.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import timedelta
@@ -39,6 +40,7 @@ def create_api_key(
     by: AbstractBaseUser | None = None,
 ) -> tuple[ApiKey, str]:
     """Make an API key; the second value is the key itself, which nothing can show again. Raises ``Refused``."""
+    name = usable_name(name)
     allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second, answers_at_once)
     plaintext = tokens.new_key()
     key, made = ApiKey.objects.get_or_create(
@@ -71,6 +73,8 @@ def change_api_key(
 
     ``answers_at_once`` None: as many as the installation says.
     """
+    kept = ApiKey.objects.filter(pk=key.pk, name=name).exists()  # also one that would not be taken anew
+    name = name if kept else usable_name(name)
     allowed = _allowed(name, scopes, policy, origins, calls_per_minute, updates_per_second, answers_at_once)
     if ApiKey.objects.filter(name=allowed["name"]).exclude(pk=key.pk).exists():
         raise Refused(f"there is a key named “{name}” already")
@@ -103,6 +107,7 @@ _NO_TEXT_IN_ONE_LINE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of what is not seen: controls, marks of direction, surrogates, ends of lines."""
 _JOINERS = "\u200c\u200d"
 """Parts of words in Persian and others, and of emoji."""
+_JOINS_NOTHING = re.compile(f"(?:^|[\x00-\x7f])[{_JOINERS}]+(?:[\x00-\x7f]|$)")
 
 
 def usable_name(name: str) -> str:
@@ -110,7 +115,9 @@ def usable_name(name: str) -> str:
     name = name.strip()
     if not name.strip(_JOINERS):
         raise Refused("a key needs a name")
-    if any(unicodedata.category(one) in _NO_TEXT_IN_ONE_LINE and one not in _JOINERS for one in name):
+    if _JOINS_NOTHING.search(name) or any(
+        unicodedata.category(one) in _NO_TEXT_IN_ONE_LINE and one not in _JOINERS for one in name
+    ):
         raise Refused("a key's name is text in one line")
     if len(name) > NAME_CHARS:
         raise Refused(f"a key's name has at most {NAME_CHARS} characters")
@@ -151,7 +158,7 @@ def _allowed(
     except ValueError as error:
         raise Refused(str(error)) from None
     return {
-        "name": usable_name(name),
+        "name": name,
         "scopes": [scope for scope in Scope.values if scope in scopes],
         "policy": policy,
         "origins": list(dict.fromkeys(as_sent)),

@@ -8,8 +8,8 @@ an error that names the field, and a reader never sees a traceback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -21,7 +21,7 @@ from streaming import away, stream_tokens
 from streaming.access import NO_TOKEN, Access, Refused, headers_of, query_of, token_in, visitor_of
 from streaming.chat import Asked, Own, StartRefused, start_chat
 from streaming.conf import conf
-from streaming.core.events import ErrorEvent, ServerEvent
+from streaming.core.events import Done, ErrorEvent, FindingEvent, ServerEvent
 from streaming.core.wire import to_json
 from streaming.correlation import correlation_of
 from streaming.database import AWAY
@@ -32,7 +32,7 @@ from streaming.limits import Spends, take
 from streaming.log import LogUnavailable, SessionLog
 from streaming.log_redis import shared_log
 from streaming.models import AuditSession
-from streaming.reader import Batch, follow, from_database, over
+from streaming.reader import Batch, follow, from_database, over, untold_yet
 from streaming.rollout import Marks
 from streaming.selectors import owned_session
 from streaming.unacked import Unacked
@@ -54,7 +54,7 @@ AGAIN_S = 0.5
 class Place:
     """Where a reader is in a session. ``told``: the client knows how the answer ended; ``warned``: that the log
     or the database is away. ``task``: what reads. ``owned``: the session's text comes from its client. ``running``: it
-    was resumed while its answer ran, which is not over yet."""
+    was resumed while its answer ran, which is not over yet. ``heard``: numbers of findings that were sent."""
 
     session_id: str
     conversation_id: str
@@ -66,6 +66,14 @@ class Place:
     owned: bool = False
     running: bool = False
     task: asyncio.Task[None] | None = None
+    heard: set[object] = field(default_factory=set)
+
+    def sent(self, event: Mapping[str, object]) -> None:
+        """The client has it: what the database says of it as well is not sent again."""
+        if event["type"] == FindingEvent.type:
+            self.heard.add(event["n"])
+        elif event["type"] == Done.type and not event["seq"]:
+            self.told = True
 
     def stop(self) -> None:
         """Read no further."""
@@ -330,6 +338,7 @@ class SessionSocket(AsyncWebsocketConsumer):
                 correlation_id=place.correlation_id,
                 resumed=place.resumed,
                 told=place.told,
+                heard=place.heard,
                 session_over=self.ended,
             )
             try:
@@ -345,10 +354,11 @@ class SessionSocket(AsyncWebsocketConsumer):
             # Without a log the database still says how the answer ended, as soon as the pump has recorded it.
             state, said = await self.ended(place.session_id)
             complete = state is AuditSession.State.COMPLETE
-            news = said if not place.told else said[-1:] if complete else ()
+            news = untold_yet(said, set(place.heard), ended=place.told) if complete or not place.told else ()
             for item in news:
                 event = from_database(item, place.session_id, place.correlation_id)
                 await self.pass_on(event, place.conversation_id)
+                place.sent(event)
             place.told = bool(said)
             return complete
         return True
@@ -364,6 +374,7 @@ class SessionSocket(AsyncWebsocketConsumer):
         await look(self.key, "stream", until=self.until)
         for event in self.worth_sending(batch):
             await self.pass_on(event, place.conversation_id)
+            place.sent(event)
             place.after = max(place.after, int(str(event["seq"])))
 
     async def ended(self, session_id: str) -> tuple[AuditSession.State, Sequence[ServerEvent]]:

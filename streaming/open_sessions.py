@@ -65,10 +65,13 @@ class TooManyOpen(Exception):
 
 
 @asynccontextmanager
-async def place(log: SessionLog, client: str, session_id: str, settings: Conf) -> AsyncIterator[None]:
+async def place(
+    log: SessionLog, client: str, session_id: str, settings: Conf, *, repeatable: bool = False
+) -> AsyncIterator[None]:
     """Prepare a session in a place of its own: who has none left asks no judge.
 
-    Raises ``TooManyOpen``, and ``LogUnavailable`` while the store is away: nothing can begin there.
+    ``repeatable``: other calls may begin the same session. Raises ``TooManyOpen``, and ``LogUnavailable`` while the
+    store is away: nothing can begin there.
 
     What fails inside gives the place back at once. Leave it before the session is stored: from then on the place is
     the session's, and it is free when the database says that the session is over.
@@ -76,10 +79,11 @@ async def place(log: SessionLog, client: str, session_id: str, settings: Conf) -
     try:
         new = await take_place(log, client, session_id, settings)
     except (asyncio.CancelledError, LogUnavailable):
-        # The store may have given it, and said so too late. Whoever was refused does not wait for it once more.
-        freeing = asyncio.get_running_loop().create_task(_free(log, client, session_id), context=own_context())
-        _freeing.add(freeing)
-        freeing.add_done_callback(_freeing.discard)
+        if not repeatable:  # else the same call takes the same place, or another has it
+            # The store may have given it, and said so too late. Whoever was refused does not wait for it once more.
+            freeing = asyncio.get_running_loop().create_task(_free(log, client, session_id), context=own_context())
+            _freeing.add(freeing)
+            freeing.add_done_callback(_freeing.discard)
         raise
     try:
         yield

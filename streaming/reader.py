@@ -8,7 +8,7 @@ session was begun. The id is the same in all of them, so it is put on here and n
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 
 from streaming import selectors
 from streaming.conf import Conf
@@ -37,19 +37,20 @@ async def follow(
     correlation_id: str,
     resumed: bool = False,
     told: bool = False,
+    heard: Collection[object] = (),
     session_over: Over = over,
 ) -> AsyncGenerator[Batch, None]:
     """Batches of stamped events with seqs above ``after``, as they come; ends after COMPLETE.
 
-    Chunks that are read together are joined. The last seq of the last batch is where the reader is.
+    Chunks that are read together are joined. The last seq of the last batch is where the reader is, or before that.
     ``correlation_id``: the one of the session's row, which whoever follows has seen already. ``resumed``: look into the
     database at once when the log has nothing. ``told``: the reader knows already how the answer ended (the session may
-    still be MONITORING). Raises ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such session.
+    still be MONITORING), ``heard``: and the findings of these numbers; neither is told again. Raises
+    ``LogUnavailable``, and ``AuditSession.DoesNotExist`` when there is no such session.
     """
     quiet = settings.idle_check_s if resumed else 0.0
     lost = done = ended = False
-    heard: set[object] = set()
-    """Findings that the database has told."""
+    known = set(heard)
     async with log.attend(session_id) as wake:
         while True:
             wake.clear()
@@ -61,13 +62,13 @@ async def follow(
                 ended = False  # whoever tells is there: what comes next may be stored and not told yet, too
                 complete = any(event["type"] == "state" and event["state"] == State.COMPLETE for event in events)
                 more = len(events) == READ_AT_ONCE
-                if heard:
-                    events = _without(heard, events)
                 done = done or any(event["type"] == "done" for event in events)
+                if known or told:
+                    events = _without(known, events, ended=told)
                 if complete and not done and not told and (lost or not await _ended_in(log, session_id)):
                     # How the answer ended was in the part of the log that is gone, or who should tell it died.
                     _, said = await session_over(session_id)
-                    said = await untold(log, session_id, said)
+                    said = untold_yet(await untold(log, session_id, said), known, ended=False)
                     said = [event for event in said if not isinstance(event, StateChange)]
                     yield _all_from_database(said, session_id, correlation_id)
                 if events:
@@ -84,7 +85,7 @@ async def follow(
                         ended = True  # whoever stored that may be about to tell it, and the last text with it
                         continue
                     # The last step was taken but never told, or the log is gone: the database tells it.
-                    said = _untold_yet(await untold(log, session_id, said), heard, ended=told or done)
+                    said = untold_yet(await untold(log, session_id, said), known, ended=told or done)
                     yield _all_from_database(said, session_id, correlation_id)
                     return
                 if said and not (told or done) and not (done := await _ended_in(log, session_id)):
@@ -92,7 +93,7 @@ async def follow(
                         ended = True  # the same: a check may keep the session from being over for minutes
                         continue
                     told, ended = True, False
-                    said = _untold_yet(await untold(log, session_id, said), heard, ended=False)
+                    said = untold_yet(await untold(log, session_id, said), known, ended=False)
                     yield _all_from_database(said, session_id, correlation_id)
                 continue
             if not await wake.wait(settings.log_poll_s):
@@ -104,12 +105,17 @@ def _all_from_database(said: Sequence[ServerEvent], session_id: str, correlation
     return [from_database(event, session_id, correlation_id) for event in said]
 
 
-def _without(heard: set[object], events: Batch) -> Batch:
-    return [event for event in events if event["type"] != FindingEvent.type or event["n"] not in heard]
+def _without(heard: set[object], events: Batch, *, ended: bool) -> Batch:
+    ends = (Done.type, MessageUpdate.type) if ended else ()
+    return [
+        event
+        for event in events
+        if event["type"] not in ends and (event["type"] != FindingEvent.type or event["n"] not in heard)
+    ]
 
 
-def _untold_yet(said: Sequence[ServerEvent], heard: set[object], *, ended: bool) -> list[ServerEvent]:
-    """Those of them that the database has not told already; it is noted that it tells them now.
+def untold_yet(said: Sequence[ServerEvent], heard: set[object], *, ended: bool) -> list[ServerEvent]:
+    """Those of what the database says that a reader has not heard; that it hears their findings now is noted.
 
     ``ended``: the reader knows how the answer ended.
     """

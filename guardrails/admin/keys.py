@@ -45,8 +45,9 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
 
     def clean_name(self) -> str:
         """A name that is stored as it is."""
+        name = str(self.cleaned_data["name"])
         try:
-            return usable_name(str(self.cleaned_data["name"]))
+            return name if name == self.instance.name else usable_name(name)
         except Refused as error:
             raise ValidationError(f"{error}.") from None
 

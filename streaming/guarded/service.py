@@ -112,7 +112,7 @@ class Streams:
         )
         gate = Gate(policy, asked.kind, _channel(record))
         text = CheckedText()
-        async with place(self._log, client, session_id, self._settings):
+        async with place(self._log, client, session_id, self._settings, repeatable=bool(asked.repeat_key)):
             if asked.delta is not None:
                 record.seq = 1
                 record.took(asked.chunks)
@@ -256,12 +256,13 @@ class Streams:
         }
         try:
             swapped, _ = await self._commit(record, seen, told, digest, answer)
-        except (asyncio.CancelledError, LogUnavailable):
+            if swapped is not None:
+                await self._conclude(record)
+        except (asyncio.CancelledError, LogUnavailable, *AWAY):
             self._late.leave(session_id, self._settings.write_through_s)  # the store may have it
             raise
         if swapped is None:
             return await self._after_the_race(visitor, session_id, digest)
-        await self._conclude(record)
         self._late.written(session_id)
         return answer
 

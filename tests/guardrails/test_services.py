@@ -223,6 +223,8 @@ def test_api_key_has_a_name_in_any_language(name: str) -> None:
         ({"scopes": ["check"], "name": "shop\u2028owner"}, "in one line"),
         ({"scopes": ["check"], "name": "taken\u200b"}, "in one line"),
         ({"scopes": ["check"], "name": "\u202eabc"}, "in one line"),
+        ({"scopes": ["check"], "name": "taken\u200d"}, "in one line"),
+        ({"scopes": ["check"], "name": "ta\u200cken"}, "in one line"),
         ({"scopes": ["check"], "name": " \u200d\u200c "}, "needs a name"),
         ({"scopes": ["check"], "origins": ["https://a.example/path"]}, "not an origin"),
         ({"scopes": ["check"], "calls_per_minute": 0}, "1 or more"),
@@ -235,6 +237,15 @@ def test_api_key_that_makes_no_sense_is_refused_and_nothing_stored(asked: dict[s
     with pytest.raises(Refused, match=words):
         services.create_api_key(**{"name": "shop", **asked})
     assert ApiKey.objects.count() == 1
+
+
+def test_key_that_has_a_name_which_is_not_taken_any_more_can_be_changed() -> None:
+    key, _ = services.create_api_key(name="shop", scopes=["check"])
+    ApiKey.objects.filter(pk=key.pk).update(name="shop\u200e")
+    asked: dict[str, Any] = {"policy": "", "origins": [], "calls_per_minute": 7, "updates_per_second": 8}
+    assert services.change_api_key(key=key, name="shop\u200e", scopes=["stream"], **asked).scopes == ["stream"]
+    with pytest.raises(Refused, match="in one line"):
+        services.change_api_key(key=key, name="till\u200e", scopes=["check"], **asked)
 
 
 def test_change_of_a_key_is_whole_or_refused_and_never_touches_the_secret() -> None:

@@ -14,7 +14,9 @@ from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
+from guardrails.findings import Action, Finding, Mode
 from streaming import consumers, log_redis, registry
+from streaming.core.events import Done, FindingEvent, ServerEvent, StateChange
 from streaming.log import LogUnavailable
 from streaming.log_redis import close_shared_log
 from streaming.models import AuditSession, Conversation, Message
@@ -499,3 +501,35 @@ def test_a_page_is_told_the_latest_state_of_a_guardrail_and_every_event_of_other
     ]
     assert [one["seq"] for one in consumers.ChatConsumer().worth_sending(batch)] == [2, 3, 4, 5, 6]
     assert consumers.StreamConsumer().worth_sending(batch) == batch
+
+
+async def test_findings_of_deferred_checks_are_told_where_the_store_is_away_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end was told by the database, and then nobody but the database told what the checks came to."""
+    hits = [
+        FindingEvent(Finding("claims", "keywords", "claim", "claims", 0, 1, Mode.MONITOR, Action.WARN, n=n))
+        for n in (1, 2)
+    ]
+    state, said = AuditSession.State.MONITORING, [Done("a", "allowed"), hits[0], StateChange("MONITORING", "allowed")]
+    socket = consumers.StreamConsumer()
+    sent: list[tuple[object, object]] = []
+
+    async def ended(session_id: str) -> tuple[AuditSession.State, list[ServerEvent]]:
+        return state, said
+
+    async def pass_on(event: dict[str, object], conversation_id: str) -> None:
+        sent.append((event["type"], event.get("n")))
+
+    def gone() -> None:
+        raise LogUnavailable("away")
+
+    monkeypatch.setattr(socket, "ended", ended)
+    monkeypatch.setattr(socket, "pass_on", pass_on)
+    monkeypatch.setattr(socket, "log", gone)
+    place = consumers.Place("s", "c", "order-4711", 0, resumed=False, warned=True)
+    assert not await socket.read_log(place)
+    assert not await socket.read_log(place)
+    state, said = AuditSession.State.COMPLETE, [Done("a", "allowed"), *hits, StateChange("COMPLETE", "allowed")]
+    assert await socket.read_log(place)
+    assert sent == [("done", None), ("finding", 1), ("state", None), ("finding", 2), ("state", None)]

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError
 from django.test import override_settings
 from django.utils import timezone
 
-from streaming.guarded import late
+from streaming.guarded import late, rows
 from streaming.guarded.late import Late
 from streaming.guarded.store import Store
 from streaming.log import LogUnavailable
@@ -209,6 +210,25 @@ async def test_a_finish_that_was_cut_off_when_the_store_had_it_is_written_in_tim
     await clock.pass_by()
     assert await written() == (4, "One. Two. Three. [SSN]. ")
     assert await Finding.objects.acount() == 1
+
+
+@LONG
+async def test_a_finish_whose_end_is_not_stored_is_written_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before it was written because of a finding, so that nothing else waits for its time."""
+    client, session_id = await burst()
+    await client.update(session_id, 4, f"{SSN}. ")
+
+    def away(**given: object) -> None:
+        raise OperationalError("the database is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "end", away)
+        assert (await client.finish(session_id, seq=5, delta="Five. "))[0] == 503
+    assert (await written())[0] == 4
+    await clock.pass_by()
+    assert await written() == (5, "One. Two. Three. [SSN]. Five. ")
 
 
 @LONG

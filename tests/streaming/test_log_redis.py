@@ -285,6 +285,38 @@ async def test_what_the_database_has_told_is_told_no_second_time(last: str) -> N
     assert events[-1]["state"] == "COMPLETE"
 
 
+async def test_an_end_that_is_told_after_the_database_told_it_is_told_once() -> None:
+    """Its client said the last call again, so it is in the log after all."""
+    said = [Done("a", "allowed"), StateChange("MONITORING", "allowed")]
+    log = MemoryLog()
+    await log.append("s", [chunk("a")], ms=0)
+    looks = 0
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            complete: dict[str, object] = {"type": "state", "state": "COMPLETE"}
+            await log.append("s", [*(one.payload() for one in said), complete], ms=1)
+        return State.MONITORING, list(said)
+
+    events = await drain(log, "s", 0, session_over=over)
+    assert [e["type"] for e in events] == ["message_stream", "done", "state", "state", "state"]
+
+
+async def test_a_reader_that_reads_anew_is_told_nothing_that_it_knows() -> None:
+    """Its connection lives; it was the store or the database that went away for a moment."""
+    hit = FindingEvent(Finding("claims", "keywords", "claim", "claims", 0, 1, Mode.MONITOR, Action.WARN, n=5))
+
+    async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
+        return State.COMPLETE, [Done("a", "allowed"), hit, StateChange("COMPLETE", "allowed")]
+
+    log = MemoryLog()
+    await log.append("s", [chunk("a"), hit.payload(), Done("a", "allowed").payload()], ms=0)
+    events = await drain(log, "s", 1, session_over=over, told=True, heard={5})
+    assert [(e["type"], e["seq"]) for e in events] == [("state", 0)]
+
+
 async def test_an_end_that_is_told_is_not_told_again_with_a_last_step_that_is_not() -> None:
     async def over(session_id: str) -> tuple[State, list[ServerEvent]]:
         return State.COMPLETE, [Done("a", "allowed"), StateChange("COMPLETE", "allowed")]

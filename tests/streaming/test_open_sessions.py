@@ -181,7 +181,7 @@ async def test_a_place_that_the_store_gave_too_late_is_given_back(
     plain = open_sessions._take
 
     async def late(*given: object, **more: object) -> int:
-        await plain(*given, **more)  # type: ignore[arg-type]
+        assert await plain(*given, anew=True) == 2  # type: ignore[arg-type]
         raise cut
 
     with monkeypatch.context() as slow:
@@ -191,5 +191,14 @@ async def test_a_place_that_the_store_gave_too_late_is_given_back(
                 async with open_sessions.place(shared_log(), f"sg_late_{cut.__name__}", str(uuid4()), conf()):
                     raise AssertionError("it has no place")
     await asyncio.gather(*open_sessions._freeing)
+    with monkeypatch.context() as slow:
+        slow.setattr(open_sessions, "_take", late)
+        with pytest.raises(cut):
+            async with open_sessions.place(shared_log(), f"sg_same_{cut.__name__}", "same", conf(), repeatable=True):
+                raise AssertionError("it has no place")
+    assert open_sessions._freeing == set()
+    assert not await take_place(shared_log(), f"sg_same_{cut.__name__}", "same", conf()), (
+        "the same call, said again, has it"
+    )
     for _ in range(MOST):
         assert await take_place(shared_log(), f"sg_late_{cut.__name__}", str(uuid4()), conf())
